@@ -1,0 +1,127 @@
+//! One disk: blocks of [`BLOCK_BYTES`](crate::BLOCK_BYTES) that are read, written, flushed and discarded.
+//!
+//! # Durability contract
+//!
+//! 1. A completed [`Persistence::Volatile`] write may be lost, in any subset and order of its sectors, until a flush that was
+//!    queued *after* the write's completion has completed.
+//! 2. A completed [`Persistence::Durable`] write (FUA) is durable; it says nothing about other writes.
+//! 3. A write in flight at a power cut leaves each aligned sector of [`DeviceInfo::sector_bytes`] old or new.
+//! 4. A read returns the newest completed write of each sector, durable or not.
+
+use crate::{BlockBuf, SharedBlock, Token};
+use std::fmt;
+use thiserror::Error;
+
+/// Consecutive blocks of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockRange {
+    /// First block, counted in blocks from the start of the device.
+    pub first: u64,
+    /// Number of blocks, at least one.
+    pub count: u64,
+}
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// The name that a person configured: a path, or a serial number.
+    pub name: String,
+    /// Whole blocks on the device.
+    pub block_count: u64,
+    /// Unit of atomic writes, in bytes: a power of two, 512 to 4096.
+    pub sector_bytes: u32,
+    /// Most blocks of one read or write.
+    pub transfer_blocks_max: u32,
+    /// Operations in flight at the same time.
+    pub queue_depth: u32,
+    /// Whether `discard` frees anything; otherwise it completes without effect.
+    pub can_discard: bool,
+}
+
+/// When a write must be durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Persistence {
+    /// After the next flush.
+    Volatile,
+    /// When it completes.
+    Durable,
+}
+
+/// Why a device could not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("device {device}: {operation} of block {first} ({count} blocks): {kind}")]
+pub struct DeviceError {
+    /// [`DeviceInfo::name`].
+    pub device: String,
+    /// `read`, `write`, `flush` or `discard`.
+    pub operation: &'static str,
+    /// First block of the operation; zero for a flush.
+    pub first: u64,
+    /// Blocks of the operation; zero for a flush.
+    pub count: u64,
+    /// What went wrong.
+    pub kind: DeviceErrorKind,
+}
+
+/// Kinds of device errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceErrorKind {
+    /// The medium cannot return this data (EIO, NVMe unrecovered read error).
+    Medium,
+    /// The operation lies beyond the device.
+    Beyond,
+    /// The device has no space for it (a sparse file on a full file system).
+    NoSpace,
+    /// The device is gone or refuses everything: it stays failed.
+    Gone,
+    /// Any other error number of the kernel.
+    Os(i32),
+}
+
+impl fmt::Display for DeviceErrorKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Medium => formatter.write_str("the medium failed"),
+            Self::Beyond => formatter.write_str("beyond the end of the device"),
+            Self::NoSpace => formatter.write_str("no space left below the device"),
+            Self::Gone => formatter.write_str("the device is gone"),
+            Self::Os(number) => std::io::Error::from_raw_os_error(*number).fmt(formatter),
+        }
+    }
+}
+
+/// The end of an operation.
+#[derive(Debug)]
+pub struct BlockCompletion {
+    /// The caller's token.
+    pub token: Token,
+    /// Success or why not.
+    pub result: Result<(), DeviceError>,
+    /// The buffers of a read, filled when `result` is `Ok`, unspecified otherwise; empty for other operations.
+    pub blocks: Vec<BlockBuf>,
+}
+
+/// A queue to one disk, used by one reactor. Several queues to the same disk may exist; a flush on any of them covers writes that
+/// completed on all of them before it was queued.
+pub trait BlockDevice {
+    /// What the device is. Constant while it is open.
+    fn info(&self) -> &DeviceInfo;
+
+    /// How many further operations may be queued now.
+    fn room(&self) -> usize;
+
+    /// Queues a read of `blocks.len()` blocks from `first`; 1 to [`DeviceInfo::transfer_blocks_max`] blocks.
+    fn read(&mut self, token: Token, first: u64, blocks: Vec<BlockBuf>);
+
+    /// Queues a write of `blocks` at `first`; 1 to [`DeviceInfo::transfer_blocks_max`] blocks.
+    fn write(&mut self, token: Token, first: u64, blocks: Vec<SharedBlock>, persistence: Persistence);
+
+    /// Queues a flush of every write that has completed by now.
+    fn flush(&mut self, token: Token);
+
+    /// Queues a hint that the content of `range` is not needed any more: afterwards reads may return anything.
+    fn discard(&mut self, token: Token, range: BlockRange);
+
+    /// Moves finished operations to the end of `completions`.
+    fn poll(&mut self, completions: &mut Vec<BlockCompletion>);
+}

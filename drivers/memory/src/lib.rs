@@ -1,0 +1,318 @@
+//! Blocks of memory that devices read and write.
+//!
+//! A [`BlockPool`] is one anonymous mapping cut into blocks of [`BLOCK_BYTES`], page-aligned, so that every driver can
+//! hand them to hardware: `O_DIRECT`, registered io_uring buffers, IOMMU mappings. Its size is fixed when it is made:
+//! an empty pool is back-pressure, never growth. Pages are touched only when first used.
+//!
+//! # Invariants
+//!
+//! 1. A block index is in the free list, or owned by exactly one [`BlockBuf`], or shared by `n >= 1` [`SharedBlock`]s
+//!    while its count is `n`. Never two of these.
+//! 2. Bytes are written only through a `BlockBuf`; a `SharedBlock` never changes.
+//! 3. The mapping lives until the pool and every handle are gone.
+//!
+//! # Life of a block
+//!
+//! ```text
+//! free --allocate--> BlockBuf --freeze--> SharedBlock (clones) --last drop--> free
+//!                       ^                      |
+//!                       +----- try_unique -----+   (only the last handle)
+//! ```
+
+#![expect(unsafe_code, reason = "hands out disjoint parts of one mapping, which safe Rust cannot express")]
+
+use crossbeam_queue::ArrayQueue;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use std::{
+    fmt,
+    num::NonZeroUsize,
+    ops::{Deref, DerefMut},
+    ptr::NonNull,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering, fence},
+    },
+};
+
+/// Bytes of one block: the unit of pools, caches and transfers.
+pub const BLOCK_BYTES: usize = 4096;
+
+/// The bytes of one block.
+pub type BlockBytes = [u8; BLOCK_BYTES];
+
+struct Mapping {
+    base: NonNull<u8>,
+    length_bytes: NonZeroUsize,
+    /// Handles per block; zero while the block is free. Written by handles only.
+    counts: Box<[AtomicU32]>,
+    free: ArrayQueue<u32>,
+}
+
+// SAFETY: `base` is an owned mapping; blocks are reached only through handles, whose exclusivity is invariant 1.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; counts and the free list are synchronised types.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn block(&self, index: u32) -> NonNull<BlockBytes> {
+        let offset = index as usize * BLOCK_BYTES;
+        assert!(offset < self.length_bytes.get(), "block index beyond the pool");
+        // SAFETY: offset is inside the mapping (asserted above).
+        unsafe { self.base.add(offset) }.cast()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: base and length are what mmap returned, and no handle is left (each holds an Arc of this mapping).
+        let unmapped = unsafe { munmap(self.base.cast(), self.length_bytes.get()) };
+        debug_assert!(unmapped.is_ok(), "munmap of a whole mapping of ours cannot fail");
+    }
+}
+
+/// A bounded pool of blocks. Clones are handles of the same pool.
+#[derive(Clone)]
+pub struct BlockPool(Arc<Mapping>);
+
+impl BlockPool {
+    /// Reserves address space for `block_count` blocks, 1 to 2^32 - 1.
+    ///
+    /// # Errors
+    /// The kernel's error when it refuses the mapping.
+    ///
+    /// # Panics
+    /// When `block_count` is zero: a pool without blocks serves nobody.
+    pub fn new(block_count: u32) -> std::io::Result<Self> {
+        let length_bytes =
+            NonZeroUsize::new(block_count as usize * BLOCK_BYTES).expect("a pool has at least one block");
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a fresh anonymous mapping aliases nothing.
+        let base = unsafe { mmap_anonymous(None, length_bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
+        let free = ArrayQueue::new(block_count as usize);
+        for index in 0..block_count {
+            free.push(index).expect("the queue holds every block");
+        }
+        let counts = (0..block_count).map(|_| AtomicU32::new(0)).collect();
+        Ok(Self(Arc::new(Mapping { base: base.cast(), length_bytes, counts, free })))
+    }
+
+    /// A block with unspecified content, or `None` while every block is in use.
+    #[must_use]
+    pub fn allocate(&self) -> Option<BlockBuf> {
+        let index = self.0.free.pop()?;
+        let before = self.0.counts[index as usize].swap(1, Ordering::Relaxed);
+        assert_eq!(before, 0, "a free block has no handles");
+        Some(BlockBuf(Handle { mapping: self.0.clone(), index }))
+    }
+
+    /// A block of zeroes, or `None` while every block is in use.
+    #[must_use]
+    pub fn allocate_zeroed(&self) -> Option<BlockBuf> {
+        let mut block = self.allocate()?;
+        block.fill(0);
+        Some(block)
+    }
+
+    /// `count` blocks with unspecified content, all or none.
+    #[must_use]
+    pub fn allocate_many(&self, count: usize) -> Option<Vec<BlockBuf>> {
+        if self.free_count() < count {
+            return None;
+        }
+        // Another thread may take blocks between the check and here; then what was taken goes back by drop.
+        (0..count).map(|_| self.allocate()).collect()
+    }
+
+    /// Blocks that are free now.
+    #[must_use]
+    pub fn free_count(&self) -> usize {
+        self.0.free.len()
+    }
+
+    /// All blocks of the pool.
+    #[must_use]
+    pub fn block_count(&self) -> usize {
+        self.0.counts.len()
+    }
+
+    /// First byte and length of the mapping, for drivers that register it with the kernel or an IOMMU.
+    #[must_use]
+    pub fn region(&self) -> (*mut u8, usize) {
+        (self.0.base.as_ptr(), self.0.length_bytes.get())
+    }
+
+    /// Whether `address` points into this pool.
+    #[must_use]
+    pub fn contains(&self, address: *const u8) -> bool {
+        let (base, length) = self.region();
+        (base.addr()..base.addr() + length).contains(&address.addr())
+    }
+}
+
+impl fmt::Debug for BlockPool {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "BlockPool({} of {} blocks free)", self.free_count(), self.block_count())
+    }
+}
+
+/// One counted handle of a block; what may be done with it is the wrapper's matter.
+struct Handle {
+    mapping: Arc<Mapping>,
+    index: u32,
+}
+
+impl Handle {
+    fn count(&self) -> &AtomicU32 {
+        &self.mapping.counts[self.index as usize]
+    }
+
+    fn bytes(&self) -> &BlockBytes {
+        // SAFETY: invariant 2: no `BlockBuf` other than a borrowed one exists, so nobody writes while this lives.
+        unsafe { self.mapping.block(self.index).as_ref() }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let before = self.count().fetch_sub(1, Ordering::Release);
+        assert_ne!(before, 0, "a handle was counted");
+        if before == 1 {
+            fence(Ordering::Acquire);
+            self.mapping.free.push(self.index).expect("the queue holds every block");
+        }
+    }
+}
+
+/// The only handle of a block: may be written.
+pub struct BlockBuf(Handle);
+
+impl BlockBuf {
+    /// Ends writing: from here on the block can be shared and never changes.
+    #[must_use]
+    pub fn freeze(self) -> SharedBlock {
+        SharedBlock(self.0)
+    }
+}
+
+impl Deref for BlockBuf {
+    type Target = BlockBytes;
+    fn deref(&self) -> &BlockBytes {
+        self.0.bytes()
+    }
+}
+
+impl DerefMut for BlockBuf {
+    fn deref_mut(&mut self) -> &mut BlockBytes {
+        // SAFETY: invariant 1: this is the block's only handle, and it is borrowed mutably.
+        unsafe { self.0.mapping.block(self.0.index).as_mut() }
+    }
+}
+
+impl fmt::Debug for BlockBuf {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "BlockBuf({})", self.0.index)
+    }
+}
+
+/// A handle of a block that never changes again while any handle lives.
+pub struct SharedBlock(Handle);
+
+impl SharedBlock {
+    /// The block as its only handle, to be written again.
+    ///
+    /// # Errors
+    /// Gives `self` back while another handle exists.
+    pub fn try_unique(self) -> Result<BlockBuf, Self> {
+        // When the count is one the handle is ours, and nobody else can clone it meanwhile.
+        if self.0.count().load(Ordering::Acquire) == 1 { Ok(BlockBuf(self.0)) } else { Err(self) }
+    }
+}
+
+impl Clone for SharedBlock {
+    fn clone(&self) -> Self {
+        let before = self.0.count().fetch_add(1, Ordering::Relaxed);
+        assert!((1..u32::MAX / 2).contains(&before), "a shared block has a sane number of handles");
+        Self(Handle { mapping: self.0.mapping.clone(), index: self.0.index })
+    }
+}
+
+impl Deref for SharedBlock {
+    type Target = BlockBytes;
+    fn deref(&self) -> &BlockBytes {
+        self.0.bytes()
+    }
+}
+
+impl fmt::Debug for SharedBlock {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "SharedBlock({})", self.0.index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(block_count: u32) -> BlockPool {
+        BlockPool::new(block_count).expect("a small mapping")
+    }
+
+    #[test]
+    fn an_empty_pool_refuses_and_drops_refill_it() {
+        let pool = pool(2);
+        let first = pool.allocate_zeroed().expect("two are free");
+        let second = pool.allocate_zeroed().expect("one is free");
+        assert!(pool.allocate().is_none());
+        drop(first);
+        assert_eq!(pool.free_count(), 1);
+        drop(second);
+        assert_eq!(pool.free_count(), pool.block_count());
+    }
+
+    #[test]
+    fn allocate_many_is_all_or_none() {
+        let pool = pool(3);
+        let held = pool.allocate_many(2).expect("three are free");
+        assert!(pool.allocate_many(2).is_none());
+        assert_eq!(pool.free_count(), 1);
+        drop(held);
+        assert_eq!(pool.allocate_many(3).expect("all are free").len(), 3);
+    }
+
+    #[test]
+    fn a_block_returns_after_its_last_handle() {
+        let pool = pool(1);
+        let mut block = pool.allocate_zeroed().expect("one is free");
+        block[7] = 9;
+        let shared = block.freeze();
+        let clone = shared.clone();
+        let shared = shared.try_unique().expect_err("a clone lives");
+        drop(clone);
+        assert_eq!(shared[7], 9);
+        let mut unique = shared.try_unique().expect("the last handle");
+        unique[7] = 1;
+        assert!(pool.allocate().is_none());
+        drop(unique);
+        assert_eq!(pool.free_count(), 1);
+    }
+
+    #[test]
+    fn handles_outlive_the_pool_value() {
+        let block = pool(1).allocate_zeroed().expect("one is free").freeze();
+        assert!(block.iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn blocks_are_disjoint_and_aligned() {
+        let pool = pool(16);
+        let mut blocks = pool.allocate_many(16).expect("all are free");
+        for (index, block) in blocks.iter_mut().enumerate() {
+            assert_eq!(block.as_ptr().addr() % BLOCK_BYTES, 0);
+            assert!(pool.contains(block.as_ptr()));
+            block.fill(u8::try_from(index).expect("small"));
+        }
+        for (index, block) in blocks.iter().enumerate() {
+            assert!(block.iter().all(|&byte| usize::from(byte) == index));
+        }
+    }
+}

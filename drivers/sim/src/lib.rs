@@ -1,0 +1,1 @@
+//! Simulated devices, log memory and network, with the fault model.

@@ -1,0 +1,1 @@
+//! Files, block devices and sockets through one io_uring per reactor.

@@ -1,0 +1,1 @@
+//! The write-anywhere allocator.

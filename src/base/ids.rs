@@ -1,0 +1,112 @@
+//! Ids and positions. Each is its own type: mixing them up does not compile.
+
+use std::fmt;
+
+macro_rules! id {
+    ($(#[$meta:meta])* $name:ident($inner:ty)) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(formatter)
+            }
+        }
+    };
+}
+
+id!(/// An object of a pool: a volume or a map. Never reused.
+    ObjectId(u64));
+id!(/// Number of a consistency point; the first of a pool is 1, zero means none.
+    CpNumber(u64));
+id!(/// Ownership generation of a pool; the first is 1, zero means none.
+    Epoch(u64));
+id!(/// Log sequence number: byte position in a lane's endless stream.
+    Lsn(u64));
+id!(/// A lane of a portion, from 0.
+    LaneIndex(u16));
+id!(/// A reactor of this node, from 0.
+    ReactorIndex(u16));
+id!(/// A block of an object, counted in blocks from its start.
+    BlockIndex(u64));
+
+impl Lsn {
+    /// The position `bytes` further on.
+    #[must_use]
+    pub fn plus(self, bytes: u64) -> Self {
+        Self(self.0.checked_add(bytes).expect("a lane of 2^64 bytes outlives the hardware"))
+    }
+}
+
+impl CpNumber {
+    /// The consistency point after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.checked_add(1).expect("2^64 consistency points outlive the hardware"))
+    }
+}
+
+/// A pool's identity: random, drawn when it is created.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolId(pub u128);
+
+impl fmt::Display for PoolId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for PoolId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "PoolId({self})")
+    }
+}
+
+/// A block of a pool's plex: which device (upper 16 bits) and which block of it (lower 48 bits).
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockAddress(pub u64);
+
+impl BlockAddress {
+    const DEVICE_SHIFT: u32 = 48;
+    /// Blocks that one device can have: 2^48 blocks of 4 KiB are 1 EiB.
+    pub const DEVICE_BLOCKS_MAX: u64 = 1 << Self::DEVICE_SHIFT;
+
+    /// Block `block` of device `device`.
+    #[must_use]
+    pub fn new(device: u16, block: u64) -> Self {
+        assert!(block < Self::DEVICE_BLOCKS_MAX, "block {block} fits 48 bits");
+        Self(u64::from(device) << Self::DEVICE_SHIFT | block)
+    }
+
+    /// Index of the device in the pool's device table.
+    #[must_use]
+    pub fn device(self) -> usize {
+        (self.0 >> Self::DEVICE_SHIFT) as usize
+    }
+
+    /// Block of the device.
+    #[must_use]
+    pub fn block(self) -> u64 {
+        self.0 & (Self::DEVICE_BLOCKS_MAX - 1)
+    }
+
+    /// The address `blocks` further on, on the same device.
+    #[must_use]
+    pub fn plus(self, blocks: u64) -> Self {
+        assert!(self.block() + blocks < Self::DEVICE_BLOCKS_MAX, "the address stays on its device");
+        Self(self.0 + blocks)
+    }
+}
+
+impl fmt::Display for BlockAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.device(), self.block())
+    }
+}
+
+impl fmt::Debug for BlockAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "BlockAddress({self})")
+    }
+}

@@ -1,0 +1,12 @@
+//! Ids and units as newtypes, limits with their arithmetic, checksum, seeded random numbers.
+
+pub mod checksum;
+pub mod hash;
+pub mod ids;
+pub mod limits;
+pub mod prng;
+
+pub use checksum::checksum;
+pub use hash::{FixedMap, FixedSet};
+pub use ids::{BlockAddress, BlockIndex, CpNumber, Epoch, LaneIndex, Lsn, ObjectId, PoolId, ReactorIndex};
+pub use prng::Prng;

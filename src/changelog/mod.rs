@@ -1,0 +1,1 @@
+//! The change log: lanes of records in log memory.

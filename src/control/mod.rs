@@ -1,0 +1,1 @@
+//! Configuration, admin API, metrics and status.

@@ -1,0 +1,1 @@
+//! Objects: block trees, caches and volumes.

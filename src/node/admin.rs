@@ -1,0 +1,240 @@
+//! What the control threads ask of a node's reactors, and what they get.
+//!
+//! Control runs on ordinary threads; it sends an [`AdminCall`] over a bounded channel to reactor 0 and waits for the reply there.
+
+use crossbeam_channel::Sender;
+use serde::{Deserialize, Serialize};
+
+/// A question or an order to the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "call", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum AdminRequest {
+    /// Everything `status` shows.
+    Status,
+    /// Make a volume.
+    VolumeCreate {
+        /// 1 to 64 bytes of UTF-8: letters, digits, `-`, `_`, `.`; begins with a letter or digit.
+        name: String,
+        /// Bytes, a multiple of 4096, at most 1 PiB.
+        size_bytes: u64,
+    },
+    /// List volumes.
+    VolumeList,
+    /// Change a volume's size. Shrinking discards what lies beyond.
+    VolumeResize {
+        /// Which.
+        name: String,
+        /// As for create.
+        size_bytes: u64,
+    },
+    /// Delete a volume and its content.
+    VolumeDelete {
+        /// Which.
+        name: String,
+    },
+    /// Take a consistency point now and reply when it is durable.
+    Checkpoint,
+    /// Prove the pool whole while it serves: reachable = allocated, no double use, every checksum true.
+    PoolCheck,
+    /// Read and verify every block in use.
+    PoolScrub,
+    /// Add a device, already opened under this index by every reactor's platform.
+    PoolGrow {
+        /// Path or serial number, as configured.
+        device: String,
+    },
+    /// Progress of a running check or scrub.
+    Progress,
+    /// Refuse new requests, take a last consistency point, reply, and end.
+    Stop,
+}
+
+/// One call, with the way back.
+#[derive(Debug)]
+pub struct AdminCall {
+    /// What is asked.
+    pub request: AdminRequest,
+    /// Where the reply goes; the reactor never waits for room there.
+    pub reply: Sender<AdminReply>,
+}
+
+/// The reply to an [`AdminRequest`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum AdminReply {
+    /// Done; nothing to tell.
+    Done,
+    /// To `Status`.
+    Status(Box<NodeStatus>),
+    /// To `VolumeCreate`, `VolumeList`, `VolumeResize`.
+    Volumes {
+        /// One or all.
+        volumes: Vec<VolumeStatus>,
+    },
+    /// To `PoolCheck`, `PoolScrub`: what was found.
+    Report(CheckReport),
+    /// To `Progress`.
+    Progress {
+        /// `check`, `scrub` or empty when nothing runs.
+        work: String,
+        /// Blocks done.
+        done_blocks: u64,
+        /// Blocks in all, as far as known.
+        total_blocks: u64,
+    },
+    /// Not done.
+    Refused {
+        /// What failed, why, and of which object.
+        message: String,
+        /// A next command to try, or empty.
+        hint: String,
+    },
+}
+
+/// Result of a check or scrub.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// Blocks read and verified.
+    pub verified_blocks: u64,
+    /// Blocks in use according to the trees.
+    pub reachable_blocks: u64,
+    /// Blocks in use according to the space map.
+    pub allocated_blocks: u64,
+    /// Everything that is wrong, at most 100 lines; empty means whole.
+    pub problems: Vec<String>,
+}
+
+/// State of a node at one instant.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// `opening`, `serving`, `stopping` or `failed`.
+    pub state: String,
+    /// Why it failed, or what it is doing; empty otherwise.
+    pub reason: String,
+    /// Name and state of the pool.
+    pub pool: PoolStatus,
+    /// The change log's lanes.
+    pub lanes: Vec<LaneStatus>,
+    /// Volumes by name.
+    pub volumes: Vec<VolumeStatus>,
+    /// Memory blocks in use and in all.
+    pub memory_used_bytes: u64,
+    /// Bound of memory blocks.
+    pub memory_limit_bytes: u64,
+    /// Reactors by index.
+    pub reactors: Vec<ReactorStatus>,
+    /// Nanoseconds of the node's monotonic clock since it started.
+    pub uptime_ns: u64,
+    /// Records replayed by the recovery that opened the pool.
+    pub replayed_records: u64,
+}
+
+/// State of a pool.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// Its id, 32 hexadecimal digits.
+    pub id: String,
+    /// Ownership generation.
+    pub epoch: u64,
+    /// Newest durable consistency point.
+    pub cp: u64,
+    /// Its age.
+    pub cp_age_ns: u64,
+    /// How long the last one took.
+    pub cp_duration_ns: u64,
+    /// Phase of the one in progress, or `idle`.
+    pub cp_phase: String,
+    /// Bytes on all devices that can hold blocks.
+    pub size_bytes: u64,
+    /// Bytes free for new data.
+    pub free_bytes: u64,
+    /// Bytes freed that come back after the next consistency points.
+    pub deferred_bytes: u64,
+    /// Sum of the volumes' sizes.
+    pub provisioned_bytes: u64,
+    /// Blocks whose checksum did not match since start.
+    pub checksum_errors: u64,
+    /// Devices: name and size.
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// State of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// As configured.
+    pub name: String,
+    /// Whole blocks in bytes.
+    pub size_bytes: u64,
+}
+
+/// State of a lane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneStatus {
+    /// Its index.
+    pub lane: u16,
+    /// `pmem`, `file` or `memory`.
+    pub backend: String,
+    /// `durable`, `process` or `volatile`.
+    pub durability: String,
+    /// Bytes of the ring.
+    pub size_bytes: u64,
+    /// Bytes not yet trimmed.
+    pub used_bytes: u64,
+    /// Position after the newest record.
+    pub head_lsn: u64,
+    /// Position up to which records are durable.
+    pub durable_lsn: u64,
+    /// Position up to which the newest durable consistency point contains changes.
+    pub applied_lsn: u64,
+    /// Delay of new changes in force now.
+    pub throttle_ns: u64,
+}
+
+/// State of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its id.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Bytes of blocks allocated to it at the newest consistency point.
+    pub allocated_bytes: u64,
+    /// Reactor that serves it.
+    pub reactor: u16,
+    /// Reads since start: operations, bytes, latency.
+    pub reads: OperationStatus,
+    /// Changes since start.
+    pub writes: OperationStatus,
+}
+
+/// Counters of one kind of operation. Latencies run from submission by the front end to the reply.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OperationStatus {
+    /// Operations.
+    pub count: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Median latency.
+    pub p50_ns: u64,
+    /// 99th percentile.
+    pub p99_ns: u64,
+    /// 99.9th percentile.
+    pub p999_ns: u64,
+    /// Largest.
+    pub max_ns: u64,
+}
+
+/// State of a reactor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReactorStatus {
+    /// Its index.
+    pub reactor: u16,
+    /// Turns of the loop since start.
+    pub turns: u64,
+    /// Nanoseconds not spent sleeping since start.
+    pub busy_ns: u64,
+    /// Open client connections.
+    pub connections: u64,
+}

@@ -1,0 +1,232 @@
+//! What a front end asks of a volume, and what it gets.
+//!
+//! A front end submits a [`VolumeRequest`] to [`VolumeService`] and later polls its [`VolumeReply`]. Replies come in any
+//! order. A reply to a change means that the change is stable (rule R1); to a read, that everything it returns is (rule R5).
+
+use crate::base::ObjectId;
+use std::ops::Range;
+use thiserror::Error;
+use twinlog_device::{BLOCK_BYTES, BlockBuf, BlockPool, SharedBlock};
+
+/// Names a request to its front end: which session, which request of it. The engine returns it unchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestTag {
+    /// The session (a connection's number).
+    pub session: u64,
+    /// The request within the session.
+    pub request: u64,
+}
+
+/// A request to a volume.
+#[derive(Debug)]
+pub struct VolumeRequest {
+    /// Comes back with the reply.
+    pub tag: RequestTag,
+    /// Which volume.
+    pub volume: ObjectId,
+    /// What to do.
+    pub operation: VolumeOperation,
+}
+
+/// What can be done with a volume. Ranges are in bytes, at most [`REQUEST_BYTES_MAX`](crate::base::limits::REQUEST_BYTES_MAX)
+/// for `Read` and `Write`, unlimited within the volume for the rest; any alignment; never empty.
+#[derive(Debug)]
+pub enum VolumeOperation {
+    /// Returns the bytes.
+    Read(Range<u64>),
+    /// Replaces the bytes. With `durable` (FUA) the reply means: survives power loss of everything.
+    Write {
+        /// The new bytes and where they go.
+        payload: Payload,
+        /// Force unit access.
+        durable: bool,
+    },
+    /// The reply means: every change answered before this request came survives power loss of everything.
+    Flush,
+    /// The bytes are not needed any more; whole blocks are freed and read as zeroes, the rest keeps its content.
+    Discard {
+        /// Which bytes.
+        range: Range<u64>,
+        /// Force unit access.
+        durable: bool,
+    },
+    /// The bytes read as zeroes afterwards.
+    WriteZeroes {
+        /// Which bytes.
+        range: Range<u64>,
+        /// Whether blocks may be freed; otherwise their space stays reserved for later writes.
+        may_free: bool,
+        /// Force unit access.
+        durable: bool,
+    },
+    /// Returns which ranges are allocated, from the start of `range`, in at most `extents_max` extents.
+    BlockStatus {
+        /// Which bytes.
+        range: Range<u64>,
+        /// At least one.
+        extents_max: usize,
+    },
+    /// Brings the bytes into the cache; a hint.
+    Cache(Range<u64>),
+}
+
+/// The bytes of a write, placed as they will lie in the volume's blocks: byte `offset_bytes + i` of the volume is byte
+/// `(offset_bytes + i) mod 4096` of its block, so whole blocks need no copy. Bytes outside the range are unspecified.
+#[derive(Debug)]
+pub struct Payload {
+    offset_bytes: u64,
+    length_bytes: u64,
+    blocks: Vec<BlockBuf>,
+}
+
+impl Payload {
+    /// Room for a write of `range`, its content unspecified, or `None` while the pool of blocks is empty.
+    #[must_use]
+    pub fn allocate(pool: &BlockPool, range: Range<u64>) -> Option<Self> {
+        assert!(range.start < range.end, "a write is not empty");
+        let block_bytes = BLOCK_BYTES as u64;
+        let block_count = range.end.div_ceil(block_bytes) - range.start / block_bytes;
+        let blocks = pool.allocate_many(usize::try_from(block_count).expect("bounded by the request limit"))?;
+        Some(Self { offset_bytes: range.start, length_bytes: range.end - range.start, blocks })
+    }
+
+    /// The bytes of the volume that it replaces.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        self.offset_bytes..self.offset_bytes + self.length_bytes
+    }
+
+    /// The longest contiguous part from byte `position` (0 to length - 1) of the payload, to be filled.
+    pub fn part_mut(&mut self, position: u64) -> &mut [u8] {
+        assert!(position < self.length_bytes, "the position is inside the payload");
+        let (block, within, length) = self.part(position);
+        &mut self.blocks[block][within..within + length]
+    }
+
+    /// Copies `bytes` to `position` of the payload.
+    pub fn fill(&mut self, mut position: u64, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let part = self.part_mut(position);
+            let length = part.len().min(bytes.len());
+            part[..length].copy_from_slice(&bytes[..length]);
+            bytes = &bytes[length..];
+            position += length as u64;
+        }
+    }
+
+    /// The blocks, first to last, and nothing else: for the engine.
+    #[must_use]
+    pub fn into_blocks(self) -> Vec<BlockBuf> {
+        self.blocks
+    }
+
+    fn part(&self, position: u64) -> (usize, usize, usize) {
+        let block_bytes = BLOCK_BYTES as u64;
+        let place = self.offset_bytes % block_bytes + position;
+        let within = place % block_bytes;
+        let length = (block_bytes - within).min(self.length_bytes - position);
+        let small = |number: u64| usize::try_from(number).expect("inside a request");
+        (small(place / block_bytes), small(within), small(length))
+    }
+}
+
+/// The end of a request.
+#[derive(Debug)]
+pub struct VolumeReply {
+    /// The request's.
+    pub tag: RequestTag,
+    /// What came of it.
+    pub result: Result<ReplyData, VolumeError>,
+}
+
+/// What a successful request returns.
+#[derive(Debug)]
+pub enum ReplyData {
+    /// Nothing but success.
+    Done,
+    /// The bytes of a read, in order.
+    Data(Vec<DataRun>),
+    /// Extents from the start of the range, without gaps; neighbours differ.
+    Extents(Vec<Extent>),
+}
+
+/// Part of what a read returns.
+#[derive(Clone, Debug)]
+pub enum DataRun {
+    /// Part of a block.
+    Block(SharedBlock, Range<usize>),
+    /// This many zero bytes that no block is allocated for.
+    Zeroes(u64),
+}
+
+/// Consecutive bytes of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes, at least one.
+    pub length_bytes: u64,
+    /// Whether blocks are allocated for them; otherwise they are a hole and read as zeroes.
+    pub allocated: bool,
+}
+
+/// Why a request failed. Each front end has its protocol's own number for it.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum VolumeError {
+    /// The volume does not exist, or was deleted while the request waited.
+    #[error("no such volume")]
+    NoSuchVolume,
+    /// Part of the range lies beyond the volume's end.
+    #[error("the range lies beyond the end of the volume")]
+    OutOfRange,
+    /// The pool has no room for the change.
+    #[error("the pool is out of space")]
+    NoSpace,
+    /// A block cannot be read: device error or wrong checksum, and no other plex has it.
+    #[error("block {block} of the volume cannot be read: {reason}")]
+    Unreadable {
+        /// Index of the block in the volume.
+        block: u64,
+        /// The device's error or the checksum's.
+        reason: String,
+    },
+    /// The change log or a device failed: nothing more is accepted.
+    #[error("the pool stopped: {0}")]
+    Stopped(String),
+    /// The node is shutting down.
+    #[error("the node is shutting down")]
+    ShuttingDown,
+}
+
+/// An exported volume, for front ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// Its id, for requests.
+    pub id: ObjectId,
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub size_bytes: u64,
+}
+
+/// What a node offers its front ends.
+pub trait VolumeService {
+    /// Where payloads come from.
+    fn blocks(&self) -> &BlockPool;
+
+    /// Every volume, by name.
+    fn volumes(&self) -> Vec<VolumeInfo>;
+
+    /// The volume called `name`; the empty name is the node's own (its first) volume.
+    fn volume(&self, name: &str) -> Option<VolumeInfo>;
+
+    /// Current state of a volume; `None` once it is deleted.
+    fn volume_by_id(&self, id: ObjectId) -> Option<VolumeInfo>;
+
+    /// Whether a further request may be submitted now; front ends stop reading from clients while not.
+    fn has_room(&self) -> bool;
+
+    /// Starts a request. The reply comes from `poll_reply`, never from within this call.
+    fn submit(&mut self, request: VolumeRequest);
+
+    /// The next reply for this front end, if one is ready.
+    fn poll_reply(&mut self) -> Option<VolumeReply>;
+}

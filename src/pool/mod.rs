@@ -1,0 +1,1 @@
+//! Devices, superblocks and the verified block store.

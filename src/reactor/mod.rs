@@ -1,0 +1,1 @@
+//! Mailboxes between reactors and the idle policy.

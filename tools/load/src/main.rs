@@ -1,0 +1,3 @@
+//! The load tool: throughput, latency and proof that no acknowledged write was lost.
+
+fn main() {}
