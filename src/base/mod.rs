@@ -4,9 +4,8 @@ pub mod checksum;
 pub mod hash;
 pub mod ids;
 pub mod limits;
-pub mod prng;
 
 pub use checksum::checksum;
 pub use hash::{FixedMap, FixedSet};
 pub use ids::{BlockAddress, BlockIndex, CpNumber, Epoch, LaneIndex, Lsn, ObjectId, PoolId, ReactorIndex};
-pub use prng::Prng;
+pub use twinlog_device::prng::{self, Prng};

@@ -7,6 +7,13 @@
 //! 2. A completed [`Persistence::Durable`] write (FUA) is durable; it says nothing about other writes.
 //! 3. A write in flight at a power cut leaves each aligned sector of [`DeviceInfo::sector_bytes`] old or new.
 //! 4. A read returns the newest completed write of each sector, durable or not.
+//!
+//! # Bounds contract
+//!
+//! 5. A read, write or discard of which any part lies beyond the device completes with [`DeviceErrorKind::Beyond`] and changes nothing.
+//! 6. A transfer of no block or of more than [`DeviceInfo::transfer_blocks_max`] is a programming error (panic), as is an operation
+//!    without room.
+//! 7. On an idle device `room` equals [`DeviceInfo::queue_depth`]; an operation takes one place from its call until `poll` returns it.
 
 use crate::{BlockBuf, SharedBlock, Token};
 use std::fmt;

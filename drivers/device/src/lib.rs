@@ -18,11 +18,13 @@ pub mod conformance;
 pub mod log;
 pub mod net;
 pub mod platform;
+pub mod prng;
 
 pub use block::{BlockCompletion, BlockDevice, BlockRange, DeviceError, DeviceErrorKind, DeviceInfo, Persistence};
 pub use log::{DurabilityClass, LogCompletion, LogInfo, LogMemory};
 pub use net::{Accepted, ConnectionId, ConnectionState, Network};
 pub use platform::{Nanos, Platform, Wait};
+pub use prng::Prng;
 pub use twinlog_memory::{BLOCK_BYTES, BlockBuf, BlockBytes, BlockPool, SharedBlock};
 
 /// The caller's name for an operation in flight: returned with its completion, unchanged.

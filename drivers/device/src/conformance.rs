@@ -1,1 +1,0 @@
-//! The conformance suite: what every driver of a kind must do, run by each driver's own tests.
