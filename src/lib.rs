@@ -9,7 +9,7 @@
 //! | layer | what it is |
 //! |---|---|
 //! | [`base`] | ids and units as newtypes, limits with their arithmetic, checksum, seeded random numbers |
-//! | [`format`] | every byte that outlives the process; pure |
+//! | [`format`](mod@format) | every byte that outlives the process; pure |
 //! | [`reactor`] | mailboxes between reactors, idle policy |
 //! | [`changelog`] | lanes of the change log: append, persist, trim, recover |
 //! | [`pool`] | devices, superblocks, verified block store |
