@@ -1,1 +1,24 @@
 //! The change log: lanes of records in log memory.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`ring`] | positions and offsets; where a lane goes on after a recovery |
+//! | [`lane`] | one lane in use: append, persist, trim |
+//! | [`scan`] | one lane at recovery: every record above the applied position, and proof that no answered one is missing |
+//! | [`throttle`] | when to checkpoint, and how much to slow down changes as a lane fills |
+//!
+//! `docs/change-log.md` states the theory: invariants, crash outcomes, and what cannot be told apart.
+
+pub mod lane;
+mod reader;
+pub mod ring;
+pub mod scan;
+pub mod throttle;
+
+pub use crate::format::{
+    lane_header::{LaneHeader, LaneHeaderError, LaneIdentity, PortionRole},
+    record::{Draft, FLAG_KEEP_ALLOCATED, OwnedRecord, RecordFault, RecordKind, record_bytes},
+};
+pub use lane::{Format, Lane, LaneTuning};
+pub use ring::{Ring, head_after_recovery};
+pub use scan::{EndReason, Hole, HoleKind, Scan, ScanEnd, ScanError, ScanStart, ScanStep};
