@@ -185,14 +185,15 @@ fn input_is_bounded<H: NetworkHarness>(driver: &mut Driver<H>) {
     let (stalled, mut flooder) = driver.open();
     let (other, mut other_peer) = driver.open();
     let bytes = stream(FLOOD_BYTES, 1);
-    let (mut sent, mut quiet_turns) = (0, 0);
+    let (mut sent, mut moved, mut quiet_turns) = (0, 0, 0);
     // The client sends until nothing moves any more; the driver's caller consumes nothing.
     while quiet_turns < 20 && sent < bytes.len() {
-        let taken = driver.harness.peer_send(&mut flooder, &bytes[sent..(sent + PART_BYTES).min(bytes.len())]);
-        sent += taken;
-        quiet_turns = if taken == 0 { quiet_turns + 1 } else { 0 };
+        sent += driver.harness.peer_send(&mut flooder, &bytes[sent..(sent + PART_BYTES).min(bytes.len())]);
         driver.harness.turn();
         driver.ready();
+        let now = sent + driver.net().input(stalled).len();
+        quiet_turns = if now == moved { quiet_turns + 1 } else { 0 };
+        moved = now;
     }
     assert!(sent < bytes.len(), "a client whose input is not consumed is stopped");
     let waiting = driver.net().input(stalled).len();

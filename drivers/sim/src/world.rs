@@ -1,0 +1,233 @@
+//! One world: virtual time, the seed, durable steps, and the count of faults.
+//!
+//! Time moves only in a reactor's turn: by a little in every turn, and to the next event of any reactor when one waits.
+
+use crate::fault::{Fault, FaultCounts};
+use std::{
+    cell::{Cell, RefCell},
+    cmp::Reverse,
+    collections::BinaryHeap,
+    rc::{Rc, Weak},
+};
+use twinlog_device::{Nanos, Prng, Wait};
+
+/// Virtual time that a turn of the loop takes, in nanoseconds: a loop that never waits still sees time pass.
+const TURN_NS: u64 = 500;
+
+/// What everything simulated shares. Clones are handles of the same world.
+#[derive(Clone)]
+pub struct SimWorld(Rc<Shared>);
+
+struct Shared {
+    now: Cell<u64>,
+    prng: RefCell<Prng>,
+    steps: Cell<u64>,
+    /// Steps that may happen; `u64::MAX` means all.
+    steps_max: Cell<u64>,
+    crashed: Cell<bool>,
+    faults: FaultCounts,
+    agendas: RefCell<Vec<Weak<Events>>>,
+}
+
+impl SimWorld {
+    /// A world that is determined by `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(Rc::new(Shared {
+            now: Cell::new(0),
+            prng: RefCell::new(Prng::new(seed)),
+            steps: Cell::new(0),
+            steps_max: Cell::new(u64::MAX),
+            crashed: Cell::new(false),
+            faults: FaultCounts::default(),
+            agendas: RefCell::new(Vec::new()),
+        }))
+    }
+
+    /// The virtual clock.
+    #[must_use]
+    pub fn now(&self) -> Nanos {
+        Nanos(self.0.now.get())
+    }
+
+    /// A generator of its own for a part of the world.
+    #[must_use]
+    pub fn fork_prng(&self) -> Prng {
+        self.0.prng.borrow_mut().fork()
+    }
+
+    /// Durable steps so far: sectors of disks and units of logs that became durable, flushes and persists that completed.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.0.steps.get()
+    }
+
+    /// Lets `steps` durable steps happen, counted from the world's beginning; the attempt at a further one is the crash, after which
+    /// nothing becomes durable and nothing completes until [`Self::recover`].
+    pub fn crash_at_step(&self, steps: u64) {
+        self.0.steps_max.set(steps);
+    }
+
+    /// Whether the crash that [`Self::crash_at_step`] asked for has happened.
+    #[must_use]
+    pub fn crashed(&self) -> bool {
+        self.0.crashed.get()
+    }
+
+    /// Ends a crash, after every medium's power was cut: durable steps happen again, without limit.
+    pub fn recover(&self) {
+        self.0.steps_max.set(u64::MAX);
+        self.0.crashed.set(false);
+    }
+
+    /// Asks for `count` durable steps; returns how many of them happen. Fewer than `count` mean that the world has crashed.
+    pub fn durable_steps(&self, count: u64) -> u64 {
+        let allowed = self.0.steps_max.get().saturating_sub(self.0.steps.get());
+        let granted = if self.crashed() { 0 } else { count.min(allowed) };
+        self.0.steps.set(self.0.steps.get() + granted);
+        if granted < count {
+            self.0.crashed.set(true);
+        }
+        granted
+    }
+
+    /// Counts a fault that was injected.
+    pub fn count_fired(&self, fault: Fault) {
+        self.0.faults.fired(fault);
+    }
+
+    /// Counts an operation whose outcome a fault has changed.
+    pub fn count_mattered(&self, fault: Fault) {
+        self.0.faults.mattered(fault);
+    }
+
+    /// How often a fault was injected, and how often it mattered.
+    #[must_use]
+    pub fn faults(&self, fault: Fault) -> (u64, u64) {
+        self.0.faults.of(fault)
+    }
+
+    /// Moves the clock to the next event of any reactor, `latest` at most; never back.
+    fn advance(&self, latest: u64) {
+        let mut next = latest;
+        self.0.agendas.borrow().iter().filter_map(Weak::upgrade).for_each(|events| next = next.min(events.next()));
+        self.0.now.set(self.0.now.get().max(next));
+    }
+}
+
+/// When something happens for one reactor. Its devices put their completions here; it lives as long as the last of them. Clones are
+/// handles of the same agenda.
+#[derive(Clone)]
+pub struct Agenda {
+    world: SimWorld,
+    events: Rc<Events>,
+}
+
+struct Events {
+    due: RefCell<BinaryHeap<Reverse<u64>>>,
+    /// The end of a wait that was left early, until the reactor's next turn; `u64::MAX` otherwise.
+    deadline: Cell<u64>,
+}
+
+impl Events {
+    fn next(&self) -> u64 {
+        self.due.borrow().peek().map_or(u64::MAX, |due| due.0).min(self.deadline.get())
+    }
+}
+
+impl Agenda {
+    /// The agenda of a new reactor.
+    #[must_use]
+    pub fn new(world: &SimWorld) -> Self {
+        let events = Rc::new(Events { due: RefCell::default(), deadline: Cell::new(u64::MAX) });
+        let mut agendas = world.0.agendas.borrow_mut();
+        agendas.retain(|agenda| agenda.strong_count() > 0);
+        agendas.push(Rc::downgrade(&events));
+        Self { world: world.clone(), events }
+    }
+
+    /// The world.
+    #[must_use]
+    pub fn world(&self) -> &SimWorld {
+        &self.world
+    }
+
+    /// Notes that something happens at `due`: a waiting reactor wakes then.
+    pub fn at(&self, due: Nanos) {
+        self.events.due.borrow_mut().push(Reverse(due.0));
+    }
+
+    /// Notes that something has happened now.
+    pub fn wake(&self) {
+        self.at(self.world.now());
+    }
+
+    /// One turn of the reactor's loop: time passes, to the next event of any reactor when this one waits. Returns whether anything of
+    /// this reactor is due.
+    pub fn turn(&self, wait: Wait) -> bool {
+        let shared = &self.world.0;
+        shared.now.set(shared.now.get().saturating_add(TURN_NS));
+        self.events.deadline.set(u64::MAX);
+        if let Wait::UpTo(limit) = wait {
+            let deadline = self.world.now() + limit;
+            self.world.advance(deadline.0);
+            if self.world.now() < deadline {
+                // Woken early: until its next turn no other reactor may pass the end of this wait.
+                self.events.deadline.set(deadline.0);
+            }
+        }
+        self.take_due()
+    }
+
+    /// Removes the events that are due; returns whether there were any.
+    fn take_due(&self) -> bool {
+        let now = self.world.now().0;
+        let mut due = self.events.due.borrow_mut();
+        let before = due.len();
+        while due.peek().is_some_and(|due| due.0 <= now) {
+            due.pop();
+        }
+        due.len() < before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn exactly_the_granted_steps_happen() {
+        let world = SimWorld::new(1);
+        assert_eq!(world.durable_steps(3), 3);
+        world.crash_at_step(5);
+        assert_eq!(world.durable_steps(2), 2);
+        assert!(!world.crashed(), "the crash is the attempt at a further step");
+        assert_eq!((world.durable_steps(2), world.durable_steps(1)), (0, 0));
+        assert!(world.crashed());
+        assert_eq!(world.steps(), 5);
+        world.recover();
+        assert_eq!(world.durable_steps(1), 1);
+    }
+
+    #[test]
+    fn time_stops_at_the_next_event_of_any_reactor() {
+        let world = SimWorld::new(1);
+        let (first, second) = (Agenda::new(&world), Agenda::new(&world));
+        let wait = |ns| Wait::UpTo(Duration::from_nanos(ns));
+        second.at(Nanos(30_000));
+        first.at(Nanos(50_000));
+        assert!(!first.turn(wait(40_000)));
+        assert_eq!(world.now(), Nanos(30_000));
+        assert!(second.turn(Wait::No) && !second.turn(wait(1_000_000)));
+        assert_eq!(world.now(), Nanos(40_500), "nobody passes the end of another reactor's wait");
+        assert!(first.turn(wait(1_000_000)));
+        assert_eq!(world.now(), Nanos(50_000));
+        second.at(Nanos(60_000));
+        drop(second);
+        assert!(!first.turn(wait(20_000)));
+        assert_eq!(world.now(), Nanos(70_500), "a reactor that is gone holds nobody back");
+        assert!(!first.turn(Wait::No));
+        assert_eq!(world.now(), Nanos(71_000), "a loop that never waits still sees time pass");
+    }
+}
