@@ -1,0 +1,151 @@
+//! What a person sees who mistypes, and that no bound is off by one.
+
+use super::*;
+
+const GOOD: &str = r#"
+name = "a"
+[log]
+path = "log"
+[pool]
+name = "a"
+devices = ["disk"]
+"#;
+
+fn read(text: &str) -> Result<NodeConfig, ConfigError> {
+    parse(text, Path::new("node.toml"), Path::new("/data/a"))
+}
+
+fn broken(text: &str) -> (String, String) {
+    let error = read(text).expect_err(text);
+    (error.to_string(), error.hint)
+}
+
+/// `GOOD` with `line` put below `[table]`.
+fn with(table: &str, line: &str) -> String {
+    let header = format!("[{table}]\n");
+    if GOOD.contains(&header) {
+        GOOD.replace(&header, &format!("{header}{line}\n"))
+    } else {
+        format!("{GOOD}{header}{line}\n")
+    }
+}
+
+#[test]
+fn the_shortest_file_gets_defaults_and_absolute_paths() {
+    let config = read(GOOD).expect("good");
+    assert_eq!(config.admin, Path::new("/data/a/admin.sock"));
+    assert_eq!(config.nbd.unix, [Path::new("/data/a/nbd.sock")]);
+    assert_eq!(config.log.path.as_deref(), Some(Path::new("/data/a/log")));
+    assert_eq!((config.log.backend, config.log.size.bytes()), (LogBackend::File, 256 << 20));
+    assert_eq!(config.reactors.count, 1);
+    assert!(config.memory.limit.bytes() < 512 << 20);
+    assert_eq!(config.metrics.address, None);
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let mut config = read(GOOD).expect("good");
+    config.metrics.address = Some("127.0.0.1:9745".parse().expect("an address"));
+    config.reactors = ReactorsConfig { count: 2, cpus: vec![0, 3], idle: IdlePolicy::Busy };
+    assert_eq!(read(&to_text(&config)), Ok(config));
+}
+
+#[test]
+fn the_list_of_keys_is_that_of_the_types() {
+    let mut config = read(GOOD).expect("good");
+    config.metrics.address = Some("127.0.0.1:9745".parse().expect("an address"));
+    let table: toml::Table = to_text(&config).parse().expect("TOML");
+    for (name, keys) in keys::KEYS {
+        let written = if name.is_empty() { &table } else { table[name].as_table().expect("a table") };
+        let written: Vec<&str> = written.keys().map(String::as_str).collect();
+        let mut listed = keys.to_vec();
+        listed.sort_unstable();
+        let mut sorted = written.clone();
+        sorted.sort_unstable();
+        assert_eq!(listed, sorted, "[{name}]");
+    }
+}
+
+#[test]
+fn a_mistyped_key_names_its_line_and_the_key_that_was_meant() {
+    assert_eq!(
+        broken(&with("log", "szie = \"1GiB\"")),
+        ("node.toml:4: unknown key `szie` in [log]".to_owned(), "did you mean `size`?".to_owned())
+    );
+    assert_eq!(
+        broken(&format!("{GOOD}[reactor]\ncount = 2\n")),
+        ("node.toml:8: unknown key `reactor`".to_owned(), "did you mean `reactors`?".to_owned())
+    );
+    assert_eq!(broken(&with("log", "allow-volatile = true")).1, "did you mean `allow_volatile`?");
+    assert_eq!(broken(&with("log", "idle = \"busy\"")).1, "`idle` belongs in [reactors]");
+    assert_eq!(broken(&with("memory", "xyzzy = 1")).1, "known here: limit");
+}
+
+#[test]
+fn a_value_of_the_wrong_kind_names_its_line() {
+    let (message, _) = broken(&with("log", "size = \"4GB\""));
+    assert!(message.starts_with("node.toml:4: `4GB` has no unit"), "{message}");
+    let (message, _) = broken(&with("log", "backend = \"disk\""));
+    assert!(message.starts_with("node.toml:4: unknown variant `disk`"), "{message}");
+    let (message, _) = broken(&format!("{GOOD}name = [\n"));
+    assert!(message.starts_with("node.toml:"), "{message}");
+    let (message, _) = broken("log = 3\nname = \"a\"\n");
+    assert!(message.starts_with("node.toml:1:"), "{message}");
+    assert!(broken("").0.contains("missing field `name`"));
+}
+
+#[test]
+fn another_machine_reaches_nothing_unless_asked_for() {
+    let (message, hint) = broken(&with("nbd", "tcp = [\"127.0.0.1:1\", \"0.0.0.0:10809\"]"));
+    assert!(message.starts_with("node.toml:9: nbd.tcp: 0.0.0.0:10809"), "{message}");
+    assert!(hint.contains("allow_remote = true"));
+    read(&with("nbd", "tcp = [\"0.0.0.0:10809\"]\nallow_remote = true")).expect("asked for");
+    read(&with("nbd", "tcp = [\"[::1]:10809\"]")).expect("loopback");
+    assert!(broken(&with("metrics", "address = \"10.0.0.1:9\"")).0.contains("loopback only"));
+}
+
+#[test]
+fn a_volatile_log_must_be_asked_for() {
+    let volatile = GOOD.replace("path = \"log\"", "backend = \"memory\"");
+    let (message, hint) = broken(&volatile);
+    assert!(message.starts_with("node.toml:4: log.backend"), "{message}");
+    assert!(hint.contains("allow_volatile = true"));
+    read(&volatile.replace("\"memory\"", "\"memory\"\nallow_volatile = true")).expect("asked for");
+    assert!(broken(&GOOD.replace("path = \"log\"", "")).0.contains("needs a `path`"));
+}
+
+#[test]
+fn bounds_hold_at_the_bound() {
+    let verdict = |table: &str, line: &str| read(&with(table, line)).map(|_| ()).map_err(|error| error.message);
+    for good in ["size = \"8MiB\"", "size = \"1TiB\""] {
+        assert_eq!(verdict("log", good), Ok(()));
+    }
+    for bad in ["size = \"8188KiB\"", "size = \"1048577MiB\"", "size = 16777217"] {
+        assert!(verdict("log", bad).expect_err(bad).starts_with("log.size"));
+    }
+    assert_eq!(verdict("reactors", "count = 6"), Ok(()));
+    for bad in ["count = 0", "count = 17", "cpus = [0, 1]", "cpus = [1024]", "count = 2\ncpus = [1, 1]"] {
+        assert!(verdict("reactors", bad).expect_err(bad).starts_with("reactors."));
+    }
+    assert!(verdict("reactors", "count = 7").expect_err("384 MiB / 7").starts_with("memory.limit"));
+    assert_eq!(verdict("memory", "limit = \"64MiB\""), Ok(()));
+    assert!(verdict("memory", "limit = \"63MiB\"").expect_err("below").starts_with("memory.limit"));
+    assert!(verdict("nbd", "unix = []").expect_err("no address").starts_with("nbd"));
+    assert!(verdict("nbd", "unix = [\"admin.sock\"]").expect_err("taken").contains("same socket"));
+    let path = |length: usize| format!("unix = [\"/{}\"]", "x".repeat(length - 1));
+    assert_eq!(verdict("nbd", &path(107)), Ok(()));
+    assert!(verdict("nbd", &path(108)).expect_err("too long").contains("108 bytes"));
+}
+
+#[test]
+fn names_and_devices_are_checked() {
+    let name = |name: &str| read(&GOOD.replacen("\"a\"", &format!("{name:?}"), 1)).map(|_| ());
+    assert_eq!(name(&"n".repeat(64)), Ok(()));
+    for bad in ["", "-a", "a b", "é", &"n".repeat(65)] {
+        name(bad).expect_err(bad);
+    }
+    let devices = |list: &str| read(&GOOD.replace("[\"disk\"]", list)).map(|_| ()).map_err(|error| error.message);
+    assert!(devices("[]").expect_err("none").contains("0 devices"));
+    assert!(devices("[\"d\", \"d\"]").expect_err("twice").contains("named twice"));
+    assert!(devices("[\"log\"]").expect_err("the log").contains("also the log"));
+}

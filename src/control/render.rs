@@ -1,0 +1,262 @@
+//! A status as text for people: the verdict is the first word, then why, now and next, then the figures.
+
+use super::{
+    size::{show_bytes, show_ns},
+    status::{Judgement, Severity, permille},
+};
+use crate::node::admin::{LaneStatus, NodeStatus, OperationStatus, VolumeStatus};
+use std::fmt::Write;
+
+/// Characters of a fill bar.
+const BAR_CELLS: u64 = 20;
+
+/// Verdict, why, now, next and every finding: all of `status -x`.
+#[must_use]
+pub fn summary(judgement: &Judgement) -> String {
+    let mut text = format!("{}  {}\n", judgement.verdict, judgement.why);
+    line(&mut text, "now", &judgement.now);
+    line(&mut text, "next", &judgement.next);
+    for finding in &judgement.findings {
+        let mark = match finding.severity {
+            Severity::Warning => "warning",
+            Severity::Degraded => "degraded",
+            Severity::Stopped => "stopped",
+        };
+        line(&mut text, mark, &format!("{}: {}", finding.object, finding.why));
+        line(&mut text, "", &format!("-> {}", finding.next));
+    }
+    text
+}
+
+/// The figures. With `before`, an earlier status of the same process, rates belong to the time between the two.
+#[must_use]
+pub fn figures(status: &NodeStatus, before: Option<&NodeStatus>) -> String {
+    let before = before.filter(|before| before.uptime_ns < status.uptime_ns);
+    let mut text = String::new();
+    if status.pool.cp > 0 {
+        pool(&mut text, status);
+    }
+    for one in &status.lanes {
+        lane(&mut text, one);
+    }
+    resources(&mut text, status, before);
+    for volume in &status.volumes {
+        let earlier = before.and_then(|before| before.volumes.iter().find(|earlier| earlier.id == volume.id));
+        let seconds = before.map_or(0.0, |before| rate_seconds(status.uptime_ns - before.uptime_ns));
+        self::volume(&mut text, volume, earlier, seconds);
+    }
+    text
+}
+
+/// A table of volumes.
+#[must_use]
+pub fn volumes(volumes: &[VolumeStatus]) -> String {
+    let width = volumes.iter().map(|volume| volume.name.len()).max().unwrap_or(0).max(4);
+    let mut text = format!("{:width$}  {:>10}  {:>10}  REACTOR\n", "NAME", "SIZE", "ALLOCATED");
+    for volume in volumes {
+        let (size, allocated) = (show_bytes(volume.size_bytes), show_bytes(volume.allocated_bytes));
+        put(&mut text, format_args!("{:width$}  {size:>10}  {allocated:>10}  {}\n", volume.name, volume.reactor));
+    }
+    text
+}
+
+fn put(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    text.write_fmt(arguments).expect("a String takes everything");
+}
+
+fn line(text: &mut String, head: &str, tail: &str) {
+    put(text, format_args!("  {head:<9} {tail}\n"));
+}
+
+fn pool(text: &mut String, status: &NodeStatus) {
+    let pool = &status.pool;
+    let used = pool.size_bytes.saturating_sub(pool.free_bytes);
+    let space = format!(
+        "{} {} of {} used, {} provisioned, {} freed soon",
+        bar(used, pool.size_bytes),
+        show_bytes(used),
+        show_bytes(pool.size_bytes),
+        show_bytes(pool.provisioned_bytes),
+        show_bytes(pool.deferred_bytes)
+    );
+    line(text, "space", &space);
+    let cp = format!(
+        "{} is {} old, took {}, now {}",
+        pool.cp,
+        show_ns(pool.cp_age_ns),
+        show_ns(pool.cp_duration_ns),
+        pool.cp_phase
+    );
+    line(text, "cp", &cp);
+}
+
+fn lane(text: &mut String, lane: &LaneStatus) {
+    let throttle =
+        if lane.throttle_ns > 0 { format!(", throttled by {}", show_ns(lane.throttle_ns)) } else { String::new() };
+    let fill = format!(
+        "{} {} of {} used, {} on {}, not mirrored{throttle}",
+        bar(lane.used_bytes, lane.size_bytes),
+        show_bytes(lane.used_bytes),
+        show_bytes(lane.size_bytes),
+        lane.durability,
+        lane.backend
+    );
+    line(text, &format!("log {}", lane.lane), &fill);
+}
+
+fn resources(text: &mut String, status: &NodeStatus, before: Option<&NodeStatus>) {
+    if status.memory_limit_bytes > 0 {
+        let memory = format!(
+            "{} {} of {}",
+            bar(status.memory_used_bytes, status.memory_limit_bytes),
+            show_bytes(status.memory_used_bytes),
+            show_bytes(status.memory_limit_bytes)
+        );
+        line(text, "memory", &memory);
+    }
+    let shares: Vec<String> = status
+        .reactors
+        .iter()
+        .map(|reactor| {
+            let earlier =
+                before.and_then(|before| before.reactors.iter().find(|earlier| earlier.reactor == reactor.reactor));
+            let busy = reactor.busy_ns.saturating_sub(earlier.map_or(0, |earlier| earlier.busy_ns));
+            let time = status.uptime_ns - before.map_or(0, |before| before.uptime_ns);
+            let share = permille(busy, time).min(1000);
+            format!("reactor {} {}.{} %", reactor.reactor, share / 10, share % 10)
+        })
+        .collect();
+    line(text, "cpu", &shares.join(", "));
+}
+
+fn volume(text: &mut String, volume: &VolumeStatus, before: Option<&VolumeStatus>, seconds: f64) {
+    let head = format!(
+        "{}  {}, {} allocated, reactor {}",
+        volume.name,
+        show_bytes(volume.size_bytes),
+        show_bytes(volume.allocated_bytes),
+        volume.reactor
+    );
+    line(text, "volume", &head);
+    operations(text, "reads", &volume.reads, before.map(|before| &before.reads), seconds);
+    operations(text, "writes", &volume.writes, before.map(|before| &before.writes), seconds);
+}
+
+fn operations(text: &mut String, kind: &str, now: &OperationStatus, before: Option<&OperationStatus>, seconds: f64) {
+    let latencies = format!(
+        "p50 {}, p99 {}, p99.9 {}, max {}",
+        show_ns(now.p50_ns),
+        show_ns(now.p99_ns),
+        show_ns(now.p999_ns),
+        show_ns(now.max_ns)
+    );
+    let rates = match before {
+        Some(before) if seconds > 0.0 => {
+            let per_second = |now: u64, before: u64| rate(now.saturating_sub(before), seconds);
+            format!(
+                "{} IOPS, {}/s; ",
+                per_second(now.count, before.count),
+                show_bytes(per_second(now.bytes, before.bytes))
+            )
+        }
+        _ => format!("{} in all, {}; ", now.count, show_bytes(now.bytes)),
+    };
+    line(text, "", &format!("{kind:<6} {rates}{latencies}"));
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure for the eye")]
+fn rate_seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a figure for the eye; not negative"
+)]
+fn rate(count: u64, seconds: f64) -> u64 {
+    (count as f64 / seconds).round() as u64
+}
+
+/// `[#####...............]  25 %`
+fn bar(part: u64, whole: u64) -> String {
+    let share = permille(part, whole).min(1000);
+    // Anything in use shows.
+    let cells = (share * BAR_CELLS).div_ceil(1000);
+    let filled = |count: u64, cell: &str| cell.repeat(usize::try_from(count).expect("at most the bar's length"));
+    format!("[{}{}] {:>3} %", filled(cells, "#"), filled(BAR_CELLS - cells, "."), share / 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::status::{judge, tests::healthy};
+
+    #[test]
+    fn a_healthy_node_reads_like_this() {
+        let status = healthy();
+        let text = summary(&judge(&status)) + &figures(&status, None);
+        let expected = "\
+OK  single node, log not mirrored (so configured); answered changes survive a power cut
+  now       serving 1 volume(s) to 1 connection(s), up 60.0 s, CP 42 idle
+  next      nothing to do
+  space     [#####...............]  25 % 1.00 GiB of 4.00 GiB used, 4.00 GiB provisioned, 0 B freed soon
+  cp        42 is 1.50 s old, took 30.0 ms, now idle
+  log 0     [#####...............]  25 % 64.0 MiB of 256 MiB used, durable on file, not mirrored
+  memory    [######..............]  26 % 100 MiB of 384 MiB
+  cpu       reactor 0 3.3 %
+  volume    vol-a  4.00 GiB, 1.00 GiB allocated, reactor 0
+            reads  1000 in all, 3.90 MiB; p50 80.0 us, p99 400 us, p99.9 900 us, max 2.00 ms
+            writes 1000 in all, 3.90 MiB; p50 80.0 us, p99 400 us, p99.9 900 us, max 2.00 ms
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn rates_belong_to_the_time_between_two_samples() {
+        let before = healthy();
+        let mut status = healthy();
+        status.uptime_ns += 500_000_000;
+        status.reactors[0].busy_ns += 250_000_000;
+        status.volumes[0].writes.count += 10_000;
+        status.volumes[0].writes.bytes += 4096 * 10_000;
+        let text = figures(&status, Some(&before));
+        assert!(text.contains("writes 20000 IOPS, 78.1 MiB/s;"), "{text}");
+        assert!(text.contains("reads  0 IOPS, 0 B/s;"), "{text}");
+        assert!(text.contains("reactor 0 50.0 %"), "{text}");
+        assert!(
+            figures(&before, Some(&status)).contains("1000 in all"),
+            "an earlier sample of another process is not used"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_comes_with_its_remedy() {
+        let mut status = healthy();
+        status.lanes[0].durability = "volatile".to_owned();
+        status.lanes[0].backend = "memory".to_owned();
+        let text = summary(&judge(&status));
+        assert!(text.starts_with("DEGRADED  log lane 0: durability is `volatile` (memory)"), "{text}");
+        assert!(text.contains("  degraded  log lane 0"), "{text}");
+        assert!(text.contains("-> put the log on a file"), "{text}");
+    }
+
+    #[test]
+    fn a_node_that_is_opening_has_few_figures_and_no_division_by_zero() {
+        let status = NodeStatus { state: "opening".to_owned(), ..NodeStatus::default() };
+        assert!(summary(&judge(&status)).starts_with("STOPPED"));
+        assert_eq!(figures(&status, None), "  cpu       \n");
+        assert_eq!(bar(0, 0), "[....................]   0 %");
+        assert_eq!(bar(1, u64::MAX), "[....................]   0 %");
+        assert_eq!(bar(7, 7), "[####################] 100 %");
+    }
+
+    #[test]
+    fn volumes_line_up() {
+        assert_eq!(
+            volumes(&healthy().volumes),
+            "NAME         SIZE   ALLOCATED  REACTOR\nvol-a    4.00 GiB    1.00 GiB  0\n"
+        );
+    }
+}

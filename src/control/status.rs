@@ -1,0 +1,373 @@
+//! What a status means: the verdict, and what is wrong with which consequence and remedy.
+//!
+//! # Invariants
+//!
+//! 1. The verdict is [`Verdict::Ok`] only when requests are served, every log keeps answered changes through a power cut, no block was
+//!    found damaged, and there is space. A node that is single by configuration is OK only with the words "single node, log
+//!    not mirrored" beside it (`docs/decisions/0004-single-node-verdict.md`).
+//! 2. Every finding names its object, why it matters, and the next command or step.
+
+use super::size::{show_bytes, show_ns};
+use crate::node::admin::NodeStatus;
+use serde::Serialize;
+use std::fmt;
+
+/// Less free space than this, in per mille of the pool, is degraded: the next burst of writes may be refused.
+const FREE_DEGRADED_PERMILLE: u64 = 50;
+/// Less free space than this, in per mille of the pool, is worth a warning.
+const FREE_WARNING_PERMILLE: u64 = 150;
+/// A log fuller than this, in per mille, slows new changes down.
+const LOG_WARNING_PERMILLE: u64 = 850;
+/// A consistency point older than this, with changes waiting in the log, is late: they begin seconds after the oldest change.
+const CP_AGE_WARNING_NS: u64 = 60 * 1_000_000_000;
+
+/// The first word of `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING-KEBAB-CASE")]
+pub enum Verdict {
+    /// Everything is as configured.
+    Ok,
+    /// It serves, but with less protection or space than it should have.
+    Degraded,
+    /// It serves while a copy is brought back in step.
+    Resync,
+    /// The partner serves.
+    TakenOver,
+    /// Nothing is served.
+    Stopped,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Ok => "OK",
+            Self::Degraded => "DEGRADED",
+            Self::Resync => "RESYNC",
+            Self::TakenOver => "TAKEN-OVER",
+            Self::Stopped => "STOPPED",
+        })
+    }
+}
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// It will matter unless somebody acts.
+    Warning,
+    /// Protection or space is missing now.
+    Degraded,
+    /// Nothing is served.
+    Stopped,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How much it matters.
+    pub severity: Severity,
+    /// The object.
+    pub object: String,
+    /// What is wrong with it, and what that means.
+    pub why: String,
+    /// What to do.
+    pub next: String,
+}
+
+/// The meaning of a status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Judgement {
+    /// In a word.
+    pub verdict: Verdict,
+    /// Why it is that.
+    pub why: String,
+    /// What the node is doing.
+    pub now: String,
+    /// What happens next, or what to do.
+    pub next: String,
+    /// Everything that is wrong, worst first.
+    pub findings: Vec<Finding>,
+}
+
+/// Judges a status.
+#[must_use]
+pub fn judge(status: &NodeStatus) -> Judgement {
+    let mut findings = findings(status);
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    let worst = findings.first().filter(|finding| finding.severity > Severity::Warning);
+    let verdict = match worst.map(|finding| finding.severity) {
+        Some(Severity::Stopped) => Verdict::Stopped,
+        Some(_) => Verdict::Degraded,
+        None => Verdict::Ok,
+    };
+    let (why, next) = match worst {
+        Some(finding) => (format!("{}: {}", finding.object, finding.why), finding.next.clone()),
+        None => (
+            "single node, log not mirrored (so configured); answered changes survive a power cut".to_owned(),
+            first_warning(&findings),
+        ),
+    };
+    Judgement { verdict, why, now: now(status), next, findings }
+}
+
+fn first_warning(findings: &[Finding]) -> String {
+    findings
+        .first()
+        .map_or("nothing to do".to_owned(), |finding| format!("{} ({}: {})", finding.next, finding.object, finding.why))
+}
+
+fn now(status: &NodeStatus) -> String {
+    match status.state.as_str() {
+        "serving" => {
+            let connections: u64 = status.reactors.iter().map(|reactor| reactor.connections).sum();
+            let (volumes, uptime) = (status.volumes.len(), show_ns(status.uptime_ns));
+            format!(
+                "serving {volumes} volume(s) to {connections} connection(s), up {uptime}, CP {} {}",
+                status.pool.cp, status.pool.cp_phase
+            )
+        }
+        state if status.reason.is_empty() => state.to_owned(),
+        state => format!("{state}: {}", status.reason),
+    }
+}
+
+fn finding(severity: Severity, object: &str, why: String, next: &str) -> Finding {
+    Finding { severity, object: object.to_owned(), why, next: next.to_owned() }
+}
+
+fn findings(status: &NodeStatus) -> Vec<Finding> {
+    let mut found = Vec::new();
+    match status.state.as_str() {
+        "serving" => {}
+        "opening" => found.push(finding(
+            Severity::Stopped,
+            "node",
+            "it is opening the pool".to_owned(),
+            "wait: `twinlog status --watch`",
+        )),
+        "stopping" => found.push(finding(
+            Severity::Stopped,
+            "node",
+            "it is stopping".to_owned(),
+            "start it again: `twinlog up` or systemctl start",
+        )),
+        state => {
+            let why = if status.reason.is_empty() { format!("its state is `{state}`") } else { status.reason.clone() };
+            found.push(finding(
+                Severity::Stopped,
+                "node",
+                why,
+                "`twinlog log verify`, then `twinlog pool check`; the node's own messages say more",
+            ));
+        }
+    }
+    lane_findings(status, &mut found);
+    pool_findings(status, &mut found);
+    found
+}
+
+fn lane_findings(status: &NodeStatus, found: &mut Vec<Finding>) {
+    for lane in &status.lanes {
+        let object = format!("log lane {}", lane.lane);
+        let loses = match lane.durability.as_str() {
+            "durable" => None,
+            "process" => Some("power fails"),
+            _ => Some("the process ends or power fails"),
+        };
+        if let Some(when) = loses {
+            let why = format!(
+                "durability is `{}` ({}): answered changes are lost when {when}",
+                lane.durability, lane.backend
+            );
+            found.push(finding(
+                Severity::Degraded,
+                &object,
+                why,
+                "put the log on a file or persistent memory: [log] backend in node.toml",
+            ));
+        }
+        if permille(lane.used_bytes, lane.size_bytes) > LOG_WARNING_PERMILLE {
+            let why = format!(
+                "{} of {} in use: new changes are slowed down by {}",
+                show_bytes(lane.used_bytes),
+                show_bytes(lane.size_bytes),
+                show_ns(lane.throttle_ns)
+            );
+            found.push(finding(
+                Severity::Warning,
+                &object,
+                why,
+                "the disks are slower than the clients: a larger log only helps with bursts",
+            ));
+        }
+    }
+}
+
+fn pool_findings(status: &NodeStatus, found: &mut Vec<Finding>) {
+    let pool = &status.pool;
+    if pool.checksum_errors > 0 {
+        let why = format!("{} block(s) did not match their checksum since start", pool.checksum_errors);
+        found.push(finding(Severity::Degraded, "pool", why, "`twinlog pool scrub` names every damaged block"));
+    }
+    let usable = pool.free_bytes.saturating_add(pool.deferred_bytes);
+    let free = permille(usable, pool.size_bytes);
+    if pool.size_bytes > 0 && free < FREE_WARNING_PERMILLE {
+        let severity = if free < FREE_DEGRADED_PERMILLE { Severity::Degraded } else { Severity::Warning };
+        let why = format!("{} of {} free; full, it refuses writes", show_bytes(usable), show_bytes(pool.size_bytes));
+        found.push(finding(
+            severity,
+            "pool",
+            why,
+            "`twinlog pool grow DEVICE`, or delete volumes or discard in the file systems on them",
+        ));
+    }
+    let waiting = status.lanes.iter().any(|lane| lane.used_bytes > 0);
+    if waiting && pool.cp_age_ns > CP_AGE_WARNING_NS {
+        let why = format!(
+            "the newest durable consistency point is {} old and changes wait in the log",
+            show_ns(pool.cp_age_ns)
+        );
+        found.push(finding(Severity::Warning, "pool", why, "look for a slow or hanging device: `iostat -x 1`"));
+    }
+}
+
+/// `part` of `whole` in per mille; zero of nothing.
+pub(super) fn permille(part: u64, whole: u64) -> u64 {
+    let permille = (u128::from(part) * 1000).checked_div(u128::from(whole)).unwrap_or(0);
+    u64::try_from(permille).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::node::admin::{DeviceStatus, LaneStatus, OperationStatus, PoolStatus, ReactorStatus, VolumeStatus};
+
+    /// A node that has nothing wrong with it, for every test of this folder.
+    pub(in crate::control) fn healthy() -> NodeStatus {
+        let operations = OperationStatus {
+            count: 1000,
+            bytes: 4096 * 1000,
+            p50_ns: 80_000,
+            p99_ns: 400_000,
+            p999_ns: 900_000,
+            max_ns: 2_000_000,
+        };
+        NodeStatus {
+            state: "serving".to_owned(),
+            reason: String::new(),
+            pool: PoolStatus {
+                id: "0123456789abcdef0123456789abcdef".to_owned(),
+                epoch: 1,
+                cp: 42,
+                cp_age_ns: 1_500_000_000,
+                cp_duration_ns: 30_000_000,
+                cp_phase: "idle".to_owned(),
+                size_bytes: 4 << 30,
+                free_bytes: 3 << 30,
+                deferred_bytes: 0,
+                provisioned_bytes: 4 << 30,
+                checksum_errors: 0,
+                devices: vec![DeviceStatus { name: "disks/pool-a.img".to_owned(), size_bytes: 4 << 30 }],
+            },
+            lanes: vec![LaneStatus {
+                lane: 0,
+                backend: "file".to_owned(),
+                durability: "durable".to_owned(),
+                size_bytes: 256 << 20,
+                used_bytes: 64 << 20,
+                head_lsn: 900 << 20,
+                durable_lsn: 900 << 20,
+                applied_lsn: 836 << 20,
+                throttle_ns: 0,
+            }],
+            volumes: vec![VolumeStatus {
+                id: 7,
+                name: "vol-a".to_owned(),
+                size_bytes: 4 << 30,
+                allocated_bytes: 1 << 30,
+                reactor: 0,
+                reads: operations.clone(),
+                writes: operations,
+            }],
+            memory_used_bytes: 100 << 20,
+            memory_limit_bytes: 384 << 20,
+            reactors: vec![ReactorStatus { reactor: 0, turns: 5000, busy_ns: 2_000_000_000, connections: 1 }],
+            uptime_ns: 60_000_000_000,
+            replayed_records: 3,
+        }
+    }
+
+    fn verdict(change: impl FnOnce(&mut NodeStatus)) -> Judgement {
+        let mut status = healthy();
+        change(&mut status);
+        judge(&status)
+    }
+
+    #[test]
+    fn ok_on_a_single_node_says_that_the_log_is_not_mirrored() {
+        let judgement = verdict(|_| {});
+        assert_eq!(judgement.verdict, Verdict::Ok);
+        assert!(judgement.why.contains("single node, log not mirrored"));
+        assert_eq!(judgement.next, "nothing to do");
+        assert!(judgement.findings.is_empty());
+    }
+
+    #[test]
+    fn a_log_that_forgets_is_never_ok() {
+        for class in ["volatile", "process", "something new"] {
+            let judgement = verdict(|status| status.lanes[0].durability = class.to_owned());
+            assert_eq!(judgement.verdict, Verdict::Degraded, "{class}");
+            assert!(judgement.why.contains("answered changes are lost"));
+        }
+    }
+
+    #[test]
+    fn a_node_that_does_not_serve_is_stopped_whatever_else_is_wrong() {
+        for state in ["opening", "stopping", "failed", "unheard of"] {
+            let judgement = verdict(|status| {
+                status.state = state.to_owned();
+                status.pool.checksum_errors = 1;
+            });
+            assert_eq!(judgement.verdict, Verdict::Stopped, "{state}");
+            assert_eq!(judgement.findings.len(), 2);
+            assert_eq!(judgement.findings[0].severity, Severity::Stopped, "worst first");
+        }
+        let failed = verdict(|status| {
+            status.state = "failed".to_owned();
+            status.reason = "device disk0 is gone".to_owned();
+        });
+        assert!(failed.why.contains("disk0") && failed.now.contains("disk0"));
+    }
+
+    #[test]
+    fn space_is_judged_at_its_bounds() {
+        let free = |permille: u64| {
+            verdict(|status| {
+                status.pool.size_bytes = 1000 << 20;
+                status.pool.free_bytes = permille << 20;
+            })
+        };
+        assert!(free(150).findings.is_empty());
+        assert_eq!((free(149).verdict, free(149).findings.len()), (Verdict::Ok, 1));
+        assert!(free(149).next.contains("pool grow"));
+        assert_eq!(free(50).verdict, Verdict::Ok);
+        assert_eq!(free(49).verdict, Verdict::Degraded);
+        let deferred = verdict(|status| {
+            status.pool.free_bytes = 0;
+            status.pool.deferred_bytes = 1 << 30;
+        });
+        assert_eq!(deferred.verdict, Verdict::Ok, "what comes back with the next consistency points counts");
+    }
+
+    #[test]
+    fn a_late_consistency_point_matters_only_with_changes_in_the_log() {
+        let late = |used| {
+            verdict(|status| {
+                status.pool.cp_age_ns = CP_AGE_WARNING_NS + 1;
+                status.lanes[0].used_bytes = used;
+            })
+        };
+        assert_eq!(late(4096).findings.len(), 1);
+        assert!(late(0).findings.is_empty());
+    }
+}
