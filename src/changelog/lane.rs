@@ -7,7 +7,8 @@
 //! 2. Bytes that were given to a persist are never written again in the same lap: a batch begins and ends on a unit of the
 //!    log memory, filled up by a `Pad`, so a torn write of a later batch cannot hurt an earlier one.
 //! 3. A record never wraps around the end of the ring: a `Pad` fills the rest of the lap.
-//! 4. `durable` moves only when a persist has completed, in the order of positions.
+//! 4. `durable` moves only when a persist has completed, in the order of positions, and always to the end of a record: in the middle
+//!    of one it would, as a later record's `stable_lsn`, prove something of a record that was never whole.
 //! 5. After a failed persist nothing is accepted any more, and `poll` returns that error for ever.
 //!
 //! # Life of a record
@@ -195,7 +196,6 @@ impl<L: LogMemory> Lane<L> {
     /// The log memory's error; the same one again at every later call.
     pub fn poll(&mut self, now: Nanos) -> Result<(), DeviceError> {
         self.collect()?;
-        self.note_activity(now);
         if self.mark_is_due(now) {
             let mark = Draft::without_change(RecordKind::Mark, self.last_time_ns);
             self.put(&mark, &[], 0);
@@ -205,6 +205,7 @@ impl<L: LogMemory> Lane<L> {
             // Persistent memory has finished by now.
             self.collect()?;
         }
+        self.note_activity(now);
         Ok(())
     }
 
@@ -374,23 +375,22 @@ impl<L: LogMemory> Lane<L> {
         let unit = u64::from(self.log.info().unit_bytes);
         let mut started = false;
         while self.flights.len() < self.tuning.persists_in_flight_max && self.log.room() > 0 {
-            let Some(front) = self.batches.front() else { break };
+            let room = self.log.room_bytes().min(self.tuning.persist_bytes_max) / unit * unit;
+            let Some(front) = self.batches.front().filter(|_| room > 0) else { break };
             if !front.closed {
                 assert_eq!(self.batches.len(), 1, "only the last batch is open");
                 self.fill_unit();
             }
-            let room = self.log.room_bytes().min(self.tuning.persist_bytes_max) / unit * unit;
             let front = self.batches.front_mut().expect("seen above");
             let length = front.waiting().min(usize::try_from(room).unwrap_or(usize::MAX));
-            if length == 0 {
-                break;
-            }
             let from = front.start.plus(front.stored as u64);
             let bytes = &front.bytes[front.stored..front.stored + length];
             self.log.store(self.ring.region_offset(from), bytes);
             front.stored += length;
             let finished = front.waiting() == 0;
-            let end = if finished { front.end } else { front.start.plus(front.stored as u64) };
+            // A batch that is cut counts as durable with its last part, and takes no more records.
+            front.closed = true;
+            let end = if finished { front.end } else { front.start };
             self.waiting_bytes -= length as u64;
             let token = Token(self.next_token);
             self.next_token += 1;
@@ -422,7 +422,7 @@ impl<L: LogMemory> Lane<L> {
         }
         while self.flights.front().is_some_and(|flight| flight.done) {
             let end = self.flights.pop_front().expect("seen above").end;
-            assert!(self.durable < end && end <= self.appended, "persists advance");
+            assert!(self.durable <= end && end <= self.appended, "persists advance");
             self.durable = end;
         }
         Ok(())

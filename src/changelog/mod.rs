@@ -6,9 +6,11 @@
 //! | [`lane`] | one lane in use: append, persist, trim |
 //! | [`scan`] | one lane at recovery: every record above the applied position, and proof that no answered one is missing |
 //! | [`throttle`] | when to checkpoint, and how much to slow down changes as a lane fills |
+//! | [`inspect`] | the same for people: an offline, read-only view of a portion file |
 //!
 //! `docs/change-log.md` states the theory: invariants, crash outcomes, and what cannot be told apart.
 
+pub mod inspect;
 pub mod lane;
 mod reader;
 pub mod ring;

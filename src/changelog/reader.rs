@@ -107,6 +107,11 @@ impl<L: LogMemory> RingReader<L> {
         self.flights.is_empty()
     }
 
+    /// Whether everything was read.
+    pub(super) fn finished(&self) -> bool {
+        self.next == self.limit && self.idle()
+    }
+
     /// Starts no further read.
     pub(super) fn stop(&mut self) {
         self.limit = self.next;

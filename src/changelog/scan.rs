@@ -20,7 +20,7 @@
 //! | nothing of this lap | clean end |
 //! | whole records, none of which knew a position beyond the end as stable | torn tail: a persist in flight when power went; none was answered |
 //! | a whole record that knew a position beyond the end as stable | a record that may have been answered is damaged: [`HoleKind::Damaged`] |
-//! | a whole record of a later lap | the lane was used again: a newer consistency point than the given one was durable: [`HoleKind::Overwritten`] |
+//! | a whole record of, or into, a later lap | the lane was used again: a newer consistency point than the given one was durable: [`HoleKind::Overwritten`] |
 //!
 //! A whole record at the end that this program cannot perform is an error, not an end: a newer program wrote it, and to drop it would
 //! lose an answered change.
@@ -308,9 +308,11 @@ impl<L: LogMemory> Scan<L> {
             return Err(RecordFault::OlderEpoch(epoch));
         }
         let header = read?;
-        let total = header.end.0 - header.lsn.0;
-        if total > self.ring.bytes_before_wrap(header.lsn) || header.end > self.limit() {
+        if header.end.0 - header.lsn.0 > self.ring.bytes_before_wrap(header.lsn) {
             return Err(RecordFault::Unsupported { lsn, epoch, what: "reaches beyond the end of the ring" });
+        }
+        if header.end > self.limit() {
+            return Err(RecordFault::NextLap);
         }
         Ok(header)
     }
@@ -358,9 +360,9 @@ impl<L: LogMemory> Scan<L> {
 
     /// What the bytes at position `slot`, beyond the end, say about the end.
     fn judge_beyond(&self, bytes: &[u8], slot: Lsn) -> Beyond {
-        let (lsn, epoch, stable_lsn) = match RecordHeader::read(bytes, &self.expected) {
-            Ok(header) => (header.lsn, header.epoch, header.stable_lsn),
-            Err(RecordFault::Unsupported { lsn, epoch, .. }) => (lsn, epoch, Lsn(0)),
+        let (lsn, end, epoch, stable_lsn) = match RecordHeader::read(bytes, &self.expected) {
+            Ok(header) => (header.lsn, header.end, header.epoch, header.stable_lsn),
+            Err(RecordFault::Unsupported { lsn, epoch, .. }) => (lsn, lsn, epoch, Lsn(0)),
             Err(_) => return Beyond::Nothing,
         };
         // Client data may hold a copy of any record; a copy lies elsewhere in the ring or carries a position of the past.
@@ -368,7 +370,7 @@ impl<L: LogMemory> Scan<L> {
         if !here || epoch < self.epoch {
             return Beyond::Nothing;
         }
-        if lsn >= self.limit() && lsn < LSN_MAX {
+        if (lsn >= self.limit() || end > self.limit()) && lsn < LSN_MAX {
             return Beyond::Proof(lsn, HoleKind::Overwritten);
         }
         if lsn != slot || slot == self.position {

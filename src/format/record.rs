@@ -469,6 +469,9 @@ pub enum RecordFault {
     /// A whole record of a former owner.
     #[error("a record of epoch {0}, which is over")]
     OlderEpoch(Epoch),
+    /// A whole record that reaches into the lap after the one that is read.
+    #[error("a record that reaches into the next lap")]
+    NextLap,
     /// A whole record that this program cannot perform: a newer program or a defect wrote it.
     #[error("a whole record that {what}")]
     Unsupported {

@@ -12,7 +12,9 @@
 //! 4. Every fault is counted when it *matters*: when it changes a byte that a reader could see, or a result.
 
 use std::{cell::RefCell, collections::VecDeque, fmt, rc::Rc, time::Duration};
-use twinlog_device::{DeviceError, DeviceErrorKind, DurabilityClass, LogCompletion, LogInfo, LogMemory, Nanos, Token};
+use twinlog_device::{
+    DeviceError, DeviceErrorKind, DurabilityClass, LogCompletion, LogInfo, LogMemory, Nanos, Prng, Token,
+};
 
 /// Most persists in flight that the contract allows.
 const PERSISTS_MAX: usize = 8;
@@ -22,9 +24,6 @@ const OPERATIONS_MAX: usize = 16;
 const READ_ALIGN: u64 = 4096;
 /// Longest read.
 const READ_MAX: usize = 1 << 20;
-
-/// Randomness from outside: a number below the given bound, which is at least one.
-pub type Chance<'a> = &'a mut dyn FnMut(u64) -> u64;
 
 /// What kind of log memory is simulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,18 +151,18 @@ impl LogMedium {
         SimLog { info: state.info.clone(), opening: state.opening, state: self.0.clone() }
     }
 
-    /// Ends the current opening: everything in flight is torn as `chance` says, and its handle is dead.
-    pub fn power_cut(&self, chance: Chance<'_>) {
+    /// Ends the current opening: everything in flight is torn as `prng` says, and its handle is dead.
+    pub fn power_cut(&self, prng: &mut Prng) {
         let mut state = self.0.borrow_mut();
         state.opening += 1;
         let operations = std::mem::take(&mut state.operations);
         for operation in operations {
             if let Work::Persist(stores) = operation.work {
-                state.tear(&stores, chance);
+                state.tear(&stores, prng);
             }
         }
         let stored = std::mem::take(&mut state.stored);
-        state.tear(&stored, chance);
+        state.tear(&stored, prng);
     }
 
     /// Moves the medium's clock; what is due by then completes at the next poll.
@@ -210,6 +209,24 @@ impl LogMedium {
         self.0.borrow_mut().bytes[..image.len()].copy_from_slice(image);
     }
 
+    /// Another medium with the same shape and bytes, for an experiment that leaves this one alone.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let state = self.0.borrow();
+        let info = &state.info;
+        let copy = Self::new(
+            &info.name,
+            LogShape {
+                size_bytes: info.size_bytes,
+                unit_bytes: info.unit_bytes,
+                atomic_bytes: info.atomic_bytes,
+                pending_bytes_max: info.pending_bytes_max,
+            },
+        );
+        copy.restore(&state.bytes);
+        copy
+    }
+
     /// Faults so far.
     #[must_use]
     pub fn faults(&self) -> LogFaults {
@@ -235,13 +252,13 @@ impl State {
     }
 
     /// Leaves each atomic unit of `stores` old or new.
-    fn tear(&mut self, stores: &[Store], chance: Chance<'_>) {
+    fn tear(&mut self, stores: &[Store], prng: &mut Prng) {
         let atomic = u64::from(self.info.atomic_bytes);
         let units: u64 = stores.iter().map(|store| store.bytes.len() as u64 / atomic).sum();
         if units == 0 {
             return;
         }
-        let (style, cut) = (chance(5), chance(units + 1));
+        let (style, cut) = (prng.below(5), prng.below(units + 1));
         let (mut lost, mut kept) = (0, 0);
         let mut index = 0;
         for store in stores {
@@ -251,7 +268,7 @@ impl State {
                     1 => true,
                     2 => index < cut,
                     3 => index >= cut,
-                    _ => chance(2) == 0,
+                    _ => prng.chance(1, 2),
                 };
                 index += 1;
                 let start = to_index(offset);
@@ -289,12 +306,7 @@ impl State {
         if count_down(&mut self.persist_fails_in) {
             self.failed = true;
             self.faults.failed_persists += 1;
-            // Half of it arrived: as good as any tear, and needs no chance.
-            let mut odd = false;
-            self.tear(stores, &mut |bound| {
-                odd = !odd;
-                if bound == 5 { 4 } else { u64::from(odd) % bound }
-            });
+            self.tear(stores, &mut Prng::new(offset));
             return Err(self.error("write", offset, length, DeviceErrorKind::Medium));
         }
         for store in stores {

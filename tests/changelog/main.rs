@@ -1,0 +1,6 @@
+//! The change log's promise: after any crash, every durable change comes back, in order, once; and damage is named.
+
+mod bounds;
+mod damage;
+mod model;
+mod support;
