@@ -4,8 +4,11 @@ pub mod checksum;
 pub mod hash;
 pub mod ids;
 pub mod limits;
+pub mod planted;
+pub mod slab;
 
 pub use checksum::checksum;
 pub use hash::{FixedMap, FixedSet};
 pub use ids::{BlockAddress, BlockIndex, CpNumber, Epoch, LaneIndex, Lsn, ObjectId, PoolId, ReactorIndex};
+pub use slab::Slab;
 pub use twinlog_device::prng::{self, Prng};

@@ -1,1 +1,4 @@
-//! Objects: block trees, caches and volumes.
+//! Objects: block trees, buffer cache, volumes.
+
+pub mod directory;
+pub mod volume;

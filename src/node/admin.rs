@@ -2,6 +2,7 @@
 //!
 //! Control runs on ordinary threads; it sends an [`AdminCall`] over a bounded channel to reactor 0 and waits for the reply there.
 
+pub use crate::cp::check::CheckReport;
 use crossbeam_channel::Sender;
 use serde::{Deserialize, Serialize};
 
@@ -89,19 +90,6 @@ pub enum AdminReply {
         /// A next command to try, or empty.
         hint: String,
     },
-}
-
-/// Result of a check or scrub.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CheckReport {
-    /// Blocks read and verified.
-    pub verified_blocks: u64,
-    /// Blocks in use according to the trees.
-    pub reachable_blocks: u64,
-    /// Blocks in use according to the space map.
-    pub allocated_blocks: u64,
-    /// Everything that is wrong, at most 100 lines; empty means whole.
-    pub problems: Vec<String>,
 }
 
 /// State of a node at one instant.
@@ -237,4 +225,17 @@ pub struct ReactorStatus {
     pub busy_ns: u64,
     /// Open client connections.
     pub connections: u64,
+}
+
+/// What one reactor contributes to a status.
+#[derive(Clone, Debug, Default)]
+pub struct ReactorReport {
+    /// Its lanes.
+    pub lanes: Vec<LaneStatus>,
+    /// Its volumes.
+    pub volumes: Vec<VolumeStatus>,
+    /// Blocks whose checksum did not match.
+    pub checksum_errors: u64,
+    /// Itself.
+    pub reactor: ReactorStatus,
 }

@@ -1,4 +1,7 @@
 //! A request's way through one node: admission, log, apply, reply; and recovery.
 
 pub mod admin;
+pub mod engine;
+pub mod figures;
 pub mod request;
+pub mod shard;

@@ -90,6 +90,15 @@ impl Payload {
         Some(Self { offset_bytes: range.start, length_bytes: range.end - range.start, blocks })
     }
 
+    /// A payload for `range` in blocks that the caller has: one for each that the range touches.
+    #[must_use]
+    pub fn new(range: Range<u64>, blocks: Vec<BlockBuf>) -> Self {
+        let block_bytes = BLOCK_BYTES as u64;
+        let block_count = range.end.div_ceil(block_bytes) - range.start / block_bytes;
+        assert_eq!(blocks.len() as u64, block_count, "a block for each that the range touches");
+        Self { offset_bytes: range.start, length_bytes: range.end - range.start, blocks }
+    }
+
     /// The bytes of the volume that it replaces.
     #[must_use]
     pub fn range(&self) -> Range<u64> {

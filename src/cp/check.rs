@@ -1,0 +1,309 @@
+//! `pool check`: proves a consistency point whole.
+//!
+//! It walks everything that the superblock reaches, verifies every checksum, and proves that
+//!
+//! 1. no block is reached twice;
+//! 2. what is reached, or listed as freed, is exactly what the space map shows in use;
+//! 3. counts agree: free blocks, blocks below each reference, sizes of free areas;
+//! 4. every record, list and node is well formed.
+//!
+//! The walk is depth first with a bounded number of fetches ahead; memory is one bit per block of the pool, twice.
+
+use crate::{
+    alloc::geometry::{Geometry, place},
+    base::{BlockAddress, ObjectId, limits::AREA_BLOCKS},
+    format::{
+        chain::{AddressRange, ChainEntry, Subtree, decode_chain_block},
+        object::records,
+        reference::{BlockKey, BlockRef, node},
+        superblock::Superblock,
+    },
+    pool::{
+        io::{Io, IoEvent, Tag},
+        tree::{Aux, span},
+    },
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use twinlog_device::{BLOCK_BYTES, BlockBytes, BlockDevice, SharedBlock};
+
+/// Fetches ahead.
+const AHEAD_MAX: usize = 64;
+/// Blocks processed in one turn.
+const STEP_BLOCKS: usize = 64;
+/// Lines of problems in a report.
+const PROBLEMS_MAX: usize = 100;
+
+/// Result of a check or scrub.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// Blocks read and verified.
+    pub verified_blocks: u64,
+    /// Blocks in use according to the trees.
+    pub reachable_blocks: u64,
+    /// Blocks in use according to the space map.
+    pub allocated_blocks: u64,
+    /// Everything that is wrong, at most 100 lines; empty means whole.
+    pub problems: Vec<String>,
+}
+
+/// What a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Volume(ObjectId),
+    ObjectTable,
+    SpaceMap,
+    Freed,
+    ReapList,
+    Reap,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Visit {
+    role: Role,
+    reference: BlockRef,
+    /// Node levels from here down.
+    levels: u8,
+    /// Index of the first data block below.
+    first: u64,
+}
+
+/// A check in progress.
+pub struct Check {
+    tag: Tag,
+    geometry: Geometry,
+    superblock: Superblock,
+    stack: Vec<Visit>,
+    waiting: BTreeMap<BlockKey, Visit>,
+    seen: BTreeMap<u64, Box<BlockBytes>>,
+    map: BTreeMap<u64, SharedBlock>,
+    objects: BTreeSet<ObjectId>,
+    names: BTreeSet<String>,
+    freed_blocks: u64,
+    report: CheckReport,
+}
+
+impl Check {
+    /// A check of the consistency point of `superblock`, whose blocks do not change meanwhile. Fetches are made for `tag`.
+    #[must_use]
+    pub fn new(superblock: Superblock, tag: Tag) -> Self {
+        let geometry = Geometry::new(&superblock.devices);
+        let mut check = Self {
+            tag,
+            geometry,
+            stack: Vec::new(),
+            waiting: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            map: BTreeMap::new(),
+            objects: BTreeSet::new(),
+            names: BTreeSet::new(),
+            freed_blocks: 0,
+            report: CheckReport::default(),
+            superblock,
+        };
+        let roots = [
+            (Role::SpaceMap, check.superblock.space_map.root, check.superblock.space_map.levels),
+            (Role::ObjectTable, check.superblock.object_table.root, check.superblock.object_table.levels),
+            (Role::Freed, check.superblock.freed, 0),
+            (Role::ReapList, check.superblock.reap, 0),
+        ];
+        for (role, reference, levels) in roots {
+            check.push(Visit { role, reference, levels, first: 0 });
+        }
+        check
+    }
+
+    /// Blocks verified so far, and blocks in use in all as far as the superblock knows.
+    #[must_use]
+    pub fn progress(&self) -> (u64, u64) {
+        (self.report.verified_blocks, self.geometry.usable_blocks() - self.superblock.free_blocks)
+    }
+
+    /// A block that was fetched.
+    pub fn event(&mut self, event: IoEvent) {
+        let IoEvent::Fetched { key, result, .. } = event else { return };
+        let Some(visit) = self.waiting.remove(&key) else { return };
+        match result {
+            Ok(block) => self.visit(visit, &block),
+            Err(reason) => self.problem(format!("{}: {reason}", self.describe(&visit))),
+        }
+    }
+
+    /// Goes on for one turn. The report when everything has been seen.
+    pub fn step<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Option<CheckReport> {
+        for _ in 0..STEP_BLOCKS {
+            if self.waiting.len() >= AHEAD_MAX {
+                return None;
+            }
+            let Some(visit) = self.stack.pop() else { break };
+            if let Some(block) = io.fetch(&visit.reference, self.tag) {
+                self.visit(visit, &block);
+            } else {
+                self.waiting.insert(visit.reference.key(), visit);
+            }
+        }
+        if !self.stack.is_empty() || !self.waiting.is_empty() {
+            return None;
+        }
+        self.compare();
+        Some(std::mem::take(&mut self.report))
+    }
+
+    /// Marks a block as reached and puts it on the stack, unless it is none or cannot be one.
+    fn push(&mut self, visit: Visit) {
+        if visit.reference.is_hole() {
+            return;
+        }
+        if visit.reference.birth() > self.superblock.cp {
+            self.problem(format!("{}: written by a later consistency point", self.describe(&visit)));
+        }
+        if self.mark(visit.reference.address(), 1, &visit) {
+            self.report.reachable_blocks += 1;
+            self.stack.push(visit);
+        }
+    }
+
+    fn mark(&mut self, first: BlockAddress, count: u64, visit: &Visit) -> bool {
+        if !self.geometry.contains(first, count) {
+            self.problem(format!("{}: block {first} is not of this pool", self.describe(visit)));
+            return false;
+        }
+        for offset in 0..count {
+            let (area, bit) = self.geometry.locate(first.plus(offset)).expect("contained");
+            let (byte, mask) = place(bit);
+            let seen = self.seen.entry(area).or_insert_with(|| Box::new([0; BLOCK_BYTES]));
+            if seen[byte] & mask != 0 {
+                self.problem(format!("{}: block {} is used twice", self.describe(visit), first.plus(offset)));
+                return false;
+            }
+            seen[byte] |= mask;
+        }
+        true
+    }
+
+    fn visit(&mut self, visit: Visit, block: &SharedBlock) {
+        self.report.verified_blocks += 1;
+        if visit.levels > 0 {
+            return self.visit_node(visit, block);
+        }
+        match visit.role {
+            Role::Volume(_) | Role::Reap => self.expect_aux(&visit, Aux::Blocks.of_leaf(block)),
+            Role::SpaceMap => {
+                self.expect_aux(&visit, Aux::FreeBlocks.of_leaf(block));
+                self.map.insert(visit.first, block.clone());
+            }
+            Role::ObjectTable => self.visit_objects(&visit, block),
+            Role::Freed => self.visit_list::<AddressRange>(&visit, block, |check, range| {
+                check.freed_blocks += range.count;
+                check.mark(range.first, range.count, &visit);
+            }),
+            Role::ReapList => self.visit_list::<Subtree>(&visit, block, |check, subtree| {
+                check.push(Visit { role: Role::Reap, reference: subtree.root, levels: subtree.levels, first: 0 });
+            }),
+        }
+    }
+
+    fn visit_node(&mut self, visit: Visit, block: &SharedBlock) {
+        let aux = if visit.role == Role::SpaceMap { Aux::FreeBlocks } else { Aux::Blocks };
+        self.expect_aux(&visit, aux.of_node(block));
+        let below = span(visit.levels - 1);
+        for (child, reference) in (0..).zip(node(block)) {
+            if !reference.is_sane() {
+                self.problem(format!("{}: reference {child} is malformed", self.describe(&visit)));
+                continue;
+            }
+            let first = visit.first + child * below;
+            self.push(Visit { reference: *reference, levels: visit.levels - 1, first, ..visit });
+        }
+    }
+
+    fn visit_objects(&mut self, visit: &Visit, block: &SharedBlock) {
+        for record in records(block) {
+            match record.verify() {
+                Ok(None) => {}
+                Ok(Some(volume)) => {
+                    if !self.objects.insert(volume.id) || !self.names.insert(volume.name.clone()) {
+                        self.problem(format!("volume '{}' (object {}) exists twice", volume.name, volume.id));
+                    }
+                    if volume.id >= self.superblock.next_object {
+                        self.problem(format!("object {} is not below the next object's id", volume.id));
+                    }
+                    let role = Role::Volume(volume.id);
+                    self.push(Visit { role, reference: volume.root, levels: volume.levels, first: 0 });
+                }
+                Err(reason) => self.problem(format!("{}: {reason}", self.describe(visit))),
+            }
+        }
+    }
+
+    fn visit_list<E: ChainEntry>(&mut self, visit: &Visit, block: &SharedBlock, mut each: impl FnMut(&mut Self, E)) {
+        match decode_chain_block::<E>(block) {
+            Ok((entries, next)) => {
+                entries.into_iter().for_each(|entry| each(self, entry));
+                self.push(Visit { reference: next, ..*visit });
+            }
+            Err(reason) => self.problem(format!("{}: {reason}", self.describe(visit))),
+        }
+    }
+
+    fn expect_aux(&mut self, visit: &Visit, expected: u32) {
+        if visit.reference.aux() != expected {
+            let line = format!("{}: counts {} where {expected} are", self.describe(visit), visit.reference.aux());
+            self.problem(line);
+        }
+    }
+
+    /// Compares what was reached with what the space map says.
+    fn compare(&mut self) {
+        let mut free_blocks = 0;
+        let mut fresh = Box::new([0; BLOCK_BYTES]);
+        let none = Box::new([0; BLOCK_BYTES]);
+        for area in 0..self.geometry.area_count() {
+            self.geometry.fill_fresh(area, &mut fresh);
+            let map: &BlockBytes = self.map.get(&area).map_or(&fresh, |block| block);
+            let seen = self.seen.get(&area).unwrap_or(&none);
+            free_blocks += map.iter().map(|byte| u64::from(byte.count_zeros())).sum::<u64>();
+            if map.iter().zip(seen.iter()).zip(fresh.iter()).all(|((map, seen), fresh)| *map == seen | fresh) {
+                continue;
+            }
+            for bit in 0..AREA_BLOCKS {
+                let (byte, mask) = place(bit);
+                let (in_map, reached) = (map[byte] & mask != 0, (seen[byte] | fresh[byte]) & mask != 0);
+                if in_map != reached && self.report.problems.len() < PROBLEMS_MAX {
+                    let address = self.geometry.address(area, bit);
+                    let what = if in_map { "in use and not reached (a leak)" } else { "reached and marked free" };
+                    self.report.problems.push(format!("block {address} is {what}"));
+                }
+            }
+        }
+        self.report.allocated_blocks = self.geometry.usable_blocks() - free_blocks.min(self.geometry.usable_blocks());
+        if free_blocks != self.superblock.free_blocks {
+            self.problem(format!(
+                "the superblock counts {} free blocks, the map {free_blocks}",
+                self.superblock.free_blocks
+            ));
+        }
+        if self.freed_blocks != self.superblock.deferred_blocks {
+            let (counted, listed) = (self.superblock.deferred_blocks, self.freed_blocks);
+            self.problem(format!("the superblock counts {counted} deferred blocks, the freed list {listed}"));
+        }
+    }
+
+    fn problem(&mut self, line: String) {
+        if self.report.problems.len() < PROBLEMS_MAX {
+            self.report.problems.push(line);
+        }
+    }
+
+    fn describe(&self, visit: &Visit) -> String {
+        let what = match visit.role {
+            Role::Volume(id) => format!("object {id}, from block {}", visit.first),
+            Role::ObjectTable => "object table".to_owned(),
+            Role::SpaceMap => format!("space map, from area {}", visit.first),
+            Role::Freed => "freed list".to_owned(),
+            Role::ReapList => "reap list".to_owned(),
+            Role::Reap => "subtree to be freed".to_owned(),
+        };
+        format!("{what} (level {}, block {})", visit.levels, visit.reference.address())
+    }
+}

@@ -1,0 +1,712 @@
+//! The coordinator of a pool: one per pool, on one reactor. It owns the superblock, the object table, the space map and the lists, and
+//! takes the pool from one consistency point to the next. See the [module](super) for states and invariants.
+
+use super::{
+    lists::{total, write_list},
+    map::{MapResult, MapUpdate},
+    message::{ShardOpening, ShardReport, ToCoordinator, ToShard, VolumeChange},
+    opening::{OpenPool, Opening},
+};
+use crate::{
+    alloc::{
+        budget::Budget,
+        geometry::{Geometry, reserved_for_maps},
+        space_map::{Ready, SpaceMap},
+    },
+    base::{CpNumber, LaneIndex, ObjectId, planted},
+    format::{
+        chain::{AddressRange, Subtree},
+        object::{VolumeRecord, is_valid_name, is_valid_size},
+        reference::{BlockRef, node},
+        superblock::{Superblock, TreeRoot},
+    },
+    fs::directory::{Directory, VOLUMES_MAX},
+    pool::{
+        io::{Io, IoEvent, Tag},
+        superblocks::CommitSuperblock,
+        tree::{Aux, TreeUpdate},
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    rc::Rc,
+    time::Duration,
+};
+use twinlog_device::{BlockDevice, Nanos};
+
+/// Nodes of cut-off subtrees that one consistency point frees: together up to 2 GiB of data.
+const REAP_NODES_MAX: usize = 4096;
+/// Nodes of cut-off subtrees fetched ahead.
+const REAP_AHEAD: usize = 32;
+
+/// Owners of the coordinator's I/O events on its reactor.
+#[derive(Clone, Copy, Debug)]
+pub struct Owners {
+    /// Everything but trees.
+    pub main: u16,
+    /// Trees that it updates.
+    pub update: u16,
+}
+
+/// How a pool stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PoolState {
+    /// Superblock and maps are being read, or lanes replayed.
+    Opening,
+    /// Volumes are served.
+    Serving,
+    /// Nothing more is accepted.
+    Stopped(String),
+}
+
+enum Phase {
+    Gather,
+    Reap(usize),
+    Directory(Option<TreeUpdate>),
+    Map(Box<MapUpdate>),
+    Lists(usize),
+    Commit(CommitSuperblock),
+}
+
+/// A consistency point in the making.
+struct Run {
+    cp: CpNumber,
+    phase: Phase,
+    started: Nanos,
+    reports: BTreeMap<LaneIndex, ShardReport>,
+    space_wanted: VecDeque<(LaneIndex, u64)>,
+    freed: Vec<AddressRange>,
+    reap: Vec<Subtree>,
+    object_table: TreeRoot,
+    allocated_blocks: u64,
+    reserved_blocks: u64,
+    map: Option<MapResult>,
+    lists: (BlockRef, BlockRef),
+}
+
+/// A volume call of the control side that waits for its shard.
+struct VolumeCall {
+    id: ObjectId,
+    name: Option<String>,
+}
+
+/// What the coordinator tells its reactor.
+#[derive(Clone, Debug)]
+pub enum CoordinatorEvent {
+    /// A message for a shard.
+    Shard(LaneIndex, ToShard),
+    /// The set of volumes, or one of them, changed.
+    Volumes,
+    /// A volume call has ended.
+    VolumeDone(u64, Result<Option<VolumeRecord>, String>),
+    /// A consistency point is durable.
+    Durable(CpNumber),
+    /// The pool serves: recovery is complete.
+    Serving,
+    /// The pool has stopped.
+    Stopped(String),
+}
+
+/// Figures of the pool.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CoordinatorFigures {
+    /// When the newest consistency point became durable.
+    pub cp_at: Nanos,
+    /// How long it took.
+    pub cp_duration: Duration,
+    /// Changes that recovery performed.
+    pub replayed_records: u64,
+}
+
+/// The coordinator.
+pub struct Coordinator {
+    owners: Owners,
+    budget: Budget,
+    state: PoolState,
+    opening: Option<Opening>,
+    superblock: Option<Superblock>,
+    directory: Directory,
+    space: SpaceMap,
+    freed: Vec<AddressRange>,
+    reap: Vec<Subtree>,
+    list_blocks: Vec<AddressRange>,
+    run: Option<Run>,
+    wanted: bool,
+    to_replay: BTreeSet<LaneIndex>,
+    volumes: BTreeMap<ObjectId, VolumeRecord>,
+    names: BTreeSet<String>,
+    next_object: ObjectId,
+    calls: BTreeMap<u64, VolumeCall>,
+    next_call: u64,
+    events: VecDeque<CoordinatorEvent>,
+    figures: CoordinatorFigures,
+    holds_frees: bool,
+}
+
+impl Coordinator {
+    /// Starts opening the pool on the devices of `io`.
+    ///
+    /// # Errors
+    /// A device is too small.
+    pub fn open<D: BlockDevice>(
+        io: &mut Io<D>,
+        owners: Owners,
+        budget: Budget,
+    ) -> Result<Self, crate::pool::superblocks::PoolError> {
+        let opening = Some(Opening::new(io, owners.main)?);
+        Ok(Self {
+            owners,
+            budget,
+            state: PoolState::Opening,
+            opening,
+            superblock: None,
+            directory: Directory::default(),
+            space: SpaceMap::new(Geometry::new(&[]), TreeRoot::default()),
+            freed: Vec::new(),
+            reap: Vec::new(),
+            list_blocks: Vec::new(),
+            run: None,
+            wanted: false,
+            to_replay: BTreeSet::new(),
+            volumes: BTreeMap::new(),
+            names: BTreeSet::new(),
+            next_object: ObjectId(1),
+            calls: BTreeMap::new(),
+            next_call: 0,
+            events: VecDeque::new(),
+            figures: CoordinatorFigures::default(),
+            holds_frees: false,
+        })
+    }
+
+    /// How the pool stands.
+    #[must_use]
+    pub fn state(&self) -> &PoolState {
+        &self.state
+    }
+
+    /// The newest durable superblock; `None` until it has been read.
+    #[must_use]
+    pub fn superblock(&self) -> Option<&Superblock> {
+        self.superblock.as_ref()
+    }
+
+    /// Every volume that exists, as of the newest stable change.
+    #[must_use]
+    pub fn volumes(&self) -> &BTreeMap<ObjectId, VolumeRecord> {
+        &self.volumes
+    }
+
+    /// How the pool is cut into areas.
+    #[must_use]
+    pub fn geometry(&self) -> &Geometry {
+        self.space.geometry()
+    }
+
+    /// Figures for people.
+    #[must_use]
+    pub fn figures(&self) -> CoordinatorFigures {
+        self.figures
+    }
+
+    /// Name of the phase in progress, for people.
+    #[must_use]
+    pub fn phase(&self) -> &'static str {
+        match self.run.as_ref().map(|run| &run.phase) {
+            None => "idle",
+            Some(Phase::Gather) => "gather",
+            Some(Phase::Reap(_)) => "reap",
+            Some(Phase::Directory(_)) => "directory",
+            Some(Phase::Map(_)) => "map",
+            Some(Phase::Lists(_)) => "lists",
+            Some(Phase::Commit(_)) => "commit",
+        }
+    }
+
+    /// Blocks freed that consistency points to come bring back, as far as known.
+    #[must_use]
+    pub fn deferred_blocks(&self) -> u64 {
+        total(&self.freed) + self.reap_blocks()
+    }
+
+    fn reap_blocks(&self) -> u64 {
+        self.reap.iter().map(|subtree| u64::from(subtree.root.aux())).sum()
+    }
+
+    /// The next thing to tell.
+    pub fn next_event(&mut self) -> Option<CoordinatorEvent> {
+        self.events.pop_front()
+    }
+
+    /// Asks for a consistency point: at once, or after the one in progress.
+    pub fn want(&mut self) {
+        self.wanted = true;
+    }
+
+    /// Keeps every block that the newest consistency point reaches as it is until it is released, so that it can be read through while
+    /// later ones are taken: freed blocks stay in the freed list. `None` while a consistency point is in progress.
+    pub fn hold_frees(&mut self) -> Option<Superblock> {
+        let superblock = self.superblock.as_ref().filter(|_| self.run.is_none() && self.state == PoolState::Serving)?;
+        self.holds_frees = true;
+        Some(superblock.clone())
+    }
+
+    /// Ends [`Coordinator::hold_frees`].
+    pub fn release_frees(&mut self) {
+        self.holds_frees = false;
+    }
+
+    /// Whether a consistency point is in progress or asked for.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.run.is_some() || self.wanted || self.state == PoolState::Opening
+    }
+
+    /// Begins to make, resize or delete a volume. The end is [`CoordinatorEvent::VolumeDone`] with the returned number.
+    ///
+    /// # Errors
+    /// A sentence: why it is refused.
+    pub fn change_volume(&mut self, name: &str, change: VolumeChange) -> Result<u64, String> {
+        if self.state != PoolState::Serving {
+            return Err("the pool does not serve yet, or any more".to_owned());
+        }
+        let known = self.volumes.values().find(|volume| volume.name == name).map(|volume| volume.id);
+        let (id, name) = match &change {
+            VolumeChange::Create { size_bytes, .. } => {
+                if !is_valid_name(name) {
+                    return Err(format!(
+                        "'{name}' is no name: 1 to 64 letters, digits, '-', '_' or '.', beginning with a letter or digit"
+                    ));
+                }
+                if !is_valid_size(*size_bytes) {
+                    return Err(format!("{size_bytes} bytes is no size: a multiple of 4096, at most 1 PiB"));
+                }
+                if known.is_some() || self.names.contains(name) {
+                    return Err(format!("a volume called '{name}' exists"));
+                }
+                if self.volumes.len() + self.calls.len() >= VOLUMES_MAX {
+                    return Err(format!("a pool has at most {VOLUMES_MAX} volumes"));
+                }
+                let id = self.next_object;
+                self.next_object = ObjectId(id.0 + 1);
+                self.names.insert(name.to_owned());
+                (id, Some(name.to_owned()))
+            }
+            VolumeChange::Resize(size_bytes) if !is_valid_size(*size_bytes) => {
+                return Err(format!("{size_bytes} bytes is no size: a multiple of 4096, at most 1 PiB"));
+            }
+            VolumeChange::Resize(_) | VolumeChange::Delete => {
+                (known.ok_or_else(|| format!("no volume is called '{name}'"))?, None)
+            }
+        };
+        self.next_call += 1;
+        let call = self.next_call;
+        self.calls.insert(call, VolumeCall { id, name });
+        self.events.push_back(CoordinatorEvent::Shard(self.lane_of(id), ToShard::Volume { call, id, change }));
+        Ok(call)
+    }
+
+    /// The lane that a volume's changes go to.
+    #[must_use]
+    pub fn lane_of(&self, id: ObjectId) -> LaneIndex {
+        let lanes = self.superblock.as_ref().map_or(1, |superblock| superblock.applied.len() as u64);
+        LaneIndex(u16::try_from(id.0 % lanes).expect("at most LANES_MAX"))
+    }
+
+    /// A message from a shard.
+    pub fn receive(&mut self, message: ToCoordinator) {
+        match message {
+            ToCoordinator::Wanted => self.want(),
+            ToCoordinator::Replayed { lane, records, volumes, object_max } => {
+                self.to_replay.remove(&lane);
+                self.figures.replayed_records += records;
+                self.next_object = self.next_object.max(ObjectId(object_max.0 + 1));
+                self.volumes.extend(volumes.into_iter().map(|volume| (volume.id, volume)));
+                self.wanted |= self.to_replay.is_empty();
+            }
+            ToCoordinator::NeedSpace { lane, blocks } => {
+                let run = self.run.as_mut().expect("space is asked for within a consistency point");
+                run.space_wanted.push_back((lane, blocks));
+            }
+            ToCoordinator::Written { lane, report } => {
+                let run = self.run.as_mut().expect("shards write within a consistency point");
+                run.reports.insert(lane, *report);
+            }
+            ToCoordinator::VolumeDone { call, volume } => self.volume_done(call, volume),
+            ToCoordinator::Failed { lane, reason } => self.stop(format!("lane {lane}: {reason}")),
+        }
+    }
+
+    /// An I/O event of one of the coordinator's owners.
+    pub fn event<D: BlockDevice>(&mut self, io: &mut Io<D>, event: IoEvent) {
+        if let Some(opening) = &mut self.opening {
+            if let Err(error) = opening.event(io, event) {
+                self.stop(error.to_string());
+            }
+            return;
+        }
+        if let Err(reason) = self.run_event(io, event) {
+            self.stop(reason);
+        }
+    }
+
+    /// Goes on for one turn.
+    pub fn step<D: BlockDevice>(&mut self, io: &mut Io<D>, now: Nanos, wall_clock_ns: u64) {
+        if let Some(opening) = &mut self.opening {
+            match opening.step(io) {
+                Ok(None) => {}
+                Ok(Some(pool)) => self.opened(pool),
+                Err(error) => self.stop(error.to_string()),
+            }
+            return;
+        }
+        if matches!(self.state, PoolState::Stopped(_)) {
+            return;
+        }
+        if self.run.is_none() && self.wanted && self.to_replay.is_empty() {
+            self.start(now);
+        }
+        if self.run.is_some()
+            && let Err(reason) = self.run_step(io, now, wall_clock_ns)
+        {
+            self.stop(reason);
+        }
+    }
+
+    /// Stops the pool: nothing more is written.
+    pub fn stop(&mut self, reason: String) {
+        if matches!(self.state, PoolState::Stopped(_)) {
+            return;
+        }
+        self.opening = None;
+        self.run = None;
+        for lane in self.lanes() {
+            self.events.push_back(CoordinatorEvent::Shard(lane, ToShard::Stop(reason.clone())));
+        }
+        self.events.push_back(CoordinatorEvent::Stopped(reason.clone()));
+        self.state = PoolState::Stopped(reason);
+    }
+
+    fn lanes(&self) -> Vec<LaneIndex> {
+        let count = self.superblock.as_ref().map_or(0, |superblock| superblock.applied.len());
+        (0..u16::try_from(count).expect("at most LANES_MAX")).map(LaneIndex).collect()
+    }
+
+    fn opened(&mut self, pool: OpenPool) {
+        self.opening = None;
+        let geometry = Geometry::new(&pool.superblock.devices);
+        self.next_object = pool.superblock.next_object;
+        self.directory = pool.directory;
+        self.freed = pool.freed;
+        self.reap = pool.reap;
+        self.list_blocks = pool.list_blocks;
+        self.space = SpaceMap::new(geometry, pool.superblock.space_map);
+        self.superblock = Some(pool.superblock.clone());
+        self.reset_budget();
+        let lane_count = u16::try_from(pool.superblock.applied.len()).expect("at most LANES_MAX");
+        for lane in self.lanes() {
+            let own = |volume: &&VolumeRecord| self.lane_of(volume.id) == lane;
+            let opening = ShardOpening {
+                pool: pool.superblock.pool,
+                lane_count,
+                epoch: pool.superblock.epoch,
+                cp: pool.superblock.cp,
+                applied: pool.superblock.applied[usize::from(lane.0)],
+                volumes: self.directory.volumes().filter(own).cloned().collect(),
+            };
+            self.to_replay.insert(lane);
+            self.events.push_back(CoordinatorEvent::Shard(lane, ToShard::Open(Box::new(opening))));
+        }
+    }
+
+    fn reset_budget(&self) {
+        let superblock = self.superblock.as_ref().expect("opened");
+        let kept = reserved_for_maps(self.space.geometry(), self.directory.block_count());
+        let available = i64::try_from(superblock.free_blocks).expect("sane") - i64::try_from(kept).expect("sane");
+        self.budget.reset(available, kept / 4, self.reap_blocks());
+    }
+
+    fn volume_done(&mut self, call: u64, volume: Result<Option<VolumeRecord>, String>) {
+        let Some(VolumeCall { id, name }) = self.calls.remove(&call) else { return };
+        if let Some(name) = name {
+            self.names.remove(&name);
+        }
+        match &volume {
+            Ok(Some(record)) => drop(self.volumes.insert(id, record.clone())),
+            Ok(None) => drop(self.volumes.remove(&id)),
+            Err(_) => {}
+        }
+        self.events.push_back(CoordinatorEvent::Volumes);
+        self.events.push_back(CoordinatorEvent::VolumeDone(call, volume));
+    }
+
+    fn start(&mut self, now: Nanos) {
+        self.wanted = false;
+        let superblock = self.superblock.as_ref().expect("opened");
+        let cp = superblock.cp.next();
+        self.run = Some(Run {
+            cp,
+            phase: Phase::Gather,
+            started: now,
+            reports: BTreeMap::new(),
+            space_wanted: VecDeque::new(),
+            freed: Vec::new(),
+            reap: Vec::new(),
+            object_table: superblock.object_table,
+            allocated_blocks: 0,
+            reserved_blocks: 0,
+            map: None,
+            lists: (BlockRef::default(), BlockRef::default()),
+        });
+        for lane in self.lanes() {
+            self.events.push_back(CoordinatorEvent::Shard(lane, ToShard::Freeze(cp)));
+        }
+    }
+
+    fn run_event<D: BlockDevice>(&mut self, io: &mut Io<D>, event: IoEvent) -> Result<(), String> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        let (tag, is_update) = match &event {
+            IoEvent::Fetched { tag, .. } | IoEvent::Done { tag, .. } => (*tag, tag.owner == self.owners.update),
+        };
+        if is_update {
+            let update = match &mut run.phase {
+                Phase::Directory(update) => update.as_mut(),
+                Phase::Map(map) => map.update(),
+                _ => None,
+            };
+            let update = update.expect("only the update's own phases have such events");
+            match event {
+                IoEvent::Fetched { key, result, .. } => update.fetched(key, result?),
+                IoEvent::Done { result, .. } => {
+                    result.map_err(|error| error.to_string())?;
+                    update.written();
+                }
+            }
+            return Ok(());
+        }
+        match event {
+            // Blocks of the maps arrive through the cache; an unreadable one stops the pool.
+            IoEvent::Fetched { result, .. } => result.map(drop),
+            IoEvent::Done { result, .. } => match &mut run.phase {
+                Phase::Lists(outstanding) => {
+                    result.map_err(|error| error.to_string())?;
+                    *outstanding -= 1;
+                    Ok(())
+                }
+                Phase::Commit(commit) => {
+                    if commit.event(io, tag, result).map_err(|error| error.to_string())? {
+                        self.committed();
+                    }
+                    Ok(())
+                }
+                _ => Err("an I/O event that nobody waits for".to_owned()),
+            },
+        }
+    }
+
+    fn run_step<D: BlockDevice>(&mut self, io: &mut Io<D>, now: Nanos, wall_clock_ns: u64) -> Result<(), String> {
+        let run = self.run.as_mut().expect("called with one");
+        match &mut run.phase {
+            Phase::Gather => self.gather(io),
+            Phase::Reap(_) => self.reap_step(io),
+            Phase::Directory(_) => self.directory_step(io),
+            Phase::Map(map) => {
+                if map.step(io, &mut self.space)? {
+                    self.write_lists(io);
+                }
+                Ok(())
+            }
+            Phase::Lists(0) => {
+                self.figures.cp_at = now;
+                self.figures.cp_duration = now.since(run.started);
+                self.commit(io, wall_clock_ns);
+                Ok(())
+            }
+            Phase::Lists(_) | Phase::Commit(_) => Ok(()),
+        }
+    }
+
+    /// Grants space, and waits until every shard has written.
+    fn gather<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<(), String> {
+        let lane_count = self.superblock.as_ref().expect("opened").applied.len();
+        let run = self.run.as_mut().expect("called with one");
+        while let Some(&(lane, blocks)) = run.space_wanted.front() {
+            match self.space.ensure(io, Tag { owner: self.owners.main, id: 0 }, blocks) {
+                Ready::Pending => return Ok(()),
+                Ready::Never => return Err(format!("{blocks} blocks were reserved and are not there")),
+                Ready::Yes => {}
+            }
+            let ranges = self.space.allocate(blocks);
+            run.allocated_blocks += blocks;
+            run.space_wanted.pop_front();
+            self.events.push_back(CoordinatorEvent::Shard(lane, ToShard::Space(ranges)));
+        }
+        if run.reports.len() < lane_count {
+            return Ok(());
+        }
+        for report in run.reports.values_mut() {
+            run.freed.append(&mut report.freed);
+            run.reap.append(&mut report.reap);
+            run.reserved_blocks += report.reserved_blocks;
+            for range in report.unused.drain(..) {
+                self.space.clear(&range)?;
+                run.allocated_blocks -= range.count;
+            }
+            for update in report.objects.drain(..) {
+                self.directory.apply(update);
+            }
+        }
+        run.freed.append(&mut self.list_blocks);
+        self.reap.append(&mut run.reap);
+        run.phase = Phase::Reap(0);
+        Ok(())
+    }
+
+    /// Frees subtrees that were cut off, depth first, a bounded number of nodes.
+    fn reap_step<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<(), String> {
+        let run = self.run.as_mut().expect("called with one");
+        let Phase::Reap(done) = &mut run.phase else { unreachable!("called in this phase") };
+        let tag = Tag { owner: self.owners.main, id: 0 };
+        for subtree in self.reap.iter().rev().take(REAP_AHEAD).filter(|subtree| subtree.levels > 0) {
+            let _ = io.fetch(&subtree.root, tag);
+        }
+        for _ in 0..REAP_AHEAD {
+            let Some(subtree) = self.reap.last().copied().filter(|_| *done < REAP_NODES_MAX) else {
+                run.phase = Phase::Directory(None);
+                return Ok(());
+            };
+            if subtree.levels > 0 {
+                let Some(block) = io.fetch(&subtree.root, tag) else { return Ok(()) };
+                self.reap.pop();
+                for child in node(&block).iter().filter(|child| !child.is_hole()) {
+                    if subtree.levels == 1 {
+                        run.freed.push(AddressRange { first: child.address(), count: 1 });
+                    } else {
+                        self.reap.push(Subtree { root: *child, levels: subtree.levels - 1 });
+                    }
+                }
+            } else {
+                self.reap.pop();
+            }
+            run.freed.push(AddressRange { first: subtree.root.address(), count: 1 });
+            *done += 1;
+        }
+        Ok(())
+    }
+
+    /// Writes the changed blocks of the object table.
+    fn directory_step<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<(), String> {
+        let run = self.run.as_mut().expect("called with one");
+        let Phase::Directory(update) = &mut run.phase else { unreachable!("called in this phase") };
+        let Some(update) = update else {
+            if !self.directory.is_dirty() {
+                return self.begin_map();
+            }
+            if let Some((dirty, levels)) = self.directory.take_dirty(|| io.allocate()) {
+                let purpose = (self.owners.update, Aux::Blocks);
+                run.phase =
+                    Phase::Directory(Some(TreeUpdate::new(run.object_table, levels, Rc::new(dirty), run.cp, purpose)));
+            }
+            return Ok(());
+        };
+        update.step(io, 64);
+        if update.is_ready() {
+            let needed = update.needed_blocks();
+            match self.space.ensure(io, Tag { owner: self.owners.main, id: 0 }, needed) {
+                Ready::Pending => {}
+                Ready::Never => return Err("no space is left for the object table".to_owned()),
+                Ready::Yes => {
+                    run.allocated_blocks += needed;
+                    update.grant(self.space.allocate(needed));
+                }
+            }
+        } else if update.is_done() {
+            run.freed.append(&mut update.take_freed());
+            let Phase::Directory(Some(update)) = std::mem::replace(&mut run.phase, Phase::Gather) else {
+                unreachable!("matched above")
+            };
+            let result = update.into_result();
+            run.object_table = result.tree;
+            for range in result.unused {
+                self.space.clear(&range)?;
+                run.allocated_blocks -= range.count;
+            }
+            return self.begin_map();
+        }
+        Ok(())
+    }
+
+    fn begin_map(&mut self) -> Result<(), String> {
+        let run = self.run.as_mut().expect("called with one");
+        let numbers = (run.cp, self.owners.update, Tag { owner: self.owners.main, id: 0 });
+        let mut last_freed = self.freed.clone();
+        let mut freed = std::mem::take(&mut run.freed);
+        if self.holds_frees {
+            freed.append(&mut last_freed);
+        }
+        if planted::is("free-too-early") {
+            last_freed.append(&mut freed);
+        }
+        let map = MapUpdate::new(&self.space, numbers, last_freed, freed, self.reap.clone())?;
+        run.phase = Phase::Map(Box::new(map));
+        Ok(())
+    }
+
+    fn write_lists<D: BlockDevice>(&mut self, io: &mut Io<D>) {
+        let run = self.run.as_mut().expect("called with one");
+        let Phase::Map(map) = std::mem::replace(&mut run.phase, Phase::Gather) else {
+            unreachable!("called after the map")
+        };
+        let result = map.into_result();
+        run.allocated_blocks += result.allocated_blocks;
+        let tag = |id| Tag { owner: self.owners.main, id };
+        let freed = write_list(io, &result.freed, &result.freed_places, (run.cp, tag(1)));
+        let reap = write_list(io, &result.reap, &result.reap_places, (run.cp, tag(2)));
+        run.lists = (freed, reap);
+        run.phase = Phase::Lists(usize::from(!freed.is_hole()) + usize::from(!reap.is_hole()));
+        run.map = Some(result);
+    }
+
+    fn commit<D: BlockDevice>(&mut self, io: &mut Io<D>, wall_clock_ns: u64) {
+        let run = self.run.as_mut().expect("called with one");
+        let map = run.map.as_ref().expect("written before");
+        let mut next = self.superblock.clone().expect("opened");
+        next.cp = run.cp;
+        next.time_ns = wall_clock_ns;
+        next.next_object = self.next_object;
+        next.free_blocks = next.free_blocks + map.cleared_blocks - run.allocated_blocks;
+        next.deferred_blocks = total(&map.freed);
+        next.object_table = run.object_table;
+        next.space_map = map.tree;
+        next.freed = run.lists.0;
+        next.reap = run.lists.1;
+        for (lane, report) in &run.reports {
+            next.applied[usize::from(lane.0)] = report.applied;
+        }
+        run.phase = Phase::Commit(CommitSuperblock::new(io, self.owners.main, next));
+    }
+
+    fn committed(&mut self) {
+        let run = self.run.take().expect("called with one");
+        let Phase::Commit(commit) = run.phase else { unreachable!("called after the commit") };
+        let map = run.map.expect("written before");
+        self.superblock = Some(commit.into_superblock());
+        self.freed = map.freed;
+        self.list_blocks = map.freed_places.into_iter().chain(map.reap_places).collect();
+        self.space.committed(map.tree);
+        let back = i64::try_from(run.reserved_blocks + map.cleared_blocks).expect("sane");
+        self.budget.give_back(back - i64::try_from(run.allocated_blocks).expect("sane"));
+        self.budget.set_returning(self.reap_blocks());
+        for lane in self.lanes() {
+            self.events.push_back(CoordinatorEvent::Shard(lane, ToShard::Durable(run.cp)));
+        }
+        self.events.push_back(CoordinatorEvent::Durable(run.cp));
+        if self.state == PoolState::Opening {
+            self.state = PoolState::Serving;
+            self.events.push_back(CoordinatorEvent::Volumes);
+            self.events.push_back(CoordinatorEvent::Serving);
+        }
+        // What is left to reap is space that somebody wants back.
+        self.wanted |= !self.reap.is_empty();
+    }
+}

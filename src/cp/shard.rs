@@ -1,0 +1,170 @@
+//! The shard's half of a consistency point: its frozen volumes, written one after the other.
+
+use super::message::{ShardReport, ToCoordinator};
+use crate::{
+    base::{CpNumber, LaneIndex, Lsn, ObjectId},
+    format::{chain::AddressRange, chain::Subtree, superblock::TreeRoot},
+    fs::{
+        directory::ObjectUpdate,
+        volume::{Frozen, Volume},
+    },
+    pool::{
+        io::{Io, IoEvent},
+        tree::{Aux, TreeUpdate},
+    },
+};
+use std::collections::{BTreeMap, VecDeque};
+use twinlog_device::BlockDevice;
+
+/// Blocks of work in one turn: some 10 microseconds of checksums.
+const STEP_BLOCKS: usize = 32;
+
+/// A consistency point in the making, on one shard.
+pub struct ShardCp {
+    cp: CpNumber,
+    lane: LaneIndex,
+    owner: u16,
+    waiting: VecDeque<(ObjectId, Frozen)>,
+    current: Option<(ObjectId, Frozen, TreeUpdate)>,
+    asked: bool,
+    trees: BTreeMap<ObjectId, TreeRoot>,
+    report: ShardReport,
+    applied: Lsn,
+    reported: bool,
+}
+
+impl ShardCp {
+    /// Freezes what has changed in `volumes`, at lane position `applied`. Volumes in `deleted` are gone for good.
+    pub fn freeze(
+        (cp, lane, owner): (CpNumber, LaneIndex, u16),
+        volumes: &mut BTreeMap<ObjectId, Volume>,
+        deleted: Vec<Volume>,
+        applied: Lsn,
+    ) -> Self {
+        let mut report = ShardReport::default();
+        for volume in deleted {
+            let record = volume.record();
+            report.objects.push(ObjectUpdate::Delete(record.id));
+            if !record.root.is_hole() {
+                report.reap.push(Subtree { root: record.root, levels: record.levels });
+            }
+        }
+        let mut waiting = VecDeque::new();
+        for (&id, volume) in volumes.iter_mut().filter(|(_, volume)| volume.is_dirty()) {
+            let frozen = volume.freeze();
+            waiting.push_back((id, frozen));
+        }
+        let trees = BTreeMap::new();
+        Self { cp, lane, owner, waiting, current: None, asked: false, trees, report, applied, reported: false }
+    }
+
+    /// Which consistency point.
+    #[must_use]
+    pub fn number(&self) -> CpNumber {
+        self.cp
+    }
+
+    /// Adds to what was reserved for the frozen changes.
+    pub fn set_reserved(&mut self, blocks: u64) {
+        self.report.reserved_blocks = blocks;
+    }
+
+    /// Position of the freeze.
+    #[must_use]
+    pub fn applied(&self) -> Lsn {
+        self.applied
+    }
+
+    /// Replaces the position: after a replay the lane begins anew beyond everything old.
+    pub fn set_applied(&mut self, applied: Lsn) {
+        self.applied = applied;
+    }
+
+    /// Whether it waits for nothing but the coordinator's `Durable`.
+    #[must_use]
+    pub fn is_reported(&self) -> bool {
+        self.reported
+    }
+
+    /// Places for the volume that is being written.
+    pub fn space(&mut self, ranges: Vec<AddressRange>) {
+        let (_, _, update) = self.current.as_mut().expect("space was asked for");
+        update.grant(ranges);
+    }
+
+    /// An I/O event of this consistency point.
+    ///
+    /// # Errors
+    /// A node cannot be read or a write failed: the pool must stop.
+    pub fn event(&mut self, event: IoEvent) -> Result<(), String> {
+        let (_, _, update) = self.current.as_mut().expect("I/O belongs to the volume that is being written");
+        match event {
+            IoEvent::Fetched { key, result, .. } => update.fetched(key, result?),
+            IoEvent::Done { result, .. } => {
+                result.map_err(|error| error.to_string())?;
+                update.written();
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on. `is_stable` says that the lane is durable up to the freeze. Returns messages for the coordinator.
+    pub fn step<D: BlockDevice>(&mut self, io: &mut Io<D>, is_stable: bool) -> Option<ToCoordinator> {
+        if self.reported {
+            return None;
+        }
+        let Some((_, _, update)) = &mut self.current else {
+            let Some((id, frozen)) = self.waiting.pop_front() else {
+                if !is_stable && !crate::base::planted::is("cp-contains-unstable") {
+                    return None;
+                }
+                self.reported = true;
+                let mut report = Box::new(std::mem::take(&mut self.report));
+                report.applied = self.applied;
+                return Some(ToCoordinator::Written { lane: self.lane, report });
+            };
+            let tree = TreeRoot { root: frozen.record.root, levels: frozen.record.levels };
+            let levels = crate::pool::tree::levels_for(frozen.record.size_bytes / crate::base::limits::BLOCK_BYTES);
+            let update = TreeUpdate::new(tree, levels, frozen.dirty.clone(), self.cp, (self.owner, Aux::Blocks));
+            self.current = Some((id, frozen, update));
+            self.asked = false;
+            return None;
+        };
+        update.step(io, STEP_BLOCKS);
+        if update.is_ready() && !self.asked {
+            self.asked = true;
+            let blocks = update.needed_blocks();
+            if blocks > 0 {
+                return Some(ToCoordinator::NeedSpace { lane: self.lane, blocks });
+            }
+            update.grant(Vec::new());
+        }
+        if update.is_done() {
+            self.finish_volume();
+        }
+        None
+    }
+
+    /// Hands every volume its new tree.
+    pub fn thaw(self, volumes: &mut BTreeMap<ObjectId, Volume>, deleted: &mut [Volume]) {
+        assert!(self.reported, "a consistency point is durable after it was written");
+        for (id, tree) in self.trees {
+            let volume = volumes.get_mut(&id).or_else(|| deleted.iter_mut().find(|volume| volume.record().id == id));
+            volume.expect("a frozen volume is kept until the consistency point is durable").thaw(tree);
+        }
+    }
+
+    fn finish_volume(&mut self) {
+        let (id, frozen, mut update) = self.current.take().expect("it has just been written");
+        self.report.freed.append(&mut update.take_freed());
+        self.report.reap.append(&mut update.take_reap());
+        let mut result = update.into_result();
+        self.report.unused.append(&mut result.unused);
+        self.trees.insert(id, result.tree);
+        let mut record = frozen.record;
+        record.root = result.tree.root;
+        record.levels = result.tree.levels;
+        record.allocated_blocks = u64::from(result.tree.root.aux());
+        self.report.objects.push(ObjectUpdate::Put(record));
+    }
+}

@@ -1,0 +1,201 @@
+//! A volume as its shard sees it: the tree of the newest consistency point, and up to two generations of changes on top.
+//!
+//! ```text
+//! lookup:   active  -->  frozen  -->  tree on disk
+//!           changes      changes      everything that the newest
+//!           since the    that the     consistency point contains
+//!           last freeze  CP writes
+//! ```
+//!
+//! A consistency point freezes the active generation, writes it, and when it is durable the frozen generation is dropped and
+//! the new tree takes its place: until then every lookup finds the old tree and its overlay unchanged.
+
+use crate::{
+    base::{CpNumber, Lsn, ObjectId, limits::BLOCK_BYTES},
+    format::{
+        object::VolumeRecord,
+        reference::{BlockKey, BlockRef},
+        superblock::TreeRoot,
+    },
+    pool::tree::{Dirty, DirtyBlock, DirtyLookup, Walk, levels_for, walk},
+};
+use std::{ops::Range, rc::Rc};
+use twinlog_device::SharedBlock;
+
+/// What the overlay says of a block.
+#[derive(Debug)]
+pub enum Overlay {
+    /// Nothing: the tree on disk decides.
+    Below,
+    /// Freed, by a record that ends here.
+    Hole(Lsn),
+    /// Written, by a record that ends here.
+    Block(SharedBlock, Lsn),
+}
+
+/// What the tree on disk says of a block.
+#[derive(Debug)]
+pub enum Below {
+    /// There is none, up to this index (exclusive).
+    Hole(u64),
+    /// Its reference.
+    Block(BlockRef),
+    /// This node must be fetched to know.
+    Missing(BlockRef),
+}
+
+/// A generation that a consistency point is writing.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    /// Its changes.
+    pub dirty: Rc<Dirty>,
+    /// The volume's description at the freeze.
+    pub record: VolumeRecord,
+}
+
+/// A volume.
+#[derive(Debug)]
+pub struct Volume {
+    record: VolumeRecord,
+    active: Dirty,
+    /// Whether the description changed in the active generation.
+    changed: bool,
+    frozen: Option<Frozen>,
+}
+
+impl Volume {
+    /// A volume that the newest consistency point contains.
+    #[must_use]
+    pub fn open(record: VolumeRecord) -> Self {
+        Self { record, active: Dirty::default(), changed: false, frozen: None }
+    }
+
+    /// A volume that was just made: empty.
+    #[must_use]
+    pub fn create(id: ObjectId, name: String, size_bytes: u64, (cp, time_ns): (CpNumber, u64)) -> Self {
+        let levels = levels_for(size_bytes / BLOCK_BYTES);
+        let record = VolumeRecord {
+            id,
+            name,
+            size_bytes,
+            levels,
+            root: BlockRef::default(),
+            allocated_blocks: 0,
+            created_cp: cp,
+            created_ns: time_ns,
+        };
+        Self { changed: true, ..Self::open(record) }
+    }
+
+    /// Its description; `root` is the tree of the newest consistency point.
+    #[must_use]
+    pub fn record(&self) -> &VolumeRecord {
+        &self.record
+    }
+
+    /// Blocks of its size.
+    #[must_use]
+    pub fn block_count(&self) -> u64 {
+        self.record.size_bytes / BLOCK_BYTES
+    }
+
+    /// Levels that its tree will have.
+    #[must_use]
+    pub fn levels(&self) -> u8 {
+        levels_for(self.block_count()).max(self.record.levels)
+    }
+
+    /// What the generations in memory say of a block.
+    #[must_use]
+    pub fn overlay(&self, index: u64) -> Overlay {
+        let frozen = self.frozen.as_ref().map(|frozen| &*frozen.dirty);
+        for dirty in std::iter::once(&self.active).chain(frozen) {
+            match dirty.lookup(index) {
+                DirtyLookup::Unknown => {}
+                DirtyLookup::Hole(lsn) => return Overlay::Hole(lsn),
+                DirtyLookup::Block(block) => return Overlay::Block(block.data.clone(), block.lsn),
+            }
+        }
+        Overlay::Below
+    }
+
+    /// What the tree on disk says of a block, through nodes that `cached` has.
+    pub fn below(&self, cached: impl FnMut(BlockKey) -> Option<SharedBlock>, index: u64) -> Below {
+        let tree = TreeRoot { root: self.record.root, levels: self.record.levels };
+        match walk(&tree, index, cached) {
+            Walk::Hole(until) => Below::Hole(until),
+            Walk::Found(reference) => Below::Block(reference),
+            Walk::Missing(reference) => Below::Missing(reference),
+        }
+    }
+
+    /// The first block at or after `index` that a generation in memory has written: below it, the tree's holes are holes.
+    #[must_use]
+    pub fn next_change(&self, index: u64) -> u64 {
+        let frozen = self.frozen.as_ref().and_then(|frozen| frozen.dirty.next_block(index));
+        let active = self.active.next_block(index);
+        active.into_iter().chain(frozen).min().unwrap_or(u64::MAX)
+    }
+
+    /// Blocks to reserve before `count` blocks from `first` are written: an upper bound.
+    #[must_use]
+    pub fn write_cost(&self, first: u64, count: u64) -> u64 {
+        if count == 1 {
+            return self.active.insert_cost(first, self.levels());
+        }
+        let nodes: u64 = (1..=self.levels()).map(|level| count / crate::pool::tree::span(level) + 2).sum();
+        count + nodes
+    }
+
+    /// Blocks to reserve before a range is freed.
+    #[must_use]
+    pub fn free_cost(&self) -> u64 {
+        Dirty::free_cost(self.levels())
+    }
+
+    /// A block was written. Returns how the reservation grew.
+    pub fn write(&mut self, index: u64, data: SharedBlock, lsn: Lsn) -> u64 {
+        assert!(index < self.block_count(), "checked at admission");
+        let before = self.active.reserved_blocks();
+        let levels = self.levels();
+        self.active.insert(index, DirtyBlock { data, lsn }, levels);
+        self.active.reserved_blocks() - before
+    }
+
+    /// A range of blocks was freed. Returns how the reservation grew.
+    pub fn free(&mut self, range: &Range<u64>, lsn: Lsn) -> u64 {
+        let before = self.active.reserved_blocks();
+        let levels = self.levels();
+        self.active.free(range, lsn, levels);
+        self.active.reserved_blocks() - before
+    }
+
+    /// The size was changed; what lies beyond a smaller size has been freed by the caller.
+    pub fn resize(&mut self, size_bytes: u64) {
+        self.record.size_bytes = size_bytes;
+        self.changed = true;
+    }
+
+    /// Whether the next consistency point has something to write.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.changed || !self.active.is_empty()
+    }
+
+    /// Begins a new generation; the old one is for a consistency point to write.
+    pub fn freeze(&mut self) -> Frozen {
+        assert!(self.frozen.is_none(), "one consistency point at a time");
+        let frozen = Frozen { dirty: Rc::new(std::mem::take(&mut self.active)), record: self.record.clone() };
+        self.changed = false;
+        self.frozen = Some(frozen.clone());
+        frozen
+    }
+
+    /// The frozen generation is durable as `tree`.
+    pub fn thaw(&mut self, tree: TreeRoot) {
+        assert!(self.frozen.take().is_some(), "a consistency point thaws what it froze");
+        self.record.root = tree.root;
+        self.record.levels = tree.levels;
+        self.record.allocated_blocks = u64::from(tree.root.aux());
+    }
+}

@@ -1,0 +1,473 @@
+//! One reactor's part of a node: its I/O, its shards, the coordinator if it is reactor 0, and the way between them.
+//!
+//! # Who is where
+//!
+//! Lane `l` is served by reactor `l mod reactors`; the coordinator lives on reactor 0. A volume belongs to the lane `id mod lanes`. The
+//! number of lanes is fixed when the pool is made, the number of reactors may differ at every start.
+//!
+//! # Invariants
+//!
+//! 1. Messages between two parties arrive in order, whether both live here or not.
+//! 2. A mailbox that is full delays messages, it never loses one. What can be under way is bounded by the requests in flight.
+//! 3. One turn does a bounded amount of work.
+
+use super::{
+    admin::{AdminCall, AdminReply, AdminRequest},
+    request::{RequestTag, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService},
+    shard::{Shard, ShardOptions, ShardOwners},
+};
+use crate::{
+    alloc::budget::Budget,
+    base::{LaneIndex, ObjectId, ReactorIndex, limits::BLOCK_BYTES},
+    cp::{
+        coordinator::{Coordinator, CoordinatorEvent, Owners, PoolState},
+        message::{ToCoordinator, ToShard},
+    },
+    pool::{
+        io::{Io, IoEvent},
+        superblocks::PoolError,
+    },
+    reactor::mailbox::{Mailbox, MailboxSender, SendError},
+};
+use std::collections::{BTreeMap, VecDeque};
+use twinlog_device::{BlockDevice, BlockPool, LogMemory, Nanos};
+
+mod admin;
+
+/// What reactors tell each other.
+#[derive(Debug)]
+pub enum ReactorMessage {
+    /// For a shard of the receiver.
+    Shard(LaneIndex, ToShard),
+    /// For the coordinator.
+    Coordinator(ToCoordinator),
+    /// A client's request to a volume of the receiver, from this reactor.
+    Request(ReactorIndex, VolumeRequest),
+    /// The reply to such a request.
+    Reply(VolumeReply),
+    /// The volumes that exist, and the number of lanes.
+    Volumes(Vec<VolumeInfo>, u16),
+    /// Tell reactor 0 how you are.
+    StatusQuery(u64),
+    /// How the sender is.
+    Status(u64, Box<super::admin::ReactorReport>),
+    /// The node is shutting down: refuse new requests.
+    Stopping,
+}
+
+/// Bounds of one reactor.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineLimits {
+    /// Dirty blocks of one shard: see [`ShardOptions::dirty_blocks_max`].
+    pub dirty_blocks_max: u64,
+    /// Requests in flight in one shard.
+    pub requests_max: usize,
+    /// Blocks that the cache leaves free.
+    pub free_blocks_low: usize,
+}
+
+impl EngineLimits {
+    /// Bounds for a node with `blocks` memory blocks and `lanes` lanes: five eighths may be dirty or on their way to disk, an eighth
+    /// stays free for requests; the cache lives in what is left.
+    #[must_use]
+    pub fn for_memory(blocks: u64, lanes: u64) -> Self {
+        let small = |number: u64| usize::try_from(number).expect("a pool of blocks fits memory");
+        Self { dirty_blocks_max: blocks * 5 / 8 / lanes, requests_max: 4096, free_blocks_low: small(blocks / 8) }
+    }
+}
+
+/// What a reactor's engine is made of.
+pub struct EngineParts<D, L> {
+    /// Which reactor.
+    pub index: ReactorIndex,
+    /// Number of reactors.
+    pub reactor_count: u16,
+    /// The pool's devices, as this reactor reaches them.
+    pub devices: Vec<D>,
+    /// The lanes that this reactor serves.
+    pub lanes: Vec<(LaneIndex, L)>,
+    /// Memory.
+    pub blocks: BlockPool,
+    /// The pool's budget, shared by all reactors.
+    pub budget: Budget,
+    /// Bounds.
+    pub limits: EngineLimits,
+    /// Where messages for this reactor arrive.
+    pub mailbox: Mailbox<ReactorMessage>,
+    /// The way to every reactor, by index; the own place is not used.
+    pub peers: Vec<MailboxSender<ReactorMessage>>,
+}
+
+const COORDINATOR: Owners = Owners { main: 0, update: 1 };
+const CHECK_OWNER: u16 = 2;
+const SHARD_OWNERS: u16 = 4;
+
+fn shard_owners(position: usize) -> ShardOwners {
+    let first = SHARD_OWNERS + 2 * u16::try_from(position).expect("at most LANES_MAX");
+    ShardOwners { requests: first, cp: first + 1 }
+}
+
+/// One reactor's part of a node.
+pub struct Engine<D: BlockDevice, L: LogMemory> {
+    index: ReactorIndex,
+    reactor_count: u16,
+    lane_count: u16,
+    limits: EngineLimits,
+    blocks: BlockPool,
+    budget: Budget,
+    io: Io<D>,
+    shards: Vec<Shard<L>>,
+    coordinator: Option<Coordinator>,
+    admin: admin::Admin,
+    volumes: BTreeMap<ObjectId, VolumeInfo>,
+    mailbox: Mailbox<ReactorMessage>,
+    peers: Vec<MailboxSender<ReactorMessage>>,
+    outgoing: Vec<VecDeque<ReactorMessage>>,
+    local: VecDeque<ReactorMessage>,
+    replies: VecDeque<VolumeReply>,
+    in_flight: usize,
+    is_stopping: bool,
+    connections: u64,
+    started: Option<Nanos>,
+    turns: u64,
+}
+
+impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
+    /// Opens the pool: recovery begins with the first turn.
+    ///
+    /// # Errors
+    /// A device is too small.
+    pub fn open(parts: EngineParts<D, L>) -> Result<Self, PoolError> {
+        let EngineParts { index, reactor_count, devices, lanes, blocks, budget, limits, mailbox, peers } = parts;
+        let mut io = Io::new(devices, blocks.clone(), limits.free_blocks_low);
+        let shard = |(position, (lane, log)): (usize, (LaneIndex, L))| {
+            let owners = shard_owners(position);
+            let (dirty_blocks_max, requests_max) = (limits.dirty_blocks_max, limits.requests_max);
+            Shard::new(log, ShardOptions { lane, owners, budget: budget.clone(), dirty_blocks_max, requests_max })
+        };
+        let shards = lanes.into_iter().enumerate().map(shard).collect();
+        let is_first = index == ReactorIndex(0);
+        let coordinator = if is_first { Some(Coordinator::open(&mut io, COORDINATOR, budget.clone())?) } else { None };
+        Ok(Self {
+            index,
+            reactor_count,
+            lane_count: 1,
+            limits,
+            blocks,
+            budget,
+            io,
+            shards,
+            coordinator,
+            admin: admin::Admin::default(),
+            volumes: BTreeMap::new(),
+            mailbox,
+            outgoing: peers.iter().map(|_| VecDeque::new()).collect(),
+            peers,
+            local: VecDeque::new(),
+            replies: VecDeque::new(),
+            in_flight: 0,
+            is_stopping: false,
+            connections: 0,
+            started: None,
+            turns: 0,
+        })
+    }
+
+    /// Which reactor.
+    #[must_use]
+    pub fn index(&self) -> ReactorIndex {
+        self.index
+    }
+
+    /// How the pool stands, on reactor 0.
+    #[must_use]
+    pub fn pool_state(&self) -> Option<&PoolState> {
+        self.coordinator.as_ref().map(Coordinator::state)
+    }
+
+    /// Whether this reactor knows the volumes: recovery is complete.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        match self.pool_state() {
+            Some(state) => *state == PoolState::Serving,
+            None => !self.volumes.is_empty(),
+        }
+    }
+
+    /// The coordinator, on reactor 0.
+    #[must_use]
+    pub fn coordinator(&self) -> Option<&Coordinator> {
+        self.coordinator.as_ref()
+    }
+
+    /// Whether a stop that was asked for is complete.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.admin.is_stopped()
+    }
+
+    /// Whether new requests are refused.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping
+    }
+
+    /// For `status`: open client connections of this reactor.
+    pub fn set_connections(&mut self, count: u64) {
+        self.connections = count;
+    }
+
+    /// An order of the control side. Only reactor 0 takes them.
+    pub fn call(&mut self, call: AdminCall) {
+        assert!(self.coordinator.is_some(), "control talks to reactor 0");
+        self.admin_call(call);
+    }
+
+    /// One turn: takes what arrived, goes on with everything, hands out what is to be done. Returns whether anything was.
+    pub fn poll(&mut self, now: Nanos, wall_clock_ns: u64) -> bool {
+        self.turns += 1;
+        let started = *self.started.get_or_insert(now);
+        debug_assert!(started <= now, "the clock is monotonic");
+        let mut busy = self.receive();
+        self.io.poll();
+        busy |= self.dispatch();
+        if let Some(coordinator) = &mut self.coordinator {
+            coordinator.step(&mut self.io, now, wall_clock_ns);
+        }
+        for shard in &mut self.shards {
+            shard.poll(&mut self.io, now, wall_clock_ns);
+        }
+        busy |= self.route();
+        self.admin_step(now);
+        self.io.poll();
+        busy |= self.dispatch();
+        busy | self.send() | self.has_work()
+    }
+
+    /// When `poll` has something to do even if nothing arrives.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        self.shards.iter().filter_map(Shard::next_deadline).min()
+    }
+
+    /// Whether something goes on that needs turns without waiting for anybody.
+    fn has_work(&self) -> bool {
+        let outgoing = self.outgoing.iter().any(|queue| !queue.is_empty());
+        outgoing
+            || !self.local.is_empty()
+            || self.coordinator.as_ref().is_some_and(Coordinator::is_busy)
+            || self.admin.is_busy()
+    }
+
+    fn reactor_of(&self, lane: LaneIndex) -> ReactorIndex {
+        ReactorIndex(lane.0 % self.reactor_count)
+    }
+
+    fn lane_of(&self, id: ObjectId) -> LaneIndex {
+        LaneIndex(u16::try_from(id.0 % u64::from(self.lane_count)).expect("at most LANES_MAX"))
+    }
+
+    fn post(&mut self, to: ReactorIndex, message: ReactorMessage) {
+        if to == self.index {
+            self.local.push_back(message);
+        } else {
+            self.outgoing[usize::from(to.0)].push_back(message);
+        }
+    }
+
+    fn broadcast(&mut self, message: impl Fn() -> ReactorMessage) {
+        for index in 0..self.reactor_count {
+            self.post(ReactorIndex(index), message());
+        }
+    }
+
+    fn receive(&mut self) -> bool {
+        let mut busy = false;
+        while let Some(message) = self.mailbox.receive() {
+            busy = true;
+            self.deliver(message);
+        }
+        busy
+    }
+
+    fn deliver(&mut self, message: ReactorMessage) {
+        match message {
+            ReactorMessage::Shard(lane, message) => {
+                let shard = self.shards.iter_mut().find(|shard| shard.lane_index() == lane);
+                match shard {
+                    Some(shard) => shard.receive(message),
+                    None => self.missing_lane(lane, &message),
+                }
+            }
+            ReactorMessage::Coordinator(message) => {
+                self.coordinator.as_mut().expect("the coordinator lives on reactor 0").receive(message);
+            }
+            ReactorMessage::Request(origin, request) => {
+                let lane = self.lane_of(request.volume);
+                match self.shards.iter_mut().find(|shard| shard.lane_index() == lane) {
+                    Some(shard) => shard.submit(&mut self.io, origin, request),
+                    None => {
+                        let reply = VolumeReply { tag: request.tag, result: Err(VolumeError::NoSuchVolume) };
+                        self.post(origin, ReactorMessage::Reply(reply));
+                    }
+                }
+            }
+            ReactorMessage::Reply(reply) => {
+                self.in_flight -= 1;
+                self.replies.push_back(reply);
+            }
+            ReactorMessage::Volumes(volumes, lane_count) => {
+                self.volumes = volumes.into_iter().map(|volume| (volume.id, volume)).collect();
+                self.lane_count = lane_count;
+            }
+            ReactorMessage::StatusQuery(call) => {
+                let report = Box::new(self.report());
+                self.post(ReactorIndex(0), ReactorMessage::Status(call, report));
+            }
+            ReactorMessage::Status(call, report) => self.admin.status_arrived(call, *report),
+            ReactorMessage::Stopping => self.is_stopping = true,
+        }
+    }
+
+    /// The configuration does not have a lane of the pool (requirement 100: a mismatch is refused).
+    fn missing_lane(&mut self, lane: LaneIndex, message: &ToShard) {
+        if matches!(message, ToShard::Open(_)) {
+            let reason = format!("the pool has a lane {lane} that the configured change log lacks");
+            self.post(ReactorIndex(0), ReactorMessage::Coordinator(ToCoordinator::Failed { lane, reason }));
+        }
+    }
+
+    fn dispatch(&mut self) -> bool {
+        let mut busy = false;
+        while let Some(event) = self.io.next_event() {
+            busy = true;
+            let tag = match &event {
+                IoEvent::Fetched { tag, .. } | IoEvent::Done { tag, .. } => *tag,
+            };
+            match tag.owner {
+                CHECK_OWNER => self.admin.check_event(event),
+                owner if owner < SHARD_OWNERS => {
+                    let coordinator = self.coordinator.as_mut().expect("its I/O is made on reactor 0");
+                    coordinator.event(&mut self.io, event);
+                }
+                owner => self.shards[usize::from((owner - SHARD_OWNERS) / 2)].event(event),
+            }
+        }
+        busy
+    }
+
+    /// Carries messages and replies between the parties of this reactor until none is left.
+    fn route(&mut self) -> bool {
+        let mut busy = false;
+        loop {
+            for position in 0..self.shards.len() {
+                while let Some(message) = self.shards[position].next_message() {
+                    self.post(ReactorIndex(0), ReactorMessage::Coordinator(message));
+                }
+                while let Some((origin, reply)) = self.shards[position].next_reply() {
+                    self.post(origin, ReactorMessage::Reply(reply));
+                }
+            }
+            while let Some(event) = self.coordinator.as_mut().and_then(Coordinator::next_event) {
+                self.coordinator_event(event);
+            }
+            if self.local.is_empty() {
+                return busy;
+            }
+            busy = true;
+            while let Some(message) = self.local.pop_front() {
+                self.deliver(message);
+            }
+        }
+    }
+
+    fn coordinator_event(&mut self, event: CoordinatorEvent) {
+        match event {
+            CoordinatorEvent::Shard(lane, message) => {
+                self.post(self.reactor_of(lane), ReactorMessage::Shard(lane, message));
+            }
+            CoordinatorEvent::Volumes => {
+                let coordinator = self.coordinator.as_ref().expect("it sent the event");
+                let volumes: Vec<_> = coordinator
+                    .volumes()
+                    .values()
+                    .map(|volume| VolumeInfo {
+                        id: volume.id,
+                        name: volume.name.clone(),
+                        size_bytes: volume.size_bytes,
+                    })
+                    .collect();
+                let lanes = coordinator.superblock().map_or(1, |superblock| superblock.applied.len());
+                let lanes = u16::try_from(lanes).expect("at most LANES_MAX");
+                self.broadcast(|| ReactorMessage::Volumes(volumes.clone(), lanes));
+            }
+            CoordinatorEvent::VolumeDone(call, volume) => self.admin.volume_done(call, volume),
+            CoordinatorEvent::Durable(cp) => self.admin.durable(cp),
+            CoordinatorEvent::Serving => tracing::info!("the pool serves"),
+            CoordinatorEvent::Stopped(reason) => {
+                tracing::error!(%reason, "the pool has stopped");
+                self.admin.pool_stopped(&reason);
+            }
+        }
+    }
+
+    fn send(&mut self) -> bool {
+        let mut busy = false;
+        for (queue, peer) in self.outgoing.iter_mut().zip(&self.peers) {
+            while let Some(message) = queue.pop_front() {
+                match peer.send(message) {
+                    Ok(()) => busy = true,
+                    Err(SendError::Full(message)) => {
+                        queue.push_front(message);
+                        break;
+                    }
+                    Err(SendError::Closed(_)) => {}
+                }
+            }
+        }
+        busy
+    }
+
+    fn refusal(&self, tag: RequestTag) -> Option<VolumeReply> {
+        self.is_stopping.then_some(VolumeReply { tag, result: Err(VolumeError::ShuttingDown) })
+    }
+}
+
+impl<D: BlockDevice, L: LogMemory> VolumeService for Engine<D, L> {
+    fn blocks(&self) -> &BlockPool {
+        &self.blocks
+    }
+
+    fn volumes(&self) -> Vec<VolumeInfo> {
+        let mut volumes: Vec<_> = self.volumes.values().cloned().collect();
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        volumes
+    }
+
+    fn volume(&self, name: &str) -> Option<VolumeInfo> {
+        let named = self.volumes.values().find(|volume| volume.name == name);
+        named.or_else(|| self.volumes.values().next().filter(|_| name.is_empty())).cloned()
+    }
+
+    fn volume_by_id(&self, id: ObjectId) -> Option<VolumeInfo> {
+        self.volumes.get(&id).cloned()
+    }
+
+    fn has_room(&self) -> bool {
+        self.in_flight < self.limits.requests_max
+    }
+
+    fn submit(&mut self, request: VolumeRequest) {
+        if let Some(reply) = self.refusal(request.tag) {
+            self.replies.push_back(reply);
+            return;
+        }
+        self.in_flight += 1;
+        let to = self.reactor_of(self.lane_of(request.volume));
+        self.post(to, ReactorMessage::Request(self.index, request));
+    }
+
+    fn poll_reply(&mut self) -> Option<VolumeReply> {
+        self.replies.pop_front()
+    }
+}

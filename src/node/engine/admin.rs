@@ -1,0 +1,328 @@
+//! Orders of the control side on reactor 0: what waits for what.
+
+use super::{
+    AdminCall, AdminReply, AdminRequest, BLOCK_BYTES, CHECK_OWNER, Coordinator, Engine, PoolState, ReactorMessage,
+};
+use crate::{
+    base::CpNumber,
+    cp::{check::Check, message::VolumeChange},
+    format::object::VolumeRecord,
+    node::admin::{DeviceStatus, NodeStatus, PoolStatus, ReactorReport, ReactorStatus, VolumeStatus},
+    pool::io::{IoEvent, Tag},
+};
+use crossbeam_channel::Sender;
+use std::collections::BTreeMap;
+use twinlog_device::{BlockDevice, LogMemory, Nanos};
+
+/// A status that other reactors contribute to.
+struct Gathering {
+    reply: Sender<AdminReply>,
+    reports: Vec<ReactorReport>,
+}
+
+/// A check or scrub in progress.
+struct Checking {
+    reply: Sender<AdminReply>,
+    work: &'static str,
+    /// `None` until the coordinator holds frees.
+    check: Option<Box<Check>>,
+}
+
+/// What is under way.
+#[derive(Default)]
+pub(super) struct Admin {
+    volume_calls: BTreeMap<u64, Sender<AdminReply>>,
+    statuses: BTreeMap<u64, Gathering>,
+    next_status: u64,
+    /// Callers that wait for a consistency point with at least this number.
+    checkpoints: Vec<(CpNumber, Sender<AdminReply>)>,
+    checking: Option<Checking>,
+    /// The caller of a stop, and the consistency point that ends it.
+    stop: Option<(Sender<AdminReply>, Option<CpNumber>)>,
+    stopped: bool,
+}
+
+fn refused(message: &str, hint: &str) -> AdminReply {
+    AdminReply::Refused { message: message.to_owned(), hint: hint.to_owned() }
+}
+
+/// A caller that has gone away needs no answer.
+fn answer(reply: &Sender<AdminReply>, with: AdminReply) {
+    let _ = reply.try_send(with);
+}
+
+impl Admin {
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.checking.is_some() || (self.stop.is_some() && !self.stopped)
+    }
+
+    pub(super) fn status_arrived(&mut self, call: u64, report: ReactorReport) {
+        if let Some(gathering) = self.statuses.get_mut(&call) {
+            gathering.reports.push(report);
+        }
+    }
+
+    pub(super) fn check_event(&mut self, event: IoEvent) {
+        if let Some(check) = self.checking.as_mut().and_then(|checking| checking.check.as_mut()) {
+            check.event(event);
+        }
+    }
+
+    pub(super) fn volume_done(&mut self, call: u64, volume: Result<Option<VolumeRecord>, String>) {
+        let Some(reply) = self.volume_calls.remove(&call) else { return };
+        let with = match volume {
+            Ok(None) => AdminReply::Done,
+            Ok(Some(record)) => AdminReply::Volumes { volumes: vec![describe(&record)] },
+            Err(message) => refused(&message, "twinlog status"),
+        };
+        answer(&reply, with);
+    }
+
+    pub(super) fn durable(&mut self, cp: CpNumber) {
+        self.checkpoints.retain(|(wanted, reply)| {
+            if *wanted <= cp {
+                answer(reply, AdminReply::Done);
+            }
+            *wanted > cp
+        });
+        if let Some((reply, Some(wanted))) = &self.stop
+            && *wanted <= cp
+        {
+            answer(reply, AdminReply::Done);
+            self.stopped = true;
+        }
+    }
+
+    /// Nothing that waits for the pool will come any more.
+    pub(super) fn pool_stopped(&mut self, reason: &str) {
+        let waiting = std::mem::take(&mut self.checkpoints).into_iter().map(|(_, reply)| reply);
+        let calls = std::mem::take(&mut self.volume_calls).into_values();
+        let checking = self.checking.take().map(|checking| checking.reply);
+        for reply in waiting.chain(calls).chain(checking) {
+            answer(&reply, refused(&format!("the pool has stopped: {reason}"), "twinlog status"));
+        }
+        if let Some((reply, _)) = &self.stop {
+            answer(reply, AdminReply::Done);
+            self.stopped = true;
+        }
+    }
+}
+
+fn describe(record: &VolumeRecord) -> VolumeStatus {
+    VolumeStatus {
+        id: record.id.0,
+        name: record.name.clone(),
+        size_bytes: record.size_bytes,
+        allocated_bytes: record.allocated_blocks * BLOCK_BYTES,
+        ..VolumeStatus::default()
+    }
+}
+
+impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
+    pub(super) fn admin_call(&mut self, call: AdminCall) {
+        let AdminCall { request, reply } = call;
+        match request {
+            AdminRequest::Status => self.begin_status(reply),
+            AdminRequest::VolumeList => {
+                let coordinator = self.coordinator.as_ref().expect("reactor 0 takes calls");
+                let volumes = coordinator.volumes().values().map(describe).collect();
+                answer(&reply, AdminReply::Volumes { volumes });
+            }
+            AdminRequest::VolumeCreate { name, size_bytes } => {
+                let change = VolumeChange::Create { name: name.clone(), size_bytes };
+                self.volume_call(&name, change, reply);
+            }
+            AdminRequest::VolumeResize { name, size_bytes } => {
+                self.volume_call(&name, VolumeChange::Resize(size_bytes), reply);
+            }
+            AdminRequest::VolumeDelete { name } => self.volume_call(&name, VolumeChange::Delete, reply),
+            AdminRequest::Checkpoint => match self.ask_for_cp() {
+                Ok(wanted) => self.admin.checkpoints.push((wanted, reply)),
+                Err(message) => answer(&reply, refused(&message, "twinlog status")),
+            },
+            AdminRequest::PoolCheck => self.begin_check("check", reply),
+            AdminRequest::PoolScrub => self.begin_check("scrub", reply),
+            AdminRequest::PoolGrow { device } => {
+                let message = format!("'{device}' cannot be added while the node serves");
+                answer(&reply, refused(&message, "stop the node, then: twinlog pool grow"));
+            }
+            AdminRequest::Progress => answer(&reply, self.progress()),
+            AdminRequest::Stop => self.begin_stop(reply),
+        }
+    }
+
+    pub(super) fn admin_step(&mut self, now: Nanos) {
+        let complete: Vec<u64> = self
+            .admin
+            .statuses
+            .iter()
+            .filter(|(_, gathering)| gathering.reports.len() == usize::from(self.reactor_count))
+            .map(|(&call, _)| call)
+            .collect();
+        for call in complete {
+            let gathering = self.admin.statuses.remove(&call).expect("just found");
+            let status = self.status(gathering.reports, now);
+            answer(&gathering.reply, AdminReply::Status(Box::new(status)));
+        }
+        self.check_step();
+        self.stop_step();
+    }
+
+    /// How this reactor is.
+    pub(super) fn report(&self) -> ReactorReport {
+        ReactorReport {
+            lanes: self.shards.iter().filter_map(crate::node::shard::Shard::lane_status).collect(),
+            volumes: self.shards.iter().flat_map(|shard| shard.volume_status(self.index.0)).collect(),
+            checksum_errors: self.io.counters().checksum_errors,
+            reactor: ReactorStatus {
+                reactor: self.index.0,
+                turns: self.turns,
+                busy_ns: 0,
+                connections: self.connections,
+            },
+        }
+    }
+
+    fn volume_call(&mut self, name: &str, change: VolumeChange, reply: Sender<AdminReply>) {
+        let coordinator = self.coordinator.as_mut().expect("reactor 0 takes calls");
+        match coordinator.change_volume(name, change) {
+            Ok(call) => drop(self.admin.volume_calls.insert(call, reply)),
+            Err(message) => answer(&reply, refused(&message, "twinlog volume list")),
+        }
+    }
+
+    fn begin_status(&mut self, reply: Sender<AdminReply>) {
+        let call = self.admin.next_status;
+        self.admin.next_status += 1;
+        self.admin.statuses.insert(call, Gathering { reply, reports: Vec::new() });
+        self.broadcast(|| ReactorMessage::StatusQuery(call));
+    }
+
+    /// Asks for a consistency point that contains everything until now. Returns its number.
+    fn ask_for_cp(&mut self) -> Result<CpNumber, String> {
+        let coordinator = self.coordinator.as_mut().expect("reactor 0 takes calls");
+        let superblock = coordinator.superblock().filter(|_| *coordinator.state() == PoolState::Serving);
+        let Some(superblock) = superblock else { return Err("the pool does not serve".to_owned()) };
+        let next = superblock.cp.next();
+        // One in progress may have frozen before now: the one after it certainly contains everything.
+        let wanted = if coordinator.phase() == "idle" { next } else { next.next() };
+        coordinator.want();
+        Ok(wanted)
+    }
+
+    fn begin_check(&mut self, work: &'static str, reply: Sender<AdminReply>) {
+        if let Some(checking) = &self.admin.checking {
+            let message = format!("a {} is in progress", checking.work);
+            return answer(&reply, refused(&message, "twinlog status"));
+        }
+        self.admin.checking = Some(Checking { reply, work, check: None });
+    }
+
+    fn check_step(&mut self) {
+        let (Some(checking), Some(coordinator)) = (&mut self.admin.checking, &mut self.coordinator) else { return };
+        let Some(check) = &mut checking.check else {
+            if let Some(superblock) = coordinator.hold_frees() {
+                checking.check = Some(Box::new(Check::new(superblock, Tag { owner: CHECK_OWNER, id: 0 })));
+            } else if *coordinator.state() != PoolState::Serving {
+                answer(&checking.reply, refused("the pool does not serve", "twinlog pool check --config FILE"));
+                self.admin.checking = None;
+            }
+            return;
+        };
+        if let Some(report) = check.step(&mut self.io) {
+            coordinator.release_frees();
+            answer(&checking.reply, AdminReply::Report(report));
+            self.admin.checking = None;
+        }
+    }
+
+    fn progress(&self) -> AdminReply {
+        let checking = self.admin.checking.as_ref();
+        let (done_blocks, total_blocks) =
+            checking.and_then(|checking| checking.check.as_ref()).map_or((0, 0), |check| check.progress());
+        let work = checking.map_or("", |checking| checking.work).to_owned();
+        AdminReply::Progress { work, done_blocks, total_blocks }
+    }
+
+    fn begin_stop(&mut self, reply: Sender<AdminReply>) {
+        self.broadcast(|| ReactorMessage::Stopping);
+        self.admin.stop = Some((reply, None));
+    }
+
+    /// Goes on with a stop: the last consistency point is taken when nothing is in flight here.
+    fn stop_step(&mut self) {
+        if self.admin.stopped || !matches!(self.admin.stop, Some((_, None))) || !self.is_stopping {
+            return;
+        }
+        match self.ask_for_cp() {
+            Ok(wanted) => {
+                if let Some((_, place)) = &mut self.admin.stop {
+                    *place = Some(wanted);
+                }
+            }
+            Err(_) if matches!(self.pool_state(), Some(PoolState::Opening)) => {}
+            Err(_) => {
+                if let Some((reply, _)) = &self.admin.stop {
+                    answer(reply, AdminReply::Done);
+                }
+                self.admin.stopped = true;
+            }
+        }
+    }
+
+    fn status(&self, mut reports: Vec<ReactorReport>, now: Nanos) -> NodeStatus {
+        let coordinator = self.coordinator.as_ref().expect("reactor 0 takes calls");
+        reports.sort_by_key(|report| report.reactor.reactor);
+        let (state, reason) = match coordinator.state() {
+            PoolState::Opening => ("opening", String::new()),
+            PoolState::Serving if self.is_stopping => ("stopping", String::new()),
+            PoolState::Serving => ("serving", String::new()),
+            PoolState::Stopped(reason) => ("failed", reason.clone()),
+        };
+        let free = self.blocks.free_count() + self.io.cached_blocks();
+        let all = self.blocks.block_count();
+        let mut volumes: Vec<_> = reports.iter().flat_map(|report| report.volumes.clone()).collect();
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        let checksum_errors = reports.iter().map(|report| report.checksum_errors).sum();
+        NodeStatus {
+            state: state.to_owned(),
+            reason,
+            pool: self.pool_status(coordinator, checksum_errors, now),
+            lanes: reports.iter().flat_map(|report| report.lanes.clone()).collect(),
+            volumes,
+            memory_used_bytes: (all - free.min(all)) as u64 * BLOCK_BYTES,
+            memory_limit_bytes: all as u64 * BLOCK_BYTES,
+            reactors: reports.into_iter().map(|report| report.reactor).collect(),
+            uptime_ns: self.started.map_or(0, |started| (now.0).saturating_sub(started.0)),
+            replayed_records: coordinator.figures().replayed_records,
+        }
+    }
+
+    fn pool_status(&self, coordinator: &Coordinator, checksum_errors: u64, now: Nanos) -> PoolStatus {
+        let Some(superblock) = coordinator.superblock() else { return PoolStatus::default() };
+        let figures = coordinator.figures();
+        let ns = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let device = |device: &D| DeviceStatus {
+            name: device.info().name.clone(),
+            size_bytes: device.info().block_count * BLOCK_BYTES,
+        };
+        PoolStatus {
+            id: superblock.pool.to_string(),
+            epoch: superblock.epoch.0,
+            cp: superblock.cp.0,
+            cp_age_ns: ns(now.since(figures.cp_at)),
+            cp_duration_ns: ns(figures.cp_duration),
+            cp_phase: coordinator.phase().to_owned(),
+            size_bytes: coordinator.geometry().usable_blocks() * BLOCK_BYTES,
+            free_bytes: u64::try_from(self.budget.available()).unwrap_or(0) * BLOCK_BYTES,
+            deferred_bytes: coordinator.deferred_blocks() * BLOCK_BYTES,
+            provisioned_bytes: coordinator.volumes().values().map(|volume| volume.size_bytes).sum(),
+            checksum_errors,
+            devices: self.io.devices().map(device).collect(),
+        }
+    }
+}

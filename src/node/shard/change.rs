@@ -1,0 +1,470 @@
+//! Changes: admission, the record, and their effect on the volume. Replay performs records through the very same functions.
+//!
+//! A change enters the lane in records of at most [`CHANGE_BYTES_MAX`] of payload; each record is atomic across a crash. Before a
+//! record is appended, in this order: its range lies in the volume; what it merges with is at hand; memory, space and lane have room;
+//! the throttle lets it pass. After that nothing can fail.
+
+use super::{
+    Shard, State,
+    request::{Change, Kind, Request, Source},
+};
+use crate::{
+    alloc::budget::Budget,
+    base::{
+        CpNumber, Lsn, ObjectId,
+        limits::{BLOCK_BYTES, CHANGE_BYTES_MAX},
+    },
+    changelog::throttle::delay,
+    cp::message::VolumeChange,
+    format::{
+        record::{Draft, FLAG_KEEP_ALLOCATED, RecordKind, record_bytes},
+        reference::BlockKey,
+    },
+    fs::volume::{Below, Overlay, Volume},
+    node::request::VolumeError,
+    pool::io::{Io, Tag},
+};
+use std::{collections::BTreeMap, ops::Range};
+use twinlog_device::{BlockBuf, BlockDevice, LogMemory, SharedBlock};
+
+/// Consistency points that a change waits for space before it is refused: the first contains what was freed, the second marks it free,
+/// the third is for what was admitted meanwhile.
+const SPACE_TRIES_MAX: u8 = 3;
+
+/// What stands in a change's way.
+pub(super) enum Obstacle {
+    /// Blocks are on their way.
+    Fetch,
+    /// The lane, memory or the throttle: everybody waits.
+    Wait,
+    /// Space: this one waits for consistency points.
+    Space,
+    /// It cannot be done.
+    Refused(VolumeError),
+}
+
+/// Old content of a block at the edge of an unaligned range.
+type Old = Option<SharedBlock>;
+type Arrived = BTreeMap<BlockKey, Result<SharedBlock, String>>;
+
+/// The part of a change that one record carries, with everything that its performance needs.
+enum Step {
+    /// Blocks with their index, ready to be shared, and the range that the record's payload covers.
+    Write(u64, Vec<BlockBuf>, Range<u64>),
+    /// Whole blocks to free.
+    Free(Range<u64>),
+    /// Edge blocks with zeroes merged in, whole blocks to free, and whether they stay allocated.
+    Zero(Vec<(u64, BlockBuf)>, Range<u64>, bool),
+}
+
+impl<L: LogMemory> Shard<L> {
+    /// Lets changes into the lane, in order, as far as there is room.
+    pub(super) fn admit<D: BlockDevice>(&mut self, io: &mut Io<D>) {
+        for _ in 0..super::APPENDS_PER_TURN {
+            let Some(&id) = self.admission.front() else { return };
+            match self.try_append(io, id, None) {
+                Ok(true) => {
+                    self.admission.pop_front();
+                    let Some(request) = self.requests.get_mut(id) else { continue };
+                    let lsn = request.lsn;
+                    self.stable_waiters.insert((lsn, id));
+                }
+                Ok(false) => {}
+                Err(Obstacle::Fetch) => {
+                    self.admission.pop_front();
+                    self.requests.get_mut(id).expect("it was tried").is_parked = true;
+                }
+                Err(Obstacle::Wait) => return,
+                Err(Obstacle::Space) => {
+                    self.admission.pop_front();
+                    self.space_waiters.push_back(id);
+                    self.want_cp();
+                }
+                Err(Obstacle::Refused(error)) => {
+                    self.admission.pop_front();
+                    self.refuse(id, error);
+                }
+            }
+        }
+    }
+
+    /// A consistency point is durable: whoever waits for space may try again.
+    pub(super) fn retry_space_waiters(&mut self) {
+        for id in std::mem::take(&mut self.space_waiters).into_iter().rev() {
+            let Some(request) = self.requests.get_mut(id) else { continue };
+            if !self.options.budget.is_returning() {
+                request.space_tries += 1;
+            }
+            if request.space_tries > SPACE_TRIES_MAX {
+                self.refuse(id, VolumeError::NoSpace);
+            } else {
+                self.admission.push_front(id);
+            }
+        }
+    }
+
+    /// Begins a change of a volume as a whole.
+    pub(super) fn submit_volume_change(&mut self, call: u64, id: ObjectId, change: VolumeChange) {
+        let flush = crate::node::request::VolumeOperation::Flush;
+        let mut request = Request::new(Source::Volume(call), id, flush, self.now);
+        request.kind = Kind::Change { change: Change::Volume(change), durable: false };
+        if let State::Stopped(reason) = &self.state {
+            let error = VolumeError::Stopped(reason.clone());
+            return self.reply(request, Err(error));
+        }
+        let key = self.requests.insert(request);
+        self.admission.push_back(key);
+    }
+
+    /// Appends the next record of a change and performs it; with `replayed` the record exists already and ends there. True when that
+    /// was the last.
+    pub(super) fn try_append<D: BlockDevice>(
+        &mut self,
+        io: &mut Io<D>,
+        id: u64,
+        replayed: Option<Lsn>,
+    ) -> Result<bool, Obstacle> {
+        let Some(place) = self.requests.get_mut(id) else { return Ok(true) };
+        let mut request = std::mem::replace(place, Request::placeholder());
+        let result = self.append_part(io, id, &mut request, replayed);
+        let is_done = matches!(request.kind, Kind::Change { change: Change::Done, .. });
+        *self.requests.get_mut(id).expect("it was there") = request;
+        result.map(|()| is_done)
+    }
+
+    fn append_part<D: BlockDevice>(
+        &mut self,
+        io: &mut Io<D>,
+        id: u64,
+        request: &mut Request,
+        replayed: Option<Lsn>,
+    ) -> Result<(), Obstacle> {
+        let range = request.range();
+        let Kind::Change { change, .. } = &mut request.kind else { unreachable!("only changes are appended") };
+        if let Change::Volume(volume_change) = change {
+            let volume_change = volume_change.clone();
+            request.lsn = self.perform_on_volume(request.volume, &volume_change, replayed)?;
+            *change = Change::Done;
+            return Ok(());
+        }
+        let Some(volume) = self.volumes.get(&request.volume) else {
+            return Err(Obstacle::Refused(VolumeError::NoSuchVolume));
+        };
+        if range.end > volume.record().size_bytes {
+            return Err(Obstacle::Refused(VolumeError::OutOfRange));
+        }
+        let part = next_part(change, &range);
+        if matches!(change, Change::Discard(_)) && whole_blocks(&part).is_empty() {
+            *change = Change::Done;
+            return Ok(());
+        }
+        let edges = match change {
+            Change::Discard(_) => Vec::new(),
+            _ => old_edges(volume, &part, &request.arrived, (io, Tag { owner: self.options.owners.requests, id }))?,
+        };
+        let (cost, is_urgent) = cost(volume, change, &part);
+        if replayed.is_none() {
+            self.check_room(&mut request.admit_at, change, &part, cost)?;
+            reserve(&self.options.budget, cost, is_urgent)?;
+        } else {
+            self.options.budget.reserve_again(cost);
+        }
+        let step = match self.prepare(io, change, &part, edges) {
+            Ok(step) => step,
+            Err(obstacle) => {
+                self.options.budget.give_back(i64::try_from(cost).expect("bounded by the request"));
+                return Err(obstacle);
+            }
+        };
+        let draft = self.draft(request.volume, change, &part, id);
+        request.lsn = self.append(&draft, &step, replayed);
+        let taken = self.perform(request.volume, step, request.lsn);
+        assert!(taken <= cost, "{taken} blocks were taken where {cost} were reserved");
+        self.options.budget.give_back(i64::try_from(cost - taken).expect("bounded by the request"));
+        self.reserved_active += taken;
+        self.oldest_change.get_or_insert(self.now);
+        request.admit_at = None;
+        request.arrived.clear();
+        advance(change, part.end);
+        Ok(())
+    }
+
+    /// Whether lane, memory and throttle let a record pass.
+    fn check_room(
+        &mut self,
+        admit_at: &mut Option<twinlog_device::Nanos>,
+        change: &Change,
+        part: &Range<u64>,
+        cost: u64,
+    ) -> Result<(), Obstacle> {
+        let payload = if matches!(change, Change::Write(..)) { part.end - part.start } else { 0 };
+        let State::Serving(lane) = &self.state else { return Err(Obstacle::Wait) };
+        if !lane.room_for(payload) || self.reserved_active + self.reserved_frozen + cost > self.options.dirty_blocks_max
+        {
+            self.want_cp();
+            return Err(Obstacle::Wait);
+        }
+        let pause = delay(lane.used_bytes(), lane.ring_bytes(), record_bytes(payload));
+        let at = *admit_at.get_or_insert_with(|| self.pace.admit_at(self.now, pause));
+        self.throttled_until = at;
+        if at > self.now { Err(Obstacle::Wait) } else { Ok(()) }
+    }
+
+    /// Merges edges and takes the memory that the step needs.
+    fn prepare<D: BlockDevice>(
+        &mut self,
+        io: &mut Io<D>,
+        change: &mut Change,
+        part: &Range<u64>,
+        edges: Vec<(u64, Old)>,
+    ) -> Result<Step, Obstacle> {
+        let first = part.start / BLOCK_BYTES;
+        match change {
+            Change::Write(_, blocks) => {
+                let count = part.end.div_ceil(BLOCK_BYTES) - first;
+                let mut blocks: Vec<_> = blocks.take(usize::try_from(count).expect("inside a request")).collect();
+                for (index, old) in edges {
+                    let position = usize::try_from(index - first).expect("inside a request");
+                    merge_outside(&mut blocks[position], within(part, index), old.as_ref());
+                }
+                Ok(Step::Write(first, blocks, part.clone()))
+            }
+            Change::Discard(_) => Ok(Step::Free(whole_blocks(part))),
+            Change::Zero(_, keep) => {
+                let mut merged = Vec::new();
+                for (index, old) in edges {
+                    // The edge of a hole stays a hole.
+                    let Some(old) = old else { continue };
+                    let mut block = io.allocate().ok_or(Obstacle::Wait)?;
+                    block.copy_from_slice(&*old);
+                    block[within(part, index)].fill(0);
+                    merged.push((index, block));
+                }
+                if *keep && self.zero_block.is_none() {
+                    let mut zero = io.allocate().ok_or(Obstacle::Wait)?;
+                    zero.fill(0);
+                    self.zero_block = Some(zero.freeze());
+                }
+                Ok(Step::Zero(merged, whole_blocks(part), *keep))
+            }
+            Change::Volume(_) | Change::Done => unreachable!("they have no parts"),
+        }
+    }
+
+    fn draft(&self, object: ObjectId, change: &Change, part: &Range<u64>, request_id: u64) -> Draft {
+        let aligned = part.start.is_multiple_of(BLOCK_BYTES) && part.end.is_multiple_of(BLOCK_BYTES);
+        let (kind, argument, flags) = match change {
+            Change::Write(..) if aligned => (RecordKind::Block, 0, 0),
+            Change::Write(..) => (RecordKind::Write, 0, 0),
+            Change::Discard(_) => (RecordKind::Discard, part.end - part.start, 0),
+            Change::Zero(_, keep) => {
+                (RecordKind::WriteZeroes, part.end - part.start, if *keep { FLAG_KEEP_ALLOCATED } else { 0 })
+            }
+            Change::Volume(_) | Change::Done => unreachable!("they have no parts"),
+        };
+        Draft { kind, object, offset_bytes: part.start, argument, flags, time_ns: self.wall_clock_ns, request_id }
+    }
+
+    /// Puts the record into the lane, unless it is there already. Returns the position after it.
+    fn append(&mut self, draft: &Draft, step: &Step, replayed: Option<Lsn>) -> Lsn {
+        if let Some(end) = replayed {
+            return end;
+        }
+        let State::Serving(lane) = &mut self.state else { unreachable!("room was checked in a serving lane") };
+        match step {
+            Step::Write(first, blocks, part) => {
+                let parts: Vec<&[u8]> =
+                    (*first..).zip(blocks).map(|(index, block)| &block[within(part, index)]).collect();
+                lane.append(draft, &parts)
+            }
+            Step::Free(_) | Step::Zero(..) => lane.append(draft, &[]),
+        }
+    }
+
+    /// Performs a record on its volume. Returns how the reservation of the active generation grew.
+    fn perform(&mut self, id: ObjectId, step: Step, lsn: Lsn) -> u64 {
+        let volume = self.volumes.get_mut(&id).expect("looked up before");
+        match step {
+            Step::Write(first, blocks, _) => {
+                (first..).zip(blocks).map(|(index, block)| volume.write(index, block.freeze(), lsn)).sum()
+            }
+            Step::Free(range) => volume.free(&range, lsn),
+            Step::Zero(edges, whole, keep) => {
+                let mut taken = 0;
+                if !whole.is_empty() && keep {
+                    let zero = self.zero_block.clone().expect("prepared");
+                    taken += whole.map(|index| volume.write(index, zero.clone(), lsn)).sum::<u64>();
+                } else if !whole.is_empty() {
+                    taken += volume.free(&whole, lsn);
+                }
+                taken + edges.into_iter().map(|(index, block)| volume.write(index, block.freeze(), lsn)).sum::<u64>()
+            }
+        }
+    }
+
+    /// Makes, resizes or deletes a volume. Returns the position after the record.
+    fn perform_on_volume(
+        &mut self,
+        id: ObjectId,
+        change: &VolumeChange,
+        replayed: Option<Lsn>,
+    ) -> Result<Lsn, Obstacle> {
+        let is_there = self.volumes.contains_key(&id);
+        if is_there == matches!(change, VolumeChange::Create { .. }) {
+            return Err(Obstacle::Refused(VolumeError::NoSuchVolume));
+        }
+        let cost = self.volumes.get(&id).map_or(0, Volume::free_cost) + 8;
+        if replayed.is_none() {
+            let mut admit_at = Some(self.now);
+            self.check_room(&mut admit_at, &Change::Done, &(0..0), cost)?;
+            reserve(&self.options.budget, cost, matches!(change, VolumeChange::Delete))?;
+        } else {
+            self.options.budget.reserve_again(cost);
+        }
+        let (kind, argument, name) = match change {
+            VolumeChange::Create { name, size_bytes } => (RecordKind::Create, *size_bytes, name.as_bytes()),
+            VolumeChange::Resize(size_bytes) => (RecordKind::Resize, *size_bytes, &[][..]),
+            VolumeChange::Delete => (RecordKind::Delete, 0, &[][..]),
+        };
+        let time_ns = self.wall_clock_ns;
+        let draft = Draft { kind, object: id, offset_bytes: 0, argument, flags: 0, time_ns, request_id: 0 };
+        let lsn = replayed.unwrap_or_else(|| {
+            let State::Serving(lane) = &mut self.state else { unreachable!("room was checked in a serving lane") };
+            lane.append(&draft, if name.is_empty() { &[] } else { std::slice::from_ref(&name) })
+        });
+        self.reserved_active += cost;
+        self.oldest_change.get_or_insert(self.now);
+        match change {
+            VolumeChange::Create { name, size_bytes } => {
+                let born = (CpNumber(self.cp_number.0 + 1), time_ns);
+                self.volumes.insert(id, Volume::create(id, name.clone(), *size_bytes, born));
+            }
+            VolumeChange::Resize(size_bytes) => {
+                let volume = self.volumes.get_mut(&id).expect("looked up before");
+                let (old, new) = (volume.block_count(), size_bytes / BLOCK_BYTES);
+                if new < old {
+                    // Covered by `free_cost` above.
+                    let _ = volume.free(&(new..old), lsn);
+                }
+                volume.resize(*size_bytes);
+            }
+            VolumeChange::Delete => self.deleted.extend(self.volumes.remove(&id)),
+        }
+        Ok(lsn)
+    }
+}
+
+fn reserve(budget: &Budget, blocks: u64, is_urgent: bool) -> Result<(), Obstacle> {
+    let is_reserved = if is_urgent { budget.reserve_urgent(blocks) } else { budget.reserve(blocks) };
+    if is_reserved { Ok(()) } else { Err(Obstacle::Space) }
+}
+
+/// The range of the next record.
+fn next_part(change: &Change, range: &Range<u64>) -> Range<u64> {
+    let end = match change {
+        Change::Write(..) | Change::Zero(_, true) => {
+            (range.start / BLOCK_BYTES * BLOCK_BYTES + CHANGE_BYTES_MAX).min(range.end)
+        }
+        _ => range.end,
+    };
+    range.start..end
+}
+
+/// What is left of a change once its range up to `end` has been appended.
+fn advance(change: &mut Change, end: u64) {
+    let rest = match change {
+        Change::Write(range, _) | Change::Discard(range) | Change::Zero(range, _) => range,
+        Change::Volume(_) | Change::Done => return,
+    };
+    rest.start = end;
+    if rest.is_empty() {
+        *change = Change::Done;
+    }
+}
+
+/// Blocks that `range` covers whole.
+fn whole_blocks(range: &Range<u64>) -> Range<u64> {
+    let start = range.start.div_ceil(BLOCK_BYTES);
+    start..(range.end / BLOCK_BYTES).max(start)
+}
+
+/// The bytes of block `index` that lie in `range`.
+fn within(range: &Range<u64>, index: u64) -> Range<usize> {
+    let first = index * BLOCK_BYTES;
+    let small = |number: u64| usize::try_from(number).expect("inside a block");
+    small(range.start.max(first) - first)..small(range.end.min(first + BLOCK_BYTES) - first)
+}
+
+/// Worst-case blocks of a record, and whether it may use what is kept back for changes that free space.
+fn cost(volume: &Volume, change: &Change, part: &Range<u64>) -> (u64, bool) {
+    let first = part.start / BLOCK_BYTES;
+    let count = part.end.div_ceil(BLOCK_BYTES) - first;
+    match change {
+        Change::Write(..) | Change::Zero(_, true) => (volume.write_cost(first, count), false),
+        Change::Zero(_, false) => (volume.free_cost() + 2 * volume.write_cost(first, 2), false),
+        Change::Discard(_) => (volume.free_cost(), true),
+        Change::Volume(_) | Change::Done => unreachable!("they have no parts"),
+    }
+}
+
+/// The old content of the blocks that `part` covers only in part: at most two.
+fn old_edges<D: BlockDevice>(
+    volume: &Volume,
+    part: &Range<u64>,
+    arrived: &Arrived,
+    (io, tag): (&mut Io<D>, Tag),
+) -> Result<Vec<(u64, Old)>, Obstacle> {
+    let mut edges = Vec::new();
+    let mut is_complete = true;
+    let (first, last) = (part.start / BLOCK_BYTES, (part.end - 1) / BLOCK_BYTES);
+    for index in [first, last] {
+        let is_whole = within(part, index) == (0..twinlog_device::BLOCK_BYTES);
+        if is_whole || edges.last().is_some_and(|(known, _)| *known == index) {
+            continue;
+        }
+        match volume.overlay(index) {
+            Overlay::Hole(_) => edges.push((index, None)),
+            Overlay::Block(block, _) => edges.push((index, Some(block))),
+            Overlay::Below => match old_block(volume, index, arrived, (io, tag))? {
+                Some(old) => edges.push((index, old)),
+                None => is_complete = false,
+            },
+        }
+    }
+    if is_complete { Ok(edges) } else { Err(Obstacle::Fetch) }
+}
+
+/// The old content of a block on disk: `None` while something is on its way.
+fn old_block<D: BlockDevice>(
+    volume: &Volume,
+    index: u64,
+    arrived: &Arrived,
+    (io, tag): (&mut Io<D>, Tag),
+) -> Result<Option<Old>, Obstacle> {
+    let ask = |io: &mut Io<D>, key| arrived.get(&key).and_then(|result| result.clone().ok()).or_else(|| io.cached(key));
+    let below = volume.below(|key| ask(io, key), index);
+    let reference = match below {
+        Below::Hole(_) => return Ok(Some(None)),
+        Below::Block(reference) | Below::Missing(reference) => reference,
+    };
+    if let Some(Err(reason)) = arrived.get(&reference.key()) {
+        return Err(Obstacle::Refused(VolumeError::Unreadable { block: index, reason: reason.clone() }));
+    }
+    if matches!(below, Below::Block(_))
+        && let Some(block) = ask(io, reference.key())
+    {
+        return Ok(Some(Some(block)));
+    }
+    let _ = io.fetch(&reference, tag);
+    Ok(None)
+}
+
+/// Gives `block` its old content outside of `new`.
+fn merge_outside(block: &mut BlockBuf, new: Range<usize>, old: Option<&SharedBlock>) {
+    for outside in [0..new.start, new.end..twinlog_device::BLOCK_BYTES] {
+        match old {
+            Some(old) => block[outside.clone()].copy_from_slice(&old[outside]),
+            None => block[outside].fill(0),
+        }
+    }
+}

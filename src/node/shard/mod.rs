@@ -1,0 +1,378 @@
+//! A shard: one lane of a pool's change log, the volumes whose changes go there, and the requests to them.
+//!
+//! # Life of a shard
+//!
+//! ```text
+//! Closed --Open--> Scanning --end of lane--> Replayed --Durable--> Serving --Stop or error--> Stopped
+//!                  each record is performed   the consistency       requests are
+//!                  by the code that requests   point that ends       answered
+//!                  use                         recovery
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. A change is answered when the lane is durable up to the end of its last record (rule R1), never before.
+//! 2. A read returns the content of blocks as it found them when it arrived, and is answered when the lane is durable up to the
+//!    newest record among them (rule R5).
+//! 3. A change enters the lane only after its worst-case space is reserved and everything it needs to read is at hand: from then on
+//!    nothing can refuse it (rule R8).
+//! 4. `reserved_active + reserved_frozen` bounds the memory and the space that consistency points will take.
+//! 5. Every request ends in exactly one reply.
+
+mod change;
+mod read;
+mod replay;
+mod request;
+mod status;
+
+pub use request::{Origin, Source};
+
+use crate::{
+    alloc::budget::Budget,
+    base::{CpNumber, Epoch, LaneIndex, Lsn, ObjectId, Slab, planted},
+    changelog::{
+        lane::Lane,
+        throttle::{Pace, should_checkpoint},
+    },
+    cp::{
+        message::{ToCoordinator, ToShard},
+        shard::ShardCp,
+    },
+    format::lane_header::LaneIdentity,
+    fs::volume::Volume,
+    node::{
+        figures::VolumeFigures,
+        request::{VolumeError, VolumeReply, VolumeRequest},
+    },
+    pool::io::{Io, IoEvent, Tag},
+};
+use request::Request;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use twinlog_device::{BlockDevice, DurabilityClass, LogMemory, Nanos, SharedBlock};
+
+/// Changes that one turn appends at most.
+const APPENDS_PER_TURN: usize = 128;
+/// Records that one turn replays at most.
+const REPLAYS_PER_TURN: usize = 64;
+
+/// Owners of a shard's I/O events on its reactor.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardOwners {
+    /// Requests.
+    pub requests: u16,
+    /// Consistency points.
+    pub cp: u16,
+}
+
+/// What a shard is given at its birth.
+#[derive(Clone, Debug)]
+pub struct ShardOptions {
+    /// Its lane.
+    pub lane: LaneIndex,
+    /// Its I/O owners.
+    pub owners: ShardOwners,
+    /// The pool's budget.
+    pub budget: Budget,
+    /// Bound of `reserved_active + reserved_frozen`.
+    pub dirty_blocks_max: u64,
+    /// Requests in flight at most.
+    pub requests_max: usize,
+}
+
+/// How far a shard is.
+enum State<L: LogMemory> {
+    Closed(L),
+    Scanning(Box<replay::Replay<L>>),
+    Replayed { log: L, identity: LaneIdentity, epoch: Epoch, head: Lsn },
+    Serving(Box<Lane<L>>),
+    Stopped(String),
+}
+
+/// A shard.
+pub struct Shard<L: LogMemory> {
+    options: ShardOptions,
+    state: State<L>,
+    volumes: BTreeMap<ObjectId, Volume>,
+    /// Volumes deleted in the active generation.
+    deleted: Vec<Volume>,
+    figures: BTreeMap<ObjectId, VolumeFigures>,
+    requests: Slab<Request>,
+    /// Changes in the order in which they want to enter the lane.
+    admission: VecDeque<u64>,
+    space_waiters: VecDeque<u64>,
+    /// Requests that wait for the lane to be durable up to a position.
+    stable_waiters: BTreeSet<(Lsn, u64)>,
+    /// Requests that wait for a consistency point that contains a position.
+    cp_waiters: BTreeSet<(Lsn, u64)>,
+    woken: Vec<u64>,
+    cp: Option<ShardCp>,
+    cp_asked: bool,
+    cp_number: CpNumber,
+    reserved_active: u64,
+    reserved_frozen: u64,
+    oldest_change: Option<Nanos>,
+    pace: Pace,
+    throttled_until: Nanos,
+    zero_block: Option<SharedBlock>,
+    replies: VecDeque<(Origin, VolumeReply)>,
+    messages: VecDeque<ToCoordinator>,
+    now: Nanos,
+    wall_clock_ns: u64,
+}
+
+impl<L: LogMemory> Shard<L> {
+    /// A shard whose lane lies in `log`.
+    #[must_use]
+    pub fn new(log: L, options: ShardOptions) -> Self {
+        Self {
+            options,
+            state: State::Closed(log),
+            volumes: BTreeMap::new(),
+            deleted: Vec::new(),
+            figures: BTreeMap::new(),
+            requests: Slab::default(),
+            admission: VecDeque::new(),
+            space_waiters: VecDeque::new(),
+            stable_waiters: BTreeSet::new(),
+            cp_waiters: BTreeSet::new(),
+            woken: Vec::new(),
+            cp: None,
+            cp_asked: false,
+            cp_number: CpNumber(0),
+            reserved_active: 0,
+            reserved_frozen: 0,
+            oldest_change: None,
+            pace: Pace::default(),
+            throttled_until: Nanos(0),
+            zero_block: None,
+            replies: VecDeque::new(),
+            messages: VecDeque::new(),
+            now: Nanos(0),
+            wall_clock_ns: 0,
+        }
+    }
+
+    /// Its lane.
+    #[must_use]
+    pub fn lane_index(&self) -> LaneIndex {
+        self.options.lane
+    }
+
+    /// Its I/O owners.
+    #[must_use]
+    pub fn owners(&self) -> ShardOwners {
+        self.options.owners
+    }
+
+    /// Whether a further request may be submitted.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.requests.len() < self.options.requests_max
+    }
+
+    /// Whether nothing is under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.requests.is_empty() && self.cp.is_none() && self.messages.is_empty() && self.replies.is_empty()
+    }
+
+    /// When `poll` has something to do even if nothing arrives.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        let State::Serving(lane) = &self.state else { return None };
+        let age = self.oldest_change.filter(|_| !self.cp_asked && self.cp.is_none());
+        let age = age.map(|oldest| oldest + crate::changelog::throttle::CHECKPOINT_AGE);
+        let throttle = (!self.admission.is_empty() && self.throttled_until > self.now).then_some(self.throttled_until);
+        lane.next_deadline().into_iter().chain(age).chain(throttle).min()
+    }
+
+    /// The next reply.
+    pub fn next_reply(&mut self) -> Option<(Origin, VolumeReply)> {
+        self.replies.pop_front()
+    }
+
+    /// The next message for the coordinator.
+    pub fn next_message(&mut self) -> Option<ToCoordinator> {
+        self.messages.pop_front()
+    }
+
+    /// A message from the coordinator.
+    pub fn receive(&mut self, message: ToShard) {
+        match message {
+            ToShard::Open(opening) => self.begin_replay(*opening),
+            ToShard::Freeze(cp) => self.freeze(cp),
+            ToShard::Space(ranges) => self.cp.as_mut().expect("space comes within a consistency point").space(ranges),
+            ToShard::Durable(cp) => self.durable(cp),
+            ToShard::Volume { call, id, change } => self.submit_volume_change(call, id, change),
+            ToShard::Stop(reason) => self.stop(reason),
+        }
+    }
+
+    /// Takes a request; its reply comes from `next_reply`.
+    pub fn submit<D: BlockDevice>(&mut self, io: &mut Io<D>, origin: Origin, request: VolumeRequest) {
+        let request = Request::new(Source::Client(origin, request.tag), request.volume, request.operation, self.now);
+        if let State::Stopped(reason) = &self.state {
+            let error = VolumeError::Stopped(reason.clone());
+            return self.reply(request, Err(error));
+        }
+        self.begin(io, request);
+    }
+
+    /// An I/O event of one of the shard's owners.
+    pub fn event(&mut self, event: IoEvent) {
+        let tag = match &event {
+            IoEvent::Fetched { tag, .. } | IoEvent::Done { tag, .. } => *tag,
+        };
+        if tag.owner == self.options.owners.requests {
+            let IoEvent::Fetched { key, result, .. } = event else { unreachable!("requests only fetch") };
+            if let Some(request) = self.requests.get_mut(tag.id) {
+                request.arrived.insert(key, result);
+                if !std::mem::replace(&mut request.is_woken, true) {
+                    self.woken.push(tag.id);
+                }
+            }
+            return;
+        }
+        // After a stop the consistency point is gone, and its I/O is nobody's.
+        if let Some(cp) = &mut self.cp
+            && let Err(reason) = cp.event(event)
+        {
+            self.fail(reason);
+        }
+    }
+
+    /// Goes on for one turn.
+    pub fn poll<D: BlockDevice>(&mut self, io: &mut Io<D>, now: Nanos, wall_clock_ns: u64) {
+        self.now = now;
+        self.wall_clock_ns = wall_clock_ns;
+        for id in std::mem::take(&mut self.woken) {
+            self.wake(io, id);
+        }
+        match &mut self.state {
+            State::Scanning(_) => self.replay(io),
+            State::Serving(lane) => {
+                if let Err(error) = lane.poll(now) {
+                    return self.fail(error.to_string());
+                }
+                self.admit(io);
+                // What was admitted leaves in this turn: nobody waits for a batch to fill.
+                if let State::Serving(lane) = &mut self.state
+                    && let Err(error) = lane.poll(now)
+                {
+                    return self.fail(error.to_string());
+                }
+                self.answer_stable();
+                self.consider_checkpoint();
+            }
+            State::Closed(_) | State::Replayed { .. } | State::Stopped(_) => {}
+        }
+        let is_stable = match (&self.state, &self.cp) {
+            (State::Serving(lane), Some(cp)) => lane.durable() >= cp.applied(),
+            _ => true,
+        };
+        if let Some(cp) = &mut self.cp {
+            self.messages.extend(cp.step(io, is_stable));
+        }
+    }
+
+    fn tag(&self, id: u64) -> Tag {
+        Tag { owner: self.options.owners.requests, id }
+    }
+
+    /// Asks for a consistency point, once until it begins.
+    fn want_cp(&mut self) {
+        if !std::mem::replace(&mut self.cp_asked, true) {
+            self.messages.push_back(ToCoordinator::Wanted);
+        }
+    }
+
+    fn consider_checkpoint(&mut self) {
+        let State::Serving(lane) = &self.state else { return };
+        let oldest = self.oldest_change.filter(|_| lane.has_changes()).map(|at| self.now.since(at));
+        let full = self.reserved_active >= self.options.dirty_blocks_max / 3;
+        if full || should_checkpoint(lane.used_bytes(), lane.ring_bytes(), oldest) {
+            self.want_cp();
+        }
+    }
+
+    fn freeze(&mut self, cp: CpNumber) {
+        let applied = match &self.state {
+            State::Serving(lane) => lane.appended(),
+            State::Replayed { head, .. } => *head,
+            _ => return,
+        };
+        let applied = if planted::is("applied-too-far") { applied.plus(128) } else { applied };
+        self.cp_asked = false;
+        self.oldest_change = None;
+        let numbers = (cp, self.options.lane, self.options.owners.cp);
+        let deleted = std::mem::take(&mut self.deleted);
+        let mut shard_cp = ShardCp::freeze(numbers, &mut self.volumes, deleted, applied);
+        self.reserved_frozen = std::mem::take(&mut self.reserved_active);
+        shard_cp.set_reserved(self.reserved_frozen);
+        self.cp = Some(shard_cp);
+    }
+
+    fn durable(&mut self, number: CpNumber) {
+        let Some(cp) = self.cp.take() else { return };
+        assert_eq!(cp.number(), number, "one consistency point at a time");
+        let applied = cp.applied();
+        cp.thaw(&mut self.volumes, &mut self.deleted);
+        self.reserved_frozen = 0;
+        self.cp_number = number;
+        if let State::Serving(lane) = &mut self.state {
+            lane.trim(applied);
+        } else {
+            self.serve();
+        }
+        while let Some(&(lsn, id)) = self.cp_waiters.first().filter(|(lsn, _)| *lsn <= applied) {
+            self.cp_waiters.remove(&(lsn, id));
+            self.finish_change(id);
+        }
+        if !self.cp_waiters.is_empty() {
+            self.want_cp();
+        }
+        self.retry_space_waiters();
+    }
+
+    fn serve(&mut self) {
+        let State::Replayed { log, identity, epoch, head } =
+            std::mem::replace(&mut self.state, State::Stopped("changing state".to_owned()))
+        else {
+            unreachable!("a lane serves after its replay")
+        };
+        self.state = State::Serving(Box::new(Lane::open_at(log, identity, epoch, head)));
+    }
+
+    /// Whether a durable record does not survive power loss, so that a flush needs a consistency point.
+    fn is_volatile(&self) -> bool {
+        matches!(&self.state, State::Serving(lane) if lane.info().durability < DurabilityClass::Durable)
+    }
+
+    fn answer_stable(&mut self) {
+        let State::Serving(lane) = &self.state else { return };
+        let durable = if planted::is("acknowledge-early") { lane.appended() } else { lane.durable() };
+        while let Some(&(lsn, id)) = self.stable_waiters.first().filter(|(lsn, _)| *lsn <= durable) {
+            self.stable_waiters.remove(&(lsn, id));
+            self.stable(id);
+        }
+    }
+
+    /// A device or the lane failed: the coordinator stops the pool.
+    fn fail(&mut self, reason: String) {
+        self.messages.push_back(ToCoordinator::Failed { lane: self.options.lane, reason: reason.clone() });
+        self.stop(reason);
+    }
+
+    fn stop(&mut self, reason: String) {
+        self.cp = None;
+        self.admission.clear();
+        self.space_waiters.clear();
+        self.stable_waiters.clear();
+        self.cp_waiters.clear();
+        self.woken.clear();
+        for request in self.requests.drain() {
+            self.reply(request, Err(VolumeError::Stopped(reason.clone())));
+        }
+        self.state = State::Stopped(reason);
+    }
+}

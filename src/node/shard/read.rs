@@ -1,0 +1,177 @@
+//! Reads and block status: what the generations in memory and the tree on disk say.
+
+use super::{
+    Shard,
+    request::{Kind, Slot},
+};
+use crate::{
+    base::{Lsn, limits::BLOCK_BYTES, planted},
+    fs::volume::{Below, Overlay, Volume},
+    node::request::{DataRun, Extent, ReplyData, VolumeError},
+    pool::io::Io,
+};
+use std::ops::Range;
+use twinlog_device::{BLOCK_BYTES as BLOCK, BlockDevice, LogMemory};
+
+/// Blocks that one block status request looks at; what lies beyond is left for the client's next request.
+const STATUS_BLOCKS_MAX: u64 = 1 << 18;
+
+fn blocks(range: &Range<u64>) -> Range<u64> {
+    range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES)
+}
+
+impl<L: LogMemory> Shard<L> {
+    /// Resolves the blocks of a read, as far as they are at hand, and fetches the rest.
+    pub(super) fn advance_read<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) {
+        let tag = self.tag(id);
+        let request = self.requests.get_mut(id).expect("the caller looked it up");
+        let Kind::Read { range, slots, .. } = &mut request.kind else { unreachable!("a read") };
+        let Some(volume) = self.volumes.get(&request.volume) else { return self.refuse(id, VolumeError::NoSuchVolume) };
+        let indices = blocks(range);
+        if slots.is_empty() {
+            request.lsn = overlay(volume, indices.clone(), slots);
+        }
+        let mut is_complete = true;
+        let mut index = indices.start;
+        while index < indices.end {
+            let position = usize::try_from(index - indices.start).expect("inside a request");
+            let Slot::Below = slots[position] else {
+                index += 1;
+                continue;
+            };
+            let arrived = &request.arrived;
+            let ask = |io: &mut Io<D>, key| {
+                arrived.get(&key).and_then(|result| result.clone().ok()).or_else(|| io.cached(key))
+            };
+            match volume.below(|key| ask(io, key), index) {
+                Below::Hole(_) => slots[position] = Slot::Hole,
+                Below::Block(reference) | Below::Missing(reference)
+                    if let Some(Err(reason)) = arrived.get(&reference.key()) =>
+                {
+                    let reason = reason.clone();
+                    return self.refuse(id, VolumeError::Unreadable { block: index, reason });
+                }
+                Below::Block(reference) => match ask(io, reference.key()).or_else(|| io.fetch(&reference, tag)) {
+                    Some(block) => slots[position] = Slot::Block(block),
+                    None => is_complete = false,
+                },
+                Below::Missing(node) => {
+                    let _ = io.fetch(&node, tag);
+                    is_complete = false;
+                    // The same node serves its neighbours.
+                    index = index.next_multiple_of(crate::base::limits::TREE_FANOUT).max(index + 1) - 1;
+                }
+            }
+            index += 1;
+        }
+        if is_complete {
+            let lsn = if planted::is("read-unstable") { Lsn(0) } else { request.lsn };
+            self.stable_waiters.insert((lsn, id));
+        }
+    }
+
+    /// Everything that a read returns is stable: answer.
+    pub(super) fn finish_read(&mut self, id: u64) {
+        let Some(mut request) = self.requests.remove(id) else { return };
+        let Kind::Read { range, slots, is_hint } = &mut request.kind else { unreachable!("a read") };
+        if *is_hint {
+            return self.reply(request, Ok(ReplyData::Done));
+        }
+        let mut runs = Vec::with_capacity(slots.len());
+        let first = range.start / BLOCK_BYTES;
+        for (index, slot) in (first..).zip(slots.drain(..)) {
+            let start = range.start.max(index * BLOCK_BYTES) - index * BLOCK_BYTES;
+            let end = range.end.min((index + 1) * BLOCK_BYTES) - index * BLOCK_BYTES;
+            match (slot, runs.last_mut()) {
+                (Slot::Block(block), _) => {
+                    let small = |number: u64| usize::try_from(number).expect("inside a block");
+                    debug_assert!(small(end) <= BLOCK);
+                    runs.push(DataRun::Block(block, small(start)..small(end)));
+                }
+                (_, Some(DataRun::Zeroes(length))) => *length += end - start,
+                _ => runs.push(DataRun::Zeroes(end - start)),
+            }
+        }
+        self.reply(request, Ok(ReplyData::Data(runs)));
+    }
+
+    /// Collects extents, as far as nodes are at hand, and fetches the next node.
+    pub(super) fn advance_status<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) {
+        let tag = self.tag(id);
+        let request = self.requests.get_mut(id).expect("the caller looked it up");
+        let Kind::Status { range, next, extents_max, extents, lsn } = &mut request.kind else { unreachable!("status") };
+        let Some(volume) = self.volumes.get(&request.volume) else { return self.refuse(id, VolumeError::NoSuchVolume) };
+        let indices = blocks(range);
+        let looked_at_most = indices.end.min(indices.start + STATUS_BLOCKS_MAX);
+        while *next < indices.end {
+            let arrived = &request.arrived;
+            let (until, allocated) = match volume.overlay(*next) {
+                Overlay::Block(_, at) => {
+                    *lsn = at.max(*lsn);
+                    (*next + 1, true)
+                }
+                Overlay::Hole(at) => {
+                    *lsn = at.max(*lsn);
+                    (*next + 1, false)
+                }
+                Overlay::Below => {
+                    let ask = |key| arrived.get(&key).and_then(|result| result.clone().ok()).or_else(|| io.cached(key));
+                    match volume.below(ask, *next) {
+                        Below::Hole(until) => (until.min(volume.next_change(*next)), false),
+                        Below::Block(_) => (*next + 1, true),
+                        Below::Missing(node) => {
+                            if let Some(Err(reason)) = arrived.get(&node.key()) {
+                                let (block, reason) = (*next, reason.clone());
+                                return self.refuse(id, VolumeError::Unreadable { block, reason });
+                            }
+                            let _ = io.fetch(&node, tag);
+                            return;
+                        }
+                    }
+                }
+            };
+            let until = until.clamp(*next + 1, indices.end);
+            let start = range.start.max(*next * BLOCK_BYTES);
+            let length_bytes = range.end.min(until * BLOCK_BYTES) - start;
+            let is_full = extents.len() == *extents_max;
+            match extents.last_mut() {
+                Some(last) if last.allocated == allocated => last.length_bytes += length_bytes,
+                _ if is_full => break,
+                _ => extents.push(Extent { length_bytes, allocated }),
+            }
+            *next = until;
+            if *next >= looked_at_most && !extents.is_empty() {
+                break;
+            }
+        }
+        let lsn = *lsn;
+        self.stable_waiters.insert((lsn, id));
+    }
+
+    /// Everything that a block status tells is stable: answer.
+    pub(super) fn finish_status(&mut self, id: u64) {
+        let Some(mut request) = self.requests.remove(id) else { return };
+        let Kind::Status { extents, .. } = &mut request.kind else { unreachable!("status") };
+        let extents = std::mem::take(extents);
+        self.reply(request, Ok(ReplyData::Extents(extents)));
+    }
+}
+
+/// What the generations in memory say of each block; returns the newest position among them.
+fn overlay(volume: &Volume, indices: Range<u64>, slots: &mut Vec<Slot>) -> Lsn {
+    let mut newest = Lsn(0);
+    for index in indices {
+        slots.push(match volume.overlay(index) {
+            Overlay::Below => Slot::Below,
+            Overlay::Hole(lsn) => {
+                newest = newest.max(lsn);
+                Slot::Hole
+            }
+            Overlay::Block(block, lsn) => {
+                newest = newest.max(lsn);
+                Slot::Block(block)
+            }
+        });
+    }
+    newest
+}

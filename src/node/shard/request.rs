@@ -1,0 +1,264 @@
+//! Requests under way in a shard.
+
+use super::Shard;
+use crate::{
+    base::{Lsn, ObjectId, ReactorIndex},
+    cp::message::{ToCoordinator, VolumeChange},
+    format::reference::BlockKey,
+    node::request::{Extent, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply},
+    pool::io::Io,
+};
+use std::{collections::BTreeMap, ops::Range};
+use twinlog_device::{BlockBuf, BlockDevice, LogMemory, Nanos, SharedBlock};
+
+/// The reactor that a client's request came from.
+pub type Origin = ReactorIndex;
+
+/// Who wants an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A client's session on a reactor.
+    Client(Origin, RequestTag),
+    /// The coordinator, about a volume as a whole.
+    Volume(u64),
+    /// Nobody: the record that ends here is replayed.
+    Replay(Lsn),
+}
+
+/// A block of a read.
+pub(super) enum Slot {
+    /// The tree decides.
+    Below,
+    /// Zeroes.
+    Hole,
+    /// This block.
+    Block(SharedBlock),
+}
+
+/// What is done.
+pub(super) enum Kind {
+    /// `Read`, and `Cache` when nothing is to be returned.
+    Read {
+        range: Range<u64>,
+        slots: Vec<Slot>,
+        is_hint: bool,
+    },
+    Status {
+        range: Range<u64>,
+        /// Next block to look at.
+        next: u64,
+        extents_max: usize,
+        extents: Vec<Extent>,
+        lsn: Lsn,
+    },
+    Flush,
+    Change {
+        change: Change,
+        /// Force unit access.
+        durable: bool,
+    },
+}
+
+/// A change, as far as it has not been appended.
+pub(super) enum Change {
+    /// The rest of the range, and its blocks.
+    Write(Range<u64>, std::vec::IntoIter<BlockBuf>),
+    Discard(Range<u64>),
+    /// The rest of the range, and whether its blocks stay allocated.
+    Zero(Range<u64>, bool),
+    Volume(VolumeChange),
+    /// Everything has been appended.
+    Done,
+}
+
+/// A request under way.
+pub(super) struct Request {
+    pub(super) source: Source,
+    pub(super) volume: ObjectId,
+    pub(super) kind: Kind,
+    pub(super) started: Nanos,
+    pub(super) bytes: u64,
+    /// Blocks that were fetched for it, or could not be.
+    pub(super) arrived: BTreeMap<BlockKey, Result<SharedBlock, String>>,
+    pub(super) is_woken: bool,
+    /// Whether it is a change that left the admission queue until something arrives.
+    pub(super) is_parked: bool,
+    /// Position up to which the lane must be durable before it is answered.
+    pub(super) lsn: Lsn,
+    /// When the throttle lets it pass.
+    pub(super) admit_at: Option<Nanos>,
+    /// Consistency points that it has waited for space.
+    pub(super) space_tries: u8,
+}
+
+impl Request {
+    pub(super) fn new(source: Source, volume: ObjectId, operation: VolumeOperation, started: Nanos) -> Self {
+        let length = |range: &Range<u64>| range.end - range.start;
+        let change = |change, durable| Kind::Change { change, durable };
+        let (kind, bytes) = match operation {
+            VolumeOperation::Read(range) => {
+                (Kind::Read { slots: Vec::new(), is_hint: false, range: range.clone() }, length(&range))
+            }
+            VolumeOperation::Cache(range) => (Kind::Read { slots: Vec::new(), is_hint: true, range }, 0),
+            VolumeOperation::Write { payload, durable } => {
+                let range = payload.range();
+                let bytes = length(&range);
+                (change(Change::Write(range, payload.into_blocks().into_iter()), durable), bytes)
+            }
+            VolumeOperation::Flush => (Kind::Flush, 0),
+            VolumeOperation::Discard { range, durable } => {
+                let bytes = length(&range);
+                (change(Change::Discard(range), durable), bytes)
+            }
+            VolumeOperation::WriteZeroes { range, may_free, durable } => {
+                let bytes = length(&range);
+                (change(Change::Zero(range, !may_free), durable), bytes)
+            }
+            VolumeOperation::BlockStatus { range, extents_max } => {
+                let next = range.start / crate::base::limits::BLOCK_BYTES;
+                (Kind::Status { range, next, extents_max, extents: Vec::new(), lsn: Lsn(0) }, 0)
+            }
+        };
+        Self {
+            source,
+            volume,
+            kind,
+            started,
+            bytes,
+            arrived: BTreeMap::new(),
+            is_woken: false,
+            is_parked: false,
+            lsn: Lsn(0),
+            admit_at: None,
+            space_tries: 0,
+        }
+    }
+
+    /// Stands where a request was taken from, while it is worked on.
+    pub(super) fn placeholder() -> Self {
+        Self::new(Source::Replay(Lsn(0)), ObjectId(0), VolumeOperation::Flush, Nanos(0))
+    }
+
+    /// The bytes that the request is about; empty for a flush.
+    pub(super) fn range(&self) -> Range<u64> {
+        match &self.kind {
+            Kind::Read { range, .. } | Kind::Status { range, .. } => range.clone(),
+            Kind::Change {
+                change: Change::Write(range, _) | Change::Discard(range) | Change::Zero(range, _), ..
+            } => range.clone(),
+            Kind::Flush | Kind::Change { .. } => 0..0,
+        }
+    }
+}
+
+impl<L: LogMemory> Shard<L> {
+    /// Starts a request.
+    pub(super) fn begin<D: BlockDevice>(&mut self, io: &mut Io<D>, request: Request) {
+        let Some(volume) = self.volumes.get(&request.volume) else {
+            if matches!(request.kind, Kind::Change { change: Change::Volume(VolumeChange::Create { .. }), .. }) {
+                let id = self.requests.insert(request);
+                return self.admission.push_back(id);
+            }
+            return self.reply(request, Err(VolumeError::NoSuchVolume));
+        };
+        if request.range().end > volume.record().size_bytes {
+            return self.reply(request, Err(VolumeError::OutOfRange));
+        }
+        let is_change = matches!(request.kind, Kind::Change { .. });
+        let id = self.requests.insert(request);
+        if is_change {
+            self.admission.push_back(id);
+        } else {
+            self.advance(io, id);
+        }
+    }
+
+    /// Something that a request fetched is there.
+    pub(super) fn wake<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) {
+        let Some(request) = self.requests.get_mut(id) else { return };
+        request.is_woken = false;
+        match &request.kind {
+            Kind::Change { .. } => {
+                if std::mem::take(&mut request.is_parked) {
+                    self.admission.push_front(id);
+                }
+            }
+            _ => self.advance(io, id),
+        }
+    }
+
+    fn advance<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) {
+        let Some(request) = self.requests.get_mut(id) else { return };
+        match &request.kind {
+            Kind::Read { .. } => self.advance_read(io, id),
+            Kind::Status { .. } => self.advance_status(io, id),
+            Kind::Flush => self.begin_flush(id),
+            Kind::Change { .. } => unreachable!("changes go through admission"),
+        }
+    }
+
+    fn begin_flush(&mut self, id: u64) {
+        let super::State::Serving(lane) = &self.state else { unreachable!("requests come while serving") };
+        let lsn = lane.appended();
+        self.requests.get_mut(id).expect("it has just begun").lsn = lsn;
+        self.stable_waiters.insert((lsn, id));
+    }
+
+    /// Ends a request: its reply goes to where it came from.
+    pub(super) fn reply(&mut self, request: Request, result: Result<ReplyData, VolumeError>) {
+        match request.source {
+            Source::Client(origin, tag) => {
+                let latency = self.now.since(request.started);
+                let figures = self.figures.entry(request.volume).or_default();
+                match &request.kind {
+                    Kind::Read { is_hint: false, .. } => figures.reads.record(request.bytes, latency),
+                    Kind::Change { .. } => figures.writes.record(request.bytes, latency),
+                    _ => {}
+                }
+                self.replies.push_back((origin, VolumeReply { tag, result }));
+            }
+            Source::Volume(call) => {
+                let record = self.volumes.get(&request.volume).map(|volume| volume.record().clone());
+                let volume = result.map(|_| record).map_err(|error| error.to_string());
+                self.messages.push_back(ToCoordinator::VolumeDone { call, volume });
+            }
+            Source::Replay(_) => {}
+        }
+    }
+
+    /// The lane is durable up to the request's position.
+    pub(super) fn stable(&mut self, id: u64) {
+        let Some(request) = self.requests.get_mut(id) else { return };
+        let needs_cp = match &request.kind {
+            Kind::Read { .. } => return self.finish_read(id),
+            Kind::Status { .. } => return self.finish_status(id),
+            Kind::Flush => true,
+            Kind::Change { durable, .. } => *durable,
+        };
+        let lsn = request.lsn;
+        if needs_cp && self.is_volatile() && self.is_above_cp(lsn) {
+            self.cp_waiters.insert((lsn, id));
+            self.want_cp();
+        } else {
+            self.finish_change(id);
+        }
+    }
+
+    fn is_above_cp(&self, lsn: Lsn) -> bool {
+        matches!(&self.state, super::State::Serving(lane) if lsn > lane.applied())
+    }
+
+    /// A change or flush is done.
+    pub(super) fn finish_change(&mut self, id: u64) {
+        if let Some(request) = self.requests.remove(id) {
+            self.reply(request, Ok(ReplyData::Done));
+        }
+    }
+
+    /// A request cannot be done.
+    pub(super) fn refuse(&mut self, id: u64, error: VolumeError) {
+        if let Some(request) = self.requests.remove(id) {
+            self.reply(request, Err(error));
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Verified blocks in memory, by identity.
+//!
+//! The key holds the block's birth as well as its address, and a block on disk never changes while anything refers to it (rule R9), so
+//! an entry can be old but never wrong: nothing has to be invalidated. Replacement is second chance over one queue.
+
+use crate::{base::FixedMap, format::reference::BlockKey};
+use std::{
+    collections::VecDeque,
+    hash::{Hash, Hasher},
+};
+use twinlog_device::SharedBlock;
+
+impl BlockKey {
+    fn mixed(self) -> u64 {
+        self.address.0 ^ self.birth.0.rotate_left(40)
+    }
+}
+
+/// Hashes a key as one word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Key(BlockKey);
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        hasher.write_u64(self.0.mixed());
+    }
+}
+
+struct Entry {
+    block: SharedBlock,
+    used: bool,
+}
+
+/// The cache. Its size is bounded by whoever calls [`Cache::evict`].
+#[derive(Default)]
+pub struct Cache {
+    entries: FixedMap<Key, Entry>,
+    order: VecDeque<Key>,
+}
+
+impl Cache {
+    /// The block, if it is here.
+    pub fn get(&mut self, key: BlockKey) -> Option<SharedBlock> {
+        let entry = self.entries.get_mut(&Key(key))?;
+        entry.used = true;
+        Some(entry.block.clone())
+    }
+
+    /// Keeps a verified block.
+    pub fn insert(&mut self, key: BlockKey, block: SharedBlock) {
+        if self.entries.insert(Key(key), Entry { block, used: false }).is_none() {
+            self.order.push_back(Key(key));
+        }
+    }
+
+    /// Drops the entry that was unused for longest, roughly. False when the cache is empty.
+    pub fn evict(&mut self) -> bool {
+        while let Some(key) = self.order.pop_front() {
+            let entry = self.entries.get_mut(&key).expect("every queued key has an entry");
+            if std::mem::take(&mut entry.used) {
+                self.order.push_back(key);
+            } else {
+                self.entries.remove(&key);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Blocks in the cache.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{BlockAddress, CpNumber};
+    use twinlog_device::BlockPool;
+
+    #[test]
+    fn used_blocks_outlive_unused_ones() {
+        let pool = BlockPool::new(8).expect("a small mapping");
+        let mut cache = Cache::default();
+        let key = |block, cp| BlockKey { address: BlockAddress::new(0, block), birth: CpNumber(cp) };
+        for block in 0..4 {
+            cache.insert(key(block, 1), pool.allocate_zeroed().expect("eight are free").freeze());
+        }
+        assert!(cache.get(key(0, 1)).is_some());
+        assert!(cache.get(key(0, 2)).is_none(), "another birth is another block");
+        assert!(cache.evict());
+        assert!(cache.get(key(0, 1)).is_some() && cache.get(key(1, 1)).is_none());
+        while cache.evict() {}
+        assert!(cache.is_empty() && pool.free_count() == 8);
+    }
+}

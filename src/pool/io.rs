@@ -1,0 +1,403 @@
+//! All block I/O of one reactor: verified reads through the cache, writes, flushes.
+//!
+//! # Invariants
+//!
+//! 1. A block enters the cache, and reaches a caller of [`Io::fetch`], only after its checksum matched its reference.
+//! 2. Every fetch, write, flush and raw read ends in exactly one event for each caller's tag.
+//! 3. Nothing is lost for want of room: what a device or the block pool cannot take now waits here, in order.
+//!
+//! Fetches of the same block are joined; fetches of neighbouring blocks become one device read.
+
+use super::cache::Cache;
+use crate::{
+    base::{BlockAddress, FixedMap},
+    format::reference::{BlockKey, BlockRef},
+};
+use std::collections::{BTreeMap, VecDeque};
+use twinlog_device::{
+    BlockBuf, BlockCompletion, BlockDevice, BlockPool, BlockRange, DeviceError, Persistence, SharedBlock, Token,
+};
+
+/// Who waits, and for what: returned with the event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag {
+    /// The component of the reactor.
+    pub owner: u16,
+    /// The component's own number.
+    pub id: u64,
+}
+
+/// The end of something that was asked of [`Io`].
+#[derive(Debug)]
+pub enum IoEvent {
+    /// A fetched block, or why it cannot be had.
+    Fetched {
+        /// Who asked.
+        tag: Tag,
+        /// Which block.
+        key: BlockKey,
+        /// The verified block, or a sentence.
+        result: Result<SharedBlock, String>,
+    },
+    /// The end of a write, a flush or a raw read (whose blocks are unverified).
+    Done {
+        /// Who asked.
+        tag: Tag,
+        /// The blocks of a raw read, or the first error.
+        result: Result<Vec<BlockBuf>, DeviceError>,
+    },
+}
+
+struct Fetch {
+    reference: BlockRef,
+    waiters: Vec<Tag>,
+}
+
+enum Request {
+    Fetch(Vec<BlockRef>, Vec<BlockBuf>),
+    Read(Tag, u64, Vec<BlockBuf>),
+    Write(Tag, u64, Vec<SharedBlock>, Persistence),
+    Flush(Tag),
+    Discard(Tag, BlockRange),
+}
+
+enum Pending {
+    Fetch(Vec<BlockRef>),
+    Part(Tag),
+}
+
+struct Disk<D> {
+    device: D,
+    backlog: VecDeque<Request>,
+    pending: FixedMap<u64, Pending>,
+}
+
+/// Counters of what devices did wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoCounters {
+    /// Blocks whose bytes did not match their reference.
+    pub checksum_errors: u64,
+    /// Operations that a device refused or failed.
+    pub device_errors: u64,
+}
+
+/// Parts of one write or flush that are still under way.
+struct Group {
+    parts: usize,
+    blocks: Vec<BlockBuf>,
+    error: Option<DeviceError>,
+}
+
+/// All block I/O of one reactor.
+pub struct Io<D> {
+    disks: Vec<Disk<D>>,
+    blocks: BlockPool,
+    cache: Cache,
+    fetches: BTreeMap<BlockKey, Fetch>,
+    queued: Vec<BlockKey>,
+    groups: FixedMap<Tag, Group>,
+    events: VecDeque<IoEvent>,
+    completions: Vec<BlockCompletion>,
+    next_token: u64,
+    free_blocks_low: usize,
+    counters: IoCounters,
+}
+
+impl<D: BlockDevice> Io<D> {
+    /// I/O to `devices`, in the order of the pool's device table, with memory from `blocks`. The cache gives memory back when fewer
+    /// than `free_blocks_low` blocks are free.
+    #[must_use]
+    pub fn new(devices: Vec<D>, blocks: BlockPool, free_blocks_low: usize) -> Self {
+        let disk = |device| Disk { device, backlog: VecDeque::new(), pending: FixedMap::default() };
+        Self {
+            disks: devices.into_iter().map(disk).collect(),
+            blocks,
+            cache: Cache::default(),
+            fetches: BTreeMap::new(),
+            queued: Vec::new(),
+            groups: FixedMap::default(),
+            events: VecDeque::new(),
+            completions: Vec::new(),
+            next_token: 0,
+            free_blocks_low,
+            counters: IoCounters::default(),
+        }
+    }
+
+    /// Adds a device after the last one.
+    pub fn add_device(&mut self, device: D) {
+        self.disks.push(Disk { device, backlog: VecDeque::new(), pending: FixedMap::default() });
+    }
+
+    /// The devices, in order.
+    pub fn devices(&self) -> impl ExactSizeIterator<Item = &D> {
+        self.disks.iter().map(|disk| &disk.device)
+    }
+
+    /// The devices, to be put in the order of the pool's device table.
+    pub fn reorder(&mut self, order: &[usize]) {
+        assert_eq!(order.len(), self.disks.len(), "every device keeps a place");
+        let mut disks: Vec<_> = std::mem::take(&mut self.disks).into_iter().map(Some).collect();
+        self.disks = order.iter().map(|&index| disks[index].take().expect("an order names each device once")).collect();
+    }
+
+    /// Where blocks come from.
+    #[must_use]
+    pub fn blocks(&self) -> &BlockPool {
+        &self.blocks
+    }
+
+    /// What went wrong so far.
+    #[must_use]
+    pub fn counters(&self) -> IoCounters {
+        self.counters
+    }
+
+    /// A block with unspecified content, taken from the cache's share if need be.
+    pub fn allocate(&mut self) -> Option<BlockBuf> {
+        loop {
+            if let Some(block) = self.blocks.allocate() {
+                return Some(block);
+            }
+            if !self.cache.evict() {
+                return None;
+            }
+        }
+    }
+
+    /// The block, if it is in the cache.
+    pub fn cached(&mut self, key: BlockKey) -> Option<SharedBlock> {
+        self.cache.get(key)
+    }
+
+    /// Puts a block that was just written into the cache.
+    pub fn remember(&mut self, key: BlockKey, block: SharedBlock) {
+        self.cache.insert(key, block);
+    }
+
+    /// The block, or `None` and later an [`IoEvent::Fetched`] for `tag`.
+    pub fn fetch(&mut self, reference: &BlockRef, tag: Tag) -> Option<SharedBlock> {
+        assert!(!reference.is_hole(), "a hole has no block to fetch");
+        let key = reference.key();
+        if let Some(block) = self.cache.get(key) {
+            return Some(block);
+        }
+        let fetch = self.fetches.entry(key).or_insert_with(|| {
+            self.queued.push(key);
+            Fetch { reference: *reference, waiters: Vec::new() }
+        });
+        if !fetch.waiters.contains(&tag) {
+            fetch.waiters.push(tag);
+        }
+        None
+    }
+
+    /// Reads `count` blocks of one device, unverified: for superblocks and labels.
+    pub fn read_raw(&mut self, tag: Tag, device: usize, first: u64, count: usize) {
+        let buffers: Option<Vec<_>> = (0..count).map(|_| self.allocate()).collect();
+        let buffers = buffers.expect("the block pool is larger than a superblock");
+        self.begin_part(tag);
+        self.disks[device].backlog.push_back(Request::Read(tag, first, buffers));
+    }
+
+    /// Writes consecutive blocks. Several writes under one tag end in one event.
+    pub fn write(&mut self, tag: Tag, address: BlockAddress, blocks: Vec<SharedBlock>, persistence: Persistence) {
+        let device = address.device();
+        let at_once = self.disks[device].device.info().transfer_blocks_max as usize;
+        let mut first = address.block();
+        let mut rest = blocks;
+        while !rest.is_empty() {
+            let tail = rest.split_off(rest.len().min(at_once));
+            let part = std::mem::replace(&mut rest, tail);
+            self.begin_part(tag);
+            let length = part.len() as u64;
+            self.disks[device].backlog.push_back(Request::Write(tag, first, part, persistence));
+            first += length;
+        }
+    }
+
+    /// Flushes every device.
+    pub fn flush_all(&mut self, tag: Tag) {
+        for device in 0..self.disks.len() {
+            self.begin_part(tag);
+            self.disks[device].backlog.push_back(Request::Flush(tag));
+        }
+    }
+
+    /// Tells a device that blocks are not needed any more.
+    pub fn discard(&mut self, tag: Tag, address: BlockAddress, count: u64) {
+        self.begin_part(tag);
+        let range = BlockRange { first: address.block(), count };
+        self.disks[address.device()].backlog.push_back(Request::Discard(tag, range));
+    }
+
+    /// Hands requests to the devices and collects what has finished. Call it once per turn of the loop.
+    pub fn poll(&mut self) {
+        while self.blocks.free_count() < self.free_blocks_low && self.cache.evict() {}
+        self.queue_fetches();
+        for index in 0..self.disks.len() {
+            self.start(index);
+            self.finish(index);
+        }
+    }
+
+    /// The next event, if one is ready.
+    pub fn next_event(&mut self) -> Option<IoEvent> {
+        self.events.pop_front()
+    }
+
+    /// Whether operations are under way or waiting.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !self.fetches.is_empty() || !self.groups.is_empty() || !self.events.is_empty()
+    }
+
+    /// Blocks in the cache.
+    #[must_use]
+    pub fn cached_blocks(&self) -> usize {
+        self.cache.len()
+    }
+
+    fn begin_part(&mut self, tag: Tag) {
+        let group = self.groups.entry(tag).or_insert(Group { parts: 0, blocks: Vec::new(), error: None });
+        group.parts += 1;
+    }
+
+    /// Turns queued fetches into reads of consecutive blocks, as far as memory allows.
+    fn queue_fetches(&mut self) {
+        let mut queued = std::mem::take(&mut self.queued);
+        queued.sort_unstable();
+        let mut next = 0;
+        while next < queued.len() {
+            let first = queued[next].address;
+            if first.device() >= self.disks.len() {
+                let reason = format!("the reference points to device {}, which the pool does not have", first.device());
+                self.deliver(queued[next], &Err(reason));
+                next += 1;
+                continue;
+            }
+            let at_once = self.disks[first.device()].device.info().transfer_blocks_max as usize;
+            let adjoins = |(position, key): (usize, &BlockKey)| key.address.0 == first.0 + position as u64;
+            let run = queued[next..].iter().take(at_once).enumerate().take_while(|&pair| adjoins(pair)).count();
+            let Some(buffers) = (0..run).map(|_| self.allocate()).collect::<Option<Vec<_>>>() else { break };
+            let references = queued[next..next + run].iter().map(|key| self.fetches[key].reference).collect();
+            self.disks[first.device()].backlog.push_back(Request::Fetch(references, buffers));
+            next += run;
+        }
+        queued.drain(..next);
+        self.queued.append(&mut queued);
+    }
+
+    fn start(&mut self, index: usize) {
+        let disk = &mut self.disks[index];
+        while disk.device.room() > 0 {
+            let Some(request) = disk.backlog.pop_front() else { break };
+            self.next_token += 1;
+            let token = Token(self.next_token);
+            let pending = match request {
+                Request::Fetch(references, buffers) => {
+                    let first = references[0].address().block();
+                    let beyond = first + buffers.len() as u64 > disk.device.info().block_count;
+                    if beyond {
+                        for reference in &references {
+                            let error = Err("the reference points beyond its device".to_owned());
+                            Self::deliver_to(&mut self.fetches, &mut self.events, reference.key(), &error);
+                        }
+                        continue;
+                    }
+                    disk.device.read(token, first, buffers);
+                    Pending::Fetch(references)
+                }
+                Request::Read(tag, first, buffers) => {
+                    disk.device.read(token, first, buffers);
+                    Pending::Part(tag)
+                }
+                Request::Write(tag, first, blocks, persistence) => {
+                    disk.device.write(token, first, blocks, persistence);
+                    Pending::Part(tag)
+                }
+                Request::Flush(tag) => {
+                    disk.device.flush(token);
+                    Pending::Part(tag)
+                }
+                Request::Discard(tag, range) => {
+                    disk.device.discard(token, range);
+                    Pending::Part(tag)
+                }
+            };
+            disk.pending.insert(token.0, pending);
+        }
+    }
+
+    fn finish(&mut self, index: usize) {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.disks[index].device.poll(&mut completions);
+        for completion in completions.drain(..) {
+            self.counters.device_errors += u64::from(completion.result.is_err());
+            match self.disks[index]
+                .pending
+                .remove(&completion.token.0)
+                .expect("a driver returns only tokens it was given")
+            {
+                Pending::Fetch(references) => self.finish_fetch(&references, completion),
+                Pending::Part(tag) => self.finish_part(tag, completion),
+            }
+        }
+        self.completions = completions;
+    }
+
+    fn finish_fetch(&mut self, references: &[BlockRef], completion: BlockCompletion) {
+        if let (Err(error), [first, second, ..]) = (&completion.result, references) {
+            // One bad block must not take its neighbours along: read them one by one.
+            debug_assert_ne!(first, second, "joined fetches are of different blocks");
+            tracing::debug!(%error, "reading block by block");
+            let device = first.address().device();
+            for (reference, buffer) in references.iter().zip(completion.blocks) {
+                self.disks[device].backlog.push_back(Request::Fetch(vec![*reference], vec![buffer]));
+            }
+            return;
+        }
+        for (reference, buffer) in references.iter().zip(completion.blocks) {
+            let result = match &completion.result {
+                Err(error) => Err(error.to_string()),
+                Ok(()) if reference.matches(&buffer) => Ok(buffer.freeze()),
+                Ok(()) => {
+                    self.counters.checksum_errors += 1;
+                    Err(format!("checksum of block {} does not match", reference.address()))
+                }
+            };
+            if let Ok(block) = &result {
+                self.cache.insert(reference.key(), block.clone());
+            }
+            self.deliver(reference.key(), &result);
+        }
+    }
+
+    fn deliver(&mut self, key: BlockKey, result: &Result<SharedBlock, String>) {
+        Self::deliver_to(&mut self.fetches, &mut self.events, key, result);
+    }
+
+    fn deliver_to(
+        fetches: &mut BTreeMap<BlockKey, Fetch>,
+        events: &mut VecDeque<IoEvent>,
+        key: BlockKey,
+        result: &Result<SharedBlock, String>,
+    ) {
+        let fetch = fetches.remove(&key).expect("a fetch is delivered once");
+        events.extend(fetch.waiters.into_iter().map(|tag| IoEvent::Fetched { tag, key, result: result.clone() }));
+    }
+
+    fn finish_part(&mut self, tag: Tag, completion: BlockCompletion) {
+        let group = self.groups.get_mut(&tag).expect("a part belongs to a group");
+        group.parts -= 1;
+        group.blocks.extend(completion.blocks);
+        if let Err(error) = completion.result {
+            group.error.get_or_insert(error);
+        }
+        if group.parts == 0 {
+            let group = self.groups.remove(&tag).expect("looked up above");
+            let result = group.error.map_or(Ok(group.blocks), Err);
+            self.events.push_back(IoEvent::Done { tag, result });
+        }
+    }
+}

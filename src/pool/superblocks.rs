@@ -1,0 +1,404 @@
+//! Reading and writing the superblocks of a pool: choosing the newest at open, and making a consistency point current.
+//!
+//! # Writing, step by step, and what a crash leaves
+//!
+//! 1. flush every device: everything that the superblock reaches is durable. Crash: the old consistency point.
+//! 2. write the head copies, durably, on every device. Crash: the new one where a copy landed whole, else the old one; either is
+//!    complete, and the choice at open takes the newest of all copies.
+//! 3. write the tail copies, durably. Crash: the new one.
+//! 4. done: the log may be trimmed, freed blocks may come back one consistency point later.
+//!
+//! # Opening
+//!
+//! What open reads may still be in a device's volatile cache, and would vanish with the next power cut after more has been built on
+//! it. So the chosen superblock goes through steps 1 to 4 again before anything trusts it; that also mends copies that were lost.
+
+use super::{
+    io::{Io, IoEvent, Tag},
+    tree::levels_for,
+};
+use crate::{
+    base::{
+        BlockAddress, CpNumber, Epoch, Lsn, ObjectId, PoolId,
+        limits::{AREA_BLOCKS, DEVICES_MAX, LANES_MAX},
+    },
+    format::{
+        reference::BlockRef,
+        superblock::{
+            DEVICE_BLOCKS_MIN, HEAD_BLOCKS, PoolDevice, Superblock, SuperblockError, TAIL_BLOCKS, TreeRoot, slot_blocks,
+        },
+    },
+};
+use thiserror::Error;
+use twinlog_device::{BlockBuf, BlockDevice, DeviceError, Persistence};
+
+/// Why a pool cannot be opened or made.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PoolError {
+    /// A device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// No device has a superblock.
+    #[error("{devices}: no pool here")]
+    NoPool {
+        /// Names of all devices.
+        devices: String,
+    },
+    /// Only damaged or unknown superblocks.
+    #[error("{device}: {reason}")]
+    Unusable {
+        /// Name of a device that had one.
+        device: String,
+        /// Why it is not usable.
+        reason: SuperblockError,
+    },
+    /// Devices of different pools.
+    #[error("{device} belongs to pool {found}, not to pool {expected}")]
+    ForeignDevice {
+        /// Name of the device.
+        device: String,
+        /// Whose it is.
+        found: PoolId,
+        /// Whose it should be.
+        expected: PoolId,
+    },
+    /// The pool has more devices.
+    #[error("pool {pool}: device {index} of {count} is missing ({id:032x})")]
+    MissingDevice {
+        /// The pool.
+        pool: PoolId,
+        /// Which of its devices.
+        index: usize,
+        /// How many it has.
+        count: usize,
+        /// The device's id.
+        id: u128,
+    },
+    /// A device shrank.
+    #[error("{device} has {found} blocks, fewer than the {expected} it had when it joined the pool")]
+    TooSmall {
+        /// Name of the device.
+        device: String,
+        /// Its blocks now.
+        found: u64,
+        /// Its blocks then.
+        expected: u64,
+    },
+    /// A device to be added holds something.
+    #[error("{device} is not empty: block {block} holds data")]
+    NotEmpty {
+        /// Name of the device.
+        device: String,
+        /// First block that is not zero.
+        block: u64,
+    },
+    /// A block that the pool needs cannot be read.
+    #[error("{0}")]
+    Unreadable(String),
+}
+
+/// Raw superblock places of one device.
+struct Copies {
+    blocks: Vec<(u64, BlockBuf)>,
+}
+
+/// Reads all copies, chooses, flushes and rewrites: see the module.
+pub struct OpenSuperblocks {
+    owner: u16,
+    outstanding: usize,
+    copies: Vec<Copies>,
+    commit: Option<(CommitSuperblock, Superblock, Vec<usize>)>,
+}
+
+impl OpenSuperblocks {
+    /// Starts reading. Events of `owner` must come back through `event`.
+    pub fn new<D: BlockDevice>(io: &mut Io<D>, owner: u16) -> Result<Self, PoolError> {
+        let sizes: Vec<_> =
+            io.devices().map(|device| (device.info().block_count, device.info().name.clone())).collect();
+        for (index, (blocks, name)) in sizes.iter().enumerate() {
+            if *blocks < DEVICE_BLOCKS_MIN {
+                return Err(PoolError::TooSmall { device: name.clone(), found: *blocks, expected: DEVICE_BLOCKS_MIN });
+            }
+            let id = index as u64 * 2;
+            io.read_raw(Tag { owner, id }, index, 0, 3);
+            io.read_raw(Tag { owner, id: id + 1 }, index, blocks - TAIL_BLOCKS, 2);
+        }
+        let copies = sizes.iter().map(|_| Copies { blocks: Vec::new() }).collect();
+        Ok(Self { owner, outstanding: sizes.len() * 2, copies, commit: None })
+    }
+
+    /// Takes an event. Returns the superblock and, per device of the pool, the index of the opened device, once it can be trusted.
+    ///
+    /// # Errors
+    /// See [`PoolError`].
+    pub fn event<D: BlockDevice>(
+        &mut self,
+        io: &mut Io<D>,
+        event: IoEvent,
+    ) -> Result<Option<(Superblock, Vec<usize>)>, PoolError> {
+        let IoEvent::Done { tag, result } = event else { return Ok(None) };
+        if let Some((commit, superblock, order)) = &mut self.commit {
+            return Ok(commit.event(io, tag, result)?.then(|| (superblock.clone(), order.clone())));
+        }
+        let device = usize::try_from(tag.id / 2).expect("an index of ours");
+        let first = if tag.id % 2 == 0 {
+            0
+        } else {
+            io.devices().nth(device).expect("opened").info().block_count - TAIL_BLOCKS
+        };
+        if let Ok(blocks) = result {
+            // An unreadable copy is a lost copy: the others decide.
+            self.copies[device].blocks.extend((first..).zip(blocks));
+        }
+        self.outstanding -= 1;
+        if self.outstanding == 0 {
+            let (superblock, order) = self.choose(io)?;
+            io.reorder(&order);
+            let commit = CommitSuperblock::new(io, self.owner, superblock.clone());
+            self.commit = Some((commit, superblock, order));
+        }
+        Ok(None)
+    }
+
+    fn choose<D: BlockDevice>(&self, io: &Io<D>) -> Result<(Superblock, Vec<usize>), PoolError> {
+        let names: Vec<_> = io.devices().map(|device| device.info().name.clone()).collect();
+        let mut found: Vec<(usize, Superblock, u16)> = Vec::new();
+        let mut unusable = None;
+        for (index, copies) in self.copies.iter().enumerate() {
+            for (block, bytes) in &copies.blocks {
+                match Superblock::verify(bytes, *block) {
+                    Ok((superblock, device_index)) => found.push((index, superblock, device_index)),
+                    Err(SuperblockError::Absent) => {}
+                    Err(reason) => unusable = Some(PoolError::Unusable { device: names[index].clone(), reason }),
+                }
+            }
+        }
+        let Some((_, newest, _)) = found.iter().max_by_key(|(_, superblock, _)| superblock.cp) else {
+            return Err(unusable.unwrap_or(PoolError::NoPool { devices: names.join(", ") }));
+        };
+        let newest = newest.clone();
+        for (index, superblock, _) in &found {
+            if superblock.pool != newest.pool {
+                let device = names[*index].clone();
+                return Err(PoolError::ForeignDevice { device, found: superblock.pool, expected: newest.pool });
+            }
+        }
+        let mut order = Vec::new();
+        for (index, device) in newest.devices.iter().enumerate() {
+            let own = |(_, superblock, place): &&(usize, Superblock, u16)| {
+                usize::from(*place) == index && superblock.devices.get(index).is_some_and(|entry| entry.id == device.id)
+            };
+            let Some((opened, ..)) = found.iter().find(own) else {
+                let (pool, count) = (newest.pool, newest.devices.len());
+                return Err(PoolError::MissingDevice { pool, index, count, id: device.id });
+            };
+            let blocks = io.devices().nth(*opened).expect("opened").info().block_count;
+            if blocks != device.block_count {
+                let (found, expected) = (blocks, device.block_count);
+                return Err(PoolError::TooSmall { device: names[*opened].clone(), found, expected });
+            }
+            order.push(*opened);
+        }
+        if order.len() != names.len() {
+            let stranger =
+                (0..names.len()).find(|index| !order.contains(index)).expect("more devices than the pool has");
+            let (found, expected) = (PoolId(0), newest.pool);
+            return Err(PoolError::ForeignDevice { device: names[stranger].clone(), found, expected });
+        }
+        Ok((newest, order))
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CommitStep {
+    Flush,
+    Heads,
+    Tails,
+    Done,
+}
+
+/// Makes a superblock current: see the module.
+pub struct CommitSuperblock {
+    owner: u16,
+    superblock: Superblock,
+    step: CommitStep,
+}
+
+/// Ids of the commit's tags are above those of any other work of the same owner.
+const COMMIT_ID: u64 = 1 << 62;
+
+impl CommitSuperblock {
+    /// Starts with the flush. Every write that the superblock reaches has completed.
+    pub fn new<D: BlockDevice>(io: &mut Io<D>, owner: u16, superblock: Superblock) -> Self {
+        let mut commit = Self { owner, superblock, step: CommitStep::Flush };
+        if crate::base::planted::is("commit-without-flush") {
+            commit.next(io);
+        } else {
+            io.flush_all(Tag { owner, id: COMMIT_ID });
+        }
+        commit
+    }
+
+    /// Takes the end of a step; returns whether the superblock is durable.
+    ///
+    /// # Errors
+    /// A device failed: the consistency point may or may not be current; only opening the pool again can tell.
+    pub fn event<D: BlockDevice>(
+        &mut self,
+        io: &mut Io<D>,
+        tag: Tag,
+        result: Result<Vec<BlockBuf>, DeviceError>,
+    ) -> Result<bool, DeviceError> {
+        assert_eq!(tag.id & COMMIT_ID, COMMIT_ID, "an event of the commit");
+        result?;
+        self.next(io);
+        Ok(self.step == CommitStep::Done)
+    }
+
+    /// The superblock.
+    #[must_use]
+    pub fn into_superblock(self) -> Superblock {
+        self.superblock
+    }
+
+    fn next<D: BlockDevice>(&mut self, io: &mut Io<D>) {
+        self.step = match self.step {
+            CommitStep::Flush => CommitStep::Heads,
+            CommitStep::Heads => CommitStep::Tails,
+            CommitStep::Tails | CommitStep::Done => CommitStep::Done,
+        };
+        let copy = usize::from(self.step == CommitStep::Tails);
+        if self.step != CommitStep::Done {
+            self.write(io, copy);
+        }
+    }
+
+    fn write<D: BlockDevice>(&self, io: &mut Io<D>, copy: usize) {
+        for index in 0..self.superblock.devices.len() {
+            let device = u16::try_from(index).expect("at most DEVICES_MAX");
+            let block = slot_blocks(self.superblock.cp, self.superblock.devices[index].block_count)[copy];
+            let mut buffer = io.allocate().expect("the block pool keeps room for superblocks");
+            buffer.copy_from_slice(&self.superblock.encode(device, block));
+            let tag = Tag { owner: self.owner, id: COMMIT_ID + 1 + copy as u64 };
+            io.write(tag, BlockAddress::new(device, block), vec![buffer.freeze()], Persistence::Durable);
+        }
+    }
+}
+
+/// Refuses a device whose head or tail holds anything: what `read_raw` of those places returned.
+///
+/// # Errors
+/// [`PoolError::NotEmpty`].
+pub fn check_empty(device: &str, first: u64, blocks: &[BlockBuf]) -> Result<(), PoolError> {
+    match blocks.iter().position(|block| block.iter().any(|&byte| byte != 0)) {
+        Some(position) => Err(PoolError::NotEmpty { device: device.to_owned(), block: first + position as u64 }),
+        None => Ok(()),
+    }
+}
+
+/// The first superblock of a pool: everything is empty. `devices` are ids and block counts, `lane_count` is for ever.
+#[must_use]
+pub fn first_superblock(
+    pool: PoolId,
+    name: &str,
+    devices: &[(u128, u64)],
+    lane_count: u16,
+    time_ns: u64,
+) -> Superblock {
+    assert!(name.len() <= 64 && (1..=DEVICES_MAX).contains(&devices.len()), "checked by the caller");
+    assert!((1..=LANES_MAX).contains(&usize::from(lane_count)), "checked by the caller");
+    let devices: Vec<_> = devices.iter().map(|&(id, block_count)| PoolDevice { id, block_count, plex: 0 }).collect();
+    let geometry = |device: &PoolDevice| device.block_count - HEAD_BLOCKS - TAIL_BLOCKS;
+    let areas: u64 = devices.iter().map(|device| device.block_count.div_ceil(AREA_BLOCKS)).sum();
+    Superblock {
+        pool,
+        name: name.to_owned(),
+        cp: CpNumber(1),
+        epoch: Epoch(1),
+        time_ns,
+        next_object: ObjectId(1),
+        free_blocks: devices.iter().map(geometry).sum(),
+        deferred_blocks: 0,
+        object_table: TreeRoot { root: BlockRef::default(), levels: 1 },
+        space_map: TreeRoot { root: BlockRef::default(), levels: levels_for(areas) },
+        freed: BlockRef::default(),
+        reap: BlockRef::default(),
+        applied: vec![Lsn(0); usize::from(lane_count)],
+        devices,
+    }
+}
+
+/// Makes a new pool on the devices of an [`Io`], which are its devices from now on.
+pub struct CreatePool {
+    owner: u16,
+    superblock: Superblock,
+    outstanding: usize,
+    force: bool,
+    stage: CreateStage,
+}
+
+enum CreateStage {
+    Look,
+    Wipe,
+    Commit(Box<CommitSuperblock>),
+}
+
+impl CreatePool {
+    /// Starts by looking whether the devices are empty, unless `force`.
+    pub fn new<D: BlockDevice>(io: &mut Io<D>, owner: u16, superblock: Superblock, force: bool) -> Self {
+        assert_eq!(superblock.cp, CpNumber(1), "a new pool begins with its first consistency point");
+        let outstanding = 2 * superblock.devices.len();
+        let create = Self { owner, superblock, outstanding, force, stage: CreateStage::Look };
+        for index in 0..create.superblock.devices.len() {
+            let blocks = create.superblock.devices[index].block_count;
+            let head = usize::try_from(HEAD_BLOCKS).expect("a few");
+            io.read_raw(Tag { owner, id: index as u64 * 2 }, index, 0, head);
+            io.read_raw(Tag { owner, id: index as u64 * 2 + 1 }, index, blocks - TAIL_BLOCKS, 2);
+        }
+        create
+    }
+
+    /// Takes an event; returns whether the pool is there.
+    ///
+    /// # Errors
+    /// A device failed or is not empty.
+    pub fn event<D: BlockDevice>(&mut self, io: &mut Io<D>, event: IoEvent) -> Result<bool, PoolError> {
+        let IoEvent::Done { tag, result } = event else { return Ok(false) };
+        match &mut self.stage {
+            CreateStage::Look => {
+                let index = usize::try_from(tag.id / 2).expect("an index of ours");
+                let info = io.devices().nth(index).expect("opened").info();
+                let first = if tag.id % 2 == 0 { 0 } else { info.block_count - TAIL_BLOCKS };
+                let blocks = result?;
+                if !self.force {
+                    check_empty(&info.name, first, &blocks)?;
+                }
+                self.outstanding -= 1;
+                if self.outstanding == 0 {
+                    self.wipe(io);
+                }
+                Ok(false)
+            }
+            CreateStage::Wipe => {
+                result?;
+                let commit = CommitSuperblock::new(io, self.owner, self.superblock.clone());
+                self.stage = CreateStage::Commit(Box::new(commit));
+                Ok(false)
+            }
+            CreateStage::Commit(commit) => Ok(commit.event(io, tag, result)?),
+        }
+    }
+
+    /// Removes whatever the other slot held: a superblock of an earlier pool there could be newer than ours.
+    fn wipe<D: BlockDevice>(&mut self, io: &mut Io<D>) {
+        self.stage = CreateStage::Wipe;
+        for (index, device) in self.superblock.devices.iter().enumerate() {
+            for block in slot_blocks(CpNumber(0), device.block_count) {
+                let mut zero = io.allocate().expect("the block pool keeps room for superblocks");
+                zero.fill(0);
+                let address = BlockAddress::new(u16::try_from(index).expect("at most DEVICES_MAX"), block);
+                io.write(Tag { owner: self.owner, id: 0 }, address, vec![zero.freeze()], Persistence::Durable);
+            }
+        }
+    }
+}

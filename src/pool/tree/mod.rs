@@ -1,0 +1,9 @@
+//! Block trees: the one structure that everything in a pool hangs on. Read by walking, changed by copy on write.
+
+pub mod dirty;
+pub mod update;
+pub mod walk;
+
+pub use dirty::{Dirty, DirtyBlock, DirtyLookup};
+pub use update::{Aux, TreeUpdate, UpdateResult};
+pub use walk::{Walk, levels_for, span, walk};
