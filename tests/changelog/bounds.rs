@@ -1,7 +1,8 @@
 //! Every bound of a lane at the bound, and the small promises of its interface.
 
-use crate::support::{IDENTITY, any_change, formatted, index, scan, scan_log, settle, settle_with_mark, shapes, write};
-use std::time::Duration;
+use crate::support::{
+    IDENTITY, any_change, blank, formatted, index, open, pass, scan, scan_log, settle, settle_with_mark, shapes, write,
+};
 use twinlog::{
     base::{Epoch, LaneIndex, Lsn, PoolId, Prng, limits::CHANGE_BYTES_MAX},
     changelog::{
@@ -10,13 +11,13 @@ use twinlog::{
     },
 };
 use twinlog_device::{LogMemory, Nanos};
-use twinlog_sim::log::{LogMedium, LogShape};
+use twinlog_sim::{Fault, LogShape};
 
 #[test]
 fn what_was_appended_comes_back() {
     for shape in shapes(64 << 10) {
         let medium = formatted(shape);
-        let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(3), Lsn(0));
+        let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(3), Lsn(0));
         let end = lane.append(&write(1, 10), &[b"hello ", b"world"]);
         lane.append(&write(2, 20), &[&[7; 5000]]);
         assert!(lane.durable() < end && lane.has_changes());
@@ -35,7 +36,7 @@ fn what_was_appended_comes_back() {
 fn a_ring_can_be_exactly_full() {
     for shape in shapes(4096 + 8192) {
         let medium = formatted(shape);
-        let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+        let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
         // 128 bytes of header and 3968 of payload are half of the ring.
         lane.append(&write(1, 1), &[&[1; 3968]]);
         assert!(lane.room_for(3968) && !lane.room_for(3969));
@@ -56,7 +57,7 @@ fn records_never_wrap_and_may_end_where_the_ring_ends() {
     for shape in shapes(4096 + 16384) {
         for first_bytes in [0u64, 1, 127, 128, 129, 3840, 3968, 3969, 4096, 8000] {
             let medium = formatted(shape);
-            let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+            let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
             let (mut applied, mut sent) = (Lsn(0), 0);
             for offset in 0..40 {
                 let payload = vec![9; index(first_bytes.max(1))];
@@ -66,7 +67,7 @@ fn records_never_wrap_and_may_end_where_the_ring_ends() {
                     assert_eq!((records.len(), end.end, end.hole), (sent, lane.durable(), None), "at {first_bytes}");
                     assert!(records.iter().all(|record| record.lsn.0 / 16384 == (record.end.0 - 1) / 16384));
                     applied = head_after_recovery(end.end, lane.ring_bytes());
-                    lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), applied);
+                    lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), applied);
                     sent = 0;
                 }
                 lane.append(&write(1, offset), &[&payload]);
@@ -81,7 +82,7 @@ fn the_largest_change_fits_the_smallest_lane() {
     let size_bytes = 4096 + twinlog::base::limits::LANE_BYTES_MIN;
     for shape in [LogShape::pmem(size_bytes), LogShape::file(size_bytes)] {
         let medium = formatted(shape);
-        let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+        let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
         let payload = vec![5; index(CHANGE_BYTES_MAX)];
         for _ in 0..9 {
             assert!(lane.room_for(CHANGE_BYTES_MAX), "an empty lane takes the largest change wherever it stands");
@@ -92,7 +93,7 @@ fn the_largest_change_fits_the_smallest_lane() {
             let (records, _end, _log) = scan(&medium, before, Epoch(1)).expect("a whole lane");
             assert_eq!(records.len(), 1);
             assert_eq!(records[0].payload, payload);
-            lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(lane.appended().0.next_multiple_of(4096)));
+            lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(lane.appended().0.next_multiple_of(4096)));
         }
     }
 }
@@ -100,8 +101,8 @@ fn the_largest_change_fits_the_smallest_lane() {
 #[test]
 fn what_waits_for_the_log_memory_is_bounded() {
     let medium = formatted(LogShape::file(64 << 20));
-    medium.set_latency(Duration::from_secs(1));
-    let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+    medium.set_latency_ns(1_000_000_000, 1_000_000_000);
+    let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     let mut bytes = 0;
     while lane.room_for(CHANGE_BYTES_MAX) {
         lane.append(&write(1, 0), &[&vec![1; index(CHANGE_BYTES_MAX)]]);
@@ -114,16 +115,14 @@ fn what_waits_for_the_log_memory_is_bounded() {
 #[test]
 fn small_changes_share_a_persist() {
     let medium = formatted(LogShape::file(1 << 20));
-    medium.set_latency(Duration::from_millis(1));
+    medium.set_latency_ns(1_000_000, 1_000_000);
     let tuning = LaneTuning { persists_in_flight_max: 1, ..LaneTuning::default() };
-    let mut lane = Lane::open_tuned(medium.open(), IDENTITY, Epoch(1), Lsn(0), tuning);
+    let mut lane = Lane::open_tuned(open(&medium), IDENTITY, Epoch(1), Lsn(0), tuning);
     lane.append(&write(1, 0), &[b"first"]);
     lane.poll(Nanos(0)).expect("no fault");
     let last = (0..100).map(|index| lane.append(&write(1, index), &[b"group"])).last().unwrap();
-    for (now_ms, expected) in [(1, 512), (2, last.0.next_multiple_of(512))] {
-        let now = Nanos(now_ms * 1_000_000);
-        medium.set_now(now);
-        lane.poll(now).expect("no fault");
+    for expected in [512, last.0.next_multiple_of(512)] {
+        lane.poll(pass(&medium, 1_000_000)).expect("no fault");
         assert_eq!(lane.durable(), Lsn(expected));
     }
 }
@@ -131,7 +130,7 @@ fn small_changes_share_a_persist() {
 #[test]
 fn a_quiet_lane_marks_once_and_a_mark_is_no_change() {
     let medium = formatted(LogShape::file(1 << 20));
-    let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+    let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     assert_eq!(lane.next_deadline(), None, "nothing was changed yet");
     let end = lane.append(&write(1, 0), &[b"x"]);
     lane.poll(Nanos(1_000)).expect("no fault");
@@ -152,7 +151,7 @@ fn a_quiet_lane_marks_once_and_a_mark_is_no_change() {
 #[test]
 fn a_failed_persist_ends_the_lane() {
     let medium = formatted(LogShape::file(1 << 20));
-    let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+    let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     medium.fail_persist_after(1);
     lane.append(&write(1, 0), &[b"arrives"]);
     settle(&mut lane);
@@ -161,7 +160,7 @@ fn a_failed_persist_ends_the_lane() {
     let error = lane.poll(Nanos(0)).expect_err("the persist fails");
     assert_eq!(lane.poll(Nanos(1)), Err(error));
     assert!(!lane.room_for(1) && lane.durable() == durable && lane.next_deadline().is_none());
-    assert_eq!(medium.faults().failed_persists, 1);
+    assert_eq!(medium.world().faults(Fault::LogPersistError), (1, 1));
     // Its log can be recovered: the change that was answered is there.
     let (records, end, _log) = scan(&medium, Lsn(0), Epoch(1)).expect("a readable lane");
     assert_eq!((records[0].payload.as_slice(), end.hole), (b"arrives".as_slice(), None));
@@ -178,16 +177,16 @@ fn another_lane_is_refused_by_name() {
     ];
     for identity in others {
         let start = twinlog::changelog::ScanStart { identity, applied: Lsn(0), epoch_min: Epoch(1) };
-        let mut scan = twinlog::changelog::Scan::new(medium.open(), start);
+        let mut scan = twinlog::changelog::Scan::new(open(&medium), start);
         let error = (0..10).find_map(|_| scan.poll().err()).expect("it is another lane");
         assert!(matches!(error, ScanError::Header(LaneHeaderError::OtherLane { .. })), "{error}");
         assert_eq!(scan.poll(), Err(error));
     }
-    let blank = LogMedium::new("blank", LogShape::file(1 << 20));
-    let error = scan(&blank, Lsn(0), Epoch(1)).expect_err("never formatted");
+    let zeroes = blank(LogShape::file(1 << 20));
+    let error = scan(&zeroes, Lsn(0), Epoch(1)).expect_err("never formatted");
     assert_eq!(error, ScanError::Header(LaneHeaderError::NotALane));
     // A region that grew is not the one that was formatted.
-    let grown = LogMedium::new("grown", LogShape::file(2 << 20));
+    let grown = blank(LogShape::file(2 << 20));
     grown.restore(&medium.image());
     let error = scan(&grown, Lsn(0), Epoch(1)).expect_err("another size");
     assert!(matches!(error, ScanError::Header(LaneHeaderError::OtherSize { .. })), "{error}");
@@ -202,14 +201,14 @@ fn impossible_positions_and_failing_reads_are_errors() {
     assert!(scan(&medium, Lsn((1 << 62) - 128), Epoch(1)).is_ok());
     for reads in 0..2 {
         medium.fail_read_after(reads);
-        assert!(matches!(scan_log(medium.open(), Lsn(0), Epoch(1)), Err(ScanError::Device(_))));
+        assert!(matches!(scan_log(open(&medium), Lsn(0), Epoch(1)), Err(ScanError::Device(_))));
     }
 }
 
 #[test]
 fn a_slow_log_memory_gives_the_same_scan() {
     let medium = formatted(LogShape::pmem(4 << 20));
-    let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+    let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     let mut prng = Prng::new(5);
     while lane.room_for(200_000) {
         let (draft, payload) = any_change(&mut prng, 200_000);
@@ -219,12 +218,12 @@ fn a_slow_log_memory_gives_the_same_scan() {
     settle_with_mark(&mut lane);
     let (records, end, log) = scan(&medium, Lsn(0), Epoch(1)).expect("a whole lane");
     assert!(log.room() > 0);
-    medium.set_latency(Duration::from_nanos(1));
+    medium.set_latency_ns(1, 1000);
     let start = twinlog::changelog::ScanStart { identity: IDENTITY, applied: Lsn(0), epoch_min: Epoch(1) };
-    let mut slow = twinlog::changelog::Scan::new(medium.open(), start);
+    let mut slow = twinlog::changelog::Scan::new(open(&medium), start);
     let mut found = Vec::new();
-    for now in 0.. {
-        medium.set_now(Nanos(now / 3));
+    loop {
+        pass(&medium, 100);
         match slow.poll().expect("a whole lane") {
             twinlog::changelog::ScanStep::Pending => {}
             twinlog::changelog::ScanStep::Record(record) => found.push(record),
@@ -235,7 +234,7 @@ fn a_slow_log_memory_gives_the_same_scan() {
         }
     }
     assert_eq!(found, records);
-    let _log: twinlog_sim::log::SimLog = slow.into_log();
+    let _log: twinlog_sim::SimLog = slow.into_log();
     assert!(scan(&medium, end.end, Epoch(1)).is_ok_and(|(records, ..)| records.is_empty()));
 }
 
@@ -243,7 +242,7 @@ fn a_slow_log_memory_gives_the_same_scan() {
 #[should_panic(expected = "asked for room")]
 fn appending_without_room_is_a_defect_of_the_caller() {
     let medium = formatted(LogShape::file(8192));
-    let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+    let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     lane.append(&write(1, 0), &[&[0; 4096]]);
 }
 

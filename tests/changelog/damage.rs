@@ -1,14 +1,15 @@
 //! Torn tails, rot, stale records and bytes of any kind: what a scan makes of them.
 
 use crate::support::{
-    IDENTITY, RING_START, any_change, formatted, index, reseal, scan, scan_log, settle, settle_with_mark, shapes, write,
+    IDENTITY, RING_START, any_change, blank, formatted, index, open, reseal, scan, scan_log, settle, settle_with_mark,
+    shapes, write,
 };
 use twinlog::{
     base::{Epoch, Lsn, Prng},
     changelog::{EndReason, HoleKind, Lane, OwnedRecord, RecordFault, ScanError, inspect},
 };
 use twinlog_device::Nanos;
-use twinlog_sim::log::{LogMedium, LogShape};
+use twinlog_sim::{LogMedium, LogShape};
 
 /// A lane with a history of some laps, whose last batch of changes was not durable before `before`, and is in `after`.
 struct Torn {
@@ -23,7 +24,7 @@ struct Torn {
 fn torn(shape: LogShape, seed: u64) -> Torn {
     let mut prng = Prng::new(seed);
     let medium = formatted(shape);
-    let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+    let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     for _ in 0..prng.between(10, 60) {
         let (draft, payload) = any_change(&mut prng, 600);
         if !lane.room_for(payload.len() as u64) {
@@ -64,7 +65,7 @@ impl Torn {
 fn a_tail_torn_at_any_byte_is_a_torn_tail() {
     for (seed, shape) in (0..).zip(shapes(4096 + 16384)) {
         let torn = torn(shape, seed);
-        let medium = LogMedium::new("torn", torn.shape);
+        let medium = blank(torn.shape);
         let differs: Vec<usize> = (0..torn.after.len()).filter(|&at| torn.before[at] != torn.after[at]).collect();
         assert!(differs.len() > 500);
         let mut image = torn.before.clone();
@@ -81,7 +82,7 @@ fn a_tail_torn_into_any_subset_of_units_is_a_torn_tail() {
         let mut prng = Prng::new(seed);
         let shape = *prng.pick(&shapes(4096 + 16384));
         let torn = torn(shape, seed);
-        let medium = LogMedium::new("torn", shape);
+        let medium = blank(shape);
         let atomic = shape.atomic_bytes as usize;
         for _ in 0..30 {
             let mut image = torn.before.clone();
@@ -104,7 +105,7 @@ fn no_flipped_bit_passes_for_a_whole_log() {
         let mut prng = Prng::new(1000 + seed);
         let shape = *prng.pick(&shapes(4096 + 32768));
         let medium = formatted(shape);
-        let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+        let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
         let mut applied = Lsn(0);
         for _ in 0..prng.between(5, 80) {
             let (draft, payload) = any_change(&mut prng, 3000);
@@ -151,7 +152,7 @@ fn no_flipped_bit_passes_for_a_whole_log() {
 #[test]
 fn without_a_successor_damage_looks_like_a_torn_tail() {
     let medium = formatted(LogShape::pmem(64 << 10));
-    let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+    let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     lane.append(&write(1, 0), &[b"first"]);
     settle(&mut lane);
     let second = lane.append(&write(1, 0), &[b"second"]);
@@ -171,10 +172,10 @@ fn without_a_successor_damage_looks_like_a_torn_tail() {
 fn records_of_a_former_owner_do_not_rise_again() {
     // The former owner logs five records; the new one, who knows of two, goes on at the same position.
     let medium = formatted(LogShape::pmem(64 << 10));
-    let mut former = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+    let mut former = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     let ends: Vec<Lsn> = (0..32).map(|index| former.append(&write(1, index), &[&[1; 3968]])).take(5).collect();
     settle(&mut former);
-    let mut owner = Lane::open_at(medium.open(), IDENTITY, Epoch(2), Lsn(0));
+    let mut owner = Lane::open_at(open(&medium), IDENTITY, Epoch(2), Lsn(0));
     for index in 0..2 {
         owner.append(&write(2, index), &[&[2; 3968]]);
     }
@@ -192,7 +193,7 @@ fn records_of_a_former_owner_do_not_rise_again() {
 #[test]
 fn a_lane_that_was_used_again_proves_it() {
     let medium = formatted(LogShape::file(4096 + 16384));
-    let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+    let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     for index in 0..9 {
         lane.append(&write(1, index), &[&[1; 2000]]);
         settle(&mut lane);
@@ -206,7 +207,7 @@ fn a_lane_that_was_used_again_proves_it() {
 #[test]
 fn a_whole_record_that_is_not_known_is_an_error_not_an_end() {
     let medium = formatted(LogShape::file(64 << 10));
-    let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+    let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     let second = lane.append(&write(1, 0), &[b"first"]);
     lane.append(&write(1, 0), &[b"second"]);
     settle(&mut lane);
@@ -226,7 +227,7 @@ fn a_whole_record_that_is_not_known_is_an_error_not_an_end() {
 #[test]
 fn no_bytes_make_a_scan_panic_or_run_on() {
     let medium = formatted(LogShape::pmem(4096 + 16384));
-    let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+    let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     let mut prng = Prng::new(77);
     let mut headers = Vec::new();
     while lane.room_for(600) {
@@ -260,7 +261,7 @@ fn no_bytes_make_a_scan_panic_or_run_on() {
         }
         medium.restore(&bytes);
         let applied = Lsn(if prng.chance(3, 4) { 0 } else { prng.next_u64() >> prng.below(64) });
-        let by_scan = scan_log(medium.open(), applied, Epoch(1));
+        let by_scan = scan_log(open(&medium), applied, Epoch(1));
         let by_image = inspect::scan_image(&bytes, applied, Epoch(1));
         let inspected = inspect::Inspector::open(reader(&bytes), bytes.len() as u64);
         match (by_scan, by_image) {
@@ -288,7 +289,7 @@ fn reader(image: &[u8]) -> impl FnMut(u64, &mut [u8]) -> std::io::Result<()> {
 #[test]
 fn the_inspector_shows_every_record_and_names_damage() {
     let medium = formatted(LogShape::file(4096 + 16384));
-    let mut lane = Lane::open_at(medium.open(), IDENTITY, Epoch(1), Lsn(0));
+    let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     for index in 0..20 {
         lane.append(&write(1, index), &[&[1; 2000]]);
         settle(&mut lane);

@@ -1,5 +1,6 @@
 //! What the tests of the change log share: a small lane, changes made by chance, and a scan that must end.
 
+use std::time::Duration;
 use twinlog::{
     base::{Epoch, LaneIndex, Lsn, ObjectId, PoolId, Prng, checksum},
     changelog::{
@@ -7,8 +8,8 @@ use twinlog::{
         ScanError, ScanStart, ScanStep,
     },
 };
-use twinlog_device::Nanos;
-use twinlog_sim::log::{LogMedium, LogShape, SimLog};
+use twinlog_device::{Nanos, Wait};
+use twinlog_sim::{Agenda, LogMedium, LogShape, SimLog, SimWorld};
 
 /// The lane of all tests.
 pub(crate) const IDENTITY: LaneIdentity = LaneIdentity {
@@ -21,18 +22,38 @@ pub(crate) const IDENTITY: LaneIdentity = LaneIdentity {
 /// Where the ring begins.
 pub(crate) const RING_START: usize = 4096;
 
-/// Log memory with a formatted lane.
+/// Log memory with a formatted lane, which has no latency yet.
 pub(crate) fn formatted(shape: LogShape) -> LogMedium {
-    let medium = LogMedium::new("log", shape);
-    let mut format = Format::new(medium.open(), &IDENTITY);
+    let medium = blank(shape);
+    let mut format = Format::new(open(&medium), &IDENTITY);
     assert_eq!(format.poll(), Ok(true));
     medium
 }
 
+/// Log memory of zeroes, which has no latency yet.
+pub(crate) fn blank(shape: LogShape) -> LogMedium {
+    LogMedium::new(&SimWorld::new(1), "log", LogShape { latency_ns: (0, 0), ..shape })
+}
+
+/// Opens log memory as a process does that has just started.
+pub(crate) fn open(medium: &LogMedium) -> SimLog {
+    medium.open(&Agenda::new(&medium.world()))
+}
+
+/// Lets `ns` nanoseconds and a little more pass; returns the time then.
+pub(crate) fn pass(medium: &LogMedium, ns: u64) -> Nanos {
+    let world = medium.world();
+    let (agenda, target) = (Agenda::new(&world), world.now() + Duration::from_nanos(ns));
+    while world.now() < target {
+        agenda.turn(Wait::UpTo(target - world.now()));
+    }
+    world.now()
+}
+
 /// The shapes that real log memory has, and an odd one.
 pub(crate) fn shapes(size_bytes: u64) -> [LogShape; 4] {
-    let odd = LogShape { size_bytes, unit_bytes: 4096, atomic_bytes: 512, pending_bytes_max: 16 << 10 };
-    let tight = LogShape { size_bytes, unit_bytes: 512, atomic_bytes: 512, pending_bytes_max: 16 << 10 };
+    let odd = LogShape { unit_bytes: 4096, pending_bytes_max: 16 << 10, ..LogShape::file(size_bytes) };
+    let tight = LogShape { pending_bytes_max: 4096, ..LogShape::file(size_bytes) };
     [LogShape::pmem(size_bytes), LogShape::file(size_bytes), odd, tight]
 }
 
@@ -77,7 +98,9 @@ pub(crate) fn scan(
     applied: Lsn,
     epoch_min: Epoch,
 ) -> Result<(Vec<OwnedRecord>, ScanEnd, SimLog), ScanError> {
-    scan_log(medium.copy().open(), applied, epoch_min)
+    let copy = medium.copy();
+    copy.set_latency_ns(0, 0);
+    scan_log(open(&copy), applied, epoch_min)
 }
 
 /// As [`scan`], of log memory that is open.

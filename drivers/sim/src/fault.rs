@@ -29,6 +29,18 @@ pub enum Fault {
     UnansweredWrite,
     /// A client goes away without a word.
     Disconnect,
+    /// A power cut or kill loses a part of a log store whose persist had not completed.
+    LogLost,
+    /// A power cut or kill leaves a log persist with old and new parts.
+    LogTorn,
+    /// A part of a log store lands although its persist was never answered.
+    LogUnanswered,
+    /// A bit of a log flips.
+    LogRot,
+    /// A persist of a log fails.
+    LogPersistError,
+    /// A read of a log fails.
+    LogReadError,
 }
 
 /// Classes of faults.
@@ -36,7 +48,7 @@ const FAULT_COUNT: usize = Fault::ALL.len();
 
 impl Fault {
     /// Every class.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 18] = [
         Self::ReadError,
         Self::WriteError,
         Self::BitRot,
@@ -49,6 +61,12 @@ impl Fault {
         Self::TornWrite,
         Self::UnansweredWrite,
         Self::Disconnect,
+        Self::LogLost,
+        Self::LogTorn,
+        Self::LogUnanswered,
+        Self::LogRot,
+        Self::LogPersistError,
+        Self::LogReadError,
     ];
 
     /// The name in summaries.
@@ -67,6 +85,12 @@ impl Fault {
             Self::TornWrite => "torn write",
             Self::UnansweredWrite => "unanswered write landed",
             Self::Disconnect => "disconnect",
+            Self::LogLost => "log store lost",
+            Self::LogTorn => "torn log persist",
+            Self::LogUnanswered => "unanswered log store landed",
+            Self::LogRot => "log bit rot",
+            Self::LogPersistError => "log persist error",
+            Self::LogReadError => "log read error",
         }
     }
 

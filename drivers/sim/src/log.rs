@@ -5,21 +5,30 @@
 //!
 //! # Fault model
 //!
-//! 1. Stored bytes become durable when their persist's completion was polled. At a power cut each unit of
-//!    [`LogShape::atomic_bytes`] of everything younger is old or new: none, all, a prefix, a suffix, or each by itself by chance.
-//! 2. A persist can fail: it leaves its bytes as a power cut would, and the region accepts nothing more until it is opened anew.
-//! 3. Bits of the medium can flip at any time (`rot`); reads can fail.
-//! 4. Every fault is counted when it *matters*: when it changes a byte that a reader could see, or a result.
+//! 1. Stored bytes become durable when their persist's completion is polled, one durable step of the world for each unit of
+//!    stores and one for the persist. When the world crashes in between, the units before that are durable and the persist never completes.
+//! 2. At a power cut, or when the process ends, each unit of [`LogShape::atomic_bytes`] of everything younger is old or
+//!    new: none, all, a prefix, a suffix, or each by itself by chance. Nothing lands in a world that has crashed.
+//! 3. A persist can fail: its bytes are as after a power cut, and the region accepts nothing more until it is opened anew.
+//! 4. Bits can flip at any time; reads can fail.
+//! 5. A fault matters when it changes a byte that a reader could see, or a result.
 
-use std::{cell::RefCell, collections::VecDeque, fmt, rc::Rc, time::Duration};
+use crate::{
+    fault::Fault,
+    world::{Agenda, SimWorld},
+};
+use std::{
+    cell::{RefCell, RefMut},
+    collections::{BTreeSet, VecDeque},
+    fmt,
+    rc::Rc,
+};
 use twinlog_device::{
     DeviceError, DeviceErrorKind, DurabilityClass, LogCompletion, LogInfo, LogMemory, Nanos, Prng, Token,
 };
 
-/// Most persists in flight that the contract allows.
-const PERSISTS_MAX: usize = 8;
-/// Most operations in flight.
-const OPERATIONS_MAX: usize = 16;
+/// Operations in flight: as many persists as the contract asks for, and no more.
+const OPERATIONS_MAX: usize = 8;
 /// Reads begin and end on multiples of this.
 const READ_ALIGN: u64 = 4096;
 /// Longest read.
@@ -32,41 +41,32 @@ pub struct LogShape {
     pub size_bytes: u64,
     /// Stores begin and end on multiples of this.
     pub unit_bytes: u32,
-    /// Unit that a power cut leaves whole.
+    /// Unit that a power cut leaves whole; at most `unit_bytes`.
     pub atomic_bytes: u32,
     /// Bytes that may wait for their persist.
     pub pending_bytes_max: u64,
+    /// Shortest and longest latency of an operation, in nanoseconds.
+    pub latency_ns: (u64, u64),
 }
 
 impl LogShape {
-    /// Persistent memory: cache lines are stored, words are whole.
+    /// Persistent memory: cache lines are stored, words are whole, nothing waits.
     #[must_use]
     pub fn pmem(size_bytes: u64) -> Self {
-        Self { size_bytes, unit_bytes: 64, atomic_bytes: 8, pending_bytes_max: size_bytes }
+        Self { size_bytes, unit_bytes: 64, atomic_bytes: 8, pending_bytes_max: size_bytes, latency_ns: (0, 0) }
     }
 
-    /// A file on a disk: sectors are stored, sectors are whole.
+    /// A file on a disk: sectors are stored, sectors are whole, 20 to 200 microseconds.
     #[must_use]
     pub fn file(size_bytes: u64) -> Self {
-        Self { size_bytes, unit_bytes: 512, atomic_bytes: 512, pending_bytes_max: 4 << 20 }
+        Self {
+            size_bytes,
+            unit_bytes: 512,
+            atomic_bytes: 512,
+            pending_bytes_max: 4 << 20,
+            latency_ns: (20_000, 200_000),
+        }
     }
-}
-
-/// Faults that mattered, by class.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LogFaults {
-    /// Units that a power cut or a failed persist kept old.
-    pub lost_units: u64,
-    /// Units, not durable, that a power cut or a failed persist made new.
-    pub kept_units: u64,
-    /// Power cuts that tore one persist: some units old, some new.
-    pub torn_persists: u64,
-    /// Bits that flipped.
-    pub rotted_bits: u64,
-    /// Persists that failed.
-    pub failed_persists: u64,
-    /// Reads that failed.
-    pub failed_reads: u64,
 }
 
 #[derive(Debug)]
@@ -89,18 +89,21 @@ struct Operation {
 }
 
 struct State {
+    world: SimWorld,
+    prng: Prng,
+    shape: LogShape,
     info: LogInfo,
     bytes: Vec<u8>,
-    faults: LogFaults,
-    now: Nanos,
-    latency: Duration,
-    /// Counts openings; an older [`SimLog`] is of a process that died.
+    /// Counts openings and their ends; a [`SimLog`] with another number is of a process that died.
     opening: u64,
     stored: Vec<Store>,
+    /// In the order in which they were queued and will complete.
     operations: VecDeque<Operation>,
     failed: bool,
     persist_fails_in: Option<u64>,
     read_fails_in: Option<u64>,
+    /// Offsets of bytes that rotted and were not read since.
+    rotted: BTreeSet<u64>,
 }
 
 /// The medium of one region. Clones are handles of the same medium.
@@ -109,54 +112,60 @@ pub struct LogMedium(Rc<RefCell<State>>);
 
 impl LogMedium {
     /// A region of zeroes.
+    ///
+    /// # Panics
+    /// When the shape is none that log memory can have.
     #[must_use]
-    pub fn new(name: &str, shape: LogShape) -> Self {
+    pub fn new(world: &SimWorld, name: &str, shape: LogShape) -> Self {
         assert!(shape.size_bytes.is_multiple_of(READ_ALIGN), "the region has whole blocks");
         assert!(shape.unit_bytes.is_power_of_two() && (64..=4096).contains(&shape.unit_bytes), "the unit of stores");
-        assert!(shape.atomic_bytes.is_power_of_two() && (8..=4096).contains(&shape.atomic_bytes), "the unit of tears");
+        assert!(shape.atomic_bytes.is_power_of_two() && shape.atomic_bytes >= 8, "the unit of tears");
+        assert!(shape.atomic_bytes <= shape.unit_bytes, "a store is not torn by the one beside it");
         assert!(shape.pending_bytes_max >= u64::from(shape.unit_bytes), "at least one unit may wait");
+        assert!(shape.latency_ns.0 <= shape.latency_ns.1, "the shortest latency is not above the longest");
         let info = LogInfo {
             name: name.to_owned(),
-            backend: "memory",
+            backend: "simulated",
             size_bytes: shape.size_bytes,
             unit_bytes: shape.unit_bytes,
             atomic_bytes: shape.atomic_bytes,
             durability: DurabilityClass::Durable,
             pending_bytes_max: shape.pending_bytes_max,
         };
-        let bytes = vec![0; to_index(shape.size_bytes)];
         Self(Rc::new(RefCell::new(State {
+            world: world.clone(),
+            prng: world.fork_prng(),
+            shape,
             info,
-            bytes,
-            faults: LogFaults::default(),
-            now: Nanos(0),
-            latency: Duration::ZERO,
+            bytes: vec![0; to_index(shape.size_bytes)],
             opening: 0,
             stored: Vec::new(),
             operations: VecDeque::new(),
             failed: false,
             persist_fails_in: None,
             read_fails_in: None,
+            rotted: BTreeSet::new(),
         })))
     }
 
-    /// Opens the region, as a process does that has just started. The opening before it dies, as [`Self::power_cut`] must have seen
-    /// to if it had anything in flight.
+    /// Opens the region for the reactor of `agenda`, as a process does that has just started.
+    ///
+    /// # Panics
+    /// When a former opening has anything in flight: [`Self::power_cut`] ends it.
     #[must_use]
-    pub fn open(&self) -> SimLog {
+    pub fn open(&self, agenda: &Agenda) -> SimLog {
         let mut state = self.0.borrow_mut();
         assert!(state.operations.is_empty() && state.stored.is_empty(), "cut the power before opening again");
         state.opening += 1;
         state.failed = false;
-        SimLog { info: state.info.clone(), opening: state.opening, state: self.0.clone() }
+        SimLog { info: state.info.clone(), opening: state.opening, agenda: agenda.clone(), state: self.0.clone() }
     }
 
-    /// Ends the current opening: everything in flight is torn as `prng` says, and its handle is dead.
+    /// Ends the current opening, by loss of power or because its process ended: everything in flight is torn as `prng` says.
     pub fn power_cut(&self, prng: &mut Prng) {
         let mut state = self.0.borrow_mut();
         state.opening += 1;
-        let operations = std::mem::take(&mut state.operations);
-        for operation in operations {
+        for operation in std::mem::take(&mut state.operations) {
             if let Work::Persist(stores) = operation.work {
                 state.tear(&stores, prng);
             }
@@ -165,27 +174,30 @@ impl LogMedium {
         state.tear(&stored, prng);
     }
 
-    /// Moves the medium's clock; what is due by then completes at the next poll.
-    pub fn set_now(&self, now: Nanos) {
-        self.0.borrow_mut().now = now;
-    }
-
-    /// When the next operation completes.
+    /// The world that the medium is part of.
     #[must_use]
-    pub fn next_due(&self) -> Option<Nanos> {
-        self.0.borrow().operations.iter().map(|operation| operation.due).min()
+    pub fn world(&self) -> SimWorld {
+        self.0.borrow().world.clone()
     }
 
-    /// How long operations take that are queued from now on.
-    pub fn set_latency(&self, latency: Duration) {
-        self.0.borrow_mut().latency = latency;
+    /// What kind it is.
+    #[must_use]
+    pub fn shape(&self) -> LogShape {
+        self.0.borrow().shape
     }
 
-    /// Flips the bits of `mask` in the byte at `offset_bytes` of the medium.
+    /// How long operations take that are queued from now on: shortest and longest, in nanoseconds.
+    pub fn set_latency_ns(&self, shortest: u64, longest: u64) {
+        assert!(shortest <= longest, "the shortest latency is not above the longest");
+        self.0.borrow_mut().shape.latency_ns = (shortest, longest);
+    }
+
+    /// Flips the bits of `mask` in the byte at `offset_bytes`.
     pub fn rot(&self, offset_bytes: u64, mask: u8) {
         let mut state = self.0.borrow_mut();
         state.bytes[to_index(offset_bytes)] ^= mask;
-        state.faults.rotted_bits += u64::from(mask.count_ones());
+        state.rotted.insert(offset_bytes);
+        state.world.count_fired(Fault::LogRot);
     }
 
     /// Lets the persist fail that follows after `count` others.
@@ -209,28 +221,13 @@ impl LogMedium {
         self.0.borrow_mut().bytes[..image.len()].copy_from_slice(image);
     }
 
-    /// Another medium with the same shape and bytes, for an experiment that leaves this one alone.
+    /// Another medium of the same world, shape and bytes: for an experiment that leaves this one alone.
     #[must_use]
     pub fn copy(&self) -> Self {
         let state = self.0.borrow();
-        let info = &state.info;
-        let copy = Self::new(
-            &info.name,
-            LogShape {
-                size_bytes: info.size_bytes,
-                unit_bytes: info.unit_bytes,
-                atomic_bytes: info.atomic_bytes,
-                pending_bytes_max: info.pending_bytes_max,
-            },
-        );
+        let copy = Self::new(&state.world, &state.info.name, state.shape);
         copy.restore(&state.bytes);
         copy
-    }
-
-    /// Faults so far.
-    #[must_use]
-    pub fn faults(&self) -> LogFaults {
-        self.0.borrow().faults
     }
 }
 
@@ -246,23 +243,99 @@ impl State {
         DeviceError { device: self.info.name.clone(), operation, first, count, kind }
     }
 
-    fn write(&mut self, store: &Store) {
-        let start = to_index(store.offset);
-        self.bytes[start..start + store.bytes.len()].copy_from_slice(&store.bytes);
+    fn queue(&mut self, token: Token, work: Work) -> Nanos {
+        let (shortest, longest) = self.shape.latency_ns;
+        let due = self.world.now().0 + self.prng.between(shortest, longest);
+        let due = Nanos(self.operations.back().map_or(due, |last| due.max(last.due.0)));
+        self.operations.push_back(Operation { token, due, work });
+        due
+    }
+
+    /// The next operation that is due; `None` when there is none, or when the world crashes.
+    fn next_completion(&mut self) -> Option<LogCompletion> {
+        if self.world.crashed() || self.operations.front()?.due > self.world.now() {
+            return None;
+        }
+        let operation = self.operations.pop_front()?;
+        let token = operation.token;
+        let result = match operation.work {
+            Work::Persist(stores) => match self.finish_persist(&stores) {
+                Some(result) => result.map(|()| Vec::new()),
+                None => {
+                    // Its process never hears of it; nothing lands any more.
+                    return None;
+                }
+            },
+            Work::Read { offset, length } => self.finish_read(offset, length),
+        };
+        Some(LogCompletion { token, result })
+    }
+
+    /// `None` when the world crashes on the way.
+    fn finish_persist(&mut self, stores: &[Store]) -> Option<Result<(), DeviceError>> {
+        let offset = stores.first().map_or(0, |store| store.offset);
+        let length = stores.iter().map(|store| store.bytes.len() as u64).sum();
+        if self.failed {
+            return Some(Err(self.error("write", offset, length, DeviceErrorKind::Gone)));
+        }
+        if count_down(&mut self.persist_fails_in) {
+            self.failed = true;
+            self.world.count_fired(Fault::LogPersistError);
+            self.world.count_mattered(Fault::LogPersistError);
+            let mut prng = self.prng.fork();
+            self.tear(stores, &mut prng);
+            return Some(Err(self.error("write", offset, length, DeviceErrorKind::Medium)));
+        }
+        let unit = to_index(u64::from(self.info.unit_bytes));
+        for store in stores {
+            for (part, offset) in store.bytes.chunks(unit).zip((store.offset..).step_by(unit)) {
+                if self.world.durable_steps(1) == 0 {
+                    return None;
+                }
+                self.write(offset, part);
+            }
+        }
+        (self.world.durable_steps(1) == 1).then_some(Ok(()))
+    }
+
+    fn finish_read(&mut self, offset: u64, length: usize) -> Result<Vec<u8>, DeviceError> {
+        if count_down(&mut self.read_fails_in) {
+            self.world.count_fired(Fault::LogReadError);
+            self.world.count_mattered(Fault::LogReadError);
+            return Err(self.error("read", offset, length as u64, DeviceErrorKind::Medium));
+        }
+        if self.failed {
+            return Err(self.error("read", offset, length as u64, DeviceErrorKind::Gone));
+        }
+        let seen: Vec<u64> = self.rotted.range(offset..offset + length as u64).copied().collect();
+        for offset in seen {
+            self.rotted.remove(&offset);
+            self.world.count_mattered(Fault::LogRot);
+        }
+        let start = to_index(offset);
+        Ok(self.bytes[start..start + length].to_vec())
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        let start = to_index(offset);
+        self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
+        if !self.rotted.is_empty() {
+            self.rotted.retain(|at| !(offset..offset + bytes.len() as u64).contains(at));
+        }
     }
 
     /// Leaves each atomic unit of `stores` old or new.
     fn tear(&mut self, stores: &[Store], prng: &mut Prng) {
-        let atomic = u64::from(self.info.atomic_bytes);
-        let units: u64 = stores.iter().map(|store| store.bytes.len() as u64 / atomic).sum();
+        let atomic = to_index(u64::from(self.info.atomic_bytes));
+        let units: usize = stores.iter().map(|store| store.bytes.len() / atomic).sum();
         if units == 0 {
             return;
         }
-        let (style, cut) = (prng.below(5), prng.below(units + 1));
-        let (mut lost, mut kept) = (0, 0);
+        let (style, cut) = (prng.below(5), prng.below(units as u64 + 1));
+        let (mut lost, mut kept) = (false, false);
         let mut index = 0;
         for store in stores {
-            for (part, offset) in store.bytes.chunks(to_index(atomic)).zip((store.offset..).step_by(to_index(atomic))) {
+            for (part, offset) in store.bytes.chunks(atomic).zip((store.offset..).step_by(atomic)) {
                 let new = match style {
                     0 => false,
                     1 => true,
@@ -272,57 +345,21 @@ impl State {
                 };
                 index += 1;
                 let start = to_index(offset);
-                let target = &mut self.bytes[start..start + part.len()];
-                if target != part {
-                    if new {
-                        target.copy_from_slice(part);
-                        kept += 1;
+                if self.bytes[start..start + atomic] != *part {
+                    if new && self.world.durable_steps(1) == 1 {
+                        self.write(offset, part);
+                        kept = true;
                     } else {
-                        lost += 1;
+                        lost = true;
                     }
                 }
             }
         }
-        self.faults.lost_units += lost;
-        self.faults.kept_units += kept;
-        self.faults.torn_persists += u64::from(lost > 0 && kept > 0);
-    }
-
-    fn finish(&mut self, operation: Operation) -> LogCompletion {
-        let token = operation.token;
-        let result = match operation.work {
-            Work::Persist(stores) => self.finish_persist(&stores).map(|()| Vec::new()),
-            Work::Read { offset, length } => self.finish_read(offset, length),
-        };
-        LogCompletion { token, result }
-    }
-
-    fn finish_persist(&mut self, stores: &[Store]) -> Result<(), DeviceError> {
-        let offset = stores.first().map_or(0, |store| store.offset);
-        let length = stores.iter().map(|store| store.bytes.len() as u64).sum();
-        if self.failed {
-            return Err(self.error("write", offset, length, DeviceErrorKind::Gone));
+        let faults = [(Fault::LogLost, lost), (Fault::LogUnanswered, kept), (Fault::LogTorn, lost && kept)];
+        for (fault, _) in faults.into_iter().filter(|&(_, happened)| happened) {
+            self.world.count_fired(fault);
+            self.world.count_mattered(fault);
         }
-        if count_down(&mut self.persist_fails_in) {
-            self.failed = true;
-            self.faults.failed_persists += 1;
-            self.tear(stores, &mut Prng::new(offset));
-            return Err(self.error("write", offset, length, DeviceErrorKind::Medium));
-        }
-        for store in stores {
-            self.write(store);
-        }
-        Ok(())
-    }
-
-    fn finish_read(&mut self, offset: u64, length: usize) -> Result<Vec<u8>, DeviceError> {
-        if self.failed || count_down(&mut self.read_fails_in) {
-            self.faults.failed_reads += 1;
-            let kind = if self.failed { DeviceErrorKind::Gone } else { DeviceErrorKind::Medium };
-            return Err(self.error("read", offset, length as u64, kind));
-        }
-        let start = to_index(offset);
-        Ok(self.bytes[start..start + length].to_vec())
     }
 
     fn pending_bytes(&self) -> u64 {
@@ -330,34 +367,29 @@ impl State {
             Work::Persist(stores) => Some(stores),
             Work::Read { .. } => None,
         });
-        let stores = self.stored.iter().chain(in_flight.flatten());
-        stores.map(|store| store.bytes.len() as u64).sum()
-    }
-
-    fn persist_count(&self) -> usize {
-        self.operations.iter().filter(|operation| matches!(operation.work, Work::Persist(_))).count()
+        self.stored.iter().chain(in_flight.flatten()).map(|store| store.bytes.len() as u64).sum()
     }
 }
 
-/// One opening of a [`LogMedium`].
+/// One opening of a [`LogMedium`]. After a power cut nothing completes any more.
 pub struct SimLog {
     info: LogInfo,
     opening: u64,
+    agenda: Agenda,
     state: Rc<RefCell<State>>,
 }
 
 impl SimLog {
-    fn live(&self) -> std::cell::RefMut<'_, State> {
+    fn live(&self) -> RefMut<'_, State> {
         let state = self.state.borrow_mut();
-        assert_eq!(state.opening, self.opening, "this opening ended with a power cut");
+        assert_eq!(state.opening, self.opening, "this opening has ended");
         state
     }
 
     fn queue(&self, token: Token, work: Work) {
-        let mut state = self.live();
-        assert!(state.operations.len() < OPERATIONS_MAX, "the caller asks for room first");
-        let due = state.now + state.latency;
-        state.operations.push_back(Operation { token, due, work });
+        assert!(self.room() > 0, "the caller asks for room first");
+        let due = self.live().queue(token, work);
+        self.agenda.at(due);
     }
 }
 
@@ -367,9 +399,8 @@ impl LogMemory for SimLog {
     }
 
     fn room_bytes(&self) -> u64 {
-        let pending = self.live().pending_bytes();
         let unit = u64::from(self.info.unit_bytes);
-        self.info.pending_bytes_max.saturating_sub(pending) / unit * unit
+        self.info.pending_bytes_max.saturating_sub(self.live().pending_bytes()) / unit * unit
     }
 
     fn store(&mut self, offset_bytes: u64, bytes: &[u8]) {
@@ -386,14 +417,12 @@ impl LogMemory for SimLog {
     }
 
     fn persist(&mut self, token: Token) {
-        assert!(self.room() > 0, "the caller asks for room first");
         let stores = std::mem::take(&mut self.live().stored);
         self.queue(token, Work::Persist(stores));
     }
 
     fn room(&self) -> usize {
-        let state = self.live();
-        (OPERATIONS_MAX - state.operations.len()).min(PERSISTS_MAX - state.persist_count().min(PERSISTS_MAX))
+        OPERATIONS_MAX - self.live().operations.len()
     }
 
     fn read(&mut self, token: Token, offset_bytes: u64, length_bytes: usize) {
@@ -408,11 +437,9 @@ impl LogMemory for SimLog {
     }
 
     fn poll(&mut self, completions: &mut Vec<LogCompletion>) {
-        let mut state = self.live();
-        // In order of arrival: persists must not overtake each other.
-        while state.operations.front().is_some_and(|operation| operation.due <= state.now) {
-            let operation = state.operations.pop_front().expect("seen above");
-            completions.push(state.finish(operation));
+        let mut state = self.state.borrow_mut();
+        if state.opening == self.opening {
+            completions.extend(std::iter::from_fn(|| state.next_completion()));
         }
     }
 }
