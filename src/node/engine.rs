@@ -33,6 +33,8 @@ use std::collections::{BTreeMap, VecDeque};
 use twinlog_device::{BlockDevice, BlockPool, LogMemory, Nanos};
 
 mod admin;
+#[cfg(test)]
+mod tests;
 
 /// What reactors tell each other.
 #[derive(Debug)]

@@ -1,0 +1,342 @@
+//! The engine on a simulated machine: the paths that every day takes. The deep search is the simulator's (`tools/simulator`).
+
+use super::*;
+use crate::{
+    base::PoolId,
+    changelog::lane::Format,
+    format::lane_header::{LaneIdentity, PortionRole},
+    node::{
+        admin::CheckReport,
+        request::{DataRun, Extent, Payload, ReplyData, VolumeOperation},
+    },
+    pool::superblocks::{CreatePool, first_superblock},
+    reactor::mailbox::{Waker, mailbox},
+};
+use std::{ops::Range, sync::Arc, time::Duration};
+use twinlog_device::{Platform, Prng, Wait};
+use twinlog_sim::{Agenda, LogMedium, LogShape, MediumConfig, SimDisk, SimLog, SimMedium, SimPlatform, SimWorld};
+
+struct NoSleep;
+impl Waker for NoSleep {
+    fn wake(&self) {}
+}
+
+/// A machine with a pool, which engines come and go on.
+struct Machine {
+    world: SimWorld,
+    media: Vec<SimMedium>,
+    logs: Vec<LogMedium>,
+    memory_blocks: u32,
+    prng: Prng,
+}
+
+/// One running node of a [`Machine`]: one engine per reactor.
+struct Node {
+    platforms: Vec<SimPlatform<SimLog>>,
+    engines: Vec<Engine<SimDisk, SimLog>>,
+    replies: BTreeMap<u64, Result<ReplyData, VolumeError>>,
+    next_request: u64,
+}
+
+impl Machine {
+    fn new(seed: u64, device_blocks: &[u64], lanes: u16, ring_bytes: u64) -> Self {
+        let world = SimWorld::new(seed);
+        let medium = |(index, blocks): (usize, &u64)| {
+            SimMedium::new(&world, MediumConfig::new(&format!("disk-{index}"), *blocks))
+        };
+        let media: Vec<_> = device_blocks.iter().enumerate().map(medium).collect();
+        let logs = (0..lanes).map(|_| LogMedium::new(&world, "log", LogShape::file(4096 + ring_bytes))).collect();
+        let machine = Self { media, logs, memory_blocks: 4096, prng: Prng::new(seed), world };
+        machine.create_pool(lanes);
+        machine
+    }
+
+    fn create_pool(&self, lanes: u16) {
+        let agenda = Agenda::new(&self.world);
+        let blocks = BlockPool::new(256).expect("a small mapping");
+        let devices: Vec<_> = self.media.iter().map(|medium| medium.open(&agenda)).collect();
+        let sizes: Vec<_> = (1..).zip(&devices).map(|(id, device)| (id, device.info().block_count)).collect();
+        let mut io = Io::new(devices, blocks, 16);
+        let superblock = first_superblock(PoolId(7), "a", &sizes, lanes, 0);
+        let mut create = CreatePool::new(&mut io, 0, superblock, false);
+        let mut is_done = false;
+        while !is_done {
+            io.poll();
+            while let Some(event) = io.next_event() {
+                is_done |= create.event(&mut io, event).expect("the devices are empty and sound");
+            }
+            agenda.turn(Wait::UpTo(Duration::from_millis(1)));
+        }
+        for (lane, log) in (0..).zip(&self.logs) {
+            let identity =
+                LaneIdentity { pool: PoolId(7), role: PortionRole::Own, lane: LaneIndex(lane), lane_count: lanes };
+            let mut format = Format::new(log.open(&agenda), &identity);
+            while !format.poll().expect("the log is sound") {
+                agenda.turn(Wait::UpTo(Duration::from_millis(1)));
+            }
+        }
+    }
+
+    fn start(&self, reactor_count: u16) -> Node {
+        let blocks = BlockPool::new(self.memory_blocks).expect("a small mapping");
+        let budget = Budget::default();
+        let waker: Arc<dyn Waker> = Arc::new(NoSleep);
+        let (peers, mailboxes): (Vec<_>, Vec<_>) = (0..reactor_count).map(|_| mailbox(64, waker.clone())).unzip();
+        let mut node = Node { platforms: Vec::new(), engines: Vec::new(), replies: BTreeMap::new(), next_request: 0 };
+        for (index, mailbox) in (0..).zip(mailboxes) {
+            let agenda = Agenda::new(&self.world);
+            let own = |(lane, log): (u16, &LogMedium)| {
+                (lane % reactor_count == index).then(|| (LaneIndex(lane), log.open(&agenda)))
+            };
+            let parts = EngineParts {
+                index: ReactorIndex(index),
+                reactor_count,
+                devices: self.media.iter().map(|medium| medium.open(&agenda)).collect(),
+                lanes: (0..).zip(&self.logs).filter_map(own).collect(),
+                blocks: blocks.clone(),
+                budget: budget.clone(),
+                limits: EngineLimits::for_memory(u64::from(self.memory_blocks), self.logs.len() as u64),
+                mailbox,
+                peers: peers.clone(),
+            };
+            node.engines.push(Engine::open(parts).expect("the devices are large enough"));
+            node.platforms.push(SimPlatform::new(agenda, blocks.clone()));
+        }
+        node.run_until("it serves", |node| node.engines.iter().all(Engine::is_serving) || node.failure().is_some());
+        node
+    }
+
+    /// Ends the node as a power cut does.
+    fn power_cut(&mut self, node: Node) {
+        drop(node);
+        self.media.iter().for_each(|medium| medium.power_cut(&mut self.prng));
+        self.logs.iter().for_each(|log| log.power_cut(&mut self.prng));
+    }
+}
+
+impl Node {
+    fn turn(&mut self) {
+        for (platform, engine) in self.platforms.iter_mut().zip(&mut self.engines) {
+            let busy = engine.poll(platform.now(), platform.wall_clock_ns());
+            while let Some(reply) = engine.poll_reply() {
+                assert!(self.replies.insert(reply.tag.request, reply.result).is_none(), "one reply for each request");
+            }
+            platform.turn(if busy { Wait::No } else { Wait::UpTo(Duration::from_micros(100)) });
+        }
+    }
+
+    fn run_until(&mut self, what: &str, mut is_done: impl FnMut(&mut Self) -> bool) {
+        for _ in 0..200_000 {
+            if is_done(self) {
+                return;
+            }
+            self.turn();
+        }
+        panic!(
+            "it takes for ever until {what}; phase {:?}, state {:?}",
+            self.engines[0].coordinator().map(Coordinator::phase),
+            self.failure()
+        );
+    }
+
+    fn failure(&self) -> Option<String> {
+        match self.engines[0].pool_state() {
+            Some(PoolState::Stopped(reason)) => Some(reason.clone()),
+            _ => None,
+        }
+    }
+
+    fn admin(&mut self, request: AdminRequest) -> AdminReply {
+        let (reply, replies) = crossbeam_channel::bounded(1);
+        self.engines[0].call(AdminCall { request, reply });
+        let mut answer = None;
+        self.run_until("control has its answer", |_| {
+            answer = replies.try_recv().ok();
+            answer.is_some()
+        });
+        answer.expect("waited for")
+    }
+
+    fn create(&mut self, name: &str, size_bytes: u64) -> ObjectId {
+        let reply = self.admin(AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes });
+        assert!(matches!(reply, AdminReply::Volumes { .. }), "{reply:?}");
+        self.volume(name)
+    }
+
+    fn volume(&self, name: &str) -> ObjectId {
+        self.engines[0].volume(name).expect("it exists").id
+    }
+
+    fn begin(&mut self, reactor: usize, volume: ObjectId, operation: VolumeOperation) -> u64 {
+        self.next_request += 1;
+        let tag = RequestTag { session: 1, request: self.next_request };
+        self.engines[reactor].submit(VolumeRequest { tag, volume, operation });
+        self.next_request
+    }
+
+    fn end(&mut self, request: u64) -> Result<ReplyData, VolumeError> {
+        self.run_until("the request is answered", |node| node.replies.contains_key(&request));
+        self.replies.remove(&request).expect("waited for")
+    }
+
+    fn write(&mut self, volume: ObjectId, offset: u64, bytes: &[u8]) -> Result<ReplyData, VolumeError> {
+        let request = self.begin_write(volume, offset, bytes);
+        self.end(request)
+    }
+
+    fn begin_write(&mut self, volume: ObjectId, offset: u64, bytes: &[u8]) -> u64 {
+        let range = offset..offset + bytes.len() as u64;
+        let mut payload = Payload::allocate(self.engines[0].blocks(), range).expect("memory is large enough");
+        payload.fill(0, bytes);
+        let reactor = usize::try_from(offset).expect("small") % self.engines.len();
+        self.begin(reactor, volume, VolumeOperation::Write { payload, durable: false })
+    }
+
+    fn read(&mut self, volume: ObjectId, range: Range<u64>) -> Result<Vec<u8>, VolumeError> {
+        let request = self.begin(0, volume, VolumeOperation::Read(range));
+        let ReplyData::Data(runs) = self.end(request)? else { panic!("a read returns data") };
+        let mut bytes = Vec::new();
+        for run in runs {
+            match run {
+                DataRun::Block(block, part) => bytes.extend_from_slice(&block[part]),
+                DataRun::Zeroes(length) => bytes.resize(bytes.len() + usize::try_from(length).expect("small"), 0),
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn extents(&mut self, volume: ObjectId, range: Range<u64>) -> Vec<Extent> {
+        let request = self.begin(0, volume, VolumeOperation::BlockStatus { range, extents_max: 100 });
+        let Ok(ReplyData::Extents(extents)) = self.end(request) else { panic!("block status returns extents") };
+        extents
+    }
+
+    fn checkpoint(&mut self) {
+        assert_eq!(self.admin(AdminRequest::Checkpoint), AdminReply::Done);
+    }
+
+    fn check(&mut self) {
+        let AdminReply::Report(report) = self.admin(AdminRequest::PoolCheck) else { panic!("a check reports") };
+        assert_eq!(report.problems, Vec::<String>::new());
+        assert!(report.verified_blocks > 0 || report == CheckReport::default());
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn a_write_is_read_back_before_and_after_its_consistency_point() {
+    let machine = Machine::new(1, &[4096], 1, 2 * MIB);
+    let mut node = machine.start(1);
+    let volume = node.create("vol", MIB);
+    assert_eq!(node.read(volume, 0..8192).expect("readable"), vec![0; 8192]);
+    node.write(volume, 1000, &[7; 5000]).expect("there is room");
+    let mut expected = vec![0; 8192];
+    expected[1000..6000].fill(7);
+    assert_eq!(node.read(volume, 0..8192).expect("readable"), expected);
+    node.checkpoint();
+    assert_eq!(node.read(volume, 0..8192).expect("readable"), expected);
+    node.check();
+    let extents = node.extents(volume, 0..MIB);
+    assert_eq!(extents[0], Extent { length_bytes: 8192, allocated: true });
+    assert_eq!(extents[1], Extent { length_bytes: MIB - 8192, allocated: false });
+}
+
+#[test]
+fn answered_writes_survive_power_cuts() {
+    for seed in 0..20 {
+        let mut machine = Machine::new(seed, &[4096, 2048], 2, MIB);
+        let mut model: BTreeMap<(usize, u64), u8> = BTreeMap::new();
+        for round in 0..4_u8 {
+            let mut node = machine.start(1 + u16::from(round % 2));
+            assert_eq!(node.failure(), None);
+            let names = ["one", "two", "three"];
+            let volumes: Vec<_> = if round == 0 {
+                names.iter().map(|name| node.create(name, 4 * MIB)).collect()
+            } else {
+                names.iter().map(|name| node.volume(name)).collect()
+            };
+            for (&(volume, block), &value) in &model {
+                let bytes = node.read(volumes[volume], block * 4096..(block + 1) * 4096).expect("readable");
+                assert!(
+                    bytes.iter().all(|&byte| byte == value),
+                    "seed {seed}, round {round}: block {block} of volume {volume}"
+                );
+            }
+            node.check();
+            let mut prng = Prng::new(seed * 100 + u64::from(round));
+            for step in 0..120 {
+                let (volume, block) = (usize::try_from(prng.below(3)).expect("small"), prng.below(1024));
+                let value = u8::try_from(prng.between(1, 255)).expect("a byte");
+                if prng.chance(1, 6) {
+                    let range = block * 4096..(block + 1) * 4096;
+                    let request = node.begin(0, volumes[volume], VolumeOperation::Discard { range, durable: false });
+                    node.end(request).expect("there is room");
+                    model.insert((volume, block), 0);
+                } else {
+                    node.write(volumes[volume], block * 4096, &[value; 4096]).expect("there is room");
+                    model.insert((volume, block), value);
+                }
+                if step % 50 == 49 {
+                    node.checkpoint();
+                }
+            }
+            machine.power_cut(node);
+        }
+    }
+}
+
+#[test]
+fn a_full_pool_refuses_writes_and_takes_them_again_after_a_discard() {
+    let machine = Machine::new(3, &[1024], 1, MIB);
+    let mut node = machine.start(1);
+    let volume = node.create("vol", 16 * MIB);
+    let mut written = 0;
+    let refused = loop {
+        match node.write(volume, written * 4096, &[1; 4096]) {
+            Ok(_) => written += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused, VolumeError::NoSpace);
+    assert!(written > 800, "only {written} of 1024 blocks could be used");
+    node.check();
+    let range = 0..written * 4096;
+    let request = node.begin(0, volume, VolumeOperation::Discard { range, durable: false });
+    node.end(request).expect("a discard needs no space to speak of");
+    for block in 0..500 {
+        node.write(volume, block * 4096, &[2; 4096]).expect("space was freed");
+    }
+    node.check();
+}
+
+#[test]
+fn volumes_are_made_resized_and_deleted_across_power_cuts() {
+    let mut machine = Machine::new(4, &[4096], 1, MIB);
+    let mut node = machine.start(1);
+    let keep = node.create("keep", MIB);
+    let gone = node.create("gone", MIB);
+    node.write(keep, 0, &[1; 8192]).expect("there is room");
+    node.write(gone, 0, &[2; 8192]).expect("there is room");
+    node.checkpoint();
+    assert_eq!(node.admin(AdminRequest::VolumeDelete { name: "gone".to_owned() }), AdminReply::Done);
+    let grown = AdminRequest::VolumeResize { name: "keep".to_owned(), size_bytes: 64 * MIB };
+    assert!(matches!(node.admin(grown), AdminReply::Volumes { .. }));
+    node.write(keep, 64 * MIB - 4096, &[3; 4096]).expect("it has grown");
+    machine.power_cut(node);
+    let mut node = machine.start(1);
+    assert!(node.engines[0].volume("gone").is_none());
+    assert_eq!(node.read(keep, 0..8192).expect("readable"), vec![1; 8192]);
+    assert_eq!(node.read(keep, 64 * MIB - 4096..64 * MIB).expect("readable"), vec![3; 4096]);
+    let shrunk = AdminRequest::VolumeResize { name: "keep".to_owned(), size_bytes: 4096 };
+    assert!(matches!(node.admin(shrunk), AdminReply::Volumes { .. }));
+    assert_eq!(node.read(keep, 0..8192), Err(VolumeError::OutOfRange));
+    (0..4).for_each(|_| node.checkpoint());
+    node.check();
+    let AdminReply::Volumes { volumes } = node.admin(AdminRequest::VolumeList) else { panic!("a list") };
+    assert_eq!(volumes.len(), 1);
+    let AdminReply::Status(status) = node.admin(AdminRequest::Status) else { panic!("a status") };
+    assert_eq!((status.state.as_str(), status.lanes.len()), ("serving", 1));
+    assert_eq!(node.admin(AdminRequest::Stop), AdminReply::Done);
+    assert!(node.engines[0].is_stopped());
+}
