@@ -96,6 +96,10 @@ impl Measure {
     }
 
     fn close(&mut self) {
+        if self.current.ops == 0 {
+            self.points.push(Point::default());
+            return;
+        }
         let latency = &self.current_latency;
         let (p50_ns, p99_ns) = (latency.value_at_quantile(0.5), latency.value_at_quantile(0.99));
         self.points.push(Point { p50_ns, p99_ns, max_ns: latency.max(), ..self.current });

@@ -1,0 +1,101 @@
+//! Files, a foreign NBD server, and the forms of the result.
+
+mod support;
+
+use std::{
+    io::{Seek as _, SeekFrom, Write as _},
+    process::{Child, Command},
+    time::Duration,
+};
+
+use support::{Fault, Server, foreign, load};
+
+/// A process that ends with the test.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_file_is_written_verified_and_proved() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (file, journal) = (path("f"), path("j"));
+    for mode in ["", "--buffered"] {
+        let arguments = "--size 1m --rw randrw --bs 4k-64k --zero 10 --trim 5 --fua=20 --flush-every 30 --warmup 0 --ops 1000 --verify";
+        load(&file, &format!("{arguments} --journal {journal}{mode} {mode}")).ends(0).says("all as they must be");
+        load(&file, &format!("--prove {journal}{mode} {mode}")).ends(0).says("PROVEN");
+    }
+    // Behind the tool's back, every block changes: wherever the last run wrote, the proof sees it.
+    let mut raw = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
+    for block in 0..256_u64 {
+        raw.seek(SeekFrom::Start(block * 4096 + 700)).unwrap();
+        raw.write_all(b"rot").unwrap();
+    }
+    raw.sync_all().unwrap();
+    load(&file, &format!("--prove {journal}--buffered")).ends(1).says("DAMAGED");
+}
+
+#[test]
+fn a_missing_file_is_not_made_by_mistake() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f").display().to_string();
+    load(&path, "--ops 1").ends(2).says("No such file");
+    load(&path, "--ops 1 --rw randread --size 1m").ends(2);
+    assert!(!std::path::Path::new(&path).exists());
+    load("/dev/no-such-disk", "--ops 1 --size 1m").ends(2);
+}
+
+#[test]
+fn json_and_page_hold_the_whole_result() {
+    let server = Server::start(1 << 20, Fault::None);
+    let page = server.path("page.html");
+    let json =
+        server.load(&format!("--time 0.5 --warmup 0.1 --rw randrw --seed 9 -o json --report {page}")).ends(0).json();
+    assert_eq!(
+        (json["schema_version"].as_u64(), json["seed"].as_u64(), json["end"].as_str()),
+        (Some(1), Some(9), Some("finished"))
+    );
+    let ops = json["acknowledged"]["ops"].as_u64().unwrap();
+    let classes = json["classes"].as_array().unwrap();
+    let counted: u64 =
+        classes.iter().filter(|class| class["kind"] != "flush").map(|class| class["ops"].as_u64().unwrap()).sum();
+    let points = json["series"]["points"].as_array().unwrap();
+    assert!(ops > 0 && counted == ops && points.iter().map(|point| point["ops"].as_u64().unwrap()).sum::<u64>() == ops);
+    assert!(
+        json["durable"]["seconds"].as_f64() > json["acknowledged"]["seconds"].as_f64(),
+        "the flush is inside the clock"
+    );
+    assert!(classes.iter().all(|class| class["histogram_v2"].as_str().unwrap().starts_with("HISTEw")), "V2 cookie");
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.matches("<polyline").count() >= 4 && !page.contains("<script"));
+    let quiet = server.load("--time 0.2 --warmup 0 --no-flush -o json").ends(0);
+    assert!(
+        quiet.json()["durable"].is_null() && quiet.error.is_empty(),
+        "no live line without a terminal: {}",
+        quiet.error
+    );
+}
+
+#[test]
+fn nbdkit_is_loaded_and_verified() {
+    let Some(nbdkit) = foreign("nbdkit", "nbdkit") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let server = Command::new(nbdkit).args(["-f", "-U"]).arg(&socket).args(["memory", "64M"]).spawn().unwrap();
+    let _guard = Guard(server);
+    while !socket.exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let target = format!("nbd+unix:///?socket={}", socket.display());
+    let journal = dir.path().join("j").display().to_string();
+    let mixed = "--rw randrw --bs 512-128k --size 16m --zero 5 --trim 5 --fua=10 --flush-every 100 --connections 3 --verify --ops 3000";
+    load(&target, &format!("{mixed} --warmup 0 --blank --journal {journal}")).ends(0).says("all as they must be");
+    load(&target, &format!("--prove {journal} --connections 2")).ends(0).says("PROVEN");
+    load(&target, "--rw randread --ops 1000 --warmup 0 --qd 1").ends(0);
+}
