@@ -1,0 +1,156 @@
+//! What a connection has received and its reader has not consumed.
+//!
+//! ```text
+//!   0 ......... head ====== input ====== filled ---- receive in flight writes here ---- capacity
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. `head <= filled <= capacity`. A receive in flight writes at `filled..capacity` only.
+//! 2. Bytes move, and the buffer grows, only while no receive is in flight, and only in calls that have the inbox mutably: a
+//!    borrow of the input never sees it.
+//! 3. A receive is in flight, or can be, whenever less than [`FULL_BYTES`] wait; from there on the client is slowed down.
+
+// The kernel writes into the buffer while the input is being looked at.
+#![expect(unsafe_code, reason = "memory shared with a receive in flight")]
+
+use crate::heap::HeapBuffer;
+
+/// Input that must be able to wait, by the contract of [`twinlog_device::Network::input`].
+pub(super) const FULL_BYTES: usize = 64 << 10;
+
+/// First and largest capacity. A buffer grows when a receive has filled it: then more comes at once.
+const CAPACITY_BYTES: [usize; 2] = [64 << 10, 256 << 10];
+
+/// A receive into less room than this is not worth its entry: the input is moved to the front first.
+const ROOM_BYTES_MIN: usize = 16 << 10;
+
+pub(super) struct Inbox {
+    buffer: HeapBuffer,
+    head: usize,
+    filled: usize,
+    in_flight: bool,
+    /// The last receive filled all the room that it had.
+    grow: bool,
+}
+
+impl Inbox {
+    pub(super) fn new() -> Self {
+        Self { buffer: HeapBuffer::new(CAPACITY_BYTES[0]), head: 0, filled: 0, in_flight: false, grow: false }
+    }
+
+    pub(super) fn is_receiving(&self) -> bool {
+        self.in_flight
+    }
+
+    pub(super) fn input(&self) -> &[u8] {
+        // SAFETY: a receive in flight writes behind `filled` (invariant 1), and nothing here moves while this is borrowed.
+        unsafe { self.buffer.bytes(self.head..self.filled) }
+    }
+
+    pub(super) fn consume(&mut self, count: usize) {
+        assert!(count <= self.filled - self.head, "only what is there can be consumed");
+        self.head += count;
+    }
+
+    /// Room for a receive that is to be queued now, or `None` while one is in flight or the inbox is full.
+    pub(super) fn begin(&mut self) -> Option<(*mut u8, u32)> {
+        let waiting = self.filled - self.head;
+        if self.in_flight || waiting >= FULL_BYTES {
+            return None;
+        }
+        self.make_room(waiting);
+        self.in_flight = true;
+        let room = self.filled..self.buffer.len();
+        let length = u32::try_from(room.len()).expect("at most 256 KiB");
+        Some((self.buffer.address(&room), length))
+    }
+
+    fn make_room(&mut self, waiting: usize) {
+        let capacity = self.buffer.len();
+        if self.grow && capacity < CAPACITY_BYTES[1] {
+            let larger = HeapBuffer::new(CAPACITY_BYTES[1]);
+            // SAFETY: the new buffer is ours alone.
+            unsafe { larger.write(0, self.input()) };
+            self.buffer = larger;
+        } else if waiting == 0 {
+            // Nothing to move.
+        } else if capacity - self.filled < ROOM_BYTES_MIN {
+            // SAFETY: no receive is in flight, and the inbox is borrowed mutably.
+            unsafe { self.buffer.move_to_front(self.head..self.filled) };
+        } else {
+            return;
+        }
+        (self.head, self.filled) = (0, waiting);
+    }
+
+    /// A receive has ended with `count` bytes.
+    pub(super) fn end(&mut self, count: usize) {
+        let room = self.buffer.len() - self.filled;
+        assert!(self.in_flight && count <= room, "the kernel fills only what it was given");
+        self.in_flight = false;
+        self.grow = count == room;
+        self.filled += count;
+    }
+
+    /// Forgets the input, for a connection whose reader is gone.
+    pub(super) fn discard(&mut self) {
+        self.head = self.filled;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Plays the kernel: fills as much of the room as `bytes` has.
+    fn receive(inbox: &mut Inbox, bytes: &[u8]) -> usize {
+        let Some((address, room)) = inbox.begin() else { return 0 };
+        let count = bytes.len().min(room as usize);
+        // SAFETY: the room that the inbox gave, not more than it has.
+        unsafe { address.copy_from_nonoverlapping(bytes.as_ptr(), count) };
+        inbox.end(count);
+        count
+    }
+
+    #[test]
+    fn a_stream_passes_whole_whatever_the_sizes() {
+        let stream: Vec<u8> = (0..3_000_000_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        for (part, consumed) in [(1000, 999), (70_000, 65_000), (300_000, 300_000), (4124, 4124), (5000, 1)] {
+            let mut inbox = Inbox::new();
+            let (mut received, mut seen) = (0, Vec::new());
+            for round in 0.. {
+                received += receive(&mut inbox, &stream[received..(received + part).min(stream.len())]);
+                let input = inbox.input();
+                // A reader that needs all it can get before it consumes never starves.
+                assert!(!input.is_empty() || received == stream.len(), "a receive is possible while nothing waits");
+                let count = if round % 7 == 0 { input.len() } else { input.len().min(consumed) };
+                seen.extend_from_slice(&input[..count]);
+                inbox.consume(count);
+                if seen.len() == stream.len() {
+                    break;
+                }
+            }
+            assert!(seen == stream, "parts of {part} bytes, consumed by {consumed}");
+        }
+    }
+
+    #[test]
+    fn at_least_the_promised_input_can_wait_and_no_more_than_the_capacity() {
+        let mut inbox = Inbox::new();
+        let flood = vec![7; 1 << 20];
+        let mut received = 0;
+        loop {
+            match receive(&mut inbox, &flood) {
+                0 => break,
+                count => received += count,
+            }
+        }
+        assert!((FULL_BYTES..=CAPACITY_BYTES[1]).contains(&received));
+        assert_eq!(inbox.input().len(), received);
+        inbox.consume(received - FULL_BYTES);
+        assert!(inbox.begin().is_none(), "full at the bound");
+        inbox.consume(1);
+        assert!(inbox.begin().is_some(), "not full below the bound");
+    }
+}
