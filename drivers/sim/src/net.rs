@@ -387,3 +387,132 @@ impl Drop for SimClient {
         self.leave(ClientEnd::Gone);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::SimWorld;
+    use std::time::Duration;
+    use twinlog_device::Wait;
+
+    struct Rig {
+        world: SimWorld,
+        agenda: Agenda,
+        net: SimNet,
+        listener: SimListener,
+    }
+
+    impl Rig {
+        fn new(seed: u64) -> Self {
+            let world = SimWorld::new(seed);
+            let agenda = Agenda::new(&world);
+            let (net, listener) = SimNet::open(&agenda);
+            Self { world, agenda, net, listener }
+        }
+
+        fn connect(&mut self) -> (ConnectionId, SimClient) {
+            let client = self.listener.connect(1);
+            let accepted = self.net.accept().expect("a client waits");
+            assert_eq!(accepted.listener, 1);
+            (accepted.connection, client)
+        }
+
+        /// Turns until something is ready.
+        fn ready(&mut self) -> Vec<ConnectionId> {
+            let mut ready = Vec::new();
+            while ready.is_empty() {
+                assert!(self.world.now() < Nanos(1_000_000_000), "something happens within a second");
+                self.agenda.turn(Wait::UpTo(Duration::from_millis(10)));
+                self.net.poll(&mut ready);
+            }
+            ready
+        }
+    }
+
+    #[test]
+    fn a_waiting_reactor_wakes_for_its_clients() {
+        let mut rig = Rig::new(1);
+        let long = Wait::UpTo(Duration::from_secs(3600));
+        let mut client = rig.listener.connect(0);
+        assert!(rig.agenda.turn(long));
+        let connection = rig.net.accept().expect("a client waits").connection;
+        client.send(b"hello");
+        while rig.net.input(connection).len() < 5 {
+            assert!(rig.agenda.turn(long));
+            rig.net.poll(&mut Vec::new());
+        }
+        rig.net.send(connection, b"world");
+        let mut received = Vec::new();
+        while received.len() < 5 {
+            assert!(rig.agenda.turn(long));
+            rig.net.poll(&mut Vec::new());
+            client.receive(&mut received);
+        }
+        client.end();
+        assert!(rig.agenda.turn(long));
+        rig.net.poll(&mut Vec::new());
+        assert_eq!(rig.net.state(connection), ConnectionState::InputEnded);
+        assert!(rig.world.now() < Nanos(1_000_000), "nothing waited for the end of an hour");
+    }
+
+    #[test]
+    fn a_reset_loses_what_was_on_its_way() {
+        let mut rig = Rig::new(1);
+        let (connection, mut client) = rig.connect();
+        client.send(b"never seen");
+        client.reset();
+        assert_eq!(rig.ready(), [connection]);
+        assert_eq!(rig.net.state(connection), ConnectionState::Failed);
+        assert!(rig.net.input(connection).is_empty());
+        assert_eq!(rig.world.faults(Fault::Disconnect), (1, 1));
+        rig.net.send(connection, b"nobody listens");
+        assert_eq!(rig.net.unsent_bytes(connection), 0);
+        rig.net.close(connection, false);
+    }
+
+    #[test]
+    fn a_client_that_closes_has_sent_what_it_sent() {
+        let mut rig = Rig::new(1);
+        let (connection, mut client) = rig.connect();
+        client.send(b"last words");
+        drop(client);
+        while rig.net.state(connection) == ConnectionState::Open {
+            rig.ready();
+        }
+        assert_eq!(rig.net.state(connection), ConnectionState::InputEnded);
+        assert_eq!(rig.net.input(connection), b"last words");
+    }
+
+    #[test]
+    fn the_end_of_the_process_ends_every_stream() {
+        let mut rig = Rig::new(1);
+        let (_, mut client) = rig.connect();
+        let mut waiting = rig.listener.connect(0);
+        drop(rig.net);
+        let mut late = rig.listener.connect(0);
+        for client in [&mut client, &mut waiting, &mut late] {
+            assert!(!client.receive(&mut Vec::new()));
+            assert_eq!(client.send(b"x"), 0);
+        }
+    }
+
+    #[test]
+    fn the_seed_cuts_streams_into_pieces() {
+        fn pieces(seed: u64) -> Vec<usize> {
+            let mut rig = Rig::new(seed);
+            let (connection, mut client) = rig.connect();
+            client.send(&[7; 10_000]);
+            let mut pieces = Vec::new();
+            while pieces.iter().sum::<usize>() < 10_000 {
+                rig.ready();
+                let count = rig.net.input(connection).len();
+                rig.net.consume(connection, count);
+                pieces.push(count);
+            }
+            pieces
+        }
+        assert_eq!(pieces(3), pieces(3));
+        assert!((0..20).any(|seed| pieces(seed).len() > 1));
+        assert!((0..20).any(|seed| pieces(seed).len() == 1));
+    }
+}

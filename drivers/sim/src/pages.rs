@@ -50,9 +50,14 @@ impl Sectors {
     }
 }
 
+/// One page. Aligned like the blocks that it is copied from: a copy between addresses that differ a little in their lowest twelve bits
+/// makes each load wait for an unrelated store.
+#[repr(align(4096))]
+struct Page(BlockBytes);
+
 /// The pages of one medium.
 pub(crate) struct Pages {
-    bytes: Vec<Box<BlockBytes>>,
+    bytes: Vec<Box<Page>>,
     counts: Vec<u32>,
     free: Vec<PageId>,
     sector_bytes: usize,
@@ -60,7 +65,7 @@ pub(crate) struct Pages {
 
 impl Pages {
     pub(crate) fn new(sector_bytes: u32) -> Self {
-        let bytes = vec![Box::new([0; BLOCK_BYTES]), Box::new([0xDC; BLOCK_BYTES])];
+        let bytes = vec![Box::new(Page([0; BLOCK_BYTES])), Box::new(Page([0xDC; BLOCK_BYTES]))];
         Self { bytes, counts: vec![1, 1], free: Vec::new(), sector_bytes: sector_bytes as usize }
     }
 
@@ -72,18 +77,18 @@ impl Pages {
     /// A new page with `bytes`, counted once.
     pub(crate) fn store(&mut self, bytes: &BlockBytes) -> PageId {
         if let Some(page) = self.free.pop() {
-            self.bytes[page.index()].copy_from_slice(bytes);
+            self.bytes[page.index()].0.copy_from_slice(bytes);
             self.counts[page.index()] = 1;
             return page;
         }
         let page = PageId(u32::try_from(self.bytes.len()).expect("a simulated medium stays below 2^32 pages"));
-        self.bytes.push(Box::new(*bytes));
+        self.bytes.push(Box::new(Page(*bytes)));
         self.counts.push(1);
         page
     }
 
     pub(crate) fn bytes(&self, page: PageId) -> &BlockBytes {
-        &self.bytes[page.index()]
+        &self.bytes[page.index()].0
     }
 
     pub(crate) fn same_bytes(&self, first: PageId, second: PageId) -> bool {
@@ -136,7 +141,7 @@ impl Pages {
     pub(crate) fn flip(&mut self, page: PageId, bit: u64) {
         assert!(!page.is_fixed(), "fixed pages never change");
         let bit = usize::try_from(bit).expect("a bit of a block");
-        self.bytes[page.index()][bit / 8] ^= 1 << (bit % 8);
+        self.bytes[page.index()].0[bit / 8] ^= 1 << (bit % 8);
     }
 }
 

@@ -125,7 +125,7 @@ impl NetworkHarness for Connections {
 
 #[test]
 fn disks_conform() {
-    for seed in 0..20 {
+    for seed in 0..8 {
         conformance::block_device(|| Disks::new(seed, 512 << (seed % 4)));
     }
 }
@@ -150,7 +150,7 @@ fn a_disk_refuses_an_empty_transfer() {
 
 #[test]
 fn connections_conform() {
-    for seed in 0..3 {
+    for seed in 0..2 {
         conformance::network(|| Connections::new(seed));
     }
 }

@@ -402,12 +402,14 @@ fn discards_touch_only_their_range<H: BlockHarness>(driver: &mut Driver<H>) {
 
 fn queues_share_the_medium<H: BlockHarness>(driver: &mut Driver<H>) {
     let last = driver.harness.queue_count() - 1;
-    driver.write_on(0, 8, &[1], Persistence::Volatile);
-    let seen = driver.read_on(last, 8, 1);
-    pattern::expect(&seen[0], 1, "a queue reads what another one has written");
-    driver.flush_on(last);
-    if driver.harness.power_cut() {
-        driver.expect(8, &[1], "a flush covers what completed on other queues before it was queued");
+    for round in 1..10 {
+        driver.write_on(0, 8, &[round], Persistence::Volatile);
+        let seen = driver.read_on(last, 8, 1);
+        pattern::expect(&seen[0], round, "a queue reads what another one has written");
+        driver.flush_on(last);
+        if driver.harness.power_cut() {
+            driver.expect(8, &[round], "a flush covers what completed on other queues before it was queued");
+        }
     }
 }
 
@@ -448,11 +450,11 @@ fn reads_agree_with_a_model<H: BlockHarness>(driver: &mut Driver<H>) {
 
 fn durable_and_flushed_writes_survive_a_power_cut<H: BlockHarness>(driver: &mut Driver<H>) {
     for round in 0..8 {
-        driver.write_on(0, 0, &[round * 10], Persistence::Durable);
         for block in 1..8 {
             driver.write(block, &[round * 10 + block]);
         }
         driver.flush_on(0);
+        driver.write_on(0, 0, &[round * 10], Persistence::Durable);
         driver.write(9, &[round]);
         if !driver.harness.power_cut() {
             return;
