@@ -276,7 +276,7 @@ impl Connection {
         if piece > 0 && hands.has_arrived(&mut self.input_due) {
             self.input.drain(..self.consumed);
             self.consumed = 0;
-            self.input.extend(wire.to_server.drain(..hands.piece(piece)));
+            carry(&mut wire.to_server, hands.piece(piece), |bytes| self.input.extend_from_slice(bytes));
             is_ready = true;
         }
         if wire.client != ClientEnd::Open && wire.to_server.is_empty() && self.state == ConnectionState::Open {
@@ -289,7 +289,7 @@ impl Connection {
                 self.fail();
                 return true;
             }
-            wire.to_client.extend(self.unsent.drain(..hands.piece(piece)));
+            carry(&mut self.unsent, hands.piece(piece), |bytes| wire.to_client.extend(bytes));
             is_ready = true;
         }
         // Whatever can still move puts its next piece on the way, or a reactor that waits would not come back for it.
@@ -348,7 +348,8 @@ impl SimClient {
     pub fn receive(&mut self, bytes: &mut Vec<u8>) -> bool {
         let mut wire = self.wire.borrow_mut();
         let is_full = wire.to_client.len() == SOCKET_BYTES;
-        bytes.extend(wire.to_client.drain(..));
+        let count = wire.to_client.len();
+        carry(&mut wire.to_client, count, |part| bytes.extend_from_slice(part));
         if is_full {
             self.agenda.wake();
         }
@@ -386,6 +387,15 @@ impl Drop for SimClient {
     fn drop(&mut self) {
         self.leave(ClientEnd::Gone);
     }
+}
+
+/// Takes the first `count` bytes of `source`, in whole slices: byte by byte a simulated network is slow.
+fn carry(source: &mut VecDeque<u8>, count: usize, mut take: impl FnMut(&[u8])) {
+    let (head, tail) = source.as_slices();
+    let first = count.min(head.len());
+    take(&head[..first]);
+    take(&tail[..count - first]);
+    source.drain(..count);
 }
 
 #[cfg(test)]
