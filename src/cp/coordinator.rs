@@ -13,12 +13,12 @@ use crate::{
         geometry::{Geometry, reserved_for_maps},
         space_map::{Ready, SpaceMap},
     },
-    base::{CpNumber, LaneIndex, ObjectId, planted},
+    base::{BlockAddress, CpNumber, LaneIndex, ObjectId, limits::DEVICES_MAX, planted},
     format::{
         chain::{AddressRange, Subtree},
         object::{VolumeRecord, is_valid_name, is_valid_size},
         reference::{BlockRef, node},
-        superblock::{Superblock, TreeRoot},
+        superblock::{DEVICE_BLOCKS_MIN, HEAD_BLOCKS, PoolDevice, Superblock, TAIL_BLOCKS, TreeRoot},
     },
     fs::directory::{Directory, VOLUMES_MAX},
     pool::{
@@ -141,6 +141,8 @@ pub struct Coordinator {
     events: VecDeque<CoordinatorEvent>,
     figures: CoordinatorFigures,
     holds_frees: bool,
+    /// A device that joins with the next consistency point.
+    joining: Option<PoolDevice>,
 }
 
 impl Coordinator {
@@ -176,6 +178,7 @@ impl Coordinator {
             events: VecDeque::new(),
             figures: CoordinatorFigures::default(),
             holds_frees: false,
+            joining: None,
         })
     }
 
@@ -249,6 +252,25 @@ impl Coordinator {
         let superblock = self.superblock.as_ref().filter(|_| self.run.is_none() && self.state == PoolState::Serving)?;
         self.holds_frees = true;
         Some(superblock.clone())
+    }
+
+    /// Lets a device join, which every reactor reaches as the last one and whose superblocks' places are empty. It belongs to the pool
+    /// with the next consistency point that begins to be committed; the caller waits for that.
+    ///
+    /// # Errors
+    /// A sentence: why it is refused.
+    pub fn join(&mut self, device: PoolDevice) -> Result<(), String> {
+        let superblock = self.superblock.as_ref().filter(|_| self.state == PoolState::Serving);
+        let Some(superblock) = superblock else { return Err("the pool does not serve".to_owned()) };
+        if superblock.devices.len() >= DEVICES_MAX || self.joining.is_some() {
+            return Err(format!("a pool has at most {DEVICES_MAX} devices, and they join one by one"));
+        }
+        if !(DEVICE_BLOCKS_MIN..BlockAddress::DEVICE_BLOCKS_MAX).contains(&device.block_count) {
+            return Err(format!("a device has at least {DEVICE_BLOCKS_MIN} blocks of 4 KiB"));
+        }
+        self.joining = Some(device);
+        self.want();
+        Ok(())
     }
 
     /// Ends [`Coordinator::hold_frees`].
@@ -680,6 +702,10 @@ impl Coordinator {
         next.space_map = map.tree;
         next.freed = run.lists.0;
         next.reap = run.lists.1;
+        if let Some(device) = self.joining {
+            next.devices.push(device);
+            next.free_blocks += device.block_count - HEAD_BLOCKS - TAIL_BLOCKS;
+        }
         for (lane, report) in &run.reports {
             next.applied[usize::from(lane.0)] = report.applied;
         }
@@ -694,6 +720,7 @@ impl Coordinator {
         self.freed = map.freed;
         self.list_blocks = map.freed_places.into_iter().chain(map.reap_places).collect();
         self.space.committed(map.tree);
+        self.joined();
         let back = i64::try_from(run.reserved_blocks + map.cleared_blocks).expect("sane");
         self.budget.give_back(back - i64::try_from(run.allocated_blocks).expect("sane"));
         self.budget.set_returning(self.reap_blocks());
@@ -708,5 +735,20 @@ impl Coordinator {
         }
         // What is left to reap is space that somebody wants back.
         self.wanted |= !self.reap.is_empty();
+    }
+
+    /// The superblock is durable on a device that joined: its space can be used.
+    fn joined(&mut self) {
+        let superblock = self.superblock.as_ref().expect("opened");
+        let geometry = Geometry::new(&superblock.devices);
+        if geometry.area_count() == self.space.geometry().area_count() {
+            return;
+        }
+        let device = self.joining.take().expect("only a joining device makes the pool larger");
+        let objects = self.directory.block_count();
+        let kept = reserved_for_maps(&geometry, objects) - reserved_for_maps(self.space.geometry(), objects);
+        let usable = device.block_count - HEAD_BLOCKS - TAIL_BLOCKS;
+        self.budget.give_back(i64::try_from(usable).expect("sane") - i64::try_from(kept).expect("sane"));
+        self.space.grow(geometry);
     }
 }

@@ -33,6 +33,7 @@ use std::collections::{BTreeMap, VecDeque};
 use twinlog_device::{BlockDevice, BlockPool, LogMemory, Nanos};
 
 mod admin;
+mod grow;
 #[cfg(test)]
 mod tests;
 
@@ -55,6 +56,12 @@ pub enum ReactorMessage {
     Status(u64, Box<super::admin::ReactorReport>),
     /// The node is shutting down: refuse new requests.
     Stopping,
+    /// Open this device, to be the pool's last.
+    OpenDevice(String),
+    /// The sender has opened it, and how many blocks it has.
+    DeviceOpened(Result<u64, String>),
+    /// It does not join: close it. The pool has this many devices.
+    CloseDevice(usize),
 }
 
 /// Bounds of one reactor.
@@ -102,6 +109,7 @@ pub struct EngineParts<D, L> {
 
 const COORDINATOR: Owners = Owners { main: 0, update: 1 };
 const CHECK_OWNER: u16 = 2;
+const GROW_OWNER: u16 = 3;
 const SHARD_OWNERS: u16 = 4;
 
 fn shard_owners(position: usize) -> ShardOwners {
@@ -130,6 +138,8 @@ pub struct Engine<D: BlockDevice, L: LogMemory> {
     in_flight: usize,
     is_stopping: bool,
     connections: u64,
+    device_wanted: Option<String>,
+    busy_ns: u64,
     started: Option<Nanos>,
     turns: u64,
 }
@@ -170,6 +180,8 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             in_flight: 0,
             is_stopping: false,
             connections: 0,
+            device_wanted: None,
+            busy_ns: 0,
             started: None,
             turns: 0,
         })
@@ -217,6 +229,26 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
     /// For `status`: open client connections of this reactor.
     pub fn set_connections(&mut self, count: u64) {
         self.connections = count;
+    }
+
+    /// For `status`: how long this reactor did not sleep since it started.
+    pub fn set_busy_ns(&mut self, busy_ns: u64) {
+        self.busy_ns = busy_ns;
+    }
+
+    /// A device that this reactor must open, by the name that a person gave: answer with [`Engine::device_opened`].
+    pub fn wanted_device(&mut self) -> Option<String> {
+        self.device_wanted.take()
+    }
+
+    /// The device that was wanted, or why it cannot be opened.
+    pub fn device_opened(&mut self, device: Result<D, String>) {
+        let result = device.map(|device| {
+            let blocks = device.info().block_count;
+            self.io.add_device(device);
+            blocks
+        });
+        self.post(ReactorIndex(0), ReactorMessage::DeviceOpened(result));
     }
 
     /// An order of the control side. Only reactor 0 takes them.
@@ -328,6 +360,9 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             }
             ReactorMessage::Status(call, report) => self.admin.status_arrived(call, *report),
             ReactorMessage::Stopping => self.is_stopping = true,
+            ReactorMessage::OpenDevice(name) => self.device_wanted = Some(name),
+            ReactorMessage::DeviceOpened(result) => self.device_arrived(result),
+            ReactorMessage::CloseDevice(count) => self.io.keep_devices(count),
         }
     }
 
@@ -348,6 +383,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             };
             match tag.owner {
                 CHECK_OWNER => self.admin.check_event(event),
+                GROW_OWNER => self.grow_event(event),
                 owner if owner < SHARD_OWNERS => {
                     let coordinator = self.coordinator.as_mut().expect("its I/O is made on reactor 0");
                     coordinator.event(&mut self.io, event);

@@ -129,6 +129,13 @@ impl<D: BlockDevice> Io<D> {
         self.disks.push(Disk { device, backlog: VecDeque::new(), pending: FixedMap::default() });
     }
 
+    /// Removes devices that were added after the first `count`; nothing is under way on them.
+    pub fn keep_devices(&mut self, count: usize) {
+        let idle = |disk: &Disk<D>| disk.pending.is_empty() && disk.backlog.is_empty();
+        assert!(self.disks[count..].iter().all(idle), "only an idle device can go");
+        self.disks.truncate(count);
+    }
+
     /// The devices, in order.
     pub fn devices(&self) -> impl ExactSizeIterator<Item = &D> {
         self.disks.iter().map(|disk| &disk.device)

@@ -2,6 +2,7 @@
 
 use super::{
     AdminCall, AdminReply, AdminRequest, BLOCK_BYTES, CHECK_OWNER, Coordinator, Engine, PoolState, ReactorMessage,
+    grow::Growing,
 };
 use crate::{
     base::CpNumber,
@@ -40,14 +41,15 @@ pub(super) struct Admin {
     /// The caller of a stop, and the consistency point that ends it.
     stop: Option<(Sender<AdminReply>, Option<CpNumber>)>,
     stopped: bool,
+    pub(super) growing: Option<Growing>,
 }
 
-fn refused(message: &str, hint: &str) -> AdminReply {
+pub(super) fn refused(message: &str, hint: &str) -> AdminReply {
     AdminReply::Refused { message: message.to_owned(), hint: hint.to_owned() }
 }
 
 /// A caller that has gone away needs no answer.
-fn answer(reply: &Sender<AdminReply>, with: AdminReply) {
+pub(super) fn answer(reply: &Sender<AdminReply>, with: AdminReply) {
     let _ = reply.try_send(with);
 }
 
@@ -89,6 +91,9 @@ impl Admin {
             }
             *wanted > cp
         });
+        if let Some(growing) = self.growing.take_if(|growing| growing.joins_with.is_some_and(|wanted| wanted <= cp)) {
+            answer(&growing.reply, AdminReply::Done);
+        }
         if let Some((reply, Some(wanted))) = &self.stop
             && *wanted <= cp
         {
@@ -102,7 +107,8 @@ impl Admin {
         let waiting = std::mem::take(&mut self.checkpoints).into_iter().map(|(_, reply)| reply);
         let calls = std::mem::take(&mut self.volume_calls).into_values();
         let checking = self.checking.take().map(|checking| checking.reply);
-        for reply in waiting.chain(calls).chain(checking) {
+        let growing = self.growing.take().map(|growing| growing.reply);
+        for reply in waiting.chain(calls).chain(checking).chain(growing) {
             answer(&reply, refused(&format!("the pool has stopped: {reason}"), "twinlog status"));
         }
         if let Some((reply, _)) = &self.stop {
@@ -146,10 +152,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             },
             AdminRequest::PoolCheck => self.begin_check("check", reply),
             AdminRequest::PoolScrub => self.begin_check("scrub", reply),
-            AdminRequest::PoolGrow { device } => {
-                let message = format!("'{device}' cannot be added while the node serves");
-                answer(&reply, refused(&message, "stop the node, then: twinlog pool grow"));
-            }
+            AdminRequest::PoolGrow { device } => self.begin_grow(device, reply),
             AdminRequest::Progress => answer(&reply, self.progress()),
             AdminRequest::Stop => self.begin_stop(reply),
         }
@@ -181,7 +184,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             reactor: ReactorStatus {
                 reactor: self.index.0,
                 turns: self.turns,
-                busy_ns: 0,
+                busy_ns: self.busy_ns,
                 connections: self.connections,
             },
         }
@@ -203,7 +206,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
     }
 
     /// Asks for a consistency point that contains everything until now. Returns its number.
-    fn ask_for_cp(&mut self) -> Result<CpNumber, String> {
+    pub(super) fn ask_for_cp(&mut self) -> Result<CpNumber, String> {
         let coordinator = self.coordinator.as_mut().expect("reactor 0 takes calls");
         let superblock = coordinator.superblock().filter(|_| *coordinator.state() == PoolState::Serving);
         let Some(superblock) = superblock else { return Err("the pool does not serve".to_owned()) };

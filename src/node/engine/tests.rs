@@ -222,6 +222,36 @@ impl Node {
     }
 }
 
+#[test]
+fn a_device_joins_while_the_pool_serves() {
+    let mut machine = Machine::new(5, &[1024], 1, MIB);
+    let mut node = machine.start(1);
+    let volume = node.create("vol", 64 * MIB);
+    node.write(volume, 0, &[1; 4096]).expect("there is room");
+    let second = SimMedium::new(&machine.world, MediumConfig::new("disk-1", 8192));
+    let device = second.open(node.platforms[0].agenda());
+    let (reply, replies) = crossbeam_channel::bounded(1);
+    node.engines[0].call(AdminCall { request: AdminRequest::PoolGrow { device: "disk-1".to_owned() }, reply });
+    node.run_until("the device is wanted", |node| node.engines[0].wanted_device().is_some());
+    node.engines[0].device_opened(Ok(device));
+    let mut answer = None;
+    node.run_until("control has its answer", |_| {
+        answer = replies.try_recv().ok();
+        answer.is_some()
+    });
+    assert_eq!(answer, Some(AdminReply::Done));
+    for block in 0..4000 {
+        node.write(volume, block * 4096, &[2; 4096]).expect("the pool has grown");
+    }
+    node.check();
+    machine.power_cut(node);
+    machine.media.push(second);
+    let mut node = machine.start(1);
+    assert_eq!(node.failure(), None);
+    assert_eq!(node.read(volume, 3999 * 4096..4000 * 4096).expect("readable"), vec![2; 4096]);
+    node.check();
+}
+
 const MIB: u64 = 1 << 20;
 
 #[test]
