@@ -5,8 +5,8 @@ use crate::support::{
     shapes, write,
 };
 use twinlog::{
-    base::{Epoch, Lsn, Prng},
-    changelog::{EndReason, HoleKind, Lane, OwnedRecord, RecordFault, ScanError, inspect},
+    base::{Epoch, LaneIndex, Lsn, PoolId, Prng},
+    changelog::{EndReason, HoleKind, Lane, LaneIdentity, OwnedRecord, RecordFault, ScanError, inspect},
 };
 use twinlog_device::Nanos;
 use twinlog_sim::{LogMedium, LogShape};
@@ -330,4 +330,21 @@ fn the_inspector_shows_every_record_and_names_damage() {
     inspector.rows(show).expect("an image can be read");
     assert_eq!(damaged, 1);
     assert!(inspector.verify(None).expect("a readable lane").hole.is_some_and(|hole| hole.contains("may have been")));
+}
+
+#[test]
+fn records_of_another_pool_or_lane_are_none() {
+    let others = [
+        LaneIdentity { pool: PoolId(IDENTITY.pool.0 ^ 1), ..IDENTITY },
+        LaneIdentity { lane: LaneIndex(0), ..IDENTITY },
+    ];
+    for other in others {
+        let medium = formatted(LogShape::pmem(64 << 10));
+        let mut lane = Lane::open_at(open(&medium), other, Epoch(1), Lsn(0));
+        lane.append(&write(1, 0), &[b"of another"]);
+        lane.append(&write(1, 0), &[b"of another"]);
+        settle(&mut lane);
+        let (records, end, _log) = scan(&medium, Lsn(0), Epoch(1)).expect("a readable lane");
+        assert_eq!((records.len(), end.end, end.reason, end.hole), (0, Lsn(0), EndReason::Clean, None));
+    }
 }

@@ -1,0 +1,111 @@
+//! Formats do not change by accident: what each version wrote lies in `tests/golden`, is read as it was meant, and is what the
+//! program writes today. A new version adds a file and leaves the old ones.
+//!
+//! `cargo test --test format_golden -- --ignored` writes the files of the current versions anew.
+
+use std::{fs, path::PathBuf};
+use twinlog::{
+    base::{Epoch, LaneIndex, Lsn, ObjectId, PoolId},
+    changelog::{
+        Draft, EndReason, FLAG_KEEP_ALLOCATED, Format, Lane, LaneIdentity, OwnedRecord, PortionRole, RecordKind, Scan,
+        ScanEnd, ScanStart, ScanStep,
+    },
+};
+use twinlog_device::Nanos;
+use twinlog_sim::{Agenda, LogMedium, LogShape, SimLog, SimWorld};
+
+const LANE: LaneIdentity = LaneIdentity {
+    pool: PoolId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff),
+    role: PortionRole::Own,
+    lane: LaneIndex(1),
+    lane_count: 2,
+};
+
+/// Position at which the lane of the file begins, near the end of its ring, so that a pad to the end is in it.
+const LANE_HEAD: Lsn = Lsn(4 * 16384 - 4096);
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn lane_shape() -> LogShape {
+    LogShape { unit_bytes: 512, ..LogShape::pmem(4096 + 16384) }
+}
+
+fn open(medium: &LogMedium) -> SimLog {
+    medium.open(&Agenda::new(&medium.world()))
+}
+
+/// A change of every kind, with its payload.
+fn changes() -> Vec<(Draft, Vec<u8>)> {
+    let draft = |kind, offset_bytes, argument| Draft {
+        kind,
+        object: ObjectId(0x0102_0304_0506_0708),
+        offset_bytes,
+        argument,
+        flags: 0,
+        time_ns: 1_750_000_000_000_000_001,
+        request_id: 0x1112_1314_1516_1718,
+    };
+    let zeroes = Draft { flags: FLAG_KEEP_ALLOCATED, ..draft(RecordKind::WriteZeroes, 5, 7) };
+    vec![
+        (draft(RecordKind::Create, 0, 1 << 40), b"vol-a".to_vec()),
+        (draft(RecordKind::Write, 0x00aa_bbcc_ddee, 0), (0..200).collect()),
+        (draft(RecordKind::Discard, 4096, 8192), vec![]),
+        (zeroes, vec![]),
+        (draft(RecordKind::Resize, 0, 4096), vec![]),
+        (draft(RecordKind::Block, 12_288, 0), (0..=255).cycle().take(4096).collect()),
+        (draft(RecordKind::Delete, 0, 0), vec![]),
+    ]
+}
+
+/// What today's program writes.
+fn write_lane() -> Vec<u8> {
+    let medium = LogMedium::new(&SimWorld::new(1), "golden", lane_shape());
+    let mut format = Format::new(open(&medium), &LANE);
+    assert_eq!(format.poll(), Ok(true));
+    let mut lane = Lane::open_at(format.into_log(), LANE, Epoch(5), LANE_HEAD);
+    for (draft, payload) in changes() {
+        lane.append(&draft, &[&payload]);
+        lane.poll(Nanos(1)).expect("no fault");
+        lane.poll(Nanos(1)).expect("no fault");
+    }
+    lane.poll(lane.next_deadline().expect("a mark is due")).expect("no fault");
+    medium.image()
+}
+
+fn scan_lane(image: &[u8]) -> (Vec<OwnedRecord>, ScanEnd) {
+    let medium = LogMedium::new(&SimWorld::new(1), "golden", lane_shape());
+    medium.restore(image);
+    let mut scan = Scan::new(open(&medium), ScanStart { identity: LANE, applied: LANE_HEAD, epoch_min: Epoch(5) });
+    let mut records = Vec::new();
+    for _ in 0..1000 {
+        match scan.poll().expect("a golden file is whole") {
+            ScanStep::Pending => {}
+            ScanStep::Record(record) => records.push(record),
+            ScanStep::End(end) => return (records, end),
+        }
+    }
+    panic!("a scan ends");
+}
+
+#[test]
+fn lane_version_1() {
+    let image = fs::read(golden("lane-1.bin")).expect("the file is part of the repository");
+    let (records, end) = scan_lane(&image);
+    assert_eq!((end.reason, end.hole, end.epoch), (EndReason::Clean, None, Epoch(5)));
+    assert_eq!(records.len(), changes().len());
+    for (record, (draft, payload)) in records.iter().zip(changes()) {
+        assert_eq!((record.draft, record.payload.as_slice()), (draft, payload.as_slice()));
+    }
+    assert!(records[0].lsn == LANE_HEAD && records.iter().any(|record| record.lsn.0 == 4 * 16384), "it spans two laps");
+    let written = write_lane();
+    let differs = written.iter().zip(&image).position(|(new, old)| new != old);
+    assert_eq!((differs, written.len()), (None, image.len()), "the format changed: it needs a new version");
+}
+
+#[test]
+#[ignore = "writes the golden files of the current versions"]
+fn write_golden_files() {
+    fs::write(golden("lane-1.bin"), write_lane()).expect("the repository can be written");
+}
