@@ -371,11 +371,13 @@ impl SimClient {
         if wire.client == ClientEnd::Gone || wire.client == ClientEnd::Reset {
             return;
         }
-        wire.client = end;
+        let was_open = std::mem::replace(&mut wire.client, end) == ClientEnd::Open;
         if end != ClientEnd::Ended && !wire.is_closed {
-            self.agenda.world().count_fired(Fault::Disconnect);
-            if !(wire.to_client.is_empty() && wire.to_server.is_empty()) {
-                self.agenda.world().count_mattered(Fault::Disconnect);
+            if was_open {
+                self.agenda.world().count_fired(Fault::Disconnect);
+                if !(wire.to_client.is_empty() && wire.to_server.is_empty()) {
+                    self.agenda.world().count_mattered(Fault::Disconnect);
+                }
             }
             wire.to_client.clear();
         }

@@ -1,16 +1,16 @@
 //! The simulated platform of one reactor.
 
-use crate::{disk::SimDisk, net::SimNet, world::Agenda};
+use crate::{disk::SimDisk, log::SimLog, net::SimNet, world::Agenda};
 use std::marker::PhantomData;
 use twinlog_device::{BlockPool, LogMemory, Nanos, Platform, Wait};
 
 /// Wall clock at virtual time zero, in nanoseconds since the Unix epoch: 2025-01-01.
 const WALL_CLOCK_START_NS: u64 = 1_735_689_600_000_000_000;
 
-/// One reactor's platform: [`SimDisk`], [`SimNet`], and log memory `L`.
+/// One reactor's platform: [`SimDisk`], [`SimNet`], and log memory `L`, which is simulated unless a test brings its own.
 ///
 /// A turn that waits moves the world's clock to the next event of any reactor, or to the end of its wait.
-pub struct SimPlatform<L> {
+pub struct SimPlatform<L = SimLog> {
     agenda: Agenda,
     blocks: BlockPool,
     now: Nanos,
