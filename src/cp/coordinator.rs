@@ -2,7 +2,7 @@
 //! takes the pool from one consistency point to the next. See the [module](super) for states and invariants.
 
 use super::{
-    lists::{total, write_list},
+    lists::{ListWriter, total},
     map::{MapResult, MapUpdate},
     message::{ShardOpening, ShardReport, ToCoordinator, ToShard, VolumeChange},
     opening::{OpenPool, Opening},
@@ -64,8 +64,17 @@ enum Phase {
     Reap(usize),
     Directory(Option<TreeUpdate>),
     Map(Box<MapUpdate>),
-    Lists(usize),
+    Lists(Box<Lists>),
     Commit(CommitSuperblock),
+}
+
+/// Both lists being written.
+struct Lists {
+    freed: ListWriter<AddressRange>,
+    reap: ListWriter<Subtree>,
+    /// Writes under way.
+    writes: usize,
+    next_write: u64,
 }
 
 /// A consistency point in the making.
@@ -81,7 +90,6 @@ struct Run {
     allocated_blocks: u64,
     reserved_blocks: u64,
     map: Option<MapResult>,
-    lists: (BlockRef, BlockRef),
 }
 
 /// A volume call of the control side that waits for its shard.
@@ -143,6 +151,8 @@ pub struct Coordinator {
     holds_frees: bool,
     /// A device that joins with the next consistency point.
     joining: Option<PoolDevice>,
+    /// Areas whose frees one consistency point clears: what memory has room for.
+    clear_areas_max: usize,
 }
 
 impl Coordinator {
@@ -179,6 +189,7 @@ impl Coordinator {
             figures: CoordinatorFigures::default(),
             holds_frees: false,
             joining: None,
+            clear_areas_max: (io.blocks().block_count() / 64).clamp(1, 1024),
         })
     }
 
@@ -478,7 +489,6 @@ impl Coordinator {
             allocated_blocks: 0,
             reserved_blocks: 0,
             map: None,
-            lists: (BlockRef::default(), BlockRef::default()),
         });
         for lane in self.lanes() {
             self.events.push_back(CoordinatorEvent::Shard(lane, ToShard::Freeze(cp)));
@@ -510,9 +520,9 @@ impl Coordinator {
             // Blocks of the maps arrive through the cache; an unreadable one stops the pool.
             IoEvent::Fetched { result, .. } => result.map(drop),
             IoEvent::Done { result, .. } => match &mut run.phase {
-                Phase::Lists(outstanding) => {
+                Phase::Lists(lists) => {
                     result.map_err(|error| error.to_string())?;
-                    *outstanding -= 1;
+                    lists.writes -= 1;
                     Ok(())
                 }
                 Phase::Commit(commit) => {
@@ -534,17 +544,27 @@ impl Coordinator {
             Phase::Directory(_) => self.directory_step(io),
             Phase::Map(map) => {
                 if map.step(io, &mut self.space)? {
-                    self.write_lists(io);
+                    self.begin_lists();
                 }
                 Ok(())
             }
-            Phase::Lists(0) => {
-                self.figures.cp_at = now;
-                self.figures.cp_duration = now.since(run.started);
-                self.commit(io, wall_clock_ns);
+            Phase::Lists(lists) => {
+                let owner = self.owners.main;
+                let mut tag = || {
+                    lists.next_write += 1;
+                    Tag { owner, id: lists.next_write }
+                };
+                lists.writes += lists.freed.step(io, &mut tag) + lists.reap.step(io, &mut tag);
+                if let (Some(freed), Some(reap), 0) =
+                    (lists.freed.first_block(), lists.reap.first_block(), lists.writes)
+                {
+                    self.figures.cp_at = now;
+                    self.figures.cp_duration = now.since(run.started);
+                    self.commit(io, wall_clock_ns, (freed, reap));
+                }
                 Ok(())
             }
-            Phase::Lists(_) | Phase::Commit(_) => Ok(()),
+            Phase::Commit(_) => Ok(()),
         }
     }
 
@@ -669,27 +689,25 @@ impl Coordinator {
         if planted::is("free-too-early") {
             last_freed.append(&mut freed);
         }
-        let map = MapUpdate::new(&self.space, numbers, last_freed, freed, self.reap.clone())?;
+        let map = MapUpdate::new(&self.space, (numbers, self.clear_areas_max), last_freed, freed, self.reap.clone())?;
         run.phase = Phase::Map(Box::new(map));
         Ok(())
     }
 
-    fn write_lists<D: BlockDevice>(&mut self, io: &mut Io<D>) {
+    fn begin_lists(&mut self) {
         let run = self.run.as_mut().expect("called with one");
         let Phase::Map(map) = std::mem::replace(&mut run.phase, Phase::Gather) else {
             unreachable!("called after the map")
         };
         let result = map.into_result();
         run.allocated_blocks += result.allocated_blocks;
-        let tag = |id| Tag { owner: self.owners.main, id };
-        let freed = write_list(io, &result.freed, &result.freed_places, (run.cp, tag(1)));
-        let reap = write_list(io, &result.reap, &result.reap_places, (run.cp, tag(2)));
-        run.lists = (freed, reap);
-        run.phase = Phase::Lists(usize::from(!freed.is_hole()) + usize::from(!reap.is_hole()));
+        let freed = ListWriter::new(result.freed.clone(), &result.freed_places, run.cp);
+        let reap = ListWriter::new(result.reap.clone(), &result.reap_places, run.cp);
+        run.phase = Phase::Lists(Box::new(Lists { freed, reap, writes: 0, next_write: 0 }));
         run.map = Some(result);
     }
 
-    fn commit<D: BlockDevice>(&mut self, io: &mut Io<D>, wall_clock_ns: u64) {
+    fn commit<D: BlockDevice>(&mut self, io: &mut Io<D>, wall_clock_ns: u64, (freed, reap): (BlockRef, BlockRef)) {
         let run = self.run.as_mut().expect("called with one");
         let map = run.map.as_ref().expect("written before");
         let mut next = self.superblock.clone().expect("opened");
@@ -700,8 +718,8 @@ impl Coordinator {
         next.deferred_blocks = total(&map.freed);
         next.object_table = run.object_table;
         next.space_map = map.tree;
-        next.freed = run.lists.0;
-        next.reap = run.lists.1;
+        next.freed = freed;
+        next.reap = reap;
         if let Some(device) = self.joining {
             next.devices.push(device);
             next.free_blocks += device.block_count - HEAD_BLOCKS - TAIL_BLOCKS;

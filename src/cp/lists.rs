@@ -1,14 +1,14 @@
 //! The two lists that a consistency point carries along: reading them at open, writing them anew each time.
 
 use crate::{
-    base::CpNumber,
+    base::{BlockAddress, CpNumber},
     format::{
         chain::{AddressRange, ChainEntry, decode_chain_block, encode_chain_block, entries_per_block},
         reference::BlockRef,
     },
     pool::io::{Io, Tag},
 };
-use twinlog_device::{BlockDevice, Persistence, SharedBlock};
+use twinlog_device::{BlockDevice, Persistence};
 
 /// Sorts ranges and joins neighbours.
 #[must_use]
@@ -70,32 +70,56 @@ impl<E: ChainEntry> ListReader<E> {
     }
 }
 
-/// Writes a list into `places`, which it fills exactly. Returns the reference of its first block; the writes end under `tag`.
-pub fn write_list<E: ChainEntry, D: BlockDevice>(
-    io: &mut Io<D>,
-    entries: &[E],
-    places: &[AddressRange],
-    (cp, tag): (CpNumber, Tag),
-) -> BlockRef {
-    let addresses: Vec<_> =
-        places.iter().flat_map(|range| (0..range.count).map(|offset| range.first.plus(offset))).collect();
-    let chunks: Vec<_> = entries.chunks(entries_per_block::<E>()).collect();
-    assert_eq!(chunks.len(), addresses.len(), "a list fills its places");
-    let mut next = BlockRef::default();
-    for (chunk, &address) in chunks.iter().zip(&addresses).rev() {
-        let mut buffer = io.allocate().expect("the block pool keeps room for lists");
-        encode_chain_block(&mut buffer, chunk, next);
-        next = BlockRef::new(address, cp, &buffer);
-        let block: SharedBlock = buffer.freeze();
-        io.write(tag, address, vec![block], Persistence::Volatile);
-    }
-    next
+/// Writes one list, last block first.
+pub struct ListWriter<E> {
+    entries: Vec<E>,
+    /// Places of the blocks that are not written yet.
+    addresses: Vec<BlockAddress>,
+    cp: CpNumber,
+    next: BlockRef,
 }
 
+/// Blocks of a list written in one turn.
+const STEP_BLOCKS: usize = 32;
+
+impl<E: ChainEntry> ListWriter<E> {
+    /// The list of `entries` in `places`, which it fills exactly.
+    #[must_use]
+    pub fn new(entries: Vec<E>, places: &[AddressRange], cp: CpNumber) -> Self {
+        let address =
+            |range: &AddressRange| (0..range.count).map(|offset| range.first.plus(offset)).collect::<Vec<_>>();
+        let addresses: Vec<_> = places.iter().flat_map(address).collect();
+        assert_eq!(entries.len().div_ceil(entries_per_block::<E>()), addresses.len(), "a list fills its places");
+        Self { entries, addresses, cp, next: BlockRef::default() }
+    }
+
+    /// Writes as much as memory allows, each block under `tag`; returns how many writes began.
+    pub fn step<D: BlockDevice>(&mut self, io: &mut Io<D>, mut tag: impl FnMut() -> Tag) -> usize {
+        let mut begun = 0;
+        while begun < STEP_BLOCKS
+            && let Some(&address) = self.addresses.last()
+        {
+            let Some(mut buffer) = io.allocate() else { break };
+            let first = (self.addresses.len() - 1) * entries_per_block::<E>();
+            let end = self.entries.len().min(first + entries_per_block::<E>());
+            encode_chain_block(&mut buffer, &self.entries[first..end], self.next);
+            self.next = BlockRef::new(address, self.cp, &buffer);
+            io.write(tag(), address, vec![buffer.freeze()], Persistence::Volatile);
+            self.addresses.pop();
+            begun += 1;
+        }
+        begun
+    }
+
+    /// The reference of the first block, once every write has begun.
+    #[must_use]
+    pub fn first_block(&self) -> Option<BlockRef> {
+        self.addresses.is_empty().then_some(self.next)
+    }
+}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::BlockAddress;
 
     #[test]
     fn neighbours_are_joined() {

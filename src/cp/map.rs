@@ -25,8 +25,6 @@ use crate::{
 use std::{collections::BTreeSet, rc::Rc};
 use twinlog_device::BlockDevice;
 
-/// Areas whose frees one consistency point clears; what lies in others waits for the next.
-const CLEAR_AREAS_MAX: usize = 1024;
 /// Areas loaded in one turn.
 const STEP_AREAS: usize = 16;
 
@@ -74,13 +72,13 @@ pub struct MapResult {
 }
 
 impl MapUpdate {
-    /// Clears `last_freed` and lists `freed` and `reap`. Fetches are made for `tag`, those of the tree for `update_owner`.
+    /// Clears `last_freed`, as far as it lies in `clear_areas_max` areas, and lists the rest, `freed` and `reap`. Fetches are made for `tag`, those of the tree for `update_owner`.
     ///
     /// # Errors
     /// `last_freed` names blocks that the pool does not have.
     pub fn new(
         space: &SpaceMap,
-        (cp, update_owner, tag): (CpNumber, u16, Tag),
+        ((cp, update_owner, tag), clear_areas_max): ((CpNumber, u16, Tag), usize),
         last_freed: Vec<AddressRange>,
         mut freed: Vec<AddressRange>,
         reap: Vec<Subtree>,
@@ -90,7 +88,7 @@ impl MapUpdate {
         for range in last_freed {
             let areas =
                 space.areas_of(&range).ok_or_else(|| format!("freed block {} is not of this pool", range.first))?;
-            if clear_areas.len() < CLEAR_AREAS_MAX {
+            if clear_areas.len() < clear_areas_max {
                 clear_areas.extend(areas);
                 clears.push(range);
             } else {

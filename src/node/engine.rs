@@ -158,6 +158,8 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             Shard::new(log, ShardOptions { lane, owners, budget: budget.clone(), dirty_blocks_max, requests_max })
         };
         let shards = lanes.into_iter().enumerate().map(shard).collect();
+        // Half of what the cache leaves free is for consistency points, whatever clients send.
+        blocks.keep_back(limits.free_blocks_low / 2);
         let is_first = index == ReactorIndex(0);
         let coordinator = if is_first { Some(Coordinator::open(&mut io, COORDINATOR, budget.clone())?) } else { None };
         Ok(Self {

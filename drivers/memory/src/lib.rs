@@ -30,7 +30,7 @@ use std::{
     ptr::NonNull,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering, fence},
+        atomic::{AtomicU32, AtomicUsize, Ordering, fence},
     },
 };
 
@@ -46,6 +46,8 @@ struct Mapping {
     /// Handles per block; zero while the block is free. Written by handles only.
     counts: Box<[AtomicU32]>,
     free: ArrayQueue<u32>,
+    /// Blocks that only [`BlockPool::allocate`] gets: what the engine needs to go on when requests have taken the rest.
+    kept_back: AtomicUsize,
 }
 
 // SAFETY: `base` is an owned mapping; blocks are reached only through handles, whose exclusivity is invariant 1.
@@ -93,7 +95,7 @@ impl BlockPool {
             free.push(index).expect("the queue holds every block");
         }
         let counts = (0..block_count).map(|_| AtomicU32::new(0)).collect();
-        Ok(Self(Arc::new(Mapping { base: base.cast(), length_bytes, counts, free })))
+        Ok(Self(Arc::new(Mapping { base: base.cast(), length_bytes, counts, free, kept_back: AtomicUsize::new(0) })))
     }
 
     /// A block with unspecified content, or `None` while every block is in use.
@@ -113,10 +115,15 @@ impl BlockPool {
         Some(block)
     }
 
-    /// `count` blocks with unspecified content, all or none.
+    /// Keeps `count` blocks back from [`Self::allocate_many`], for those who use [`Self::allocate`].
+    pub fn keep_back(&self, count: usize) {
+        self.0.kept_back.store(count, Ordering::Relaxed);
+    }
+
+    /// `count` blocks with unspecified content, all or none, and none of those kept back.
     #[must_use]
     pub fn allocate_many(&self, count: usize) -> Option<Vec<BlockBuf>> {
-        if self.free_count() < count {
+        if self.free_count() < count.saturating_add(self.0.kept_back.load(Ordering::Relaxed)) {
             return None;
         }
         // Another thread may take blocks between the check and here; then what was taken goes back by drop.
@@ -277,6 +284,17 @@ mod tests {
         assert_eq!(pool.free_count(), 1);
         drop(held);
         assert_eq!(pool.allocate_many(3).expect("all are free").len(), 3);
+    }
+
+    #[test]
+    fn what_is_kept_back_is_for_single_blocks() {
+        let pool = pool(3);
+        pool.keep_back(2);
+        assert!(pool.allocate_many(2).is_none());
+        let held = pool.allocate_many(1).expect("one is for everybody");
+        let rest = [pool.allocate(), pool.allocate()];
+        assert!(rest.iter().all(Option::is_some) && pool.allocate().is_none());
+        drop(held);
     }
 
     #[test]
