@@ -22,6 +22,8 @@ const BULK_MEMORY: u64 = 64 << 20;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) header: Header,
+    /// Determines this call's requests; a continued journal keeps the seed of its first call.
+    pub(crate) seed: u64,
     pub(crate) shape: Shape,
     pub(crate) pace: Pace,
     pub(crate) read_back: ReadBack,
@@ -72,6 +74,7 @@ impl Plan {
         let header = known.unwrap_or(Header { run: fresh.1, seed: fresh.0, region, blank: cli.blank });
         Ok(Self {
             header,
+            seed: fresh.0,
             shape: shape(cli, region),
             pace: pace(cli, geometry),
             read_back: ReadBack { depth: usize::from(cli.qd), block_bytes: bulk, level: cli.level, stall: cli.timeout },

@@ -57,6 +57,14 @@ impl Failure {
     }
 }
 
+/// What a load leaves beside its outcome.
+struct Work {
+    started: u64,
+    proof: Option<Proof>,
+    read_back: Option<Reading>,
+    cpu: Cpu,
+}
+
 /// What `--prove` prints with `-o json`.
 #[derive(serde::Serialize)]
 struct ProofReport<'a> {
@@ -120,8 +128,7 @@ fn connect(cli: &Cli, address: &Address, export: &str) -> Result<NbdEngine, Lost
 }
 
 fn plan(cli: &Cli, engine: &impl Engine, known: Option<&Replay>) -> Result<Plan, Failure> {
-    let clock = nanoseconds(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
-    let drawn = mix(clock ^ u64::from(std::process::id()) << 40);
+    let drawn = mix(nanoseconds(since_1970()) ^ u64::from(std::process::id()) << 40);
     let header: Option<Header> = known.map(|known| known.header);
     Plan::new(cli, engine.geometry(), header, (cli.seed.unwrap_or(drawn), mix(drawn))).map_err(Failure::Usage)
 }
@@ -181,6 +188,7 @@ fn prove<E: Engine>(cli: &Cli, engine: &mut E, plan: Plan, known: Replay) -> Res
 /// Puts load on the target and reports.
 fn load<E: Engine>(cli: &Cli, engine: &mut E, plan: Plan, known: Option<Replay>) -> Result<ExitCode, Failure> {
     let stop = interruption()?;
+    let started = since_1970().as_secs();
     let mut live = Live::new(cli.output == Output::Text);
     let mut proof = if plan.prove { Some(start_proof(cli, &plan, known)?) } else { None };
     if proof.is_none() {
@@ -198,37 +206,35 @@ fn load<E: Engine>(cli: &Cli, engine: &mut E, plan: Plan, known: Option<Replay>)
         let mut next = Workload::fill(plan.header.region, plan.fill_bytes);
         let filled = Load::new(engine, proof.as_mut(), pace, &stop).run(&mut next, &mut live);
         if filled.end != End::Finished {
-            return finish(cli, &plan, &filled, (proof, None, Cpu::default()));
+            return finish(cli, &plan, &filled, Work { started, proof, read_back: None, cpu: Cpu::default() });
         }
     }
-    let mut workload = Workload::new(plan.shape, cli.seed.unwrap_or(plan.header.seed));
+    let mut workload = Workload::new(plan.shape, plan.seed);
     let before = cpu_seconds();
-    let outcome = Load::new(engine, proof.as_mut(), plan.pace, &stop).run(&mut || Some(workload.next()), &mut live);
+    let mut outcome = Load::new(engine, proof.as_mut(), plan.pace, &stop).run(&mut || Some(workload.next()), &mut live);
     let after = cpu_seconds();
     let (user_seconds, system_seconds) = (after.0 - before.0, after.1 - before.1);
     let microseconds_per_op = (user_seconds + system_seconds) * 1e6 / outcome.answers.max(1) as f64;
-    let mut read = None;
+    let cpu = Cpu { user_seconds, system_seconds, microseconds_per_op };
+    let mut reading = None;
     if let Some(proof) =
         proof.as_mut().filter(|_| cli.verify && matches!(outcome.end, End::Finished | End::Interrupted))
     {
-        read = Some(read_back(engine, proof, plan.read_back, &mut live)?);
+        match read_back(engine, proof, plan.read_back, &mut live) {
+            Ok(all) => reading = Some(all),
+            Err(lost) => outcome.end = End::Lost(lost.0),
+        }
     }
     live.clear();
-    finish(cli, &plan, &outcome, (proof, read, Cpu { user_seconds, system_seconds, microseconds_per_op }))
+    finish(cli, &plan, &outcome, Work { started, proof, read_back: reading, cpu })
 }
 
 /// Writes the reports; gives the exit code.
-fn finish(
-    cli: &Cli,
-    plan: &Plan,
-    outcome: &Outcome,
-    (proof, read_back, cpu): (Option<Proof>, Option<Reading>, Cpu),
-) -> Result<ExitCode, Failure> {
+fn finish(cli: &Cli, plan: &Plan, outcome: &Outcome, work: Work) -> Result<ExitCode, Failure> {
+    let Work { started, proof, read_back, cpu } = work;
     let verify = proof.map(|proof| Verify { examined_sectors: proof.examined, read_back, findings: proof.findings });
     let wrong = verify.as_ref().is_some_and(|verify| verify.findings.count() > 0);
-    let started =
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(cli.time).as_secs();
-    let about = Circumstances { target: cli.target.to_string(), started, seed: plan.header.seed, cpu, verify };
+    let about = Circumstances { target: cli.target.to_string(), started, seed: plan.seed, cpu, verify };
     let report = Report::new(outcome, about);
     match cli.output {
         Output::Json => print_json(&report),
@@ -238,12 +244,16 @@ fn finish(
         let unwritten = |error| Failure::Usage(format!("the report {} cannot be written: {error}", path.display()));
         std::fs::write(path, html::render(&report)).map_err(unwritten)?;
     }
-    if let End::Lost(reason) = &outcome.end {
+    let lost = if let End::Lost(reason) = &outcome.end { Some(reason) } else { None };
+    if let Some(reason) = lost {
         eprintln!("twinlog-load: the target was lost: {reason}");
-        return Ok(EXIT_LOST.into());
     }
     let failed = wrong || !outcome.errors.is_empty() || matches!(outcome.end, End::Journal(_));
-    Ok(if failed { EXIT_FAILED.into() } else { ExitCode::SUCCESS })
+    Ok(match (wrong, lost.is_some(), failed) {
+        (false, true, _) => EXIT_LOST.into(),
+        (_, _, true) => EXIT_FAILED.into(),
+        (_, _, false) => ExitCode::SUCCESS,
+    })
 }
 
 /// The model of a fresh run or of a continued journal, and the journal itself.
@@ -264,7 +274,7 @@ fn start_proof(cli: &Cli, plan: &Plan, known: Option<Replay>) -> Result<Proof, F
 
 /// Gives every slot its own random bytes, so that a target that compresses or recognises zeroes has no easy time.
 fn scramble<E: Engine>(engine: &mut E, plan: &Plan) {
-    let mut prng = crate::prng::Prng::new(plan.header.seed);
+    let mut prng = crate::prng::Prng::new(plan.seed);
     (0..plan.pace.depth).for_each(|slot| prng.fill(engine.buffer(slot)));
 }
 
@@ -284,6 +294,10 @@ fn cpu_seconds() -> (f64, f64) {
     let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
     getrusage(UsageWho::RUSAGE_SELF)
         .map_or((0.0, 0.0), |usage| (seconds(usage.user_time()), seconds(usage.system_time())))
+}
+
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 fn print_json(value: &impl serde::Serialize) {

@@ -4,11 +4,15 @@ mod support;
 
 use std::{
     io::{Seek as _, SeekFrom, Write as _},
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use support::{Fault, Server, foreign, load};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use support::{ALL_FLAGS, Fault, Server, command, foreign, load};
 
 /// A process that ends with the test.
 struct Guard(Child);
@@ -80,6 +84,65 @@ fn json_and_page_hold_the_whole_result() {
         "no live line without a terminal: {}",
         quiet.error
     );
+}
+
+#[test]
+fn a_seed_repeats_the_requests_and_a_count_ends_them() {
+    let counts = || {
+        let server = Server::start(1 << 20, Fault::None);
+        let run = server.load("--rw randrw --bs 512-8k --zero 10 --ops 500 --warmup 0 --qd 1 --seed 5 -o json").ends(0);
+        let classes = run.json()["classes"].as_array().unwrap().clone();
+        classes
+            .iter()
+            .map(|class| (class["kind"].clone(), class["ops"].clone(), class["bytes"].clone()))
+            .collect::<Vec<_>>()
+    };
+    let first = counts();
+    assert_eq!(first, counts());
+    let all: u64 = first.iter().filter(|(kind, ..)| kind != "flush").map(|(_, ops, _)| ops.as_u64().unwrap()).sum();
+    assert_eq!(all, 500);
+}
+
+#[test]
+fn a_flush_goes_over_every_connection_that_does_not_speak_for_the_others() {
+    for (flags, flushes) in [(ALL_FLAGS, 1), (ALL_FLAGS & !256, 3)] {
+        let server = Server::start(1 << 20, Fault::None);
+        server.promise(flags);
+        server.load("--connections 3 --ops 10 --warmup 0").ends(0);
+        assert_eq!(server.flushes(), flushes);
+    }
+}
+
+#[test]
+fn what_an_export_does_not_offer_is_not_used() {
+    let server = Server::start(1 << 20, Fault::None);
+    server.promise(1);
+    for wish in ["--fua", "--flush-every 3", "--zero 1", "--trim 1"] {
+        server.load(wish).ends(2).says("does not offer");
+    }
+    let run = server.load("--ops 10 --warmup 0 -o json").ends(0);
+    assert!(run.json()["durable"].is_null() && server.flushes() == 0, "without flush nothing is known to be durable");
+    server.promise(1 | 2);
+    server.load("--ops 10").ends(2).says("read-only");
+    server.load("--ops 10 --warmup 0 --rw randread").ends(0);
+}
+
+#[test]
+fn an_interrupted_run_drains_flushes_and_reports() {
+    let server = Server::start(1 << 20, Fault::None);
+    let journal = server.path("j");
+    let arguments = format!("--time 60 --warmup 0 -o json --journal {journal}");
+    let child = command(server.uri(), &arguments).stdout(Stdio::piped()).spawn().unwrap();
+    while std::fs::metadata(&journal).map_or(0, |meta| meta.len()) < 10_000 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let process = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    kill(process, Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), json["end"].as_str()), (Some(0), Some("interrupted")));
+    assert!(json["durable"]["ops"].as_u64().unwrap() > 0);
+    server.load(&format!("--prove {journal} --level durable")).ends(0).says("0 failed");
 }
 
 #[test]

@@ -97,16 +97,24 @@ fn percentiles(report: &Report) -> Plot {
 }
 
 fn over_time(lines: Vec<Line>, report: &Report, y_ticks: Vec<Tick>, y: (f64, f64)) -> Plot {
-    let seconds = report.series.points.len() as f64 * report.series.interval_ms as f64 / 1000.0;
+    let seconds = whole_points(report).len() as f64 * report.series.interval_ms as f64 / 1000.0;
     Plot { lines, x_ticks: round_ticks(seconds, |value| format!("{value} s")), y_ticks, x: (0.0, seconds), y }
 }
 
 /// One value per point of the series, or per group of points when there are very many; the first is the time in seconds.
 fn grouped(report: &Report, value: impl Fn(&[Point]) -> f64) -> Vec<(f64, f64)> {
-    let points = &report.series.points;
+    let points = whole_points(report);
     let size = points.len().div_ceil(POINTS_LIMIT).max(1);
     let step = size as f64 * report.series.interval_ms as f64 / 1000.0;
     points.chunks(size).enumerate().map(|(number, group)| ((number as f64 + 0.5) * step, value(group))).collect()
+}
+
+/// The points but for a last one that the end of the run cut short, which would look like a drop.
+fn whole_points(report: &Report) -> &[Point] {
+    let points = &report.series.points;
+    let end = |number: usize| (number + 1) as f64 * report.series.interval_ms as f64 / 1000.0;
+    let whole = (0..points.len()).take_while(|number| end(*number) <= report.acknowledged.seconds).count();
+    &points[..whole.max(points.len().min(1))]
 }
 
 /// Ticks at the powers of ten that `lines` span, and their range.

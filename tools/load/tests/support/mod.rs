@@ -53,7 +53,7 @@ pub(crate) enum Fault {
     Stall(u64, u64),
 }
 
-/// What the export promises.
+/// HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES, CAN_MULTI_CONN.
 pub(crate) const ALL_FLAGS: u16 = 1 | 4 | 8 | 32 | 64 | 256;
 
 struct State {
@@ -61,7 +61,9 @@ struct State {
     durable: Vec<u8>,
     stale: Option<Vec<u8>>,
     fault: Fault,
+    flags: u16,
     changes: u64,
+    flushes: u64,
     gone: bool,
     connections: Vec<Stream>,
 }
@@ -117,6 +119,16 @@ impl Server {
     /// Changes what a client reads, behind its back.
     pub(crate) fn alter(&self, change: impl FnOnce(&mut [u8])) {
         change(&mut lock(&self.state).current);
+    }
+
+    /// Promises something else from now on.
+    pub(crate) fn promise(&self, flags: u16) {
+        lock(&self.state).flags = flags;
+    }
+
+    /// The flushes that came so far.
+    pub(crate) fn flushes(&self) -> u64 {
+        lock(&self.state).flushes
     }
 
     /// From now on nothing goes wrong.
@@ -195,7 +207,9 @@ impl State {
             durable: zeroes,
             stale: None,
             fault,
+            flags: ALL_FLAGS,
             changes: 0,
+            flushes: 0,
             gone: false,
             connections: Vec::new(),
         }))
@@ -210,6 +224,7 @@ impl State {
                 return Some((0, content[range].to_vec()));
             }
             3 => {
+                self.flushes += 1;
                 if !matches!(self.fault, Fault::CrashWithoutFlush(_)) {
                     self.durable.clone_from(&self.current);
                 }
@@ -398,13 +413,16 @@ fn negotiate(stream: &mut Stream, state: &Mutex<State>) -> io::Result<()> {
     let mut data = vec![0; usize::from(option[15])];
     stream.read(&mut data)?;
     assert_eq!(data[..7], *b"\0\0\0\x03vol", "the export's name");
-    let size = u64::try_from(lock(state).current.len()).expect("64 bits");
+    let (size, flags) = {
+        let state = lock(state);
+        (u64::try_from(state.current.len()).expect("64 bits"), state.flags)
+    };
     let reply = |kind: u32, data: &[u8]| {
         let length = u32::try_from(data.len()).expect("short");
         let magic = 0x0003_e889_0455_65a9_u64.to_be_bytes();
         [magic.as_slice(), &7_u32.to_be_bytes(), &kind.to_be_bytes(), &length.to_be_bytes(), data].concat()
     };
-    let export = [[0, 0].as_slice(), &size.to_be_bytes(), &ALL_FLAGS.to_be_bytes()].concat();
+    let export = [[0, 0].as_slice(), &size.to_be_bytes(), &flags.to_be_bytes()].concat();
     stream.send(&[reply(3, &export), reply(1, &[])].concat())
 }
 
