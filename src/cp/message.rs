@@ -35,6 +35,8 @@ pub enum VolumeChange {
         name: String,
         /// Its size, checked.
         size_bytes: u64,
+        /// When, in nanoseconds since the Unix epoch; zero: now.
+        time_ns: u64,
     },
     /// Change its size to this, checked.
     Resize(u64),

@@ -130,6 +130,7 @@ pub struct Engine<D: BlockDevice, L: LogMemory> {
     coordinator: Option<Coordinator>,
     admin: admin::Admin,
     volumes: BTreeMap<ObjectId, VolumeInfo>,
+    knows_volumes: bool,
     mailbox: Mailbox<ReactorMessage>,
     peers: Vec<MailboxSender<ReactorMessage>>,
     outgoing: Vec<VecDeque<ReactorMessage>>,
@@ -174,6 +175,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             coordinator,
             admin: admin::Admin::default(),
             volumes: BTreeMap::new(),
+            knows_volumes: false,
             mailbox,
             outgoing: peers.iter().map(|_| VecDeque::new()).collect(),
             peers,
@@ -206,7 +208,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
     pub fn is_serving(&self) -> bool {
         match self.pool_state() {
             Some(state) => *state == PoolState::Serving,
-            None => !self.volumes.is_empty(),
+            None => self.knows_volumes,
         }
     }
 
@@ -355,6 +357,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             ReactorMessage::Volumes(volumes, lane_count) => {
                 self.volumes = volumes.into_iter().map(|volume| (volume.id, volume)).collect();
                 self.lane_count = lane_count;
+                self.knows_volumes = true;
             }
             ReactorMessage::StatusQuery(call) => {
                 let report = Box::new(self.report());

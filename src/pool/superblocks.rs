@@ -74,9 +74,19 @@ pub enum PoolError {
         /// The device's id.
         id: u128,
     },
-    /// A device shrank.
-    #[error("{device} has {found} blocks, fewer than the {expected} it had when it joined the pool")]
+    /// A device is too small for a pool.
+    #[error("{device} has {blocks} blocks of 4 KiB; a pool's device has at least {DEVICE_BLOCKS_MIN}")]
     TooSmall {
+        /// Name of the device.
+        device: String,
+        /// Its blocks.
+        blocks: u64,
+    },
+    /// A device was made larger or smaller.
+    #[error(
+        "{device} has {found} blocks of 4 KiB, but had {expected} when it joined the pool: give it that size again"
+    )]
+    Resized {
         /// Name of the device.
         device: String,
         /// Its blocks now.
@@ -117,7 +127,7 @@ impl OpenSuperblocks {
             io.devices().map(|device| (device.info().block_count, device.info().name.clone())).collect();
         for (index, (blocks, name)) in sizes.iter().enumerate() {
             if *blocks < DEVICE_BLOCKS_MIN {
-                return Err(PoolError::TooSmall { device: name.clone(), found: *blocks, expected: DEVICE_BLOCKS_MIN });
+                return Err(PoolError::TooSmall { device: name.clone(), blocks: *blocks });
             }
             let id = index as u64 * 2;
             io.read_raw(Tag { owner, id }, index, 0, 3);
@@ -195,7 +205,7 @@ impl OpenSuperblocks {
             let blocks = io.devices().nth(*opened).expect("opened").info().block_count;
             if blocks != device.block_count {
                 let (found, expected) = (blocks, device.block_count);
-                return Err(PoolError::TooSmall { device: names[*opened].clone(), found, expected });
+                return Err(PoolError::Resized { device: names[*opened].clone(), found, expected });
             }
             order.push(*opened);
         }

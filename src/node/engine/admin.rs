@@ -139,7 +139,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                 answer(&reply, AdminReply::Volumes { volumes });
             }
             AdminRequest::VolumeCreate { name, size_bytes } => {
-                let change = VolumeChange::Create { name: name.clone(), size_bytes };
+                let change = VolumeChange::Create { name: name.clone(), size_bytes, time_ns: 0 };
                 self.volume_call(&name, change, reply);
             }
             AdminRequest::VolumeResize { name, size_bytes } => {

@@ -322,7 +322,7 @@ impl<L: LogMemory> Shard<L> {
             self.options.budget.reserve_again(cost);
         }
         let (kind, argument, name) = match change {
-            VolumeChange::Create { name, size_bytes } => (RecordKind::Create, *size_bytes, name.as_bytes()),
+            VolumeChange::Create { name, size_bytes, .. } => (RecordKind::Create, *size_bytes, name.as_bytes()),
             VolumeChange::Resize(size_bytes) => (RecordKind::Resize, *size_bytes, &[][..]),
             VolumeChange::Delete => (RecordKind::Delete, 0, &[][..]),
         };
@@ -335,7 +335,8 @@ impl<L: LogMemory> Shard<L> {
         self.reserved_active += cost;
         self.oldest_change.get_or_insert(self.now);
         match change {
-            VolumeChange::Create { name, size_bytes } => {
+            VolumeChange::Create { name, size_bytes, time_ns: recorded_ns } => {
+                let time_ns = if *recorded_ns == 0 { time_ns } else { *recorded_ns };
                 let born = (CpNumber(self.cp_number.0 + 1), time_ns);
                 self.volumes.insert(id, Volume::create(id, name.clone(), *size_bytes, born));
             }

@@ -162,7 +162,7 @@ fn volume_change(record: &OwnedRecord) -> Result<VolumeChange, &'static str> {
         RecordKind::Create => {
             let name = str::from_utf8(&record.payload).ok().filter(|name| is_valid_name(name));
             let name = name.ok_or("its name is none")?.to_owned();
-            Ok(VolumeChange::Create { name, size_bytes })
+            Ok(VolumeChange::Create { name, size_bytes, time_ns: record.draft.time_ns })
         }
         RecordKind::Resize => Ok(VolumeChange::Resize(size_bytes)),
         _ => Ok(VolumeChange::Delete),
