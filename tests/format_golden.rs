@@ -5,13 +5,19 @@
 
 use std::{fs, path::PathBuf};
 use twinlog::{
-    base::{Epoch, LaneIndex, Lsn, ObjectId, PoolId},
+    base::{BlockAddress, CpNumber, Epoch, LaneIndex, Lsn, ObjectId, PoolId},
     changelog::{
         Draft, EndReason, FLAG_KEEP_ALLOCATED, Format, Lane, LaneIdentity, OwnedRecord, PortionRole, RecordKind, Scan,
         ScanEnd, ScanStart, ScanStep,
     },
+    format::{
+        chain::{AddressRange, Subtree, decode_chain_block, encode_chain_block},
+        object::{ObjectRecord, VolumeRecord, records, records_mut},
+        reference::{BlockRef, node, node_mut},
+        superblock::{PoolDevice, Superblock, TreeRoot},
+    },
 };
-use twinlog_device::Nanos;
+use twinlog_device::{BLOCK_BYTES, BlockBytes, Nanos};
 use twinlog_sim::{Agenda, LogMedium, LogShape, SimLog, SimWorld};
 
 const LANE: LaneIdentity = LaneIdentity {
@@ -104,8 +110,90 @@ fn lane_version_1() {
     assert_eq!((differs, written.len()), (None, image.len()), "the format changed: it needs a new version");
 }
 
+const POOL: PoolId = PoolId(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
+
+fn reference(block: u64) -> BlockRef {
+    let bytes = [u8::try_from(block % 251).expect("small"); BLOCK_BYTES];
+    BlockRef::new(BlockAddress::new(1, block), CpNumber(7), &bytes).with_aux(0x0a0b_0c0d)
+}
+
+fn superblock() -> Superblock {
+    Superblock {
+        pool: POOL,
+        name: "golden".to_owned(),
+        cp: CpNumber(0x0102),
+        epoch: Epoch(3),
+        time_ns: 1_750_000_000_000_000_001,
+        next_object: ObjectId(9),
+        free_blocks: 0x1000,
+        deferred_blocks: 0x20,
+        object_table: TreeRoot { root: reference(100), levels: 1 },
+        space_map: TreeRoot { root: reference(101), levels: 2 },
+        freed: reference(102),
+        reap: BlockRef::default(),
+        applied: vec![Lsn(128), Lsn(1 << 40)],
+        devices: vec![
+            PoolDevice { id: 5, block_count: 4096, plex: 0 },
+            PoolDevice { id: 1 << 100, block_count: 1 << 30, plex: 1 },
+        ],
+    }
+}
+
+fn volume() -> VolumeRecord {
+    VolumeRecord {
+        id: ObjectId(8),
+        name: "vol-a".to_owned(),
+        size_bytes: 1 << 40,
+        levels: 4,
+        root: reference(103),
+        allocated_blocks: 77,
+        created_cp: CpNumber(6),
+        created_ns: 1_750_000_000_000_000_002,
+    }
+}
+
+fn ranges() -> Vec<AddressRange> {
+    vec![
+        AddressRange { first: BlockAddress::new(0, 20), count: 3 },
+        AddressRange { first: BlockAddress::new(1, 16), count: 1 },
+    ]
+}
+
+/// Blocks of every kind that a pool has, one after the other: superblock, node, object table, freed list, reap list.
+fn write_pool() -> Vec<u8> {
+    let mut image = superblock().encode(1, 1).to_vec();
+    let mut block = [0; BLOCK_BYTES];
+    node_mut(&mut block)[127] = reference(104);
+    image.extend_from_slice(&block);
+    let mut block = [0; BLOCK_BYTES];
+    records_mut(&mut block)[3] = ObjectRecord::volume(&volume());
+    image.extend_from_slice(&block);
+    encode_chain_block(&mut block, &ranges(), reference(105));
+    image.extend_from_slice(&block);
+    encode_chain_block(&mut block, &[Subtree { root: reference(106), levels: 2 }], BlockRef::default());
+    image.extend_from_slice(&block);
+    image
+}
+
+#[test]
+fn pool_version_1() {
+    let image = fs::read(golden("pool-1.bin")).expect("the file is part of the repository");
+    let blocks: Vec<BlockBytes> =
+        image.chunks(BLOCK_BYTES).map(|block| block.try_into().expect("whole blocks")).collect();
+    assert_eq!(Superblock::verify(&blocks[0], 1), Ok((superblock(), 1)));
+    assert_eq!(node(&blocks[1])[127], reference(104));
+    assert!(node(&blocks[1])[..127].iter().all(BlockRef::is_hole));
+    assert_eq!(records(&blocks[2])[3].verify(), Ok(Some(volume())));
+    assert_eq!(records(&blocks[2])[4].verify(), Ok(None));
+    assert_eq!(decode_chain_block(&blocks[3]), Ok((ranges(), reference(105))));
+    let subtrees = vec![Subtree { root: reference(106), levels: 2 }];
+    assert_eq!(decode_chain_block(&blocks[4]), Ok((subtrees, BlockRef::default())));
+    assert!(write_pool() == image, "the format changed: it needs a new version");
+}
+
 #[test]
 #[ignore = "writes the golden files of the current versions"]
 fn write_golden_files() {
     fs::write(golden("lane-1.bin"), write_lane()).expect("the repository can be written");
+    fs::write(golden("pool-1.bin"), write_pool()).expect("the repository can be written");
 }
