@@ -27,6 +27,7 @@ use crate::{
     base::{
         Epoch, Lsn,
         limits::{BLOCK_BYTES, CHANGE_BYTES_MAX},
+        planted,
     },
     changelog::ring::{LSN_MAX, Ring},
     format::{
@@ -212,7 +213,11 @@ impl<L: LogMemory> Lane<L> {
     /// When `poll` has something to do even if nothing completes: the next mark.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Nanos> {
-        let wanted = self.mark_wanted && self.failed.is_none() && self.durable == self.appended && self.room_for(0);
+        let wanted = self.mark_wanted
+            && !planted::is("mark-forgotten")
+            && self.failed.is_none()
+            && self.durable == self.appended
+            && self.room_for(0);
         wanted.then(|| self.active_at + self.tuning.mark_after)
     }
 
@@ -223,6 +228,7 @@ impl<L: LogMemory> Lane<L> {
     /// When `applied` lies beyond what was appended.
     pub fn trim(&mut self, applied: Lsn) {
         assert!(applied <= self.appended, "position {applied} was never appended");
+        let applied = if planted::is("trim-everything") { self.appended } else { applied };
         self.applied = self.applied.max(applied);
     }
 
@@ -282,7 +288,8 @@ impl<L: LogMemory> Lane<L> {
     }
 
     fn fits(&self, total: u64) -> bool {
-        let limit = self.applied.min(self.durable).0 + self.ring.bytes();
+        let tail = if planted::is("overwrite-in-flight") { self.applied } else { self.applied.min(self.durable) };
+        let limit = tail.0 + self.ring.bytes();
         total <= self.ring.bytes() && self.end_after(total) <= limit
     }
 
@@ -390,8 +397,15 @@ impl<L: LogMemory> Lane<L> {
             let finished = front.waiting() == 0;
             // A batch that is cut counts as durable with its last part, and takes no more records.
             front.closed = true;
-            let end = if finished { front.end } else { front.start };
+            let end = match finished {
+                true => front.end,
+                false if planted::is("durable-inside-record") => front.start.plus(front.stored as u64),
+                false => front.start,
+            };
             self.waiting_bytes -= length as u64;
+            if planted::is("durable-before-persisted") {
+                self.durable = end;
+            }
             let token = Token(self.next_token);
             self.next_token += 1;
             self.log.persist(token);

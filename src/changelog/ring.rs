@@ -12,7 +12,7 @@
 //! memory. The ring offset stays the same: a lap is skipped, not space.
 
 use crate::{
-    base::{Lsn, limits::BLOCK_BYTES},
+    base::{Lsn, limits::BLOCK_BYTES, planted},
     format::{lane_header::LANE_HEADER_BYTES, record::RECORD_ALIGN},
 };
 
@@ -62,7 +62,8 @@ impl Ring {
 /// The position where a lane goes on whose scan ended at `end`: see the head of this file.
 #[must_use]
 pub fn head_after_recovery(end: Lsn, ring_bytes: u64) -> Lsn {
-    Lsn(end.0.next_multiple_of(BLOCK_BYTES)).plus(ring_bytes)
+    let lap = if planted::is("head-not-beyond-stale-records") { 0 } else { ring_bytes };
+    Lsn(end.0.next_multiple_of(BLOCK_BYTES)).plus(lap)
 }
 
 #[cfg(test)]

@@ -149,7 +149,7 @@ fn a_quiet_lane_marks_once_and_a_mark_is_no_change() {
 }
 
 #[test]
-fn a_failed_persist_ends_the_lane() {
+pub(crate) fn a_failed_persist_ends_the_lane() {
     let medium = formatted(LogShape::file(1 << 20));
     let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     medium.fail_persist_after(1);

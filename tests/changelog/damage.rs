@@ -77,7 +77,7 @@ fn a_tail_torn_at_any_byte_is_a_torn_tail() {
 }
 
 #[test]
-fn a_tail_torn_into_any_subset_of_units_is_a_torn_tail() {
+pub(crate) fn a_tail_torn_into_any_subset_of_units_is_a_torn_tail() {
     for seed in 0..60 {
         let mut prng = Prng::new(seed);
         let shape = *prng.pick(&shapes(4096 + 16384));
@@ -99,7 +99,7 @@ fn a_tail_torn_into_any_subset_of_units_is_a_torn_tail() {
 
 /// A flipped bit is harmless, or named, or hits what nothing proves: the records after the last one that knew of a stable position.
 #[test]
-fn no_flipped_bit_passes_for_a_whole_log() {
+pub(crate) fn no_flipped_bit_passes_for_a_whole_log() {
     let (mut harmless, mut named) = (0, 0);
     for seed in 0..40 {
         let mut prng = Prng::new(1000 + seed);
@@ -150,7 +150,7 @@ fn no_flipped_bit_passes_for_a_whole_log() {
 }
 
 #[test]
-fn without_a_successor_damage_looks_like_a_torn_tail() {
+pub(crate) fn without_a_successor_damage_looks_like_a_torn_tail() {
     let medium = formatted(LogShape::pmem(64 << 10));
     let mut lane = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));
     lane.append(&write(1, 0), &[b"first"]);
@@ -169,7 +169,7 @@ fn without_a_successor_damage_looks_like_a_torn_tail() {
 }
 
 #[test]
-fn records_of_a_former_owner_do_not_rise_again() {
+pub(crate) fn records_of_a_former_owner_do_not_rise_again() {
     // The former owner logs five records; the new one, who knows of two, goes on at the same position.
     let medium = formatted(LogShape::pmem(64 << 10));
     let mut former = Lane::open_at(open(&medium), IDENTITY, Epoch(1), Lsn(0));

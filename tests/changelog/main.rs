@@ -3,4 +3,6 @@
 mod bounds;
 mod damage;
 mod model;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod support;

@@ -147,7 +147,7 @@ impl Model {
 }
 
 #[test]
-fn every_durable_change_comes_back_in_order_and_once() {
+pub(crate) fn every_durable_change_comes_back_in_order_and_once() {
     let (mut recovered, mut holes) = (0, 0);
     let mut mattered = [(Fault::LogLost, 0), (Fault::LogUnanswered, 0), (Fault::LogTorn, 0)];
     for seed in 0..300 {
