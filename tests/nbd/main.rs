@@ -1,0 +1,6 @@
+//! The NBD front end as its clients see it: bytes in, bytes out.
+
+mod commands;
+mod handshake;
+mod misbehaviour;
+mod support;
