@@ -24,7 +24,7 @@ fn ack(option: u32) -> Vec<u8> {
 /// A client in option haggling.
 fn haggling(bench: &mut Bench) -> twinlog_device::ConnectionId {
     let client = bench.connect();
-    assert_eq!(bench.exchange(client, &wire::client_flags(3)), []);
+    assert_eq!(bench.exchange(client, &wire::client_flags(3)), b"");
     client
 }
 
