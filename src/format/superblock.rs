@@ -239,6 +239,10 @@ impl Superblock {
         if !devices.iter().all(size_fits) {
             return Err(Damaged("device sizes"));
         }
+        let blocks: u64 = devices.iter().map(|device| device.block_count).sum();
+        if raw.free_blocks.get() > blocks || raw.deferred_blocks.get() > blocks {
+            return Err(Damaged("block counts"));
+        }
         let superblock = Self {
             pool: PoolId(raw.pool.get()),
             name: name.to_owned(),
@@ -298,6 +302,15 @@ mod tests {
         }
         assert!(Superblock::verify(&bytes, 1).is_err(), "misdirected");
         assert_eq!(Superblock::verify(&[0; BLOCK_BYTES], 1), Err(SuperblockError::Absent));
+    }
+
+    #[test]
+    fn counts_beyond_the_pool_are_refused_whatever_the_checksum_says() {
+        let mut superblock = sample();
+        superblock.free_blocks = 4096 * DEVICES_MAX as u64;
+        assert!(Superblock::verify(&superblock.encode(0, 1), 1).is_ok());
+        superblock.free_blocks += 1;
+        assert_eq!(Superblock::verify(&superblock.encode(0, 1), 1), Err(SuperblockError::Damaged("block counts")));
     }
 
     #[test]

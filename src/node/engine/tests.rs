@@ -223,6 +223,46 @@ impl Node {
 }
 
 #[test]
+fn damage_anywhere_on_a_disk_is_named_and_never_served() {
+    let mut refused = 0;
+    let mut unreadable = 0;
+    for seed in 0..60 {
+        let mut machine = Machine::new(seed, &[2048], 1, MIB);
+        let mut node = machine.start(1);
+        let volume = node.create("vol", 4 * MIB);
+        for block in 0..100 {
+            node.write(volume, block * 8192, &[u8::try_from(block).expect("small") + 1; 4096]).expect("there is room");
+        }
+        assert_eq!(node.admin(AdminRequest::Stop), AdminReply::Done);
+        machine.power_cut(node);
+        let mut prng = Prng::new(seed);
+        let written = machine.media[0].written_blocks();
+        let damaged: Vec<u64> = (0..prng.between(1, 4)).map(|_| *prng.pick(&written)).collect();
+        for &block in &damaged {
+            machine.media[0].flip_bit(block, prng.below(4096 * 8));
+        }
+        let mut node = machine.start(1);
+        if let Some(reason) = node.failure() {
+            refused += 1;
+            assert!(reason.contains("block") || reason.contains("superblock"), "{reason}");
+            continue;
+        }
+        for block in 0..100 {
+            match node.read(volume, block * 8192..block * 8192 + 4096) {
+                Ok(bytes) => {
+                    assert!(bytes.iter().all(|&byte| u64::from(byte) == block + 1), "seed {seed}, block {block}")
+                }
+                Err(error) => {
+                    unreadable += 1;
+                    assert!(matches!(error, VolumeError::Unreadable { .. }), "{error}");
+                }
+            }
+        }
+    }
+    assert!(refused > 0 && unreadable > 0, "{refused} refused, {unreadable} unreadable: damage must be seen both ways");
+}
+
+#[test]
 fn a_device_joins_while_the_pool_serves() {
     let mut machine = Machine::new(5, &[1024], 1, MIB);
     let mut node = machine.start(1);
