@@ -1,5 +1,9 @@
 //! The program `twinlog`.
 
-fn main() {
-    println!("twinlog {} ({})", env!("CARGO_PKG_VERSION"), env!("TWINLOG_COMMIT"));
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
 }

@@ -34,7 +34,7 @@ pub fn figures(status: &NodeStatus, before: Option<&NodeStatus>) -> String {
     let before = before.filter(|before| before.uptime_ns < status.uptime_ns);
     let mut text = String::new();
     if status.pool.cp > 0 {
-        pool(&mut text, status);
+        pool_figures(&mut text, status);
     }
     for one in &status.lanes {
         lane(&mut text, one);
@@ -44,6 +44,27 @@ pub fn figures(status: &NodeStatus, before: Option<&NodeStatus>) -> String {
         let earlier = before.and_then(|before| before.volumes.iter().find(|earlier| earlier.id == volume.id));
         let seconds = before.map_or(0.0, |before| rate_seconds(status.uptime_ns - before.uptime_ns));
         self::volume(&mut text, volume, earlier, seconds);
+    }
+    text
+}
+
+/// The pool alone.
+#[must_use]
+pub fn pool(status: &NodeStatus) -> String {
+    let mut text = format!("pool {}  epoch {}\n", status.pool.id, status.pool.epoch);
+    pool_figures(&mut text, status);
+    for device in &status.pool.devices {
+        line(&mut text, "device", &format!("{}  {}", device.name, show_bytes(device.size_bytes)));
+    }
+    text
+}
+
+/// The figures of the status's volumes alone, since the node started.
+#[must_use]
+pub fn volume_figures(status: &NodeStatus) -> String {
+    let mut text = String::new();
+    for one in &status.volumes {
+        volume(&mut text, one, None, 0.0);
     }
     text
 }
@@ -68,7 +89,7 @@ fn line(text: &mut String, head: &str, tail: &str) {
     put(text, format_args!("  {head:<9} {tail}\n"));
 }
 
-fn pool(text: &mut String, status: &NodeStatus) {
+fn pool_figures(text: &mut String, status: &NodeStatus) {
     let pool = &status.pool;
     let used = pool.size_bytes.saturating_sub(pool.free_bytes);
     let space = format!(

@@ -110,6 +110,19 @@ pub fn judge(status: &NodeStatus) -> Judgement {
     Judgement { verdict, why, now: now(status), next, findings }
 }
 
+/// The meaning of a node that does not answer.
+#[must_use]
+pub fn unreachable(why: &str, next: &str) -> Judgement {
+    let found = finding(Severity::Stopped, "node", why.to_owned(), next);
+    Judgement {
+        verdict: Verdict::Stopped,
+        why: why.to_owned(),
+        now: "not running, or not answering".to_owned(),
+        next: next.to_owned(),
+        findings: vec![found],
+    }
+}
+
 fn first_warning(findings: &[Finding]) -> String {
     findings
         .first()

@@ -3,7 +3,7 @@
 //! # Invariants
 //!
 //! 1. An unknown key is an error that names its line and the key that was probably meant; nothing is ignored.
-//! 2. A [`NodeConfig`] that [`load`] returned satisfies every bound of this file, and all its paths are absolute.
+//! 2. A [`NodeConfig`] that [`load`] returned satisfies every bound of `bounds`, and all its paths are absolute.
 //! 3. Nothing is reachable from another machine unless the file says `allow_remote = true`; metrics never are.
 //! 4. Nothing here names a volume: volumes live in the pool.
 
@@ -13,6 +13,7 @@ mod keys;
 pub use bounds::{LISTENERS_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN};
 
 use crate::{
+    base::limits::BLOCK_BYTES,
     control::{
         logging::{LogFormat, LogLevel},
         size::ByteSize,
@@ -25,6 +26,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
 };
+use toml::de::{DeTable, DeValue};
 
 /// Largest configuration file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -160,6 +162,15 @@ pub struct LogConfig {
     pub allow_volatile: bool,
 }
 
+impl LogConfig {
+    /// Bytes of one lane's region when the portion has `lane_count` lanes (at least one): equal parts, in whole blocks. Lane `n` begins
+    /// at `n` times this.
+    #[must_use]
+    pub fn lane_bytes(&self, lane_count: u16) -> u64 {
+        self.size.bytes() / u64::from(lane_count) / BLOCK_BYTES * BLOCK_BYTES
+    }
+}
+
 /// `[pool]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -226,7 +237,21 @@ pub fn load(file: &Path) -> Result<NodeConfig, ConfigError> {
     }
     let text = fs::read_to_string(file).map_err(unreadable)?;
     let directory = std::path::absolute(file).map_err(unreadable)?;
-    parse(&text, file, directory.parent().unwrap_or(Path::new("/")))
+    let mut config = parse(&text, file, directory.parent().unwrap_or(Path::new("/")))?;
+    for path in config.paths_mut() {
+        *path = tidied(path);
+    }
+    Ok(config)
+}
+
+/// `path` without `..` and links on the way to its last part, which stays as it was named: `/dev/disk/by-id/x` is what a person
+/// knows. Unchanged when its directory does not exist.
+#[must_use]
+pub fn tidied(path: &Path) -> PathBuf {
+    match (path.parent().map(fs::canonicalize), path.file_name()) {
+        (Some(Ok(directory)), Some(name)) => directory.join(name),
+        _ => path.to_owned(),
+    }
 }
 
 /// Checks the configuration `text`, named `file` in errors; makes relative paths absolute against `directory`.
@@ -236,7 +261,10 @@ pub fn load(file: &Path) -> Result<NodeConfig, ConfigError> {
 pub fn parse(text: &str, file: &Path, directory: &Path) -> Result<NodeConfig, ConfigError> {
     let lines = keys::check(text, file)?;
     let mut config: NodeConfig = toml::from_str(text).map_err(|error| keys::from_toml(text, file, &error))?;
-    resolve(&mut config, directory);
+    for path in config.paths_mut() {
+        // Joining an absolute path replaces the directory.
+        *path = directory.join(&*path);
+    }
     bounds::check(&config).map_err(|broken| ConfigError {
         file: file.to_owned(),
         line: lines.of(broken.key),
@@ -252,12 +280,23 @@ pub fn to_text(config: &NodeConfig) -> String {
     toml::to_string(config).expect("a configuration has only tables, strings, numbers and lists of them")
 }
 
-fn resolve(config: &mut NodeConfig, directory: &Path) {
-    let devices = config.pool.devices.iter_mut();
-    let paths = devices.chain(&mut config.nbd.unix).chain(&mut config.log.path).chain([&mut config.admin]);
-    for path in paths {
-        // Joining an absolute path replaces the directory.
-        *path = directory.join(&*path);
+/// `text` of a configuration with `device` as the pool's last one; comments and layout stay. `None` when the text is no configuration, or
+/// the path is not UTF-8.
+#[must_use]
+pub fn with_device(text: &str, device: &Path) -> Option<String> {
+    let document = DeTable::parse(text).ok()?;
+    let DeValue::Table(pool) = document.get_ref().get("pool")?.get_ref() else { return None };
+    let DeValue::Array(devices) = pool.get("devices")?.get_ref() else { return None };
+    let end = devices.last()?.span().end;
+    let device = toml::Value::from(device.to_str()?);
+    Some(format!("{}, {device}{}", &text[..end], &text[end..]))
+}
+
+impl NodeConfig {
+    /// Every path in it.
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let devices = self.pool.devices.iter_mut();
+        devices.chain(&mut self.nbd.unix).chain(&mut self.log.path).chain([&mut self.admin])
     }
 }
 

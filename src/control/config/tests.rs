@@ -149,3 +149,14 @@ fn names_and_devices_are_checked() {
     assert!(devices("[\"d\", \"d\"]").expect_err("twice").contains("named twice"));
     assert!(devices("[\"log\"]").expect_err("the log").contains("also the log"));
 }
+
+#[test]
+fn a_device_is_added_to_the_text_and_nothing_else_changes() {
+    let text = GOOD.replace("[\"disk\"]", "[ # mine\n  \"disk\", # first\n]") + "# the end\n";
+    let grown = with_device(&text, Path::new("/d/odd \"name\"")).expect("a configuration");
+    assert!(grown.contains("# mine\n") && grown.contains(", # first\n") && grown.ends_with("# the end\n"), "{grown}");
+    let config = read(&grown).expect("still good");
+    assert_eq!(config.pool.devices, [Path::new("/data/a/disk"), Path::new("/d/odd \"name\"")]);
+    assert_eq!(with_device("name = 3", Path::new("d")), None);
+    assert_eq!(with_device("[pool]\ndevices = []", Path::new("d")), None, "there is no pool without devices");
+}

@@ -1,0 +1,281 @@
+//! What can be written on the command line.
+
+use super::output::OutputFormat;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use twinlog::control::size::ByteSize;
+
+/// Where `up` keeps everything unless told otherwise.
+const DEFAULT_DIR: &str = "./twinlog-data";
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "twinlog",
+    version,
+    about = "A highly available storage target: a write is answered once its record is stable in the change log",
+    after_help = "Exit codes: 0 done, 1 error, 2 wrong arguments or configuration, 3 degraded, 4 refused for safety"
+)]
+pub(crate) struct Cli {
+    /// How results and errors are written
+    #[arg(short = 'o', long, global = true, value_enum, default_value = "text")]
+    pub(crate) output: OutputFormat,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make (once) and run a node on this machine, in the foreground
+    Up(UpArgs),
+    /// Run one node from its configuration file
+    Serve(ServeArgs),
+    /// Say what this machine offers and lacks, with the command that mends each thing
+    Doctor(DoctorArgs),
+    /// Show the verdict, why, what happens now and next, and the figures
+    Status(StatusArgs),
+    /// Make, show, check and grow pools
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Make, show, resize and delete volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Inspect the change log of a stopped node; reads only
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Decode the pool's devices of a stopped node; reads only
+    Inspect(InspectArgs),
+    /// Print version and commit
+    Version,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct UpArgs {
+    /// Directory that holds the node and its disks
+    #[arg(default_value = DEFAULT_DIR)]
+    pub(crate) dir: PathBuf,
+    /// Size of the volume, such as 4GiB; only when DIR is new [default: 4GiB]
+    #[arg(long)]
+    pub(crate) size: Option<ByteSize>,
+    /// Only one node, not a pair (in this release always so)
+    #[arg(long)]
+    pub(crate) single: bool,
+    /// Size of the change log; only when DIR is new [default: 256MiB]
+    #[arg(long)]
+    pub(crate) log_size: Option<ByteSize>,
+    /// Polling loops, one thread each; only when DIR is new [default: 1]
+    #[arg(long)]
+    pub(crate) reactors: Option<usize>,
+    /// Also serve NBD at this TCP port of 127.0.0.1; only when DIR is new
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Leave a node dead that died
+    #[arg(long)]
+    pub(crate) no_restart: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ServeArgs {
+    /// The node's configuration
+    #[arg(long)]
+    pub(crate) config: PathBuf,
+    /// File that holds the process id while the node runs; a second node with the same file is refused
+    #[arg(long)]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Process that started this one: the node stops when it dies
+    #[arg(long, hide = true)]
+    pub(crate) supervisor: Option<i32>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Directory whose file system is examined
+    #[arg(default_value = DEFAULT_DIR)]
+    pub(crate) dir: PathBuf,
+}
+
+/// Finds a running node.
+#[derive(Args, Debug)]
+pub(crate) struct NodeArgs {
+    /// Directory of `twinlog up`
+    #[arg(long, default_value = DEFAULT_DIR)]
+    pub(crate) dir: PathBuf,
+    /// Which node of the directory
+    #[arg(long, default_value = "a")]
+    pub(crate) node: String,
+    /// Admin socket of a node that was not started by `up`
+    #[arg(long, conflicts_with_all = ["dir", "node"])]
+    pub(crate) admin: Option<PathBuf>,
+}
+
+/// Finds the files of a stopped node.
+#[derive(Args, Debug)]
+pub(crate) struct OfflineArgs {
+    /// Directory of `twinlog up`
+    #[arg(long, default_value = DEFAULT_DIR)]
+    pub(crate) dir: PathBuf,
+    /// Which node of the directory
+    #[arg(long, default_value = "a")]
+    pub(crate) node: String,
+    /// Configuration of a node that was not started by `up`
+    #[arg(long, conflicts_with_all = ["dir", "node"])]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Only the verdict and what is wrong
+    #[arg(short = 'x', long)]
+    pub(crate) exceptions: bool,
+    /// Show it again every second until interrupted
+    #[arg(short = 'w', long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Write an empty pool and its log to the devices that a configuration names
+    Create {
+        /// The node's configuration
+        #[arg(long)]
+        config: PathBuf,
+        /// Overwrite this device although it holds data; once per device
+        #[arg(long, value_name = "DEVICE")]
+        overwrite: Vec<PathBuf>,
+    },
+    /// List the node's pools
+    List(NodeArgs),
+    /// Show the node's pool
+    Show(NodeArgs),
+    /// Prove the pool whole: reachable = allocated, no double use, every checksum true
+    Check(CheckArgs),
+    /// Read and verify every block in use
+    Scrub(NodeArgs),
+    /// Add a device to the pool
+    Grow {
+        /// File or block device
+        device: PathBuf,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Check the devices of a stopped node, named by its configuration; reads only
+    #[arg(long, conflicts_with_all = ["dir", "node", "admin"])]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Make a volume
+    Create {
+        /// 1 to 64 letters, digits, `-`, `_`, `.`
+        name: String,
+        /// Such as 10GiB; a multiple of 4096 bytes
+        size: ByteSize,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// List volumes
+    List(NodeArgs),
+    /// Show one volume with its figures
+    Show {
+        /// Which
+        name: String,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Change a volume's size while it is in use; shrinking needs --discard
+    Resize {
+        /// Which
+        name: String,
+        /// The new size
+        size: ByteSize,
+        /// Accept that what lies beyond a smaller size is lost
+        #[arg(long)]
+        discard: bool,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Delete a volume and its content
+    Delete {
+        /// Which
+        name: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LogCommand {
+    /// List the records of every lane
+    Show {
+        #[command(flatten)]
+        node: OfflineArgs,
+        /// At most this many of each lane's newest records
+        #[arg(long, default_value_t = 1000)]
+        last: usize,
+    },
+    /// Prove that every record above the applied position is whole
+    Verify(OfflineArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub(crate) node: OfflineArgs,
+    /// Show only this block, as DEVICE:BLOCK
+    #[arg(long)]
+    pub(crate) block: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, error::ErrorKind};
+
+    fn parse(line: &str) -> Result<Cli, ErrorKind> {
+        Cli::try_parse_from(line.split(' ')).map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn up_has_defaults_and_takes_sizes() {
+        let Command::Up(args) = parse("twinlog up").expect("good").command else { panic!("another command") };
+        assert_eq!((args.dir, args.size, args.port), (PathBuf::from(DEFAULT_DIR), None, None));
+        let Command::Up(args) = parse("twinlog up d --size 1GiB --single --no-restart").expect("good").command else {
+            panic!("another command")
+        };
+        assert_eq!((args.size, args.single, args.no_restart), (Some(ByteSize(1 << 30)), true, true));
+        assert_eq!(parse("twinlog up --size 1GB").expect_err("no such unit"), ErrorKind::ValueValidation);
+    }
+
+    #[test]
+    fn the_output_format_stands_anywhere() {
+        for line in ["twinlog -o json status", "twinlog status -o json", "twinlog volume list --output json"] {
+            assert_eq!(parse(line).expect(line).output, OutputFormat::Json);
+        }
+        assert_eq!(parse("twinlog status -o xml").expect_err("unknown"), ErrorKind::InvalidValue);
+    }
+
+    #[test]
+    fn a_node_is_found_in_one_way_only() {
+        assert_eq!(parse("twinlog status --dir d --admin s").expect_err("both"), ErrorKind::ArgumentConflict);
+        assert_eq!(parse("twinlog log verify --node a --config c").expect_err("both"), ErrorKind::ArgumentConflict);
+        parse("twinlog pool check --config c").expect("offline");
+        assert_eq!(parse("twinlog serve").expect_err("which?"), ErrorKind::MissingRequiredArgument);
+        assert_eq!(parse("twinlog sttus").expect_err("no such command"), ErrorKind::InvalidSubcommand);
+    }
+}

@@ -1,0 +1,210 @@
+//! Commands that ask a running node: `pool` and `volume`.
+
+use super::{
+    args::{CheckArgs, NodeArgs, PoolCommand, VolumeCommand},
+    layout::{self, Layout, write_durably},
+    offline,
+    output::{Exit, Failure, Output, unexpected},
+    provision,
+};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use std::{fs, path::Path};
+use twinlog::{
+    base::limits::BLOCK_BYTES,
+    control::{
+        config, render,
+        size::{ByteSize, show_bytes},
+    },
+    node::admin::{AdminReply, AdminRequest, CheckReport, NodeStatus, VolumeStatus},
+};
+
+#[derive(Serialize)]
+struct Volumes<'a> {
+    volumes: &'a [VolumeStatus],
+}
+
+#[derive(Serialize)]
+struct Pools<'a, T: Serialize> {
+    pools: [&'a T; 1],
+}
+
+/// `twinlog pool ...`
+pub(crate) fn pool(command: PoolCommand, output: &Output) -> Result<Exit, Failure> {
+    match command {
+        PoolCommand::Create { config, overwrite } => provision::create(&config, &overwrite, output),
+        PoolCommand::List(node) | PoolCommand::Show(node) => {
+            let status = status_of(&node)?;
+            output.show(&Pools { pools: [&status.pool] }, || render::pool(&status))?;
+            Ok(Exit::Done)
+        }
+        PoolCommand::Check(CheckArgs { config: Some(config), .. }) => offline::check(&config, output),
+        PoolCommand::Check(CheckArgs { node, config: None }) => examine(&node, &AdminRequest::PoolCheck, output),
+        PoolCommand::Scrub(node) => examine(&node, &AdminRequest::PoolScrub, output),
+        PoolCommand::Grow { device, node } => grow(&device, &node, output),
+    }
+}
+
+/// `twinlog volume ...`
+pub(crate) fn volume(command: VolumeCommand, output: &Output) -> Result<Exit, Failure> {
+    match command {
+        VolumeCommand::Create { name, size, node } => {
+            let request = AdminRequest::VolumeCreate { name, size_bytes: size.bytes() };
+            show_volumes(&volumes(&node, &request)?, output)
+        }
+        VolumeCommand::List(node) => show_volumes(&volumes(&node, &AdminRequest::VolumeList)?, output),
+        VolumeCommand::Show { name, node } => {
+            let mut status = status_of(&node)?;
+            status.volumes.retain(|volume| volume.name == name);
+            known(&status.volumes, &name)?;
+            output.show(&Volumes { volumes: &status.volumes }, || render::volume_figures(&status))?;
+            Ok(Exit::Done)
+        }
+        VolumeCommand::Resize { name, size, discard, node } => resize(&name, size, discard, &node, output),
+        VolumeCommand::Delete { name, yes, node } => {
+            if !yes {
+                let message = format!("volume {name} is not deleted: its content would be lost");
+                return Err(Failure::new(Exit::Refused, message, format!("twinlog volume delete {name} --yes")));
+            }
+            done(
+                &node,
+                &AdminRequest::VolumeDelete { name: name.clone() },
+                output,
+                &format!("volume {name} is deleted"),
+            )
+        }
+    }
+}
+
+/// One call to the node.
+pub(crate) fn ask(node: &NodeArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {
+    Ok(layout::connect(node)?.call(request)?)
+}
+
+/// The node's status.
+pub(crate) fn status_of(node: &NodeArgs) -> Result<NodeStatus, Failure> {
+    match ask(node, &AdminRequest::Status)? {
+        AdminReply::Status(status) => Ok(*status),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn volumes(node: &NodeArgs, request: &AdminRequest) -> Result<Vec<VolumeStatus>, Failure> {
+    match ask(node, request)? {
+        AdminReply::Volumes { volumes } => Ok(volumes),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn show_volumes(volumes: &[VolumeStatus], output: &Output) -> Result<Exit, Failure> {
+    output.show(&Volumes { volumes }, || render::volumes(volumes))?;
+    Ok(Exit::Done)
+}
+
+fn known(volumes: &[VolumeStatus], name: &str) -> Result<(), Failure> {
+    if volumes.is_empty() {
+        return Err(Failure::new(Exit::Error, format!("there is no volume {name}"), "twinlog volume list"));
+    }
+    Ok(())
+}
+
+fn resize(name: &str, size: ByteSize, discard: bool, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
+    let mut now = volumes(node, &AdminRequest::VolumeList)?;
+    now.retain(|volume| volume.name == name);
+    known(&now, name)?;
+    if !discard && now.iter().any(|volume| size.bytes() < volume.size_bytes) {
+        let beyond = now.iter().map(|volume| volume.size_bytes - size.bytes()).sum();
+        let message = format!("volume {name} is not made smaller: its last {} would be lost", show_bytes(beyond));
+        return Err(Failure::new(Exit::Refused, message, format!("twinlog volume resize {name} {size} --discard")));
+    }
+    let request = AdminRequest::VolumeResize { name: name.to_owned(), size_bytes: size.bytes() };
+    show_volumes(&volumes(node, &request)?, output)
+}
+
+/// Adds a device: first to `node.toml`, where that is known, so that a node that dies right after the device joined finds it again. A
+/// configured device that did not join is ignored at the next start, with a warning.
+fn grow(device: &Path, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
+    let absolute = std::path::absolute(device).map_err(|error| Failure::system("find", device.display(), &error))?;
+    let device = config::tidied(&absolute);
+    let request = AdminRequest::PoolGrow { device: device.display().to_string() };
+    let shown = device.display();
+    if node.admin.is_some() {
+        let said = format!(
+            "{shown} is part of the pool; now add it to `devices` in the node's configuration, as the last one"
+        );
+        return done(node, &request, output, &said);
+    }
+    let file = Layout::new(&node.dir, &node.node).config();
+    let failed = |what, error: &std::io::Error| Failure::system(what, file.display(), error);
+    let before = fs::read_to_string(&file).map_err(|error| failed("read", &error))?;
+    let Some(after) = config::with_device(&before, &device) else {
+        return Err(Failure::new(
+            Exit::Error,
+            format!("{} has no list of devices", file.display()),
+            "mend `devices` in [pool]",
+        ));
+    };
+    if config::load(&file)?.pool.devices.contains(&device) {
+        // Added by an earlier attempt.
+        return done(node, &request, output, &format!("{shown} is part of the pool"));
+    }
+    write_durably(&file, &after)?;
+    let grown = done(node, &request, output, &format!("{shown} is part of the pool, and of {}", file.display()));
+    if grown.is_err() {
+        write_durably(&file, &before)?;
+    }
+    grown
+}
+
+fn done(node: &NodeArgs, request: &AdminRequest, output: &Output, said: &str) -> Result<Exit, Failure> {
+    #[derive(Serialize)]
+    struct Said<'a> {
+        done: &'a str,
+    }
+    match ask(node, request)? {
+        AdminReply::Done => {
+            output.show(&Said { done: said }, || format!("{said}\n"))?;
+            Ok(Exit::Done)
+        }
+        other => Err(unexpected(other)),
+    }
+}
+
+/// A check or scrub of a running node, with its progress.
+fn examine(node: &NodeArgs, request: &AdminRequest, output: &Output) -> Result<Exit, Failure> {
+    let bar = progress_bar(output, "verifying");
+    let reply = layout::connect(node)?.call_with_progress(request, |done, total| {
+        bar.set_length(total.max(done) * BLOCK_BYTES);
+        bar.set_position(done * BLOCK_BYTES);
+    })?;
+    bar.finish_and_clear();
+    match reply {
+        AdminReply::Report(report) => show_report(&report, output),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// A bar for work in bytes, on standard error when a person looks at it.
+pub(crate) fn progress_bar(output: &Output, what: &'static str) -> ProgressBar {
+    let target = if output.is_watched() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(0), target);
+    let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
+    bar.set_style(style.expect("the template is constant and right").progress_chars("##."));
+    bar.set_message(what);
+    bar
+}
+
+/// What a check found: whole, or degraded with every problem.
+pub(crate) fn show_report(report: &CheckReport, output: &Output) -> Result<Exit, Failure> {
+    output.show(report, || {
+        let (verified, reachable, allocated) =
+            (report.verified_blocks, report.reachable_blocks, report.allocated_blocks);
+        let head = if report.problems.is_empty() { "WHOLE" } else { "DAMAGED" };
+        let mut text = format!("{head}  {verified} blocks verified, {reachable} reachable, {allocated} allocated\n");
+        for problem in &report.problems {
+            text.push_str(&format!("  {problem}\n"));
+        }
+        text
+    })?;
+    Ok(if report.problems.is_empty() { Exit::Done } else { Exit::Degraded })
+}

@@ -1,0 +1,147 @@
+//! Where `up` keeps things, and how commands find them.
+//!
+//! ```text
+//! DIR/lock                    held by the supervisor; its process id inside
+//! DIR/a/node.toml             written last when DIR is made: without it, nothing here is finished
+//! DIR/a/first-start           while the first volume has not been made
+//! DIR/a/pid                   held by the node's own process; its process id inside
+//! DIR/a/{nbd,admin}.sock      sockets
+//! DIR/a/log                   change log
+//! DIR/disks/pool-a.img        device of pool a
+//! ```
+
+use super::{
+    args::{NodeArgs, OfflineArgs},
+    output::{Exit, Failure},
+};
+use nix::fcntl::{Flock, FlockArg};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read, Seek, Write},
+    path::{Path, PathBuf},
+};
+use twinlog::control::client::AdminClient;
+
+/// The files of one node below a directory of `up`.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    pub(crate) dir: PathBuf,
+    pub(crate) node: String,
+}
+
+impl Layout {
+    pub(crate) fn new(dir: &Path, node: &str) -> Self {
+        Self { dir: dir.to_owned(), node: node.to_owned() }
+    }
+
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.dir.join("lock")
+    }
+
+    pub(crate) fn home(&self) -> PathBuf {
+        self.dir.join(&self.node)
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.home().join("node.toml")
+    }
+
+    pub(crate) fn first_start(&self) -> PathBuf {
+        self.home().join("first-start")
+    }
+
+    pub(crate) fn pid(&self) -> PathBuf {
+        self.home().join("pid")
+    }
+
+    pub(crate) fn nbd(&self) -> PathBuf {
+        self.home().join("nbd.sock")
+    }
+
+    pub(crate) fn admin(&self) -> PathBuf {
+        self.home().join("admin.sock")
+    }
+
+    pub(crate) fn disks(&self) -> PathBuf {
+        self.dir.join("disks")
+    }
+}
+
+/// Connects to the node that `args` name.
+pub(crate) fn connect(args: &NodeArgs) -> Result<AdminClient, Failure> {
+    let socket = args.admin.clone().unwrap_or_else(|| Layout::new(&args.dir, &args.node).admin());
+    Ok(AdminClient::connect(&socket)?)
+}
+
+/// The configuration file that `args` name.
+pub(crate) fn config_of(args: &OfflineArgs) -> PathBuf {
+    args.config.clone().unwrap_or_else(|| Layout::new(&args.dir, &args.node).config())
+}
+
+/// A file that one process holds, with that process's id inside. Released by the kernel when the process ends, however it ends.
+#[derive(Debug)]
+pub(crate) struct ProcessLock {
+    _held: Flock<File>,
+}
+
+impl ProcessLock {
+    /// Takes the lock; `who` is what holds it, for the refusal.
+    pub(crate) fn acquire(path: &Path, who: &str) -> Result<Self, Failure> {
+        let failed = |what, error: &std::io::Error| Failure::system(what, path.display(), error);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(|error| failed("open", &error))?;
+        let mut held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => held,
+            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => return Err(held_by(&mut file, path, who)),
+            Err((_, number)) => return Err(failed("lock", &number.into())),
+        };
+        let write = |held: &mut File| {
+            held.set_len(0)?;
+            held.rewind()?;
+            writeln!(held, "{}", std::process::id())
+        };
+        write(&mut held).map_err(|error| failed("write", &error))?;
+        Ok(Self { _held: held })
+    }
+}
+
+fn held_by(file: &mut File, path: &Path, who: &str) -> Failure {
+    let mut pid = String::new();
+    let known = file.take(32).read_to_string(&mut pid).is_ok() && !pid.trim().is_empty();
+    let pid = if known { format!("process {}", pid.trim()) } else { "another process".to_owned() };
+    let hint = "`twinlog status` shows it; stop it by Ctrl-C in its terminal or SIGTERM to that process";
+    Failure::new(Exit::Refused, format!("{who} runs already as {pid} (it holds {})", path.display()), hint)
+}
+
+/// Writes a small file whole or not at all.
+pub(crate) fn write_durably(path: &Path, text: &str) -> Result<(), Failure> {
+    let temporary = path.with_extension("new");
+    let written = fs::write(&temporary, text)
+        .and_then(|()| File::open(&temporary)?.sync_all())
+        .and_then(|()| fs::rename(&temporary, path))
+        .and_then(|()| File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all());
+    written.map_err(|error| Failure::system("write", path.display(), &error))
+}
+
+/// Makes a directory and what leads to it.
+pub(crate) fn make_directory(path: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(path).map_err(|error| Failure::system("make directory", path.display(), &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_held_once_and_names_its_holder() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("lock");
+        fs::write(&path, "99999999999999\nleft by a dead process").expect("written");
+        let held = ProcessLock::acquire(&path, "this node").expect("free");
+        let refusal = ProcessLock::acquire(&path, "this node").expect_err("held");
+        assert_eq!(refusal.exit, Exit::Refused);
+        assert!(refusal.message.contains(&format!("process {} ", std::process::id())), "{}", refusal.message);
+        drop(held);
+        ProcessLock::acquire(&path, "this node").expect("free again");
+    }
+}

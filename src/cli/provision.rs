@@ -1,0 +1,197 @@
+//! Making a pool and its log. Nothing that holds data is overwritten unless the person names it.
+
+use super::{
+    client::progress_bar,
+    compose::{self, NewPool},
+    output::{Exit, Failure, Output},
+    superblocks,
+};
+use serde::Serialize;
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+use twinlog::{
+    base::{
+        PoolId,
+        limits::{AREA_BLOCKS, BLOCK_BYTES},
+    },
+    control::{
+        config::{self, LogBackend, NodeConfig},
+        size::show_bytes,
+    },
+    format::superblock::DEVICE_BLOCKS_MIN,
+};
+
+/// Looked at, at the head and at the tail of a device, for anybody's data: partition tables, labels of file systems (btrfs: at 64 KiB) and of
+/// volume managers (ZFS: the first and last 512 KiB) all lie there.
+const LOOK_BYTES: u64 = 1 << 20;
+
+/// Bytes of a device file for a volume of `volume_bytes`: an eighth more for references, and for the copies that a consistency point makes
+/// before the old ones come back; at least two areas more.
+pub(crate) fn image_bytes(volume_bytes: u64) -> u64 {
+    let area = AREA_BLOCKS * BLOCK_BYTES;
+    let wanted = volume_bytes.saturating_add(volume_bytes / 8).saturating_add(2 * area);
+    wanted.checked_next_multiple_of(area).unwrap_or(wanted / area * area)
+}
+
+/// Makes an empty, sparse device file.
+pub(crate) fn make_image(path: &Path, bytes: u64) -> Result<(), Failure> {
+    let made = OpenOptions::new().write(true).create_new(true).open(path).and_then(|file| {
+        file.set_len(bytes)?;
+        file.sync_all()
+    });
+    made.map_err(|error| Failure::system("make", path.display(), &error))
+}
+
+/// `twinlog pool create`
+pub(crate) fn create(config: &Path, overwrite: &[PathBuf], output: &Output) -> Result<Exit, Failure> {
+    #[derive(Serialize)]
+    struct Created<'a> {
+        pool: &'a str,
+        devices: &'a [PathBuf],
+    }
+    let config = config::load(config)?;
+    make_log_and_pool(&config, overwrite, output)?;
+    let created = Created { pool: &config.pool.name, devices: &config.pool.devices };
+    let devices = config.pool.devices.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    output.show(&created, || {
+        format!("pool {} is made on {devices}\n  try: twinlog serve --config FILE\n", created.pool)
+    })?;
+    Ok(Exit::Done)
+}
+
+/// Makes the log (written through, if it is a file that does not exist) and an empty pool.
+pub(crate) fn make_log_and_pool(config: &NodeConfig, overwrite: &[PathBuf], output: &Output) -> Result<(), Failure> {
+    let absolute = |path: &PathBuf| Ok(config::tidied(&std::path::absolute(path)?));
+    let overwrite = overwrite.iter().map(absolute).collect::<Result<Vec<_>, io::Error>>();
+    let overwrite = overwrite.map_err(|error| Failure::system("find", "a device", &error))?;
+    let named = |path: &PathBuf| overwrite.contains(path);
+    if let Some(stranger) =
+        overwrite.iter().find(|path| !config.pool.devices.contains(path) && config.log.path.as_ref() != Some(path))
+    {
+        let message = format!("--overwrite names {}, which the configuration does not", stranger.display());
+        return Err(Failure::new(Exit::Usage, message, "use the path as it stands in node.toml"));
+    }
+    for path in config.pool.devices.iter().filter(|path| !named(path)) {
+        let (file, block_count) = superblocks::open(path)?;
+        if block_count < DEVICE_BLOCKS_MIN {
+            let message = format!(
+                "{} has {}, too little for a pool's device",
+                path.display(),
+                show_bytes(block_count * BLOCK_BYTES)
+            );
+            return Err(Failure::new(Exit::Error, message, "give at least 4MiB; `truncate -s 4GiB FILE` makes a file"));
+        }
+        refuse_data(&file, path, block_count * BLOCK_BYTES)?;
+    }
+    make_log(config, named, output)?;
+    let mut random = File::open("/dev/urandom").map_err(|error| Failure::system("open", "/dev/urandom", &error))?;
+    let mut draw = || -> Result<u128, Failure> {
+        let mut bytes = [0; 16];
+        random.read_exact(&mut bytes).map_err(|error| Failure::system("read", "/dev/urandom", &error))?;
+        Ok(u128::from_le_bytes(bytes))
+    };
+    let new = NewPool {
+        id: PoolId(draw()?),
+        device_ids: config.pool.devices.iter().map(|_| draw()).collect::<Result<_, _>>()?,
+        lane_count: u16::try_from(config.reactors.count).expect("bounded by the configuration"),
+        time_ns: wall_clock_ns(),
+    };
+    // Everything that was not named has been looked at.
+    compose::create_pool(config, &new, !overwrite.is_empty())
+}
+
+fn make_log(config: &NodeConfig, named: impl Fn(&PathBuf) -> bool, output: &Output) -> Result<(), Failure> {
+    let Some(path) = config.log.path.as_ref().filter(|_| config.log.backend != LogBackend::Memory) else {
+        return Ok(());
+    };
+    let size = config.log.size.bytes();
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let bar = progress_bar(output, "writing the log through");
+            bar.set_length(size);
+            let made = compose::create_log_file(path, size, |done| bar.set_position(done));
+            bar.finish_and_clear();
+            made
+        }
+        Err(error) => Err(Failure::system("look at", path.display(), &error)),
+        Ok(_) if named(path) => Ok(()),
+        Ok(_) => {
+            let (file, block_count) = superblocks::open(path)?;
+            refuse_data(&file, path, block_count * BLOCK_BYTES)
+        }
+    }
+}
+
+/// Refuses a file or device whose head or tail holds anything but zeroes.
+fn refuse_data(file: &File, path: &Path, bytes: u64) -> Result<(), Failure> {
+    let mut buffer = vec![0; usize::try_from(LOOK_BYTES.min(bytes)).expect("small")];
+    for offset in [0, bytes - buffer.len() as u64] {
+        file.read_exact_at(&mut buffer, offset).map_err(|error| Failure::system("read", path.display(), &error))?;
+        if let Some(position) = buffer.iter().position(|&byte| byte != 0) {
+            let message =
+                format!("{} holds data (byte {}); nothing was written", path.display(), offset + position as u64);
+            let hint = format!("`wipefs {0}` shows whose; to lose it all: --overwrite {0}", path.display());
+            return Err(Failure::new(Exit::Refused, message, hint));
+        }
+    }
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "a command on an ordinary thread; for people who read the superblock")]
+fn wall_clock_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use twinlog::control::size::ByteSize;
+
+    fn config(directory: &Path) -> NodeConfig {
+        let text =
+            "name = \"a\"\n[log]\npath = \"log\"\nsize = \"8MiB\"\n[pool]\nname = \"a\"\ndevices = [\"d0\", \"d1\"]\n";
+        config::parse(text, Path::new("node.toml"), directory).expect("good")
+    }
+
+    #[test]
+    fn an_image_has_room_for_its_volume_and_sizes_do_not_overflow() {
+        assert_eq!(ByteSize(image_bytes(4 << 30)).to_string(), "4864MiB");
+        assert!(image_bytes(0) >= DEVICE_BLOCKS_MIN * BLOCK_BYTES);
+        assert!(image_bytes(u64::MAX) > u64::MAX / 2);
+    }
+
+    #[test]
+    fn data_is_overwritten_only_when_it_is_named() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let config = config(directory.path());
+        let output = Output::new(super::super::output::OutputFormat::Json);
+        let [first, second] = [&config.pool.devices[0], &config.pool.devices[1]];
+        for path in [first, second] {
+            make_image(path, 64 << 20).expect("made");
+        }
+        for offset in [0, LOOK_BYTES - 1, (64 << 20) - LOOK_BYTES, (64 << 20) - 1] {
+            let file = OpenOptions::new().write(true).open(second).expect("there");
+            file.write_all_at(b"x", offset).expect("written");
+            let failure = make_log_and_pool(&config, &[], &output).expect_err("it holds data");
+            assert_eq!(failure.exit, Exit::Refused);
+            assert!(failure.message.contains(&format!("d1 holds data (byte {offset})")), "{}", failure.message);
+            make_log_and_pool(&config, std::slice::from_ref(first), &output).expect_err("the other one was named");
+            file.write_all_at(&[0], offset).expect("written");
+        }
+        assert!(!directory.path().join("log").exists(), "nothing was written");
+        let stranger = make_log_and_pool(&config, &[directory.path().join("d2")], &output).expect_err("not configured");
+        assert_eq!(stranger.exit, Exit::Usage);
+        make_log_and_pool(&config, &[], &output).expect("empty devices");
+        assert_eq!(superblocks::assemble(&config.pool.devices).expect("a pool").devices.len(), 2);
+        let again = make_log_and_pool(&config, &[], &output).expect_err("now they hold a pool");
+        assert_eq!(again.exit, Exit::Refused);
+        let all = [first.clone(), second.clone(), directory.path().join("log")];
+        make_log_and_pool(&config, &all, &output).expect("all were named");
+    }
+}

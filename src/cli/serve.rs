@@ -1,0 +1,109 @@
+//! `twinlog serve`: one node in this process.
+
+use super::{
+    args::ServeArgs,
+    compose,
+    layout::ProcessLock,
+    output::{Exit, Failure},
+    superblocks,
+};
+use nix::{
+    sys::{prctl::set_pdeathsig, signal::Signal},
+    unistd::getppid,
+};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+use std::thread::Builder;
+use twinlog::{
+    control::{
+        admin::{AdminServer, NodeHandle},
+        config::{self, NodeConfig},
+        logging,
+        metrics::MetricsServer,
+    },
+    node::admin::AdminRequest,
+};
+
+/// Reads the configuration and serves until told to stop.
+pub(crate) fn run(args: &ServeArgs) -> Result<Exit, Failure> {
+    if let Some(supervisor) = args.supervisor {
+        die_with(supervisor)?;
+    }
+    let config = config::load(&args.config)?;
+    logging::start(config.logging.level, config.logging.format);
+    abort_on_panic();
+    let name = format!("node {}", config.name);
+    let _lock = args.pid_file.as_ref().map(|path| ProcessLock::acquire(path, &name)).transpose()?;
+    run_node(&config)
+}
+
+/// Runs the node of `config` until it was stopped by a signal or an admin request.
+fn run_node(config: &NodeConfig) -> Result<Exit, Failure> {
+    // Signals that come from here on wait for the node.
+    let system = |error: std::io::Error| Failure::system("watch signals of", "this process", &error);
+    let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(system)?;
+    let node = compose::start(&assembled(config)?)?;
+    let _admin = AdminServer::start(&config.admin, node.handle.clone())
+        .map_err(|error| Failure::system("listen at", config.admin.display(), &error))?;
+    let start_metrics = |address| {
+        let server = MetricsServer::start(address, &config.name, node.handle.clone());
+        server.map_err(|error| Failure::system("serve metrics at", address, &error))
+    };
+    let metrics = config.metrics.address.map(start_metrics).transpose()?;
+    let address = metrics.as_ref().map(|server| server.address().to_string()).unwrap_or_default();
+    tracing::info!(
+        node = config.name,
+        pid = std::process::id(),
+        reactors = config.reactors.count,
+        metrics = address,
+        "node starts"
+    );
+    stop_on_signal(signals, node.handle.clone()).map_err(system)?;
+    node.wait()?;
+    tracing::info!(node = config.name, "node has stopped");
+    Ok(Exit::Done)
+}
+
+/// The configuration with the pool's devices in the order of its table, and the number of its lanes.
+fn assembled(config: &NodeConfig) -> Result<(NodeConfig, u16), Failure> {
+    let found = superblocks::assemble(&config.pool.devices)?;
+    for stranger in &found.strangers {
+        tracing::warn!(device = %stranger.display(), "configured, but not part of the pool: `twinlog pool grow` adds it");
+    }
+    let mut config = config.clone();
+    config.pool.devices = found.devices;
+    let lane_count = found.superblock.applied.len();
+    Ok((config, u16::try_from(lane_count).expect("at most LANES_MAX")))
+}
+
+/// Asks the node to stop when a signal comes.
+fn stop_on_signal(mut signals: Signals, node: NodeHandle) -> std::io::Result<()> {
+    let wait = move || {
+        for signal in signals.forever() {
+            tracing::info!(signal, "stopping");
+            let reply = node.ask(AdminRequest::Stop, None);
+            tracing::debug!(?reply, "stopped");
+        }
+    };
+    Builder::new().name("signals".to_owned()).spawn(wait).map(drop)
+}
+
+/// A broken invariant ends the process at once, whichever thread finds it: what remains would not be trusted.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
+/// Has the kernel send SIGTERM when the supervisor dies, or refuses when it is dead already.
+fn die_with(supervisor: i32) -> Result<(), Failure> {
+    set_pdeathsig(Signal::SIGTERM).map_err(|error| Failure::system("watch", "the supervisor", &error.into()))?;
+    if getppid().as_raw() != supervisor {
+        return Err(Failure::new(Exit::Error, format!("the supervisor, process {supervisor}, is gone"), "twinlog up"));
+    }
+    Ok(())
+}

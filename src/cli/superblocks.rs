@@ -1,0 +1,192 @@
+//! The superblocks on a pool's devices, read through plain files: for commands that work without the engine, and for the number of lanes,
+//! which must be known before the engine opens the pool. Nothing is written.
+
+use super::output::{Exit, Failure};
+use serde::Serialize;
+use std::{
+    fs::File,
+    io::{Seek, SeekFrom},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+use twinlog::{
+    base::{CpNumber, limits::BLOCK_BYTES},
+    format::superblock::{DEVICE_BLOCKS_MIN, Superblock, SuperblockError, slot_blocks},
+};
+
+/// One place where a superblock can be.
+#[derive(Debug, Serialize)]
+pub(crate) struct Copy {
+    pub(crate) device: String,
+    pub(crate) block: u64,
+    /// `whole`, `absent`, or what is wrong.
+    pub(crate) state: String,
+    /// Its consistency point; zero unless it is whole.
+    pub(crate) cp: u64,
+    /// Its epoch; zero unless it is whole.
+    pub(crate) epoch: u64,
+    #[serde(skip)]
+    superblock: Option<(Superblock, u16)>,
+    #[serde(skip)]
+    path: PathBuf,
+    /// Whether something is there that is neither whole nor absent.
+    #[serde(skip)]
+    damaged: bool,
+}
+
+/// A device as a plain file, and its whole blocks.
+pub(crate) fn open(path: &Path) -> Result<(File, u64), Failure> {
+    let mut file = File::open(path).map_err(|error| Failure::system("open", path.display(), &error))?;
+    // Works for block devices too, whose metadata have no length.
+    let bytes = file.seek(SeekFrom::End(0)).map_err(|error| Failure::system("measure", path.display(), &error))?;
+    Ok((file, bytes / BLOCK_BYTES))
+}
+
+/// One block of a device.
+pub(crate) fn read_block(file: &File, path: &Path, block: u64) -> Result<[u8; 4096], Failure> {
+    let mut bytes = [0; 4096];
+    file.read_exact_at(&mut bytes, block * BLOCK_BYTES)
+        .map_err(|error| Failure::system("read", path.display(), &error))?;
+    Ok(bytes)
+}
+
+/// Every copy on every device.
+pub(crate) fn copies(devices: &[PathBuf]) -> Result<Vec<Copy>, Failure> {
+    let mut copies = Vec::new();
+    for path in devices {
+        let (file, block_count) = open(path)?;
+        if block_count < DEVICE_BLOCKS_MIN {
+            let message = format!(
+                "{} is too small for a pool's device: {block_count} blocks, at least {DEVICE_BLOCKS_MIN}",
+                path.display()
+            );
+            return Err(Failure::new(Exit::Error, message, "check the path in node.toml"));
+        }
+        for block in [CpNumber(0), CpNumber(1)].into_iter().flat_map(|cp| slot_blocks(cp, block_count)) {
+            copies.push(copy(path, block, &read_block(&file, path, block)?));
+        }
+    }
+    Ok(copies)
+}
+
+fn copy(path: &Path, block: u64, bytes: &[u8; 4096]) -> Copy {
+    let (state, superblock, damaged) = match Superblock::verify(bytes, block) {
+        Ok(found) => ("whole".to_owned(), Some(found), false),
+        Err(SuperblockError::Absent) => ("absent".to_owned(), None, false),
+        Err(error) => (error.to_string(), None, true),
+    };
+    let (cp, epoch) = superblock.as_ref().map_or((0, 0), |(superblock, _)| (superblock.cp.0, superblock.epoch.0));
+    Copy { device: path.display().to_string(), path: path.to_owned(), block, state, cp, epoch, superblock, damaged }
+}
+
+/// A pool as its devices tell it.
+#[derive(Debug)]
+pub(crate) struct Assembled {
+    /// The newest whole superblock.
+    pub(crate) superblock: Superblock,
+    /// The pool's devices in the order of its table.
+    pub(crate) devices: Vec<PathBuf>,
+    /// Devices that were named and hold no superblock: never joined, or not yet.
+    pub(crate) strangers: Vec<PathBuf>,
+}
+
+/// Finds the newest superblock, and which of `devices` is which of the pool's.
+pub(crate) fn assemble(devices: &[PathBuf]) -> Result<Assembled, Failure> {
+    let copies = copies(devices)?;
+    let names = devices.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    let whole = || copies.iter().filter_map(|copy| copy.superblock.as_ref().map(|found| (copy, found)));
+    let Some((_, (newest, _))) = whole().max_by_key(|(_, (superblock, _))| superblock.cp) else {
+        let damaged = copies.iter().find(|copy| copy.damaged);
+        return Err(match damaged {
+            Some(Copy { device, block, state, .. }) => {
+                let message = format!("no usable superblock on {names}: {device} block {block}: {state}");
+                Failure::new(Exit::Error, message, "twinlog inspect")
+            }
+            None => {
+                Failure::new(Exit::Error, format!("there is no pool on {names}"), "twinlog pool create --config FILE")
+            }
+        });
+    };
+    if let Some((copy, (other, _))) = whole().find(|(_, (superblock, _))| superblock.pool != newest.pool) {
+        let message =
+            format!("{} belongs to pool {} ({}), not to {}", copy.device, other.name, other.pool, newest.pool);
+        return Err(Failure::new(Exit::Refused, message, "take it out of `devices` in node.toml"));
+    }
+    let mut ordered = Vec::new();
+    for (index, wanted) in newest.devices.iter().enumerate() {
+        let is_it = |(superblock, place): &(Superblock, u16)| {
+            superblock.devices.get(usize::from(*place)).is_some_and(|device| device.id == wanted.id)
+        };
+        let Some((copy, _)) = whole().find(|(_, found)| is_it(found)) else {
+            let count = newest.devices.len();
+            let message =
+                format!("device {index} of the {count} of pool {} is missing; {names} are given", newest.name);
+            return Err(Failure::new(
+                Exit::Error,
+                message,
+                "name it in `devices` of node.toml; `twinlog inspect` shows each device's copies",
+            ));
+        };
+        ordered.push(PathBuf::from(&copy.path));
+    }
+    let strangers = devices.iter().filter(|path| !ordered.contains(path)).cloned().collect();
+    Ok(Assembled { superblock: newest.clone(), devices: ordered, strangers })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::OpenOptions;
+    use twinlog::{base::PoolId, pool::superblocks::first_superblock};
+
+    const BLOCKS: u64 = 2048;
+
+    /// A directory with devices `d0`, `d1`, ... of which those in `pool` belong to a pool with the CP that is given, in that order.
+    fn devices(directory: &Path, names: &[&str], cp: u64) -> Vec<PathBuf> {
+        let ids: Vec<(u128, u64)> = (0..names.len()).map(|index| (7 + index as u128, BLOCKS)).collect();
+        let mut superblock = first_superblock(PoolId(3), "a", &ids, 2, 0);
+        superblock.cp = CpNumber(cp);
+        let paths: Vec<PathBuf> = names.iter().map(|name| directory.join(name)).collect();
+        for (index, path) in paths.iter().enumerate() {
+            let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).expect("made");
+            file.set_len(BLOCKS * BLOCK_BYTES).expect("sized");
+            let block = slot_blocks(superblock.cp, BLOCKS)[0];
+            let bytes = superblock.encode(u16::try_from(index).expect("small"), block);
+            file.write_all_at(&bytes, block * BLOCK_BYTES).expect("written");
+        }
+        paths
+    }
+
+    #[test]
+    fn devices_are_put_in_the_pools_order_and_strangers_are_named() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let paths = devices(directory.path(), &["d0", "d1", "d2"], 5);
+        let stranger = directory.path().join("empty");
+        File::create(&stranger).and_then(|file| file.set_len(BLOCKS * BLOCK_BYTES)).expect("made");
+        let given = [paths[2].clone(), stranger.clone(), paths[0].clone(), paths[1].clone()];
+        let found = assemble(&given).expect("complete");
+        assert_eq!((found.devices, found.strangers), (paths.clone(), vec![stranger]));
+        assert_eq!((found.superblock.cp, found.superblock.applied.len()), (CpNumber(5), 2));
+        let failure = assemble(&paths[..2]).expect_err("one is missing");
+        assert!(failure.message.contains("device 2 of the 3"), "{}", failure.message);
+    }
+
+    #[test]
+    fn the_newest_whole_copy_counts_and_damage_is_told_from_absence() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let paths = devices(directory.path(), &["d0"], 5);
+        devices(directory.path(), &["d0"], 6);
+        assert_eq!(assemble(&paths).expect("whole").superblock.cp, CpNumber(6));
+        let file = OpenOptions::new().write(true).open(&paths[0]).expect("there");
+        let damage =
+            |cp| file.write_all_at(b"x", slot_blocks(CpNumber(cp), BLOCKS)[0] * BLOCK_BYTES + 200).expect("written");
+        damage(6);
+        assert_eq!(assemble(&paths).expect("the other slot").superblock.cp, CpNumber(5));
+        damage(5);
+        assert!(assemble(&paths).expect_err("nothing is left").message.contains("damaged"));
+        file.set_len(0).and_then(|()| file.set_len(BLOCKS * BLOCK_BYTES)).expect("wiped");
+        assert!(assemble(&paths).expect_err("nothing was there").message.contains("there is no pool"));
+        file.set_len(4096).expect("cut");
+        assert!(assemble(&paths).expect_err("too small").message.contains("too small"));
+    }
+}

@@ -1,0 +1,111 @@
+//! Commands that need no node: messages, exit codes and JSON as scripts see them.
+
+use serde_json::Value;
+use std::{
+    fs,
+    process::{Command, Output},
+};
+
+fn twinlog(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_twinlog")).args(arguments).output().expect("the program starts")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn version_and_help_succeed_and_nonsense_is_usage() {
+    let version = twinlog(&["version", "-o", "json"]);
+    let value: Value = serde_json::from_slice(&version.stdout).expect("JSON");
+    assert_eq!((version.status.code(), &value["version"]), (Some(0), &Value::from(env!("CARGO_PKG_VERSION"))));
+    assert_eq!(twinlog(&["--help"]).status.code(), Some(0));
+    for nonsense in [&["sttus"][..], &[], &["up", "--size", "1GB"], &["volume", "create", "v"]] {
+        assert_eq!(twinlog(nonsense).status.code(), Some(2), "{nonsense:?}");
+    }
+    let suggestion = twinlog(&["sttus"]);
+    assert!(stderr(&suggestion).contains("'status'"), "{suggestion:?}");
+}
+
+#[test]
+fn errors_name_the_next_command_in_text_and_json() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let nowhere = directory.path().join("nowhere");
+    let nowhere = nowhere.to_str().expect("a plain path");
+    let text = twinlog(&["volume", "list", "--dir", nowhere]);
+    assert_eq!(text.status.code(), Some(1));
+    assert!(
+        stderr(&text).contains("no node answers at") && stderr(&text).contains("try: start one: `twinlog up`"),
+        "{text:?}"
+    );
+    let json = twinlog(&["volume", "list", "--dir", nowhere, "-o", "json"]);
+    let value: Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(
+        (json.status.code(), &value["exit_code"], &value["schema_version"]),
+        (Some(1), &Value::from(1), &Value::from(1))
+    );
+    assert!(value["hint"].as_str().is_some_and(|hint| hint.contains("twinlog up")));
+    assert_eq!(twinlog(&["status", "--dir", nowhere]).status.code(), Some(1));
+    assert_eq!(twinlog(&["log", "verify", "--dir", nowhere]).status.code(), Some(1));
+}
+
+#[test]
+fn a_configuration_error_has_file_line_and_suggestion() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let config = directory.path().join("node.toml");
+    fs::write(
+        &config,
+        "name = \"a\"\n[log]\npath = \"log\"\nszie = \"1GiB\"\n[pool]\nname = \"a\"\ndevices = [\"d\"]\n",
+    )
+    .expect("written");
+    let path = config.to_str().expect("a plain path");
+    for arguments in
+        [&["serve", "--config", path][..], &["pool", "create", "--config", path], &["pool", "check", "--config", path]]
+    {
+        let output = twinlog(arguments);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(stderr(&output).contains("node.toml:4: unknown key `szie` in [log]"), "{output:?}");
+        assert!(stderr(&output).contains("did you mean `size`?"), "{output:?}");
+    }
+}
+
+#[test]
+fn serving_without_a_pool_says_how_to_make_one() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let config = directory.path().join("node.toml");
+    fs::write(
+        &config,
+        "name = \"a\"\n[log]\npath = \"log\"\nsize = \"8MiB\"\n[pool]\nname = \"a\"\ndevices = [\"d\"]\n",
+    )
+    .expect("written");
+    fs::File::create(directory.path().join("d")).and_then(|file| file.set_len(64 << 20)).expect("made");
+    let path = config.to_str().expect("a plain path");
+    let output = twinlog(&["serve", "--config", path]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(
+        stderr(&output).contains("there is no pool on") && stderr(&output).contains("twinlog pool create"),
+        "{output:?}"
+    );
+    let made = twinlog(&["pool", "create", "--config", path, "-o", "json"]);
+    assert_eq!(made.status.code(), Some(0), "{made:?}");
+    let again = twinlog(&["pool", "create", "--config", path]);
+    assert_eq!(again.status.code(), Some(4), "{again:?}");
+    assert!(stderr(&again).contains("--overwrite"), "{again:?}");
+    let check = twinlog(&["pool", "check", "--config", path, "-o", "json"]);
+    assert_eq!(check.status.code(), Some(0), "{check:?}");
+}
+
+#[test]
+fn the_doctor_examines_this_machine_and_leaves_nothing_behind() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let output = twinlog(&["doctor", directory.path().to_str().expect("a plain path"), "-o", "json"]);
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{output:?}");
+    let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let checks = value["checks"].as_array().expect("a list");
+    for name in ["kernel", "io_uring", "O_DIRECT", "space", "locked memory", "open files", "cpus", "huge pages", "vfio"]
+    {
+        let check = checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name} is missing"));
+        assert!(!check["found"].as_str().expect("words").is_empty());
+    }
+    assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 0);
+}

@@ -1,0 +1,280 @@
+//! `twinlog up` as a person uses it: real processes, sockets, signals and files.
+//!
+//! Waiting is bounded and never asserted to be short: a machine may be busy.
+
+#![expect(clippy::disallowed_methods, reason = "tests wait for processes")]
+
+use serde_json::Value;
+use std::{
+    fs::{self, File},
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// Polls of 50 ms until something is taken for broken: 60 s.
+const POLLS_MAX: usize = 1200;
+
+fn twinlog(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_twinlog")).args(arguments).output().expect("the program starts")
+}
+
+fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..POLLS_MAX {
+        if let Some(found) = probe() {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("waited in vain: {what}");
+}
+
+fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().expect("kill starts");
+    assert!(status.success(), "process {pid} takes signal {name}");
+}
+
+/// A running `twinlog up`; killed with its node when dropped.
+struct Up {
+    supervisor: Child,
+    dir: String,
+}
+
+impl Up {
+    fn start(directory: &TempDir, more: &[&str]) -> Self {
+        let dir = directory.path().to_str().expect("a plain path").to_owned();
+        let log = File::options().create(true).append(true).open(directory.path().join("out")).expect("a file");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_twinlog"));
+        command.args(["up", &dir]).args(more).stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("a handle")).stderr(log);
+        Self { supervisor: command.spawn().expect("the program starts"), dir }
+    }
+
+    /// Started for the first time, small.
+    fn fresh(directory: &TempDir) -> Self {
+        let up = Self::start(directory, &["--single", "--size", "64MiB", "--log-size", "8MiB"]);
+        up.serving();
+        up
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        twinlog(&[arguments, &["--dir", &self.dir]].concat())
+    }
+
+    /// A command that must succeed, with its JSON.
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(&[arguments, &["-o", "json"]].concat());
+        assert!(output.status.success(), "{arguments:?}: {output:?}\n{}", self.said());
+        let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(value["schema_version"], 1);
+        value
+    }
+
+    /// Waits until the node serves its volume.
+    fn serving(&self) -> Value {
+        wait_for(&format!("serving\n{}", self.said()), || {
+            let output = self.run(&["status", "-o", "json"]);
+            let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+            let named = status["status"]["volumes"].as_array().is_some_and(|volumes| !volumes.is_empty());
+            (status["status"]["state"] == "serving" && named).then_some(status)
+        })
+    }
+
+    /// Process of the node itself.
+    fn node(&self) -> u32 {
+        let text = fs::read_to_string(Path::new(&self.dir).join("a/pid")).expect("a running node has a pid file");
+        text.trim().parse().expect("a process id")
+    }
+
+    /// Waits for another node process than `old` that serves.
+    fn successor(&self, old: u32) -> Value {
+        wait_for(&format!("another node than {old}\n{}", self.said()), || (self.node() != old).then_some(()));
+        self.serving()
+    }
+
+    /// What it wrote so far.
+    fn said(&self) -> String {
+        fs::read_to_string(Path::new(&self.dir).join("out")).unwrap_or_default()
+    }
+
+    fn volumes(&self) -> Vec<String> {
+        let list = self.json(&["volume", "list"]);
+        let names = list["volumes"].as_array().expect("a list").iter();
+        names.map(|volume| volume["name"].as_str().expect("a name").to_owned()).collect()
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    fn stop(mut self) -> ExitStatus {
+        signal(self.supervisor.id(), "TERM");
+        wait_for("the end of up", || self.supervisor.try_wait().expect("our child"))
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        // Ended already, or the kernel ends the node with its supervisor.
+        let _ended = self.supervisor.kill();
+        let _ended = self.supervisor.wait();
+    }
+}
+
+fn directory() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+#[test]
+fn a_first_start_makes_a_volume_and_a_second_one_finds_it() {
+    let directory = directory();
+    let up = Up::fresh(&directory);
+    let status = up.json(&["status"]);
+    assert_eq!(status["verdict"], "OK");
+    assert!(status["why"].as_str().expect("a reason").contains("single node, log not mirrored"));
+    assert_eq!(status["status"]["volumes"][0]["size_bytes"], 64 << 20);
+    let text = String::from_utf8(up.run(&["status"]).stdout).expect("UTF-8");
+    assert!(text.starts_with("OK  "), "{text}");
+    assert!(up.said().contains("nbd+unix:///vol-a?socket="), "{}", up.said());
+    up.json(&["volume", "create", "second", "1GiB"]);
+    assert_eq!(up.stop().code(), Some(0));
+
+    let up = Up::start(&directory, &[]);
+    up.serving();
+    assert_eq!(up.volumes(), ["vol-a", "second"]);
+    up.json(&["volume", "delete", "vol-a", "--yes"]);
+    assert_eq!(up.stop().code(), Some(0));
+    assert!(!directory.path().join("a/admin.sock").exists(), "a stopped node leaves no socket");
+    let up = Up::start(&directory, &[]);
+    up.serving();
+    assert_eq!(up.volumes(), ["second"], "the first volume is made on the first start only");
+}
+
+#[test]
+fn a_node_that_is_killed_comes_back_with_everything() {
+    let directory = directory();
+    let up = Up::fresh(&directory);
+    for round in 0..3 {
+        up.json(&["volume", "create", &format!("v{round}"), "1MiB"]);
+        let old = up.node();
+        signal(old, "KILL");
+        up.successor(old);
+        assert_eq!(up.volumes().len(), 2 + round);
+    }
+    let report = up.json(&["pool", "check"]);
+    assert_eq!(report["problems"].as_array().map(Vec::len), Some(0));
+    assert_eq!(up.stop().code(), Some(0));
+}
+
+#[test]
+fn one_directory_is_served_once_and_a_dead_supervisor_takes_its_node_along() {
+    let directory = directory();
+    let mut up = Up::fresh(&directory);
+    let second = twinlog(&["up", &up.dir]);
+    assert_eq!(second.status.code(), Some(4), "{second:?}");
+    let message = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(message.contains(&format!("process {}", up.supervisor.id())), "{message}");
+    let config = format!("{}/a/node.toml", up.dir);
+    let beside = twinlog(&["serve", "--config", &config, "--pid-file", &format!("{}/a/pid", up.dir)]);
+    assert_eq!(beside.status.code(), Some(4), "{beside:?}");
+
+    let node = up.node();
+    up.supervisor.kill().expect("our child");
+    assert_eq!(up.supervisor.wait().expect("our child").signal(), Some(9));
+    wait_for("the end of the node", || (!Path::new(&format!("/proc/{node}/fd/0")).exists()).then_some(()));
+    let up = Up::start(&directory, &[]);
+    up.serving();
+    assert_eq!(up.volumes(), ["vol-a"]);
+}
+
+#[test]
+fn no_restart_leaves_a_dead_node_dead() {
+    let directory = directory();
+    let up = Up::start(&directory, &["--size", "64MiB", "--log-size", "8MiB", "--no-restart"]);
+    up.serving();
+    signal(up.node(), "KILL");
+    wait_for("a word about it", || up.said().contains("left dead").then_some(()));
+    let status = up.run(&["status"]);
+    assert_eq!(status.status.code(), Some(1));
+    assert!(status.stdout.starts_with(b"STOPPED"), "{status:?}");
+    assert_eq!(up.stop().code(), Some(0));
+}
+
+#[test]
+fn a_pool_grows_while_it_serves_and_survives_a_kill_right_after() {
+    let directory = directory();
+    let up = Up::fresh(&directory);
+    let before = up.json(&["pool", "show"])["pools"][0]["size_bytes"].as_u64().expect("a size");
+    let device = directory.path().join("more.img");
+    File::create(&device).and_then(|file| file.set_len(256 << 20)).expect("a sparse file");
+    up.json(&["pool", "grow", device.to_str().expect("a plain path")]);
+    let old = up.node();
+    signal(old, "KILL");
+    up.successor(old);
+    let after = up.json(&["pool", "show"])["pools"][0]["size_bytes"].as_u64().expect("a size");
+    assert!(after > before + (200 << 20), "{before} -> {after}");
+    let full = directory.path().join("full.img");
+    fs::write(&full, vec![b'x'; 8 << 20]).expect("written");
+    let refusal = up.run(&["pool", "grow", full.to_str().expect("a plain path")]);
+    assert!(!refusal.status.success(), "{refusal:?}");
+    let config = fs::read_to_string(directory.path().join("a/node.toml")).expect("there");
+    assert!(config.contains("more.img") && !config.contains("full.img"), "{config}");
+    assert_eq!(fs::read(&full).expect("there"), vec![b'x'; 8 << 20], "foreign data is left alone");
+}
+
+#[test]
+fn destructive_orders_are_refused_unless_confirmed() {
+    let directory = directory();
+    let up = Up::fresh(&directory);
+    assert_eq!(up.run(&["volume", "delete", "vol-a"]).status.code(), Some(4));
+    assert_eq!(up.run(&["volume", "resize", "vol-a", "1MiB"]).status.code(), Some(4));
+    let missing = up.run(&["volume", "resize", "nobody", "1MiB"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("try: twinlog volume list"), "{missing:?}");
+    up.json(&["volume", "resize", "vol-a", "1MiB", "--discard"]);
+    assert_eq!(up.json(&["volume", "show", "vol-a"])["volumes"][0]["size_bytes"], 1 << 20);
+}
+
+#[test]
+fn the_files_of_a_stopped_node_can_be_examined() {
+    let directory = directory();
+    let up = Up::fresh(&directory);
+    let dir = up.dir.clone();
+    signal(up.node(), "STOP");
+    let busy = twinlog(&["pool", "check", "--config", &format!("{dir}/a/node.toml")]);
+    assert_eq!(busy.status.code(), Some(4), "a running node's devices are not checked behind its back: {busy:?}");
+    signal(up.node(), "CONT");
+    assert_eq!(up.stop().code(), Some(0));
+    for arguments in [
+        &["pool", "check", "--config", &format!("{dir}/a/node.toml")][..],
+        &["log", "verify", "--dir", &dir],
+        &["log", "show", "--dir", &dir],
+        &["inspect", "--dir", &dir],
+        &["inspect", "--dir", &dir, "--block", "0:1"],
+    ] {
+        let output = twinlog(&[arguments, &["-o", "json"]].concat());
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(value["schema_version"], 1);
+    }
+}
+
+#[test]
+fn two_reactors_serve_and_restart_with_one() {
+    let directory = directory();
+    let up = Up::start(&directory, &["--size", "64MiB", "--log-size", "16MiB", "--reactors", "2"]);
+    up.serving();
+    up.json(&["volume", "create", "other", "64MiB"]);
+    let status = up.json(&["status"]);
+    assert_eq!(status["status"]["reactors"].as_array().map(Vec::len), Some(2));
+    assert_eq!(status["status"]["lanes"].as_array().map(Vec::len), Some(2));
+    assert_eq!(up.stop().code(), Some(0));
+    let config = directory.path().join("a/node.toml");
+    let text = fs::read_to_string(&config).expect("there");
+    fs::write(&config, text.replace("count = 2", "count = 1")).expect("written");
+    let up = Up::start(&directory, &[]);
+    up.serving();
+    let status = up.json(&["status"]);
+    assert_eq!(status["status"]["reactors"].as_array().map(Vec::len), Some(1));
+    assert_eq!(status["status"]["lanes"].as_array().map(Vec::len), Some(2), "lanes belong to the pool");
+    assert_eq!(up.volumes().len(), 2);
+}
