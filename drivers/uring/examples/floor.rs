@@ -101,7 +101,7 @@ fn random(name: &str, ring: &Ring, disk: &mut FileDisk, depth: usize, limit: Dur
             }
             in_flight += 1;
         }
-        ring.turn(Wait::No);
+        ring.turn(Wait::UpTo(Duration::from_secs(1)));
         disk.poll(&mut completions);
         let finished = completions.len();
         in_flight -= finished;
@@ -120,6 +120,7 @@ fn run(name: &str, ring: &Ring, limit: Duration, mut step: impl FnMut() -> u64) 
     ring.turn(Wait::No);
     let start = ring.now();
     let enters = ring.enter_count();
+    let processor = processor_ns();
     let (mut operations, mut last, mut steps_ns) = (0, start, Vec::new());
     while last.since(start) < limit {
         let finished = step();
@@ -135,14 +136,20 @@ fn run(name: &str, ring: &Ring, limit: Duration, mut step: impl FnMut() -> u64) 
     let rate = u128::from(operations) * 1_000_000_000 / last.since(start).as_nanos();
     let at = |per_mille: usize| steps_ns[(steps_ns.len() - 1) * per_mille / 1000] / 1000;
     println!(
-        "{name}: {rate}/s ({} KiB/s), us between completions p50 {} p99 {} p99.9 {}, system calls per operation {}.{:02}",
+        "{name}: {rate}/s ({} KiB/s), us between completions p50 {} p99 {} p99.9 {}; for each {} ns of processor, {:.2} system calls",
         rate * BLOCK_BYTES as u128 / 1024,
         at(500),
         at(990),
         at(999),
-        (ring.enter_count() - enters) / operations,
-        (ring.enter_count() - enters) % operations * 100 / operations,
+        (processor_ns() - processor) / operations,
+        (ring.enter_count() - enters) as f64 / operations as f64,
     );
+}
+
+/// Processor time of this thread so far.
+fn processor_ns() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock of every thread");
+    u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The time now: steps that need no turn of the ring do not see its clock move.

@@ -164,6 +164,16 @@ impl FileDisk {
         range.first.checked_add(range.count).is_none_or(|end| end > self.info.block_count)
     }
 
+    /// Whether a thread of the kernel has to finish an operation: a synchronous write to a file flushes the disk's cache there
+    /// (one to a block device takes the cache along by itself), and the others run there altogether.
+    fn is_assisted(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Read | Kind::Write(Persistence::Volatile) => false,
+            Kind::Write(Persistence::Durable) => self.file.kind() != FileKind::Block,
+            Kind::Flush | Kind::Discard => true,
+        }
+    }
+
     /// Hands the rest of a slot's operation to the ring.
     fn submit(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
@@ -187,6 +197,9 @@ impl FileDisk {
             }
         };
         let entry = self.registered.target().seal(entry);
+        if self.is_assisted(self.slots[index as usize].kind) {
+            self.port.begin_assisted();
+        }
         // SAFETY: the slot keeps the blocks and the vector until the event has come (invariant 2), and the port is dropped first.
         unsafe { self.port.push(index, entry) };
     }
@@ -223,6 +236,9 @@ impl FileDisk {
     }
 
     fn handle(&mut self, event: Event) {
+        if self.is_assisted(self.slots[event.index as usize].kind) {
+            self.port.end_assisted();
+        }
         let slot = &mut self.slots[event.index as usize];
         let is_transfer = matches!(slot.kind, Kind::Read | Kind::Write(_));
         let result = match (u32::try_from(event.result), slot.kind) {

@@ -25,7 +25,7 @@
 #![expect(unsafe_code, reason = "submission entries carry raw addresses")]
 
 use crate::{
-    Access, Cache, FileError, Ring, StorageFile,
+    Access, Cache, FileError, FileKind, Ring, StorageFile,
     heap::HeapBuffer,
     ring::{Event, Port, RegisteredFile},
 };
@@ -211,6 +211,10 @@ impl FileLog {
                 }
             }
         };
+        if slot.target.is_none() && self.file.kind() != FileKind::Block {
+            // The kernel flushes the disk's cache in a thread of its own.
+            self.port.begin_assisted();
+        }
         // SAFETY: the buffers belong to the operation until it is reported (invariant 1; a read's is in its slot), the vector is on
         // the heap with its slot, and the port is dropped first.
         unsafe { self.port.push(index, target.seal(entry)) };
@@ -223,6 +227,9 @@ impl FileLog {
 
     fn handle(&mut self, event: Event) {
         let slot = &mut self.slots[event.index as usize];
+        if slot.target.is_none() && self.file.kind() != FileKind::Block {
+            self.port.end_assisted();
+        }
         let unit = self.info.unit_bytes as usize;
         let (result, interruption) = match u32::try_from(event.result) {
             Ok(count) => {

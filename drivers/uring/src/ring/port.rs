@@ -33,7 +33,7 @@ impl Port {
     pub(crate) fn open(ring: &Ring) -> Self {
         let mut core = ring.core();
         let number = core.mailboxes.iter().position(Option::is_none).unwrap_or(core.mailboxes.len());
-        let mailbox = Some(Mailbox { events: Vec::with_capacity(64), in_flight: 0 });
+        let mailbox = Some(Mailbox { events: Vec::with_capacity(64), in_flight: 0, assisted: 0 });
         if number == core.mailboxes.len() {
             core.mailboxes.push(mailbox);
         } else {
@@ -67,6 +67,16 @@ impl Port {
         debug_assert!(events.is_empty(), "events that were taken are handled");
         let mut core = self.ring.core();
         std::mem::swap(&mut self.mailbox(&mut core).events, events);
+    }
+
+    /// One operation more is in flight that a thread of the kernel has to finish.
+    pub(crate) fn begin_assisted(&self) {
+        self.mailbox(&mut self.ring.core()).assisted += 1;
+    }
+
+    /// One of those has finished.
+    pub(crate) fn end_assisted(&self) {
+        self.mailbox(&mut self.ring.core()).assisted -= 1;
     }
 
     fn mailbox<'a>(&self, core: &'a mut Core) -> &'a mut Mailbox {
