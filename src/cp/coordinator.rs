@@ -20,7 +20,7 @@ use crate::{
         reference::{BlockRef, node},
         superblock::{DEVICE_BLOCKS_MIN, HEAD_BLOCKS, PoolDevice, Superblock, TAIL_BLOCKS, TreeRoot},
     },
-    fs::directory::{Directory, VOLUMES_MAX},
+    fs::directory::{Directory, ObjectUpdate, VOLUMES_MAX},
     pool::{
         io::{Io, IoEvent, Tag},
         superblocks::CommitSuperblock,
@@ -595,6 +595,11 @@ impl Coordinator {
                 run.allocated_blocks -= range.count;
             }
             for update in report.objects.drain(..) {
+                if let ObjectUpdate::Put(record) = &update
+                    && let Some(volume) = self.volumes.get_mut(&record.id)
+                {
+                    volume.allocated_blocks = record.allocated_blocks;
+                }
                 self.directory.apply(update);
             }
         }
