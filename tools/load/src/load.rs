@@ -176,8 +176,9 @@ impl<'a, E: Engine> Load<'a, E> {
     pub(crate) fn run(mut self, next: &mut dyn FnMut() -> Option<Choice>, live: &mut Live) -> Outcome {
         let mut now = Instant::now();
         while self.phase != Phase::Done {
-            self.advance(now);
+            // In this order, what was due before the end is still sent when the end is noticed late.
             self.issue(now, next);
+            self.advance(now);
             if let Err(error) = self.proof.as_mut().map_or(Ok(()), |proof| proof.write_out()) {
                 self.end = End::Journal(error.to_string());
                 break;
@@ -198,8 +199,7 @@ impl<'a, E: Engine> Load<'a, E> {
     /// Moves to the next phase when it is time.
     fn advance(&mut self, now: Instant) {
         if self.phase == Phase::Load {
-            let over = now >= self.start + self.pace.warmup + self.pace.time
-                || self.pace.count.is_some_and(|count| self.issued >= count);
+            let over = now >= self.planned_end() || self.pace.count.is_some_and(|count| self.issued >= count);
             if self.stop.load(Ordering::Relaxed) {
                 self.end_load(End::Interrupted);
             } else if over {
@@ -212,6 +212,10 @@ impl<'a, E: Engine> Load<'a, E> {
                 self.start_request(Choice::FLUSH, now, now);
             }
         }
+    }
+
+    fn planned_end(&self) -> Instant {
+        self.start + self.pace.warmup + self.pace.time
     }
 
     fn end_load(&mut self, end: End) {
@@ -232,7 +236,10 @@ impl<'a, E: Engine> Load<'a, E> {
     fn issue(&mut self, now: Instant, next: &mut dyn FnMut() -> Option<Choice>) {
         while self.phase == Phase::Load && !self.free.is_empty() {
             let intended = self.due(now);
-            if intended > now || self.pace.count.is_some_and(|count| self.issued >= count) {
+            if intended > now
+                || intended >= self.planned_end()
+                || self.pace.count.is_some_and(|count| self.issued >= count)
+            {
                 return;
             }
             let Some(choice) = self.choose(next) else { return };
@@ -387,7 +394,7 @@ impl<'a, E: Engine> Load<'a, E> {
             self.end = End::Journal(error.to_string());
         }
         let begin = self.start + self.pace.warmup;
-        let planned = (begin + self.pace.time).min(self.answered);
+        let planned = self.planned_end().min(self.answered);
         let backlog = self.pace.rate.map_or(0, |rate| {
             let due = planned.saturating_duration_since(self.start).as_nanos() * u128::from(rate) / 1_000_000_000;
             u64::try_from(due).unwrap_or(u64::MAX).min(self.pace.count.unwrap_or(u64::MAX)).saturating_sub(self.issued)
