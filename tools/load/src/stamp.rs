@@ -4,13 +4,13 @@
 //! byte  0  run       u64  the journal's or process's random identity: content of another run is foreign
 //!       8  address   u64  the sector's byte position in the target: a misdirected write gives itself away
 //!      16  version   u64  the number of the write, counted from 1: a lost write leaves an older one
-//!      24  checksum  u64  XXH3 of bytes 0..24 and 32.., so that one flipped bit is seen
+//!      24  checksum  u64  XXH3 of bytes 0..24 and of 32.., mixed, so that one flipped bit is seen
 //!      32  body           words that depend on all three: a lost tail of any length leaves bytes of another version
 //! ```
 //!
 //! Little-endian. A sector has 512 bytes, or is as long as the cell where cells are no multiple of that (unaligned workloads).
 
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::{
     prng::mix,
@@ -82,9 +82,10 @@ fn stamp_sector(sector: &mut [u8], run: u64, address: u64, version: u64) {
     header[24..].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// The body's sum, seeded by the header's, so that both must match. Never zero for a sector of zeroes (tested).
+/// The sums of header and body in one. The body's is unseeded, because XXH3 derives a new secret for each seed of a long input. Never
+/// zero for a sector of zeroes (tested).
 fn checksum(header: &[u8], body: &[u8]) -> u64 {
-    xxh3_64_with_seed(body, xxh3_64_with_seed(header, bytes(body.len())))
+    mix(xxh3_64(body) ^ xxh3_64_with_seed(header, bytes(body.len())))
 }
 
 #[cfg(test)]
