@@ -37,6 +37,9 @@ pub(crate) struct NbdEngine {
     /// None: lost, to be opened by `recover`.
     connections: Vec<Option<Connection>>,
     slots: Slots,
+    /// Requests without an answer, and those of them that no turn has sent yet.
+    open: usize,
+    fresh: usize,
 }
 
 impl NbdEngine {
@@ -51,7 +54,15 @@ impl NbdEngine {
             opened.push(Some(connection));
         }
         let slots = Slots::new(Buffers::new(0, 0), 0, false);
-        Ok(Self { address: address.clone(), export: export.to_owned(), geometry, connections: opened, slots })
+        Ok(Self {
+            address: address.clone(),
+            export: export.to_owned(),
+            geometry,
+            connections: opened,
+            slots,
+            open: 0,
+            fresh: 0,
+        })
     }
 
     /// Gives the engine its slots; `keep_data` says whether what is read is wanted.
@@ -68,26 +79,31 @@ impl NbdEngine {
         1 << (request.slot % self.connections.len())
     }
 
-    /// Sends and receives on every connection; the first loss after all had their turn.
-    fn exchange(&mut self, done: &mut Vec<Completion>) -> Result<(), Lost> {
+    /// Sends on every connection and receives on those whose bit is in `ready`; a loss after all had their turn.
+    fn exchange(&mut self, ready: u64, done: &mut Vec<Completion>) -> Result<(), Lost> {
         let mut result = Ok(());
-        for entry in &mut self.connections {
+        let before = done.len();
+        for (number, entry) in self.connections.iter_mut().enumerate() {
             let Some(connection) = entry else {
                 result = Err(Lost("a connection is lost".to_owned()));
                 continue;
             };
             let sent = connection.send(&self.slots);
+            if sent.is_ok() && ready & 1 << number == 0 {
+                continue;
+            }
             // What the server answered before it went away still counts.
             if let Err(lost) = connection.receive(&mut self.slots, done).and(sent) {
                 *entry = None;
                 result = Err(lost);
             }
         }
+        self.open -= done.len() - before;
         result
     }
 
-    /// Waits until a socket has something to say, or `deadline`.
-    fn wait(&self, deadline: Instant) -> Result<(), Lost> {
+    /// Waits until sockets have something to say, or `deadline`; the bits of those that have.
+    fn wait(&self, deadline: Instant) -> Result<u64, Lost> {
         let last = self.connections.len() - 1;
         let mut polled: [PollFd<'_>; CONNECTIONS_LIMIT] = std::array::from_fn(|number| {
             let connection =
@@ -97,7 +113,11 @@ impl NbdEngine {
         });
         let timeout = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(3600));
         match ppoll(&mut polled[..=last], Some(TimeSpec::from_duration(timeout)), None) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Ok(_) => {
+                let ready = |poll: &PollFd<'_>| u64::from(poll.any() != Some(false));
+                Ok(polled[..=last].iter().rev().fold(0, |bits, poll| bits << 1 | ready(poll)))
+            }
+            Err(Errno::EINTR) => Ok(0),
             Err(error) => Err(Lost(format!("waiting failed: {error}"))),
         }
     }
@@ -115,6 +135,8 @@ impl Engine for NbdEngine {
 
     fn submit(&mut self, request: Request) {
         let route = self.route(&request);
+        self.open += 1;
+        self.fresh += 1;
         self.slots.begin(request, route);
         for (number, connection) in self.connections.iter_mut().enumerate() {
             if route & 1 << number != 0
@@ -127,13 +149,16 @@ impl Engine for NbdEngine {
 
     fn turn(&mut self, wait: Wait, done: &mut Vec<Completion>) -> Result<(), Lost> {
         let before = done.len();
-        self.exchange(done)?;
-        let Wait::Until(deadline) = wait else { return Ok(()) };
-        if done.len() > before {
-            return Ok(());
-        }
-        self.wait(deadline)?;
-        self.exchange(done)
+        // Right after sending, only requests of earlier turns can have been answered; without any, receiving is a wasted system call.
+        let earlier = self.open > std::mem::take(&mut self.fresh);
+        let (speculative, deadline) = match wait {
+            Wait::Never => (u64::MAX, None),
+            Wait::Until(deadline) => (if earlier { u64::MAX } else { 0 }, Some(deadline)),
+        };
+        self.exchange(speculative, done)?;
+        let Some(deadline) = deadline.filter(|_| done.len() == before) else { return Ok(()) };
+        let ready = self.wait(deadline)?;
+        self.exchange(ready, done)
     }
 
     fn abandon(&mut self) {
