@@ -55,7 +55,10 @@ impl FileEngine {
     /// Opens `path` with a ring for `slots` requests.
     pub(crate) fn open(path: &Path, options: FileOptions, slots: usize) -> Result<Self, String> {
         let named = |what: &str, error: std::io::Error| format!("{what} {}: {error}", path.display());
-        let mut file = open_file(path, options).map_err(|error| named("cannot open", error))?;
+        let mut file = open_file(path, options).map_err(|error| {
+            let busy = error.raw_os_error() == Some(libc::EBUSY);
+            named("cannot open", error) + if busy { ": it is mounted, or another program has claimed it" } else { "" }
+        })?;
         let size_bytes = file.seek(SeekFrom::End(0)).map_err(|error| named("cannot size", error))?;
         let block_bytes =
             if options.buffered { 1 } else { direct_block(&mut file).map_err(|error| named("cannot read", error))? };
@@ -188,6 +191,10 @@ impl Drop for FileEngine {
         if self.in_flight > 0 {
             // A hung device may still write into the slots: their memory must never be used for anything else.
             std::mem::forget(std::mem::replace(&mut self.buffers, Buffers::new(0, 0)));
+        } else {
+            // The kernel takes a ring down some time after its owner; until then its file, and the claim on a device, would stay.
+            // A failure only means that the claim ends later.
+            let _ = self.ring.submitter().unregister_files();
         }
     }
 }
