@@ -3,8 +3,10 @@
 use serde_json::Value;
 use std::{
     fs,
+    path::Path,
     process::{Command, Output},
 };
+use twinlog::control::config;
 
 fn twinlog(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_twinlog")).args(arguments).output().expect("the program starts")
@@ -66,6 +68,20 @@ fn a_configuration_error_has_file_line_and_suggestion() {
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         assert!(stderr(&output).contains("node.toml:4: unknown key `szie` in [log]"), "{output:?}");
         assert!(stderr(&output).contains("did you mean `size`?"), "{output:?}");
+    }
+}
+
+#[test]
+fn the_documented_configuration_is_accepted_and_names_every_key() {
+    let page = include_str!("../docs/operating/configuration.md");
+    let text = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let config = config::parse(text, Path::new("node.toml"), Path::new("/d/a")).expect("the example is good");
+    let all: toml::Table = config::to_text(&config).parse().expect("TOML");
+    let example: toml::Table = text.parse().expect("TOML");
+    for (name, value) in &all {
+        for key in value.as_table().into_iter().flat_map(toml::Table::keys) {
+            assert!(example[name].get(key).is_some(), "[{name}] {key} is not documented");
+        }
     }
 }
 

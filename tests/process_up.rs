@@ -259,6 +259,27 @@ fn the_files_of_a_stopped_node_can_be_examined() {
 }
 
 #[test]
+fn scripts_learn_from_up_how_to_connect() {
+    let directory = directory();
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr()).expect("a free port").port();
+    let port = port.to_string();
+    let up = Up::start(&directory, &["--size", "64MiB", "--log-size", "8MiB", "--port", &port, "-o", "json"]);
+    let event = wait_for("the event", || {
+        let said = up.said();
+        let mut events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.find(|event| event["event"] == "serving")
+    });
+    assert_eq!(event["schema_version"], 1);
+    let uris = event["volumes"][0]["uris"].as_array().expect("a list");
+    let socket = uris[0].as_str().and_then(|uri| uri.strip_prefix("nbd+unix:///vol-a?socket=")).expect("a Unix socket");
+    std::os::unix::net::UnixStream::connect(socket).expect("somebody listens");
+    assert_eq!(uris[1], format!("nbd://127.0.0.1:{port}/vol-a"));
+    std::net::TcpStream::connect(format!("127.0.0.1:{port}")).expect("somebody listens");
+    assert_eq!(up.stop().code(), Some(0));
+}
+
+#[test]
 fn two_reactors_serve_and_restart_with_one() {
     let directory = directory();
     let up = Up::start(&directory, &["--size", "64MiB", "--log-size", "16MiB", "--reactors", "2"]);

@@ -20,6 +20,7 @@ use super::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
+    sys::prctl::set_timerslack,
     unistd::Pid,
 };
 use std::{
@@ -466,7 +467,10 @@ fn make_ring(shared: &Shared, index: u16) -> Result<Ring, Failure> {
         let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
         pinned.map_err(|error| Failure::system("pin a reactor to CPU", cpu, &error.into()))?;
     }
-    Ring::new(RingOptions::default(), &shared.storage.blocks).map_err(no_ring)
+    // The kernel may round a sleep up by this much; the default of 50 us is as long as a whole durable write.
+    set_timerslack(1).map_err(|error| Failure::system("set the timer slack of", "a reactor", &error.into()))?;
+    let options = RingOptions { register_buffers: shared.config.memory.pinned, ..RingOptions::default() };
+    Ring::new(options, &shared.storage.blocks).map_err(no_ring)
 }
 
 /// Opens one reactor's part of the node, on the reactor's own thread.

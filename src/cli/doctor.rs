@@ -203,7 +203,8 @@ fn locked_memory(limit: Option<u64>, root: bool) -> Check {
         Some(bytes) => show_bytes(bytes),
         None => "unknown".to_owned(),
     };
-    let why = "registered buffers save a page-table walk per request; without, requests work and cost more";
+    let why =
+        "for `pinned = true` in [memory] of node.toml, which saves a page lookup per operation; the default needs none";
     let mend =
         "LimitMEMLOCK=infinity in the systemd unit, or `ulimit -l unlimited`, or memlock in /etc/security/limits.conf";
     check("locked memory", useful(enough), found, why, mend)

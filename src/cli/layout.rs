@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/lock                    held by the supervisor; its process id inside
 //! DIR/a/node.toml             written last when DIR is made: without it, nothing here is finished
+//! DIR/a/making                while DIR is being made: nothing can be in the files below yet
 //! DIR/a/first-start           while the first volume has not been made
 //! DIR/a/pid                   held by the node's own process; its process id inside
 //! DIR/a/{nbd,admin}.sock      sockets
@@ -44,6 +45,10 @@ impl Layout {
 
     pub(crate) fn config(&self) -> PathBuf {
         self.home().join("node.toml")
+    }
+
+    pub(crate) fn making(&self) -> PathBuf {
+        self.home().join("making")
     }
 
     pub(crate) fn first_start(&self) -> PathBuf {

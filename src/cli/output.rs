@@ -117,6 +117,11 @@ pub(crate) struct Output {
 }
 
 #[derive(Serialize)]
+struct Message<'a> {
+    message: &'a str,
+}
+
+#[derive(Serialize)]
 struct Versioned<'a, T: Serialize> {
     schema_version: u32,
     #[serde(flatten)]
@@ -144,6 +149,24 @@ impl Output {
             OutputFormat::Json => json(content)?,
         };
         write_out(&bytes)
+    }
+
+    /// A line about what goes on, for a command that runs for long.
+    pub(crate) fn say(&self, line: &str) {
+        self.event(&Message { message: line }, || format!("twinlog: {line}\n"));
+    }
+
+    /// What goes on: a JSON object on a line of its own, or the text.
+    pub(crate) fn event(&self, content: &impl Serialize, text: impl FnOnce() -> String) {
+        let line = match self.format {
+            OutputFormat::Text => text(),
+            OutputFormat::Json => {
+                let versioned = Versioned { schema_version: SCHEMA_VERSION, content };
+                serde_json::to_string(&versioned).map(|line| line + "\n").unwrap_or_default()
+            }
+        };
+        // Nobody is left to tell when it cannot be written.
+        let _unheard = write_out(&line);
     }
 
     /// Writes an error and gives the exit code.

@@ -18,7 +18,7 @@
 
 use super::{
     layout::Layout,
-    output::{Exit, Failure},
+    output::{Exit, Failure, Output},
 };
 use crossbeam_channel::{Receiver, bounded};
 use nix::{
@@ -30,7 +30,7 @@ use signal_hook::{
     iterator::Signals,
 };
 use std::{
-    io::{self, Write},
+    io,
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, Command, ExitStatus},
     time::Duration,
@@ -42,6 +42,8 @@ use twinlog::{
 
 /// How often a starting node is asked whether it serves.
 const START_POLL: Duration = Duration::from_millis(50);
+/// How often a node is asked whose pool has failed: somebody may stop it.
+const FAILED_POLL: Duration = Duration::from_secs(5);
 /// Deaths in a row before "serving" after which the node is given up.
 const EARLY_DEATHS_MAX: u32 = 5;
 /// Wait before the second start after an early death; it doubles with each further one.
@@ -56,7 +58,8 @@ pub(crate) struct Supervisor<'a> {
     /// Whether a node that died is started again.
     pub(crate) restart: bool,
     /// Called once, when the node serves for the first time.
-    pub(crate) on_first_serving: fn(&Layout, &mut AdminClient) -> Result<(), Failure>,
+    pub(crate) on_first_serving: fn(&Layout, &mut AdminClient, &Output) -> Result<(), Failure>,
+    pub(crate) output: &'a Output,
 }
 
 enum Event {
@@ -92,7 +95,7 @@ impl Supervisor<'_> {
             }
             early_deaths = if served { 0 } else { early_deaths + 1 };
             if !self.restart {
-                say(&format!(
+                self.output.say(&format!(
                     "node {} {}; it is left dead (--no-restart). Ctrl-C ends",
                     self.layout.node,
                     describe(status)
@@ -112,7 +115,7 @@ impl Supervisor<'_> {
                     "its messages above; `twinlog doctor`; `twinlog log verify`",
                 ));
             }
-            say(&format!("node {} {}; starting it again", self.layout.node, describe(status)));
+            self.output.say(&format!("node {} {}; starting it again", self.layout.node, describe(status)));
             if early_deaths > 1 && matches!(next_event(&events, Some(RESTART_WAIT * (1 << early_deaths))), Event::Stop)
             {
                 return Ok(Exit::Done);
@@ -125,7 +128,7 @@ impl Supervisor<'_> {
         let node = &self.layout.node;
         match status.code() {
             Some(0) => {
-                say(&format!("node {node} was asked to stop"));
+                self.output.say(&format!("node {node} was asked to stop"));
                 Ok(Some(Exit::Done))
             }
             Some(2) => Err(Failure::new(
@@ -153,11 +156,11 @@ impl Supervisor<'_> {
 
     /// Accompanies one node process from its start to its end.
     fn watch(&self, mut child: Child, events: &Receiver<i32>, introduced: &mut bool) -> Result<Outcome, Failure> {
-        let mut served = false;
+        let (mut served, mut patience) = (false, START_POLL);
         loop {
-            let event = next_event(events, (!served).then_some(START_POLL));
+            let event = next_event(events, (!served).then_some(patience));
             if matches!(event, Event::Stop) {
-                stop(&mut child, events)?;
+                self.stop(&mut child, events)?;
                 return Ok(Outcome::Stopped);
             }
             if let Some(status) = child.try_wait().map_err(|error| Failure::system("wait for", "the node", &error))? {
@@ -167,17 +170,44 @@ impl Supervisor<'_> {
                 continue;
             }
             let Some((mut client, status)) = self.ask() else { continue };
+            if status.state == "failed" && patience == START_POLL {
+                self.output.say(&format!("node {} does not serve: {}", self.layout.node, status.reason));
+                patience = FAILED_POLL;
+            }
             served = status.state == "serving";
             if served && !*introduced {
                 *introduced = true;
-                if let Err(failure) = (self.on_first_serving)(self.layout, &mut client) {
-                    stop(&mut child, events)?;
+                if let Err(failure) = (self.on_first_serving)(self.layout, &mut client, self.output) {
+                    self.stop(&mut child, events)?;
                     return Err(failure);
                 }
             } else if served {
-                say(&format!("node {} serves again, {} record(s) replayed", self.layout.node, status.replayed_records));
+                self.output.say(&format!(
+                    "node {} serves again, {} record(s) replayed",
+                    self.layout.node, status.replayed_records
+                ));
             }
         }
+    }
+
+    /// Stops the node: asks, waits, and kills it when it does not stop or the person asks again.
+    fn stop(&self, child: &mut Child, events: &Receiver<i32>) -> Result<(), Failure> {
+        let unheard = |error: &io::Error| Failure::system("stop", "the node", error);
+        self.output.say("stopping; a second Ctrl-C kills the node, which loses nothing");
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("process ids are positive i32"));
+        match kill(pid, Signal::SIGTERM) {
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(error) => return Err(unheard(&error.into())),
+        }
+        let mut left = STOP_WAIT_MAX;
+        while child.try_wait().map_err(|error| unheard(&error))?.is_none() {
+            left = left.saturating_sub(START_POLL);
+            if left.is_zero() || matches!(next_event(events, Some(START_POLL)), Event::Stop) {
+                child.kill().map_err(|error| unheard(&error))?;
+                child.wait().map_err(|error| unheard(&error))?;
+            }
+        }
+        Ok(())
     }
 
     fn ask(&self) -> Option<(AdminClient, Box<NodeStatus>)> {
@@ -187,26 +217,6 @@ impl Supervisor<'_> {
             _ => None,
         }
     }
-}
-
-/// Stops the node: asks, waits, and kills it when it does not stop or the person asks again.
-fn stop(child: &mut Child, events: &Receiver<i32>) -> Result<(), Failure> {
-    let unheard = |error: &io::Error| Failure::system("stop", "the node", error);
-    say("stopping; a second Ctrl-C kills the node, which loses nothing");
-    let pid = Pid::from_raw(i32::try_from(child.id()).expect("process ids are positive i32"));
-    match kill(pid, Signal::SIGTERM) {
-        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-        Err(error) => return Err(unheard(&error.into())),
-    }
-    let mut left = STOP_WAIT_MAX;
-    while child.try_wait().map_err(|error| unheard(&error))?.is_none() {
-        left = left.saturating_sub(START_POLL);
-        if left.is_zero() || matches!(next_event(events, Some(START_POLL)), Event::Stop) {
-            child.kill().map_err(|error| unheard(&error))?;
-            child.wait().map_err(|error| unheard(&error))?;
-        }
-    }
-    Ok(())
 }
 
 /// Signals as they come, in a channel. More than it holds at a time add nothing.
@@ -245,12 +255,6 @@ fn describe(status: ExitStatus) -> String {
         (Some(code), None) => format!("ended with exit code {code}"),
         (None, None) => "ended".to_owned(),
     }
-}
-
-/// A line for the person in front of `up`.
-pub(crate) fn say(line: &str) {
-    // Nobody is left to tell when it cannot be written.
-    let _unheard = writeln!(io::stdout(), "twinlog: {line}");
 }
 
 #[cfg(test)]

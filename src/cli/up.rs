@@ -5,16 +5,22 @@ use super::{
     layout::{Layout, ProcessLock, make_directory, write_durably},
     output::{Exit, Failure, Output, unexpected},
     provision,
-    supervise::{Supervisor, say},
+    supervise::Supervisor,
 };
-use std::{fs, io, net::SocketAddr, path::Path};
+use serde::Serialize;
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 use twinlog::{
+    base::limits::{BLOCK_BYTES, VOLUME_BYTES_MAX},
     control::{
         client::AdminClient,
         config::{self, LogConfig, MetricsConfig, NbdConfig, NodeConfig, PoolConfig, ReactorsConfig},
         size::ByteSize,
     },
-    node::admin::{AdminReply, AdminRequest},
+    node::admin::{AdminReply, AdminRequest, VolumeStatus},
 };
 
 /// The node of this release; the partner's name will be `b`.
@@ -30,17 +36,18 @@ pub(crate) fn run(args: &UpArgs, output: &Output) -> Result<Exit, Failure> {
     make_directory(&layout.dir)?;
     let _lock = ProcessLock::acquire(&layout.lock(), &format!("`twinlog up {}`", args.dir.display()))?;
     if args.single {
-        say("one node, as asked for by --single: its log is not mirrored");
+        output.say("one node, as asked for by --single: its log is not mirrored");
     } else {
-        say("one node: pairs come with a later release; its log is not mirrored");
+        output.say("one node: pairs come with a later release; its log is not mirrored");
     }
     if layout.config().exists() {
-        check_options(args, &layout)?;
-        say(&format!("found node {NODE} in {}", layout.home().display()));
+        remove(&layout.making())?;
+        check_options(args, &layout, output)?;
+        output.say(&format!("found node {NODE} in {}", layout.home().display()));
     } else {
         make(args, &layout, output)?;
     }
-    Supervisor { layout: &layout, restart: !args.no_restart, on_first_serving: introduce }.run()
+    Supervisor { layout: &layout, restart: !args.no_restart, on_first_serving: introduce, output }.run()
 }
 
 /// What the options say, for a new directory.
@@ -69,34 +76,56 @@ fn configuration(args: &UpArgs, layout: &Layout) -> NodeConfig {
 
 /// Makes everything that a new directory needs. Interrupted, it leaves no `node.toml`, and the next start begins anew.
 ///
-/// 1. log and device: what an interrupted start left is removed first; nothing can be in it, since no node was ever started;
-/// 2. `first-start`, with the size of the volume that is made when the node serves;
-/// 3. `node.toml`, whole or not at all.
+/// 1. `making`: until `node.toml` is there, nothing here can hold data;
+/// 2. log and device, after what an interrupted start left has been removed. Without `making`, files that are there belong to a node
+///    whose `node.toml` was lost, and are left alone;
+/// 3. `first-start`, with the size of the volume that is made when the node serves;
+/// 4. `node.toml`, whole or not at all; then `making` goes.
 fn make(args: &UpArgs, layout: &Layout, output: &Output) -> Result<(), Failure> {
+    let size = args.size.unwrap_or(SIZE_DEFAULT);
+    if size.bytes() == 0 || !size.bytes().is_multiple_of(BLOCK_BYTES) || size.bytes() > VOLUME_BYTES_MAX {
+        let message =
+            format!("--size {size} is not a multiple of {BLOCK_BYTES} bytes up to {}", ByteSize(VOLUME_BYTES_MAX));
+        return Err(Failure::new(Exit::Usage, message, "twinlog up --size 4GiB"));
+    }
     make_directory(&layout.home())?;
     make_directory(&layout.disks())?;
-    let size = args.size.unwrap_or(SIZE_DEFAULT);
     let text = config::to_text(&configuration(args, layout));
     let home =
         std::path::absolute(layout.home()).map_err(|error| Failure::system("find", layout.home().display(), &error))?;
     let config = config::parse(&text, &layout.config(), &home)?;
-    say(&format!("making node {NODE} in {}", layout.home().display()));
-    for path in config.pool.devices.iter().chain(&config.log.path) {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Failure::system("remove", path.display(), &error));
-            }
-            _ => {}
+    output.say(&format!("making node {NODE} in {}", layout.home().display()));
+    for path in config.pool.devices.iter().chain(&config.log.path).filter(|path| path.exists()) {
+        if !layout.making().exists() {
+            let (path, config) = (path.display(), layout.config());
+            let message =
+                format!("{path} is there and {} is not: a node whose configuration was lost?", config.display());
+            return Err(Failure::new(
+                Exit::Refused,
+                message,
+                "restore node.toml, or give another directory, or remove the files",
+            ));
         }
+        remove(path)?;
     }
+    write_durably(&layout.making(), "")?;
     provision::make_image(&config.pool.devices[0], provision::image_bytes(size.bytes()))?;
     provision::make_log_and_pool(&config, &[], output)?;
     write_durably(&layout.first_start(), &size.to_string())?;
-    write_durably(&layout.config(), &text)
+    write_durably(&layout.config(), &text)?;
+    remove(&layout.making())
+}
+
+/// Removes a file that may be there.
+fn remove(path: &Path) -> Result<(), Failure> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::system("remove", path.display(), &error)),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses options that a directory made earlier contradicts.
-fn check_options(args: &UpArgs, layout: &Layout) -> Result<(), Failure> {
+fn check_options(args: &UpArgs, layout: &Layout, output: &Output) -> Result<(), Failure> {
     let config = config::load(&layout.config())?;
     let port = |port: &u16| config.nbd.tcp.iter().any(|address| address.port() == *port);
     let wrong = if args.log_size.is_some_and(|size| size != config.log.size) {
@@ -115,34 +144,57 @@ fn check_options(args: &UpArgs, layout: &Layout) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Usage, message, format!("leave {option} out, or edit {key} there")));
     }
     if args.size.is_some() && !layout.first_start().exists() {
-        say(&format!("--size is not used: {VOLUME} was made earlier; see `twinlog volume resize`"));
+        output.say(&format!("--size is not used: {VOLUME} was made earlier; see `twinlog volume resize`"));
     }
     Ok(())
 }
 
+#[derive(Serialize)]
+struct Serving {
+    event: &'static str,
+    admin: PathBuf,
+    volumes: Vec<Export>,
+}
+
+#[derive(Serialize)]
+struct Export {
+    name: String,
+    size_bytes: u64,
+    uris: Vec<String>,
+}
+
 /// Makes the volume if this is the first start, and says how to connect.
-fn introduce(layout: &Layout, client: &mut AdminClient) -> Result<(), Failure> {
+fn introduce(layout: &Layout, client: &mut AdminClient, output: &Output) -> Result<(), Failure> {
     let marker = layout.first_start();
     if marker.exists() {
         make_volume(&marker, client)?;
     }
-    let config = config::load(&layout.config())?;
-    say("serving");
+    let nbd = config::load(&layout.config())?.nbd;
     let volumes = match client.call(&AdminRequest::VolumeList)? {
         AdminReply::Volumes { volumes } => volumes,
         other => return Err(unexpected(other)),
     };
-    for volume in &volumes {
-        let (name, size) = (&volume.name, ByteSize(volume.size_bytes));
-        say(&format!("  {name} ({size})  nbd+unix:///{name}?socket={}", layout.nbd().display()));
-        for address in &config.nbd.tcp {
-            say(&format!("  {name} ({size})  nbd://{address}/{name}"));
+    let export = |volume: VolumeStatus| {
+        let (name, size_bytes) = (volume.name, volume.size_bytes);
+        let socket = format!("nbd+unix:///{name}?socket={}", layout.nbd().display());
+        let tcp = nbd.tcp.iter().map(|address| format!("nbd://{address}/{name}"));
+        Export { uris: std::iter::once(socket).chain(tcp).collect(), name, size_bytes }
+    };
+    let volumes = volumes.into_iter().map(export).collect();
+    let serving = Serving { event: "serving", admin: layout.admin(), volumes };
+    output.event(&serving, || {
+        let mut text = "twinlog: serving\n".to_owned();
+        for Export { name, size_bytes, uris } in &serving.volumes {
+            for uri in uris {
+                text.push_str(&format!("twinlog:   {name} ({})  {uri}\n", ByteSize(*size_bytes)));
+            }
         }
-    }
-    let dir = layout.dir.display();
-    let first = volumes.first().map_or(VOLUME, |volume| volume.name.as_str());
-    say(&format!("  try: nbdinfo 'nbd+unix:///{first}?socket={}'", layout.nbd().display()));
-    say(&format!("  try: twinlog status --dir {dir}"));
+        if let Some(uri) = serving.volumes.first().and_then(|volume| volume.uris.first()) {
+            text.push_str(&format!("twinlog:   try: nbdinfo '{uri}'\n"));
+        }
+        text.push_str(&format!("twinlog:   try: twinlog status --dir {}\n", layout.dir.display()));
+        text
+    });
     Ok(())
 }
 
@@ -161,13 +213,16 @@ fn make_volume(marker: &Path, client: &mut AdminClient) -> Result<(), Failure> {
             other => return Err(unexpected(other)),
         }
     }
-    fs::remove_file(marker).map_err(|error| Failure::system("remove", marker.display(), &error))
+    remove(marker)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::args::{Cli, Command};
+    use crate::cli::{
+        args::{Cli, Command},
+        output::OutputFormat,
+    };
     use clap::Parser;
 
     fn args(line: &str) -> UpArgs {
@@ -193,13 +248,42 @@ mod tests {
         make_directory(&layout.home()).expect("made");
         let text = config::to_text(&configuration(&args("twinlog up d --port 10809"), &layout));
         write_durably(&layout.config(), &text).expect("written");
+        let output = Output::new(OutputFormat::Text);
         for good in ["twinlog up d", "twinlog up d --port 10809 --reactors 1 --log-size 256MiB --size 9GiB"] {
-            check_options(&args(good), &layout).expect(good);
+            check_options(&args(good), &layout, &output).expect(good);
         }
         for bad in ["--port 10810", "--reactors 2", "--log-size 1GiB"] {
-            let failure = check_options(&args(&format!("twinlog up d {bad}")), &layout).expect_err(bad);
+            let failure = check_options(&args(&format!("twinlog up d {bad}")), &layout, &output).expect_err(bad);
             assert_eq!(failure.exit, Exit::Usage);
             assert!(failure.message.contains("node.toml"), "{}", failure.message);
         }
+    }
+
+    #[test]
+    fn files_without_a_configuration_are_left_alone_unless_they_were_being_made() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let layout = Layout::new(directory.path(), NODE);
+        let image = layout.disks().join("pool-a.img");
+        make_directory(&layout.disks()).expect("made");
+        fs::write(&image, b"somebody's data").expect("written");
+        let output = Output::new(OutputFormat::Json);
+        let small = args("twinlog up d --size 1MiB --log-size 8MiB");
+        assert_eq!(make(&small, &layout, &output).expect_err("data").exit, Exit::Refused);
+        assert_eq!(fs::read(&image).expect("there"), b"somebody's data");
+        write_durably(&layout.making(), "").expect("written");
+        make(&small, &layout, &output).expect("an interrupted first start");
+        assert!(layout.config().exists() && layout.first_start().exists() && !layout.making().exists());
+    }
+
+    #[test]
+    fn a_volume_size_that_cannot_be_is_refused_before_anything_is_made() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let layout = Layout::new(directory.path(), NODE);
+        for size in ["0", "4095", "1048577GiB"] {
+            let failure =
+                make(&args(&format!("twinlog up d --size {size}")), &layout, &Output::new(OutputFormat::Json));
+            assert_eq!(failure.expect_err(size).exit, Exit::Usage);
+        }
+        assert!(!layout.home().exists());
     }
 }

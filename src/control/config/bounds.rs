@@ -17,8 +17,8 @@ pub const MEMORY_BYTES_MAX: u64 = 4 << 40;
 pub const LOG_BYTES_MIN: u64 = 8 << 20;
 /// Largest log portion. Recovery reads it whole, so more than this would make a restart last minutes.
 pub const LOG_BYTES_MAX: u64 = 1 << 40;
-/// Length of a Unix socket's path: `sun_path` has 108 bytes, the last one zero.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Length of a Unix socket's path: `sun_path` has 108 bytes, the last one zero; and the admin socket is made under a name one byte longer.
+const SOCKET_PATH_BYTES_MAX: usize = 106;
 /// Highest CPU number: the kernel's `cpu_set_t` has 1024 bits.
 const CPUS_MAX: usize = 1024;
 
@@ -59,7 +59,10 @@ fn check_name(key: &'static str, name: &str) -> Result<(), Broken> {
 fn check_socket(key: &'static str, path: &Path) -> Result<(), Broken> {
     let length = path.as_os_str().len();
     let message = || {
-        format!("the socket's path has {length} bytes; Linux takes at most {SOCKET_PATH_BYTES_MAX}: {}", path.display())
+        format!(
+            "the socket's path has {length} bytes; at most {SOCKET_PATH_BYTES_MAX} can be bound: {}",
+            path.display()
+        )
     };
     ensure(length <= SOCKET_PATH_BYTES_MAX, key, message, "give a shorter path, for example one below /run/twinlog")
 }

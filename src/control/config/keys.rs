@@ -13,7 +13,7 @@ pub(super) const KEYS: [(&str, &[&str]); 8] = [
     ("nbd", &["unix", "tcp", "allow_remote"]),
     ("metrics", &["address"]),
     ("reactors", &["count", "cpus", "idle"]),
-    ("memory", &["limit"]),
+    ("memory", &["limit", "pinned"]),
     ("log", &["backend", "path", "size", "allow_volatile"]),
     ("pool", &["name", "devices"]),
     ("logging", &["level", "format"]),
