@@ -49,7 +49,8 @@ const ENTER_REGISTERED_RING: u32 = 1 << 4;
 /// How large a ring is and what it registers.
 #[derive(Clone, Debug)]
 pub struct RingOptions {
-    /// Entries of the submission queue: what one turn hands over in one system call. A power of two, 8 to 32768.
+    /// Entries of the submission queue: what one turn hands over in one system call. A power of two, 8 to 32768; less when this user
+    /// may not lock the memory for it.
     pub entries: u32,
     /// Files and connections that can be registered; more work too, each operation a little slower.
     pub files_max: u32,
@@ -75,6 +76,9 @@ pub enum RingError {
     /// The kernel's io_uring is too old.
     #[error("the kernel's io_uring lacks {0}: Linux 5.15 or later is needed")]
     TooOld(&'static str),
+    /// Not even a small ring fits.
+    #[error("no memory for io_uring ({0}): this user may lock too little of it, see `ulimit -l`")]
+    Memory(io::Error),
     /// Another system call failed.
     #[error("cannot set up io_uring: {0}")]
     Io(#[from] io::Error),

@@ -13,6 +13,9 @@ use twinlog_device::BlockPool;
 /// Largest buffer that the kernel registers: 1 GiB.
 const BUFFER_BYTES_MAX: usize = 1 << 30;
 
+/// Smallest submission queue: what does not fit waits in line.
+const ENTRIES_MIN: u32 = 8;
+
 /// Places for buffers of drivers (staging memory of file logs) behind those of the block pool.
 const EXTRA_BUFFERS: u32 = 16;
 
@@ -62,11 +65,29 @@ pub(super) fn core(options: &RingOptions, pool: &BlockPool) -> Result<Core, Ring
     Ok(core)
 }
 
-/// The ring with the newest set of flags that the kernel takes, and whether completions are deferred.
+/// A ring, as large as `entries` if the memory that this user may lock is enough for it, and whether completions are deferred.
 fn build(entries: u32) -> Result<(IoUring, bool), RingError> {
+    let mut entries = entries.max(ENTRIES_MIN);
+    loop {
+        match build_sized(entries) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && entries > ENTRIES_MIN => {
+                entries = (entries / 2).max(ENTRIES_MIN);
+            }
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES | libc::ENOSYS) => return Err(RingError::Refused(error)),
+                Some(libc::ENOMEM) => return Err(RingError::Memory(error)),
+                _ => return Err(RingError::Io(error)),
+            },
+            Ok(built) => return Ok(built),
+        }
+    }
+}
+
+/// The ring with the newest set of flags that the kernel takes.
+fn build_sized(entries: u32) -> io::Result<(IoUring, bool)> {
     // Room for a completion of everything that is queued, several times over: overflow works, but slowly.
     let completions = entries.saturating_mul(4);
-    let mut last = io::Error::from_raw_os_error(libc::ENOSYS);
+    let mut last = io::Error::from_raw_os_error(libc::EINVAL);
     for level in (0..3).rev() {
         let mut builder = IoUring::builder();
         builder.setup_clamp().setup_cqsize(completions).dontfork();
@@ -81,13 +102,10 @@ fn build(entries: u32) -> Result<(IoUring, bool), RingError> {
         match builder.build(entries) {
             Ok(uring) => return Ok((uring, level >= 2)),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = error,
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES | libc::ENOSYS) => return Err(RingError::Refused(error)),
-                _ => return Err(RingError::Io(error)),
-            },
+            Err(error) => return Err(error),
         }
     }
-    Err(RingError::Io(last))
+    Err(last)
 }
 
 fn register_files(uring: &IoUring, count: u32) -> bool {
