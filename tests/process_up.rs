@@ -7,6 +7,7 @@
 use serde_json::Value;
 use std::{
     fs::{self, File},
+    io::{Read, Write},
     os::unix::process::ExitStatusExt,
     path::Path,
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -140,7 +141,7 @@ fn a_first_start_makes_a_volume_and_a_second_one_finds_it() {
 
     let up = Up::start(&directory, &[]);
     up.serving();
-    assert_eq!(up.volumes(), ["vol-a", "second"]);
+    assert_eq!(up.volumes(), ["second", "vol-a"]);
     up.json(&["volume", "delete", "vol-a", "--yes"]);
     assert_eq!(up.stop().code(), Some(0));
     assert!(!directory.path().join("a/admin.sock").exists(), "a stopped node leaves no socket");
@@ -259,6 +260,49 @@ fn the_files_of_a_stopped_node_can_be_examined() {
 }
 
 #[test]
+fn a_node_that_cannot_start_is_not_started_again_and_says_why() {
+    let directory = directory();
+    assert_eq!(Up::fresh(&directory).stop().code(), Some(0));
+    let config = directory.path().join("a/node.toml");
+    let good = fs::read_to_string(&config).expect("there");
+    let end = |text: &str| {
+        fs::write(&config, text).expect("written");
+        let mut up = Up::start(&directory, &[]);
+        let status = wait_for("the end of up", || up.supervisor.try_wait().expect("our child"));
+        (status.code(), up.said())
+    };
+    let (code, said) = end(&good.replace("[pool]", "[pol]"));
+    assert!(code == Some(2) && said.contains("did you mean `pool`?"), "{code:?}: {said}");
+    let (code, said) = end(&good.replace("pool-a.img", "pool-b.img"));
+    assert!(code == Some(1) && said.contains("pool-b.img"), "{code:?}: {said}");
+    let (code, said) = end(&good.replace("\"log\"", "\"gone\""));
+    assert!(code == Some(1) && said.contains("could not start"), "{code:?}: {said}");
+    fs::write(&config, good).expect("written");
+    Up::start(&directory, &[]).serving();
+}
+
+#[test]
+fn metrics_and_json_logs_are_served_where_the_configuration_says() {
+    let directory = directory();
+    assert_eq!(Up::fresh(&directory).stop().code(), Some(0));
+    let config = directory.path().join("a/node.toml");
+    let text = fs::read_to_string(&config).expect("there");
+    let text = text.replace("[metrics]", "[metrics]\naddress = \"127.0.0.1:0\"").replace("\"text\"", "\"json\"");
+    fs::write(&config, text).expect("written");
+    let up = Up::start(&directory, &[]);
+    up.serving();
+    let said = up.said();
+    let mut events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let address = events.find_map(|event| event["metrics"].as_str().map(str::to_owned)).expect("the node says where");
+    let mut stream = std::net::TcpStream::connect(address).expect("somebody listens");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("twinlog_volume_size_bytes{node=\"a\",volume=\"vol-a\"} 67108864.0"), "{answer}");
+}
+
+#[test]
 fn scripts_learn_from_up_how_to_connect() {
     let directory = directory();
     let port =
@@ -284,7 +328,11 @@ fn two_reactors_serve_and_restart_with_one() {
     let directory = directory();
     let up = Up::start(&directory, &["--size", "64MiB", "--log-size", "16MiB", "--reactors", "2"]);
     up.serving();
-    up.json(&["volume", "create", "other", "64MiB"]);
+    let other = up.json(&["volume", "create", "other", "64MiB"])["volumes"][0]["reactor"].clone();
+    let list = up.json(&["volume", "list"]);
+    let reactors: Vec<&Value> =
+        list["volumes"].as_array().expect("a list").iter().map(|volume| &volume["reactor"]).collect();
+    assert!(reactors.contains(&&other) && reactors[0] != reactors[1], "each reactor has a volume: {list}");
     let status = up.json(&["status"]);
     assert_eq!(status["status"]["reactors"].as_array().map(Vec::len), Some(2));
     assert_eq!(status["status"]["lanes"].as_array().map(Vec::len), Some(2));

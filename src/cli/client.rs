@@ -49,10 +49,10 @@ pub(crate) fn pool(command: PoolCommand, output: &Output) -> Result<Exit, Failur
 pub(crate) fn volume(command: VolumeCommand, output: &Output) -> Result<Exit, Failure> {
     match command {
         VolumeCommand::Create { name, size, node } => {
-            let request = AdminRequest::VolumeCreate { name, size_bytes: size.bytes() };
-            show_volumes(&volumes(&node, &request)?, output)
+            let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes: size.bytes() };
+            show_changed(&name, &request, &node, output)
         }
-        VolumeCommand::List(node) => show_volumes(&volumes(&node, &AdminRequest::VolumeList)?, output),
+        VolumeCommand::List(node) => show_volumes(&status_of(&node)?.volumes, output),
         VolumeCommand::Show { name, node } => {
             let mut status = status_of(&node)?;
             status.volumes.retain(|volume| volume.name == name);
@@ -89,11 +89,15 @@ pub(crate) fn status_of(node: &NodeArgs) -> Result<NodeStatus, Failure> {
     }
 }
 
-fn volumes(node: &NodeArgs, request: &AdminRequest) -> Result<Vec<VolumeStatus>, Failure> {
+/// Orders a change of the volume `name`, and shows it.
+fn show_changed(name: &str, request: &AdminRequest, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
     match ask(node, request)? {
-        AdminReply::Volumes { volumes } => Ok(volumes),
-        other => Err(unexpected(other)),
+        AdminReply::Volumes { .. } | AdminReply::Done => {}
+        other => return Err(unexpected(other)),
     }
+    let mut volumes = status_of(node)?.volumes;
+    volumes.retain(|volume| volume.name == name);
+    show_volumes(&volumes, output)
 }
 
 fn show_volumes(volumes: &[VolumeStatus], output: &Output) -> Result<Exit, Failure> {
@@ -109,7 +113,7 @@ fn known(volumes: &[VolumeStatus], name: &str) -> Result<(), Failure> {
 }
 
 fn resize(name: &str, size: ByteSize, discard: bool, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
-    let mut now = volumes(node, &AdminRequest::VolumeList)?;
+    let mut now = status_of(node)?.volumes;
     now.retain(|volume| volume.name == name);
     known(&now, name)?;
     if !discard && now.iter().any(|volume| size.bytes() < volume.size_bytes) {
@@ -118,7 +122,7 @@ fn resize(name: &str, size: ByteSize, discard: bool, node: &NodeArgs, output: &O
         return Err(Failure::new(Exit::Refused, message, format!("twinlog volume resize {name} {size} --discard")));
     }
     let request = AdminRequest::VolumeResize { name: name.to_owned(), size_bytes: size.bytes() };
-    show_volumes(&volumes(node, &request)?, output)
+    show_changed(name, &request, node, output)
 }
 
 /// Adds a device: first to `node.toml`, where that is known, so that a node that dies right after the device joined finds it again. A

@@ -11,7 +11,7 @@
 //! # Failure
 //!
 //! * The node dies: it is started again at once, and its recovery replays its log. One that dies [`EARLY_DEATHS_MAX`] times in a row before it serves is
-//!   given up. One that ends with "usage" or "refused" is not started again: nothing would change.
+//!   given up. One that ends with "usage" or "refused", or with an error before it served, is not started again: nothing would change.
 //! * The supervisor dies: the kernel sends the node SIGTERM, and it stops cleanly.
 //! * SIGTERM, SIGINT or SIGHUP: the node gets SIGTERM and [`STOP_WAIT_MAX`] to take its last consistency point; a second signal, or the end of that time, kills it.
 //!   That loses nothing: it is what the log is for.
@@ -90,7 +90,7 @@ impl Supervisor<'_> {
                 Outcome::Stopped => return Ok(Exit::Done),
                 Outcome::Died(status, served) => (status, served),
             };
-            if let Some(exit) = self.is_final(status)? {
+            if let Some(exit) = self.is_final(status, served)? {
                 return Ok(exit);
             }
             early_deaths = if served { 0 } else { early_deaths + 1 };
@@ -124,7 +124,7 @@ impl Supervisor<'_> {
     }
 
     /// Whether the node ended in a way that a new start would repeat.
-    fn is_final(&self, status: ExitStatus) -> Result<Option<Exit>, Failure> {
+    fn is_final(&self, status: ExitStatus, served: bool) -> Result<Option<Exit>, Failure> {
         let node = &self.layout.node;
         match status.code() {
             Some(0) => {
@@ -138,6 +138,9 @@ impl Supervisor<'_> {
             )),
             Some(4) => {
                 Err(Failure::new(Exit::Refused, format!("node {node} refused to start"), "see its message above"))
+            }
+            Some(1) if !served => {
+                Err(Failure::new(Exit::Error, format!("node {node} could not start"), "see its message above"))
             }
             _ => Ok(None),
         }
