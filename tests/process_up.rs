@@ -86,7 +86,7 @@ impl Up {
     /// Process of the node itself.
     fn node(&self) -> u32 {
         let text = fs::read_to_string(Path::new(&self.dir).join("a/pid")).expect("a running node has a pid file");
-        text.trim().parse().expect("a process id")
+        text.lines().next().and_then(|line| line.parse().ok()).expect("a process id")
     }
 
     /// Waits for another node process than `old` that serves.
@@ -300,6 +300,24 @@ fn metrics_and_json_logs_are_served_where_the_configuration_says() {
     stream.read_to_string(&mut answer).expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(answer.contains("twinlog_volume_size_bytes{node=\"a\",volume=\"vol-a\"} 67108864.0"), "{answer}");
+}
+
+#[test]
+fn a_log_in_memory_is_never_ok_and_a_clean_stop_loses_nothing() {
+    let directory = directory();
+    assert_eq!(Up::fresh(&directory).stop().code(), Some(0));
+    let config = directory.path().join("a/node.toml");
+    let text = fs::read_to_string(&config).expect("there");
+    let volatile = text.replace("\"file\"", "\"memory\"").replace("path = \"log\"\n", "");
+    fs::write(&config, volatile.replace("allow_volatile = false", "allow_volatile = true")).expect("written");
+    let up = Up::start(&directory, &[]);
+    assert_eq!(up.serving()["verdict"], "DEGRADED");
+    assert_eq!(up.run(&["status"]).status.code(), Some(3));
+    up.run(&["volume", "create", "kept", "1MiB"]);
+    assert_eq!(up.stop().code(), Some(0));
+    let up = Up::start(&directory, &[]);
+    up.serving();
+    assert_eq!(up.volumes(), ["kept", "vol-a"]);
 }
 
 #[test]

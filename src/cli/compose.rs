@@ -235,6 +235,18 @@ pub(crate) struct NewPool {
     pub(crate) time_ns: u64,
 }
 
+/// Writes a lane's header, durably.
+fn format_lane(log: AnyLog, identity: &LaneIdentity, platform: &mut UringPlatform) -> Result<AnyLog, Failure> {
+    let mut format = Format::new(log, identity);
+    while !format
+        .poll()
+        .map_err(|error| Failure::new(Exit::Error, format!("cannot format the log: {error}"), "twinlog doctor"))?
+    {
+        platform.turn(OFFLINE_WAIT);
+    }
+    Ok(format.into_log())
+}
+
 /// Formats the log's lanes, then the devices: the pool exists when its first superblock is durable.
 pub(crate) fn create_pool(config: &NodeConfig, new: &NewPool, overwrite: bool) -> Result<(), Failure> {
     let storage = Storage::open(config, OFFLINE_BLOCKS)?;
@@ -247,10 +259,7 @@ pub(crate) fn create_pool(config: &NodeConfig, new: &NewPool, overwrite: bool) -
         let log = storage.log.lane(&ring, config.log.lane_bytes(new.lane_count), lane)?;
         let identity =
             LaneIdentity { pool: new.id, role: PortionRole::Own, lane: LaneIndex(lane), lane_count: new.lane_count };
-        let mut format = Format::new(log, &identity);
-        while !format.poll().map_err(|error| failed(&error))? {
-            platform.turn(OFFLINE_WAIT);
-        }
+        format_lane(log, &identity, &mut platform)?;
     }
     let sizes = storage.devices.iter().map(|file| file.size_bytes() / BLOCK_BYTES);
     let devices: Vec<(u128, u64)> = new.device_ids.iter().copied().zip(sizes).collect();
@@ -352,8 +361,8 @@ impl RunningNode {
 }
 
 /// Opens everything that the configuration names and starts the reactors: they recover the pool, then serve. The devices are those of the
-/// pool in their order, and the number is that of its lanes.
-pub(crate) fn start((config, lane_count): &(NodeConfig, u16)) -> Result<RunningNode, Failure> {
+/// pool in their order; then come its id and the number of its lanes.
+pub(crate) fn start((config, pool, lane_count): &(NodeConfig, PoolId, u16)) -> Result<RunningNode, Failure> {
     let blocks = u32::try_from(config.memory.limit.bytes() / BLOCK_BYTES).expect("bounded by the configuration");
     let mut storage = Storage::open(config, blocks)?;
     storage.listen(config)?;
@@ -364,6 +373,7 @@ pub(crate) fn start((config, lane_count): &(NodeConfig, u16)) -> Result<RunningN
         budget: Budget::default(),
         ended: Arc::default(),
         lane_count: *lane_count,
+        pool: *pool,
         joining: Joining::default(),
     });
     let count = u16::try_from(config.reactors.count).expect("bounded by the configuration");
@@ -398,6 +408,7 @@ struct Shared {
     budget: Budget,
     ended: Arc<AtomicBool>,
     lane_count: u16,
+    pool: PoolId,
     joining: Joining,
 }
 
@@ -480,12 +491,21 @@ fn open(
     ring: &Ring,
     connections: Connections,
 ) -> Result<Reactor<UringPlatform>, Failure> {
-    let Shared { config, storage, budget, ended, lane_count, .. } = &**shared;
+    let Shared { config, storage, budget, ended, lane_count, pool, .. } = &**shared;
     let reactor_count = u16::try_from(config.reactors.count).expect("bounded by the configuration");
     let own_lanes = (index..*lane_count).step_by(usize::from(reactor_count));
     let lane_bytes = config.log.lane_bytes(*lane_count);
-    let lane = |lane| Ok((LaneIndex(lane), storage.log.lane(ring, lane_bytes, lane)?));
-    let lanes = own_lanes.map(lane).collect::<Result<Vec<_>, FileError>>()?;
+    let mut platform = UringPlatform::new(ring.clone());
+    let mut lane = |lane| {
+        let log = storage.log.lane(ring, lane_bytes, lane)?;
+        // Memory begins empty with every process; what it held is lost, which its durability class says.
+        let is_new = matches!(log, AnyLog::Memory(_));
+        let identity =
+            LaneIdentity { pool: *pool, role: PortionRole::Own, lane: LaneIndex(lane), lane_count: *lane_count };
+        let log = if is_new { format_lane(log, &identity, &mut platform)? } else { log };
+        Ok((LaneIndex(lane), log))
+    };
+    let lanes = own_lanes.map(&mut lane).collect::<Result<Vec<_>, Failure>>()?;
     let Connections { mailbox, peers, mut wakers, calls } = connections;
     wakers.remove(usize::from(index));
     let engine = Engine::open(EngineParts {
@@ -509,7 +529,7 @@ fn open(
     let connections_max = CONNECTIONS_MAX / config.reactors.count;
     let net = UringNetwork::new(ring, storage.listeners.clone(), connections_max).map_err(no_ring)?;
     Ok(Reactor {
-        platform: UringPlatform::new(ring.clone()),
+        platform,
         engine,
         net,
         nbd: NbdServer::new(connections_max),

@@ -18,7 +18,8 @@ use super::{
 use nix::fcntl::{Flock, FlockArg};
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Read, Seek, Write},
+    io::Read,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 use twinlog::control::client::AdminClient;
@@ -95,17 +96,15 @@ impl ProcessLock {
         let failed = |what, error: &std::io::Error| Failure::system(what, path.display(), error);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = file.map_err(|error| failed("open", &error))?;
-        let mut held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(held) => held,
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => return Err(held_by(&mut file, path, who)),
             Err((_, number)) => return Err(failed("lock", &number.into())),
         };
-        let write = |held: &mut File| {
-            held.set_len(0)?;
-            held.rewind()?;
-            writeln!(held, "{}", std::process::id())
-        };
-        write(&mut held).map_err(|error| failed("write", &error))?;
+        // The first line is right at every moment: nobody reads an empty file.
+        let line = format!("{}\n", std::process::id());
+        let write = |held: &File| held.write_all_at(line.as_bytes(), 0).and_then(|()| held.set_len(line.len() as u64));
+        write(&held).map_err(|error| failed("write", &error))?;
         Ok(Self { _held: held })
     }
 }
@@ -113,7 +112,11 @@ impl ProcessLock {
 fn held_by(file: &mut File, path: &Path, who: &str) -> Failure {
     let mut pid = String::new();
     let known = file.take(32).read_to_string(&mut pid).is_ok() && !pid.trim().is_empty();
-    let pid = if known { format!("process {}", pid.trim()) } else { "another process".to_owned() };
+    let pid = if known {
+        format!("process {}", pid.lines().next().unwrap_or_default())
+    } else {
+        "another process".to_owned()
+    };
     let hint = "`twinlog status` shows it; stop it by Ctrl-C in its terminal or SIGTERM to that process";
     Failure::new(Exit::Refused, format!("{who} runs already as {pid} (it holds {})", path.display()), hint)
 }

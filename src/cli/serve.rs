@@ -17,6 +17,7 @@ use signal_hook::{
 };
 use std::thread::Builder;
 use twinlog::{
+    base::PoolId,
     control::{
         admin::{AdminServer, NodeHandle},
         config::{self, NodeConfig},
@@ -66,8 +67,8 @@ fn run_node(config: &NodeConfig) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// The configuration with the pool's devices in the order of its table, and the number of its lanes.
-fn assembled(config: &NodeConfig) -> Result<(NodeConfig, u16), Failure> {
+/// The configuration with the pool's devices in the order of its table; the pool's id, and the number of its lanes.
+fn assembled(config: &NodeConfig) -> Result<(NodeConfig, PoolId, u16), Failure> {
     let found = superblocks::assemble(&config.pool.devices)?;
     for stranger in &found.strangers {
         tracing::warn!(device = %stranger.display(), "configured, but not part of the pool: `twinlog pool grow` adds it");
@@ -75,7 +76,7 @@ fn assembled(config: &NodeConfig) -> Result<(NodeConfig, u16), Failure> {
     let mut config = config.clone();
     config.pool.devices = found.devices;
     let lane_count = found.superblock.applied.len();
-    Ok((config, u16::try_from(lane_count).expect("at most LANES_MAX")))
+    Ok((config, found.superblock.pool, u16::try_from(lane_count).expect("at most LANES_MAX")))
 }
 
 /// Asks the node to stop when a signal comes.

@@ -101,13 +101,13 @@ fn pool_figures(text: &mut String, status: &NodeStatus) {
         show_bytes(pool.deferred_bytes)
     );
     line(text, "space", &space);
-    let cp = format!(
-        "{} is {} old, took {}, now {}",
-        pool.cp,
-        show_ns(pool.cp_age_ns),
-        show_ns(pool.cp_duration_ns),
-        pool.cp_phase
-    );
+    // The clock knows nothing of what was before this process.
+    let age = if pool.cp_age_ns > status.uptime_ns {
+        "from before the start".to_owned()
+    } else {
+        format!("{} old, took {}", show_ns(pool.cp_age_ns), show_ns(pool.cp_duration_ns))
+    };
+    let cp = format!("{} is {age}, now {}", pool.cp, pool.cp_phase);
     line(text, "cp", &cp);
 }
 
