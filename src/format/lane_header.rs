@@ -18,7 +18,10 @@ use crate::{
     },
     format::{Unverified, Verify},
 };
-use std::mem::{offset_of, size_of};
+use std::{
+    fmt,
+    mem::{offset_of, size_of},
+};
 use thiserror::Error;
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
@@ -53,6 +56,16 @@ pub struct LaneIdentity {
     pub lane: LaneIndex,
     /// Lanes of the portion.
     pub lane_count: u16,
+}
+
+impl fmt::Display for LaneIdentity {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let role = match self.role {
+            PortionRole::Own => "own",
+            PortionRole::Mirror => "mirror",
+        };
+        write!(formatter, "lane {} of {} of the {role} portion of pool {}", self.lane, self.lane_count, self.pool)
+    }
 }
 
 /// The lane header as it lies in the log.
@@ -220,7 +233,7 @@ pub enum LaneHeaderError {
         region: u64,
     },
     /// The log of something else.
-    #[error("this is {found:?}, not {expected:?}")]
+    #[error("the log holds {found}; {expected} is expected here")]
     OtherLane {
         /// Whose it is.
         found: Box<LaneIdentity>,

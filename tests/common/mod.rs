@@ -22,6 +22,8 @@ use std::{
 };
 use tempfile::TempDir;
 
+pub(crate) mod nbd;
+
 /// How long a target may take to answer, or to die. Only a limit: a good one needs a fraction of a second.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -243,11 +245,21 @@ impl Target {
         format!("nbd+unix:///vol-a?socket={}", self.socket().display())
     }
 
-    /// Runs `twinlog` with `--dir` of this target.
+    /// Runs `twinlog ... --dir DIR -o json`, which must succeed or find something, and returns what it says.
     #[must_use]
-    pub(crate) fn twinlog(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn twinlog(&self, arguments: &[&str]) -> serde_json::Value {
         let mut command = command(env!("CARGO_BIN_EXE_twinlog"), arguments);
-        outcome(command.arg("--dir").arg(self.data()))
+        let output = outcome(command.args(["-o", "json", "--dir"]).arg(self.data()));
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {output:?} {complaint}"))
+    }
+
+    /// `twinlog status`, or null while the node does not answer at all.
+    #[must_use]
+    pub(crate) fn status(&self) -> serde_json::Value {
+        let mut command = command(env!("CARGO_BIN_EXE_twinlog"), &["status", "-o", "json", "--dir"]);
+        serde_json::from_slice(&outcome(command.arg(self.data())).stdout).unwrap_or_default()
     }
 
     fn log(&self) -> PathBuf {

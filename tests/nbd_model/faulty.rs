@@ -1,12 +1,12 @@
 //! A small NBD server in memory, sound or with one defect: what the model is tested on.
 #![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "an ordinary threaded server, not the engine")]
 
-use crate::{
-    client::{
+use crate::common::{
+    self,
+    nbd::{
         BLOCK_STATUS, CHUNK_DATA, CHUNK_DONE, CHUNK_MAGIC, CHUNK_STATUS, HOLE, NO_HOLE, READ, REQUEST_MAGIC,
         SIMPLE_MAGIC, TRIM, WRITE, WRITE_ZEROES, ZERO,
     },
-    common,
 };
 use std::{
     io::{self, Read, Write},

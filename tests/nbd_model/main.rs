@@ -7,11 +7,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod client;
 mod faulty;
 mod model;
 
-use client::Client;
+use common::nbd::Client;
 use faulty::{Bug, FaultyServer};
 use model::Model;
 use std::path::Path;

@@ -3,7 +3,7 @@
 //! Requests go out in batches whose changes do not overlap anything else of the batch, so their order does not matter and every
 //! outcome is certain. The batch is spread over the connections; later reads come over other ones.
 
-use crate::client::{
+use crate::common::nbd::{
     BLOCK_STATUS, CACHE, Client, DF, FLUSH, FUA, HOLE, NO_HOLE, READ, Reply, Request, TRIM, WRITE, WRITE_ZEROES, ZERO,
 };
 use std::ops::Range;
