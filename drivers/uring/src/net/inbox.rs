@@ -30,17 +30,22 @@ pub(super) struct Inbox {
     head: usize,
     filled: usize,
     in_flight: bool,
-    /// The last receive filled all the room that it had.
-    grow: bool,
+    /// The last receive filled all the room that it had: more may wait in the socket.
+    was_filled: bool,
 }
 
 impl Inbox {
     pub(super) fn new() -> Self {
-        Self { buffer: HeapBuffer::new(CAPACITY_BYTES[0]), head: 0, filled: 0, in_flight: false, grow: false }
+        Self { buffer: HeapBuffer::new(CAPACITY_BYTES[0]), head: 0, filled: 0, in_flight: false, was_filled: false }
     }
 
     pub(super) fn is_receiving(&self) -> bool {
         self.in_flight
+    }
+
+    /// Whether the last receive took all that the socket had.
+    pub(super) fn has_drained(&self) -> bool {
+        !self.was_filled
     }
 
     pub(super) fn input(&self) -> &[u8] {
@@ -68,7 +73,7 @@ impl Inbox {
 
     fn make_room(&mut self, waiting: usize) {
         let capacity = self.buffer.len();
-        if self.grow && capacity < CAPACITY_BYTES[1] {
+        if self.was_filled && capacity < CAPACITY_BYTES[1] {
             let larger = HeapBuffer::new(CAPACITY_BYTES[1]);
             // SAFETY: the new buffer is ours alone.
             unsafe { larger.write(0, self.input()) };
@@ -89,7 +94,7 @@ impl Inbox {
         let room = self.buffer.len() - self.filled;
         assert!(self.in_flight && count <= room, "the kernel fills only what it was given");
         self.in_flight = false;
-        self.grow = count == room;
+        self.was_filled = count == room;
         self.filled += count;
     }
 

@@ -59,6 +59,9 @@ const LINGERING_LIMIT: Duration = Duration::from_secs(2);
 /// How long a listener rests when the machine has no descriptor or memory for a connection.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
+/// `IORING_RECVSEND_POLL_FIRST` of the kernel's `linux/io_uring.h`.
+const RECEIVE_POLL_FIRST: u16 = 1;
+
 /// A client that has been silent for this long, in seconds, is asked whether it is still there, and asked again after each interval.
 const KEEPALIVE_SECONDS: [u32; 2] = [60, 10];
 
@@ -134,6 +137,8 @@ pub struct UringNetwork {
     connection_count: u64,
     refused_count: u64,
     retry_after: Box<types::Timespec>,
+    /// [`RECEIVE_POLL_FIRST`] where the kernel has it, else zero.
+    poll_first: u16,
     events: Vec<Event>,
 }
 
@@ -165,6 +170,7 @@ impl UringNetwork {
             connection_count: 0,
             refused_count: 0,
             retry_after: Box::new(types::Timespec::from(RETRY_AFTER)),
+            poll_first: if ring.facts().poll_first { RECEIVE_POLL_FIRST } else { 0 },
             events: Vec::new(),
         };
         for listener in 0..network.listeners.len() {
@@ -279,7 +285,10 @@ impl UringNetwork {
         }
         let Some((address, length)) = connection.inbox.begin() else { return };
         let target = connection.registered.target();
-        let entry = opcode::Recv::new(target.fd(), address, length).build();
+        // When there was nothing left in the socket, waiting at once saves an attempt that most likely finds nothing.
+        let has_drained = connection.inbox.has_drained();
+        let poll_first = if has_drained { self.poll_first } else { 0 };
+        let entry = opcode::Recv::new(target.fd(), address, length).ioprio(poll_first).build();
         // SAFETY: the inbox keeps this part of its buffer for the receive until it is told of its end, and the port is dropped
         // before the inbox.
         unsafe { self.port.push(operation_index(Operation::Receive, slot), target.seal(entry)) };

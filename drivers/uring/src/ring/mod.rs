@@ -97,6 +97,8 @@ pub struct RingFacts {
     pub scattered_registered_buffers: bool,
     /// One entry accepts many connections (Linux 5.19).
     pub multishot_accept: bool,
+    /// A receive can be told to wait before it tries (Linux 5.19).
+    pub poll_first: bool,
 }
 
 /// Something that queues entries of its own just before the kernel is entered.

@@ -37,13 +37,15 @@ pub(super) fn core(options: &RingOptions, pool: &BlockPool) -> Result<Core, Ring
     uring.submitter().register_probe(&mut probe)?;
     let registered_files = register_files(&uring, options.files_max);
     let buffers = if options.register_buffers { Buffers::register(&uring, pool) } else { Buffers::default() };
+    // Neither is an operation of its own; they came with the operation `Socket`.
+    let linux_5_19 = probe.is_supported(opcode::Socket::CODE);
     let facts = RingFacts {
         deferred_completions,
         registered_files,
         registered_buffers: buffers.pool_count > 0,
         scattered_registered_buffers: probe.is_supported(opcode::ReadvFixed::CODE),
-        // Not an operation of its own; it came with the operation `Socket`.
-        multishot_accept: probe.is_supported(opcode::Socket::CODE),
+        multishot_accept: linux_5_19,
+        poll_first: linux_5_19,
     };
     let mut core = Core {
         registered_ring: register_ring(&uring),
