@@ -26,7 +26,7 @@
 
 use crate::{
     Access, Cache, FileError, FileKind, Ring, StorageFile,
-    heap::HeapBuffer,
+    buffer::PageBuffer,
     ring::{Event, Port, RegisteredFile},
 };
 use io_uring::opcode;
@@ -58,7 +58,7 @@ struct Slot {
     state: State,
     token: Token,
     /// The buffer of a read; none for a persist.
-    target: Option<HeapBuffer>,
+    target: Option<PageBuffer>,
     /// First byte in the region.
     offset_bytes: u64,
     /// What a persist writes, in the stream of staged bytes.
@@ -79,7 +79,7 @@ pub struct FileLog {
     /// First byte of the region in the file.
     region_bytes: u64,
     info: LogInfo,
-    staging: HeapBuffer,
+    staging: PageBuffer,
     /// Its place in the table of registered buffers.
     staging_index: Option<u16>,
     /// Positions in the stream of staged bytes: what is reported, what persists cover, what is stored.
@@ -122,7 +122,7 @@ impl FileLog {
             durability: file.durability(),
             pending_bytes_max: staging_bytes as u64,
         };
-        let staging = HeapBuffer::new(staging_bytes);
+        let staging = PageBuffer::new(staging_bytes);
         let staging_index = ring.core().register_buffer(staging.address(&(0..staging_bytes)), staging_bytes);
         let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         let slot = || Slot {
@@ -357,7 +357,7 @@ impl LogMemory for FileLog {
         );
         assert!(offset_bytes.is_multiple_of(4096) && length_bytes.is_multiple_of(4096), "reads have whole blocks");
         let index = self.start(token, offset_bytes, length_bytes);
-        self.slots[index as usize].target = Some(HeapBuffer::new(length_bytes));
+        self.slots[index as usize].target = Some(PageBuffer::new(length_bytes));
         match self.failed {
             Some(kind) => self.end(index, Err(kind)),
             None => self.submit(index),

@@ -41,10 +41,10 @@
 //! ```
 
 mod any_log;
+mod buffer;
 mod clock;
 mod disk;
 mod file_log;
-mod heap;
 mod memory_log;
 mod net;
 mod platform;

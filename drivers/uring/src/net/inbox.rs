@@ -14,7 +14,7 @@
 // The kernel writes into the buffer while the input is being looked at.
 #![expect(unsafe_code, reason = "memory shared with a receive in flight")]
 
-use crate::heap::HeapBuffer;
+use crate::buffer::PageBuffer;
 
 /// Input that must be able to wait, by the contract of [`twinlog_device::Network::input`].
 pub(super) const FULL_BYTES: usize = 64 << 10;
@@ -26,7 +26,7 @@ const CAPACITY_BYTES: [usize; 2] = [64 << 10, 256 << 10];
 const ROOM_BYTES_MIN: usize = 16 << 10;
 
 pub(super) struct Inbox {
-    buffer: HeapBuffer,
+    buffer: PageBuffer,
     head: usize,
     filled: usize,
     in_flight: bool,
@@ -36,7 +36,7 @@ pub(super) struct Inbox {
 
 impl Inbox {
     pub(super) fn new() -> Self {
-        Self { buffer: HeapBuffer::new(CAPACITY_BYTES[0]), head: 0, filled: 0, in_flight: false, was_filled: false }
+        Self { buffer: PageBuffer::new(CAPACITY_BYTES[0]), head: 0, filled: 0, in_flight: false, was_filled: false }
     }
 
     pub(super) fn is_receiving(&self) -> bool {
@@ -74,7 +74,7 @@ impl Inbox {
     fn make_room(&mut self, waiting: usize) {
         let capacity = self.buffer.len();
         if self.was_filled && capacity < CAPACITY_BYTES[1] {
-            let larger = HeapBuffer::new(CAPACITY_BYTES[1]);
+            let larger = PageBuffer::new(CAPACITY_BYTES[1]);
             // SAFETY: the new buffer is ours alone.
             unsafe { larger.write(0, self.input()) };
             self.buffer = larger;

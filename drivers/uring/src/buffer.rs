@@ -6,36 +6,37 @@
 // The kernel writes this memory outside of Rust's borrows: raw pointers are the honest form.
 #![expect(unsafe_code, reason = "memory shared with operations in flight")]
 
-use std::{
-    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
-    ops::Range,
-    ptr::NonNull,
-};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use std::{num::NonZeroUsize, ops::Range, ptr::NonNull};
 
-/// Zeroed memory, aligned to pages, for `O_DIRECT`. Not touched before use, so that unused parts cost nothing.
-pub(crate) struct HeapBuffer {
+/// Zeroed memory, aligned to pages, for `O_DIRECT`. A mapping of its own, because an allocator would fill it with zeroes: parts that
+/// are never used cost nothing.
+pub(crate) struct PageBuffer {
     base: NonNull<u8>,
-    layout: Layout,
+    length_bytes: NonZeroUsize,
 }
 
-impl HeapBuffer {
+impl PageBuffer {
     /// `length_bytes` of zeroes, at least one.
+    ///
+    /// # Panics
+    /// When the machine has no memory, as every allocation does.
     pub(crate) fn new(length_bytes: usize) -> Self {
-        assert!(length_bytes > 0, "a buffer has bytes");
-        let layout = Layout::from_size_align(length_bytes, 4096).expect("page alignment is a power of two");
-        // SAFETY: the layout's size is not zero (asserted above).
-        let base = unsafe { alloc_zeroed(layout) };
-        Self { base: NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout)), layout }
+        let length_bytes = NonZeroUsize::new(length_bytes).expect("a buffer has bytes");
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a fresh anonymous mapping aliases nothing.
+        let base = unsafe { mmap_anonymous(None, length_bytes, protection, MapFlags::MAP_PRIVATE) };
+        Self { base: base.expect("the machine has memory").cast(), length_bytes }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.layout.size()
+        self.length_bytes.get()
     }
 
     /// Where `range` begins, for an operation.
     pub(crate) fn address(&self, range: &Range<usize>) -> *mut u8 {
         assert!(range.start <= range.end && range.end <= self.len(), "the range lies in the buffer");
-        // SAFETY: the offset is inside the allocation or one past it (asserted above).
+        // SAFETY: the offset is inside the mapping or one past it (asserted above).
         unsafe { self.base.as_ptr().add(range.start) }
     }
 
@@ -45,7 +46,7 @@ impl HeapBuffer {
     /// No operation in flight may write in `range`, and nothing else may while the borrow lives.
     pub(crate) unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
         let address = self.address(&range);
-        // SAFETY: inside the allocation (checked by `address`), initialised (zeroed at first), not written (caller's promise).
+        // SAFETY: inside the mapping (checked by `address`), initialised (zeroed at first), not written (caller's promise).
         unsafe { std::slice::from_raw_parts(address, range.len()) }
     }
 
@@ -66,14 +67,15 @@ impl HeapBuffer {
     /// As for [`Self::write`], for the bytes of `range` and their new place.
     pub(crate) unsafe fn move_to_front(&self, range: Range<usize>) {
         let source = self.address(&range);
-        // SAFETY: both places lie inside the allocation and may overlap; nobody else uses them (caller's promise).
+        // SAFETY: both places lie inside the mapping and may overlap; nobody else uses them (caller's promise).
         unsafe { self.base.as_ptr().copy_from(source, range.len()) };
     }
 }
 
-impl Drop for HeapBuffer {
+impl Drop for PageBuffer {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout; the owner waited for its operations.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) };
+        // SAFETY: base and length are what mmap returned; the owner waited for its operations.
+        let unmapped = unsafe { munmap(self.base.cast(), self.length_bytes.get()) };
+        debug_assert!(unmapped.is_ok(), "munmap of a whole mapping of ours cannot fail");
     }
 }
