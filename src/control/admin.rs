@@ -11,7 +11,7 @@
 //! 2. At most [`CONNECTIONS_MAX`] connections, each with one request in flight; further ones get a refusal line and are closed.
 //! 3. A request line has at most [`REQUEST_LINE_BYTES_MAX`] bytes. A longer one, or one that is no request, gets a refusal; after a
 //!    longer one the connection is closed, since nobody knows where the next line begins.
-//! 4. A connection that sends nothing for [`SILENCE_MAX`], or takes no reply for [`WRITE_WAIT_MAX`], is closed.
+//! 4. A connection that sends nothing for `SILENCE_MAX`, or takes no reply for `WRITE_WAIT_MAX`, is closed.
 //!
 //! # Life cycle
 //!

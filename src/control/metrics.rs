@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! 1. Only `GET /metrics` is answered with content; the request head has at most [`HEAD_BYTES_MAX`] bytes and must be complete within
-//!    [`CLIENT_WAIT_MAX`]; every connection is closed after one answer. One thread serves one client after the other, so a client that
+//! 1. Only `GET /metrics` is answered with content; the request head has at most `HEAD_BYTES_MAX` bytes and must be complete within
+//!    `CLIENT_WAIT_MAX`; every connection is closed after one answer. One thread serves one client after the other, so a client that
 //!    stalls costs others at most that time.
 //! 2. Metrics are read from one [`NodeStatus`], so the figures of one answer belong together.
 
