@@ -201,7 +201,12 @@ impl<L: LogMemory> Shard<L> {
         match message {
             ToShard::Open(opening) => self.begin_replay(*opening),
             ToShard::Freeze(cp) => self.freeze(cp),
-            ToShard::Space(ranges) => self.cp.as_mut().expect("space comes within a consistency point").space(ranges),
+            // After a failure the consistency point is gone, and a coordinator that has not heard of it yet goes on.
+            ToShard::Space(ranges) => {
+                if let Some(cp) = &mut self.cp {
+                    cp.space(ranges);
+                }
+            }
             ToShard::Durable(cp) => self.durable(cp),
             ToShard::Volume { call, id, change } => self.submit_volume_change(call, id, change),
             ToShard::Stop(reason) => self.stop(reason),
