@@ -219,7 +219,8 @@ fn lane_findings(status: &NodeStatus, found: &mut Vec<Finding>) {
 fn pool_findings(status: &NodeStatus, found: &mut Vec<Finding>) {
     let pool = &status.pool;
     if pool.checksum_errors > 0 {
-        let why = format!("{} block(s) did not match their checksum since start", pool.checksum_errors);
+        let why =
+            format!("{} time(s) since start a block that was read did not match its checksum", pool.checksum_errors);
         found.push(finding(Severity::Degraded, "pool", why, "`twinlog pool scrub` names every damaged block"));
     }
     let usable = pool.free_bytes.saturating_add(pool.deferred_bytes);

@@ -7,7 +7,8 @@
 //! 3. counts agree: free blocks, blocks below each reference, sizes of free areas;
 //! 4. every record, list and node is well formed.
 //!
-//! The walk is depth first with a bounded number of fetches ahead; memory is one bit per block of the pool, twice.
+//! Every block is read from its device: what the cache holds proves nothing about the medium. The walk is depth first with a
+//! bounded number of fetches ahead; memory is one bit per block of the pool, twice.
 
 use crate::{
     alloc::geometry::{Geometry, place},
@@ -24,7 +25,10 @@ use crate::{
     },
 };
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 use twinlog_device::{BLOCK_BYTES, BlockBytes, BlockDevice, SharedBlock};
 
 /// Fetches ahead.
@@ -33,6 +37,8 @@ const AHEAD_MAX: usize = 64;
 const STEP_BLOCKS: usize = 64;
 /// Lines of problems in a report.
 const PROBLEMS_MAX: usize = 100;
+/// Damaged ranges in a report.
+const DAMAGED_MAX: usize = 1000;
 
 /// Result of a check or scrub.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,10 +47,26 @@ pub struct CheckReport {
     pub verified_blocks: u64,
     /// Blocks in use according to the trees.
     pub reachable_blocks: u64,
-    /// Blocks in use according to the space map.
+    /// Blocks in use according to the space map: those that are reached, and those that were freed and come back with a later
+    /// consistency point.
     pub allocated_blocks: u64,
+    /// Blocks that were freed and not yet given back.
+    pub freed_blocks: u64,
+    /// What of which volume cannot be read, by volume and offset; neighbours are joined. At most 1000.
+    pub damaged: Vec<DamagedRange>,
     /// Everything that is wrong, at most 100 lines; empty means whole.
     pub problems: Vec<String>,
+}
+
+/// Bytes of a volume that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedRange {
+    /// Name of the volume.
+    pub volume: String,
+    /// First byte.
+    pub offset_bytes: u64,
+    /// How many; up to the volume's end at most.
+    pub length_bytes: u64,
 }
 
 /// What a block is.
@@ -77,8 +99,11 @@ pub struct Check {
     waiting: BTreeMap<BlockKey, Visit>,
     seen: BTreeMap<u64, Box<BlockBytes>>,
     map: BTreeMap<u64, SharedBlock>,
-    objects: BTreeSet<ObjectId>,
+    /// Name and size of every volume.
+    objects: BTreeMap<ObjectId, (String, u64)>,
     names: BTreeSet<String>,
+    /// Bytes of each volume that cannot be read, by their offset.
+    damaged: BTreeMap<(ObjectId, u64), u64>,
     freed_blocks: u64,
     report: CheckReport,
 }
@@ -95,8 +120,9 @@ impl Check {
             waiting: BTreeMap::new(),
             seen: BTreeMap::new(),
             map: BTreeMap::new(),
-            objects: BTreeSet::new(),
+            objects: BTreeMap::new(),
             names: BTreeSet::new(),
+            damaged: BTreeMap::new(),
             freed_blocks: 0,
             report: CheckReport::default(),
             superblock,
@@ -125,7 +151,10 @@ impl Check {
         let Some(visit) = self.waiting.remove(&key) else { return };
         match result {
             Ok(block) => self.visit(visit, &block),
-            Err(reason) => self.problem(format!("{}: {reason}", self.describe(&visit))),
+            Err(reason) => {
+                self.note_damage(&visit);
+                self.problem(format!("{}: {reason}", self.describe(&visit)));
+            }
         }
     }
 
@@ -136,16 +165,14 @@ impl Check {
                 return None;
             }
             let Some(visit) = self.stack.pop() else { break };
-            if let Some(block) = io.fetch(&visit.reference, self.tag) {
-                self.visit(visit, &block);
-            } else {
-                self.waiting.insert(visit.reference.key(), visit);
-            }
+            io.fetch_from_medium(&visit.reference, self.tag);
+            self.waiting.insert(visit.reference.key(), visit);
         }
         if !self.stack.is_empty() || !self.waiting.is_empty() {
             return None;
         }
         self.compare();
+        self.join_damage();
         Some(std::mem::take(&mut self.report))
     }
 
@@ -222,7 +249,8 @@ impl Check {
             match record.verify() {
                 Ok(None) => {}
                 Ok(Some(volume)) => {
-                    if !self.objects.insert(volume.id) || !self.names.insert(volume.name.clone()) {
+                    let known = self.objects.insert(volume.id, (volume.name.clone(), volume.size_bytes));
+                    if known.is_some() || !self.names.insert(volume.name.clone()) {
                         self.problem(format!("volume '{}' (object {}) exists twice", volume.name, volume.id));
                     }
                     if volume.id >= self.superblock.next_object {
@@ -276,6 +304,7 @@ impl Check {
                 }
             }
         }
+        self.report.freed_blocks = self.freed_blocks;
         self.report.allocated_blocks = self.geometry.usable_blocks() - free_blocks.min(self.geometry.usable_blocks());
         if free_blocks != self.superblock.free_blocks {
             self.problem(format!(
@@ -289,6 +318,36 @@ impl Check {
         }
     }
 
+    /// The bytes of a volume below a block.
+    fn bytes_below(&self, visit: &Visit) -> Option<(ObjectId, Range<u64>)> {
+        let Role::Volume(id) = visit.role else { return None };
+        let size_bytes = self.objects.get(&id).map_or(u64::MAX, |(_, size_bytes)| *size_bytes);
+        let byte = |block: u64| block.saturating_mul(BLOCK_BYTES as u64).min(size_bytes);
+        Some((id, byte(visit.first)..byte(visit.first.saturating_add(span(visit.levels)))))
+    }
+
+    fn note_damage(&mut self, visit: &Visit) {
+        if let Some((id, bytes)) = self.bytes_below(visit) {
+            self.damaged.insert((id, bytes.start), bytes.end);
+        }
+    }
+
+    /// Puts the damaged bytes into the report, neighbours as one range.
+    fn join_damage(&mut self) {
+        for ((id, start), end) in std::mem::take(&mut self.damaged) {
+            let volume = self.objects.get(&id).map_or_else(|| format!("object {id}"), |(name, _)| name.clone());
+            let ranges = &mut self.report.damaged;
+            let is_full = ranges.len() == DAMAGED_MAX;
+            match ranges.last_mut() {
+                Some(last) if last.volume == volume && last.offset_bytes + last.length_bytes == start => {
+                    last.length_bytes += end - start;
+                }
+                _ if is_full => return,
+                _ => ranges.push(DamagedRange { volume, offset_bytes: start, length_bytes: end - start }),
+            }
+        }
+    }
+
     fn problem(&mut self, line: String) {
         if self.report.problems.len() < PROBLEMS_MAX {
             self.report.problems.push(line);
@@ -297,7 +356,11 @@ impl Check {
 
     fn describe(&self, visit: &Visit) -> String {
         let what = match visit.role {
-            Role::Volume(id) => format!("object {id}, from block {}", visit.first),
+            Role::Volume(id) => {
+                let name = self.objects.get(&id).map_or("?", |(name, _)| name.as_str());
+                let bytes = self.bytes_below(visit).map_or(0..0, |(_, bytes)| bytes);
+                format!("volume {name}, bytes {}..{}", bytes.start, bytes.end)
+            }
             Role::ObjectTable => "object table".to_owned(),
             Role::SpaceMap => format!("space map, from area {}", visit.first),
             Role::Freed => "freed list".to_owned(),

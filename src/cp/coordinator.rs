@@ -14,6 +14,7 @@ use crate::{
         space_map::{Ready, SpaceMap},
     },
     base::{BlockAddress, CpNumber, LaneIndex, ObjectId, limits::DEVICES_MAX, planted},
+    changelog::throttle::CHECKPOINT_AGE,
     format::{
         chain::{AddressRange, Subtree},
         object::{VolumeRecord, is_valid_name, is_valid_size},
@@ -87,6 +88,8 @@ struct Run {
     freed: Vec<AddressRange>,
     reap: Vec<Subtree>,
     object_table: TreeRoot,
+    /// Whether it frees blocks of volumes, beside the few that every consistency point replaces.
+    frees_data: bool,
     allocated_blocks: u64,
     reserved_blocks: u64,
     map: Option<MapResult>,
@@ -140,6 +143,8 @@ pub struct Coordinator {
     list_blocks: Vec<AddressRange>,
     run: Option<Run>,
     wanted: bool,
+    /// When another consistency point gives freed space back, if nothing else asks for one before.
+    settles_at: Option<Nanos>,
     to_replay: BTreeSet<LaneIndex>,
     volumes: BTreeMap<ObjectId, VolumeRecord>,
     names: BTreeSet<String>,
@@ -179,6 +184,7 @@ impl Coordinator {
             list_blocks: Vec::new(),
             run: None,
             wanted: false,
+            settles_at: None,
             to_replay: BTreeSet::new(),
             volumes: BTreeMap::new(),
             names: BTreeSet::new(),
@@ -295,6 +301,12 @@ impl Coordinator {
         self.run.is_some() || self.wanted || self.state == PoolState::Opening
     }
 
+    /// When [`Coordinator::step`] has something to do even if nothing arrives.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        self.settles_at.filter(|_| self.state == PoolState::Serving && !self.holds_frees)
+    }
+
     /// Begins to make, resize or delete a volume. The end is [`CoordinatorEvent::VolumeDone`] with the returned number.
     ///
     /// # Errors
@@ -396,6 +408,7 @@ impl Coordinator {
         if matches!(self.state, PoolState::Stopped(_)) {
             return;
         }
+        self.wanted |= self.next_deadline().is_some_and(|at| at <= now);
         if self.run.is_none() && self.wanted && self.to_replay.is_empty() {
             self.start(now);
         }
@@ -475,6 +488,7 @@ impl Coordinator {
 
     fn start(&mut self, now: Nanos) {
         self.wanted = false;
+        self.settles_at = None;
         let superblock = self.superblock.as_ref().expect("opened");
         let cp = superblock.cp.next();
         self.run = Some(Run {
@@ -486,6 +500,7 @@ impl Coordinator {
             freed: Vec::new(),
             reap: Vec::new(),
             object_table: superblock.object_table,
+            frees_data: false,
             allocated_blocks: 0,
             reserved_blocks: 0,
             map: None,
@@ -587,6 +602,7 @@ impl Coordinator {
             return Ok(());
         }
         for report in run.reports.values_mut() {
+            run.frees_data |= !report.freed.is_empty();
             run.freed.append(&mut report.freed);
             run.reap.append(&mut report.reap);
             run.reserved_blocks += report.reserved_blocks;
@@ -637,6 +653,7 @@ impl Coordinator {
             }
             run.freed.push(AddressRange { first: subtree.root.address(), count: 1 });
             *done += 1;
+            run.frees_data = true;
         }
         Ok(())
     }
@@ -740,6 +757,7 @@ impl Coordinator {
         let Phase::Commit(commit) = run.phase else { unreachable!("called after the commit") };
         let map = run.map.expect("written before");
         self.superblock = Some(commit.into_superblock());
+        let is_behind = map.cleared_blocks < total(&self.freed);
         self.freed = map.freed;
         self.list_blocks = map.freed_places.into_iter().chain(map.reap_places).collect();
         self.space.committed(map.tree);
@@ -758,6 +776,8 @@ impl Coordinator {
         }
         // What is left to reap is space that somebody wants back.
         self.wanted |= !self.reap.is_empty();
+        // What this one freed comes back with the next one. If nobody asks for that, it is taken in a while, and frees no data itself.
+        self.settles_at = (run.frees_data || is_behind).then(|| self.figures.cp_at + CHECKPOINT_AGE);
     }
 
     /// The superblock is durable on a device that joined: its space can be used.

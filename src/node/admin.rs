@@ -2,7 +2,7 @@
 //!
 //! Control runs on ordinary threads; it sends an [`AdminCall`] over a bounded channel to reactor 0 and waits for the reply there.
 
-pub use crate::cp::check::CheckReport;
+pub use crate::cp::check::{CheckReport, DamagedRange};
 use crossbeam_channel::Sender;
 use serde::{Deserialize, Serialize};
 

@@ -285,7 +285,8 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
     /// When `poll` has something to do even if nothing arrives.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Nanos> {
-        self.shards.iter().filter_map(Shard::next_deadline).min()
+        let coordinator = self.coordinator.as_ref().and_then(Coordinator::next_deadline);
+        self.shards.iter().filter_map(Shard::next_deadline).chain(coordinator).min()
     }
 
     /// Whether something goes on that needs turns without waiting for anybody.

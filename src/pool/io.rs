@@ -51,6 +51,8 @@ pub enum IoEvent {
 struct Fetch {
     reference: BlockRef,
     waiters: Vec<Tag>,
+    /// Whether somebody will read it again: it goes into the cache.
+    is_kept: bool,
 }
 
 enum Request {
@@ -189,14 +191,27 @@ impl<D: BlockDevice> Io<D> {
         if let Some(block) = self.cache.get(key) {
             return Some(block);
         }
+        self.queue(reference, tag).is_kept = true;
+        None
+    }
+
+    /// Reads the block from its device even if it is in the cache, and leaves the cache as it is: for proofs. The end is an
+    /// [`IoEvent::Fetched`] for `tag`.
+    pub fn fetch_from_medium(&mut self, reference: &BlockRef, tag: Tag) {
+        assert!(!reference.is_hole(), "a hole has no block to fetch");
+        self.queue(reference, tag);
+    }
+
+    fn queue(&mut self, reference: &BlockRef, tag: Tag) -> &mut Fetch {
+        let key = reference.key();
         let fetch = self.fetches.entry(key).or_insert_with(|| {
             self.queued.push(key);
-            Fetch { reference: *reference, waiters: Vec::new() }
+            Fetch { reference: *reference, waiters: Vec::new(), is_kept: false }
         });
         if !fetch.waiters.contains(&tag) {
             fetch.waiters.push(tag);
         }
-        None
+        fetch
     }
 
     /// Reads `count` blocks of one device, unverified: for superblocks and labels.
@@ -373,7 +388,9 @@ impl<D: BlockDevice> Io<D> {
                     Err(format!("checksum of block {} does not match", reference.address()))
                 }
             };
-            if let Ok(block) = &result {
+            if let Ok(block) = &result
+                && self.fetches.get(&reference.key()).is_some_and(|fetch| fetch.is_kept)
+            {
                 self.cache.insert(reference.key(), block.clone());
             }
             self.deliver(reference.key(), &result);

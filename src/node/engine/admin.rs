@@ -5,7 +5,7 @@ use super::{
     grow::Growing,
 };
 use crate::{
-    base::CpNumber,
+    base::{CpNumber, ObjectId},
     cp::{check::Check, message::VolumeChange},
     format::object::VolumeRecord,
     node::admin::{DeviceStatus, NodeStatus, PoolStatus, ReactorReport, ReactorStatus, VolumeStatus},
@@ -32,6 +32,8 @@ struct Checking {
 /// What is under way.
 #[derive(Default)]
 pub(super) struct Admin {
+    /// Calls that came before the pool was open, in their order. Bounded by the callers: each waits for its answer.
+    early: Vec<AdminCall>,
     volume_calls: BTreeMap<u64, Sender<AdminReply>>,
     statuses: BTreeMap<u64, Gathering>,
     next_status: u64,
@@ -130,6 +132,10 @@ fn describe(record: &VolumeRecord) -> VolumeStatus {
 
 impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
     pub(super) fn admin_call(&mut self, call: AdminCall) {
+        let needs_pool = !matches!(call.request, AdminRequest::Status | AdminRequest::Progress | AdminRequest::Stop);
+        if needs_pool && self.pool_state() == Some(&PoolState::Opening) {
+            return self.admin.early.push(call);
+        }
         let AdminCall { request, reply } = call;
         match request {
             AdminRequest::Status => self.begin_status(reply),
@@ -170,6 +176,9 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             let gathering = self.admin.statuses.remove(&call).expect("just found");
             let status = self.status(gathering.reports, now);
             answer(&gathering.reply, AdminReply::Status(Box::new(status)));
+        }
+        if self.pool_state() != Some(&PoolState::Opening) {
+            std::mem::take(&mut self.admin.early).into_iter().for_each(|call| self.admin_call(call));
         }
         self.check_step();
         self.stop_step();
@@ -288,7 +297,12 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         };
         let free = self.blocks.free_count() + self.io.cached_blocks();
         let all = self.blocks.block_count();
-        let mut volumes: Vec<_> = reports.iter().flat_map(|report| report.volumes.clone()).collect();
+        // A shard knows a new volume before its record is stable; it exists when the coordinator knows it, for every caller at once.
+        let exists = |mut volume: VolumeStatus| {
+            volume.size_bytes = coordinator.volumes().get(&ObjectId(volume.id))?.size_bytes;
+            Some(volume)
+        };
+        let mut volumes: Vec<_> = reports.iter().flat_map(|report| report.volumes.clone()).filter_map(exists).collect();
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
         let checksum_errors = reports.iter().map(|report| report.checksum_errors).sum();
         NodeStatus {
