@@ -188,6 +188,67 @@ fn one_directory_is_served_once_and_a_dead_supervisor_takes_its_node_along() {
 }
 
 #[test]
+fn orders_right_after_a_start_or_a_death_wait_for_the_node() {
+    let directory = directory();
+    let up = Up::start(&directory, &["--size", "64MiB", "--log-size", "8MiB"]);
+    // Nothing listens yet: `up` has just begun to make the node.
+    wait_for("the supervisor", || directory.path().join("lock").exists().then_some(()));
+    up.json(&["volume", "create", "early", "1MiB"]);
+    signal(up.node(), "KILL");
+    assert_eq!(up.json(&["pool", "check"])["problems"].as_array().map(Vec::len), Some(0));
+    assert!(up.volumes().contains(&"early".to_owned()));
+}
+
+#[test]
+fn damage_on_a_disk_is_named_while_the_node_serves_and_when_it_is_stopped() {
+    let directory = directory();
+    let up = Up::fresh(&directory);
+    let mut client = std::os::unix::net::UnixStream::connect(directory.path().join("a/nbd.sock")).expect("it listens");
+    let pattern = [0x5a; 4096];
+    nbd_write(&mut client, 40960, &pattern);
+    up.json(&["volume", "create", "other", "1MiB"]);
+    let cp = up.json(&["status"])["status"]["pool"]["cp"].as_u64();
+    wait_for("a consistency point", || (up.json(&["status"])["status"]["pool"]["cp"].as_u64() > cp).then_some(()));
+    let image = directory.path().join("disks/pool-a.img");
+    let content = fs::read(&image).expect("there");
+    let places = content.chunks(4096).enumerate().filter(|(_, block)| *block == pattern);
+    let places: Vec<u64> = places.map(|(block, _)| block as u64 * 4096).collect();
+    assert_eq!(places.len(), 1, "one copy on one disk");
+    let file = fs::OpenOptions::new().write(true).open(&image).expect("there");
+    std::os::unix::fs::FileExt::write_all_at(&file, b"!", places[0] + 100).expect("written");
+    let config = format!("{}/a/node.toml", up.dir);
+    let expect = |output: Output| {
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(text.starts_with("DAMAGED  "), "{text}");
+        assert!(text.contains("volume vol-a: bytes 40960..45056 cannot be read"), "{text}");
+    };
+    expect(up.run(&["pool", "check"]));
+    expect(up.run(&["pool", "scrub"]));
+    let status = up.run(&["status"]);
+    assert!(status.stdout.starts_with(b"DEGRADED  pool: "), "{status:?}");
+    assert_eq!(up.stop().code(), Some(0));
+    expect(twinlog(&["pool", "check", "--config", &config]));
+}
+
+/// Writes by the NBD protocol, oldstyle in nothing: negotiation of the default export, one write, its reply.
+fn nbd_write(stream: &mut std::os::unix::net::UnixStream, offset: u64, bytes: &[u8]) {
+    let mut greeting = [0; 18];
+    stream.read_exact(&mut greeting).expect("a greeting");
+    // Fixed newstyle without the trailing zeroes; EXPORT_NAME with an empty name.
+    let option = [&[0, 0, 0, 3][..], b"IHAVEOPT", &[0, 0, 0, 1], &[0; 4]].concat();
+    stream.write_all(&option).expect("sent");
+    let mut export = [0; 10];
+    stream.read_exact(&mut export).expect("size and flags");
+    let length = u32::try_from(bytes.len()).expect("small").to_be_bytes();
+    let request = [&0x2560_9513_u32.to_be_bytes()[..], &[0, 0, 0, 1], &[7; 8], &offset.to_be_bytes(), &length, bytes];
+    stream.write_all(&request.concat()).expect("sent");
+    let mut reply = [0; 16];
+    stream.read_exact(&mut reply).expect("a reply");
+    assert_eq!(reply[4..8], [0; 4], "no error");
+}
+
+#[test]
 fn no_restart_leaves_a_dead_node_dead() {
     let directory = directory();
     let up = Up::start(&directory, &["--size", "64MiB", "--log-size", "8MiB", "--no-restart"]);

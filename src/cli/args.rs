@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use twinlog::control::size::ByteSize;
 
 /// Where `up` keeps everything unless told otherwise.
-const DEFAULT_DIR: &str = "./twinlog-data";
+pub(crate) const DEFAULT_DIR: &str = "./twinlog-data";
 
 #[derive(Debug, Parser)]
 #[command(

@@ -13,10 +13,11 @@ use std::{fs, path::Path};
 use twinlog::{
     base::limits::BLOCK_BYTES,
     control::{
+        client::AdminClient,
         config, render,
         size::{ByteSize, show_bytes},
     },
-    node::admin::{AdminReply, AdminRequest, CheckReport, NodeStatus, VolumeStatus},
+    node::admin::{AdminReply, AdminRequest, CheckReport, DamagedRange, NodeStatus, VolumeStatus},
 };
 
 #[derive(Serialize)]
@@ -34,7 +35,7 @@ pub(crate) fn pool(command: PoolCommand, output: &Output) -> Result<Exit, Failur
     match command {
         PoolCommand::Create { config, overwrite } => provision::create(&config, &overwrite, output),
         PoolCommand::List(node) | PoolCommand::Show(node) => {
-            let status = status_of(&node)?;
+            let status = open_status(&node)?;
             output.show(&Pools { pools: [&status.pool] }, || render::pool(&status))?;
             Ok(Exit::Done)
         }
@@ -52,9 +53,9 @@ pub(crate) fn volume(command: VolumeCommand, output: &Output) -> Result<Exit, Fa
             let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes: size.bytes() };
             show_changed(&name, &request, &node, output)
         }
-        VolumeCommand::List(node) => show_volumes(&status_of(&node)?.volumes, output),
+        VolumeCommand::List(node) => show_volumes(&open_status(&node)?.volumes, output),
         VolumeCommand::Show { name, node } => {
-            let mut status = status_of(&node)?;
+            let mut status = open_status(&node)?;
             status.volumes.retain(|volume| volume.name == name);
             known(&status.volumes, &name)?;
             output.show(&Volumes { volumes: &status.volumes }, || render::volume_figures(&status))?;
@@ -76,14 +77,28 @@ pub(crate) fn volume(command: VolumeCommand, output: &Output) -> Result<Exit, Fa
     }
 }
 
-/// One call to the node.
-pub(crate) fn ask(node: &NodeArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {
-    Ok(layout::connect(node)?.call(request)?)
+/// One call to the node, which is waited for while it starts.
+fn ask(node: &NodeArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {
+    Ok(layout::connect_patiently(node)?.call(request)?)
 }
 
-/// The node's status.
+/// The node's status as it is: `opening`, too.
 pub(crate) fn status_of(node: &NodeArgs) -> Result<NodeStatus, Failure> {
-    match ask(node, &AdminRequest::Status)? {
+    status(&mut layout::connect(node)?)
+}
+
+/// The status of a node whose pool is open, which is waited for.
+fn open_status(node: &NodeArgs) -> Result<NodeStatus, Failure> {
+    let mut client = layout::connect_patiently(node)?;
+    // Answered when the pool is open, or will never be.
+    match client.call(&AdminRequest::VolumeList)? {
+        AdminReply::Volumes { .. } | AdminReply::Refused { .. } => status(&mut client),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn status(client: &mut AdminClient) -> Result<NodeStatus, Failure> {
+    match client.call(&AdminRequest::Status)? {
         AdminReply::Status(status) => Ok(*status),
         other => Err(unexpected(other)),
     }
@@ -95,7 +110,7 @@ fn show_changed(name: &str, request: &AdminRequest, node: &NodeArgs, output: &Ou
         AdminReply::Volumes { .. } | AdminReply::Done => {}
         other => return Err(unexpected(other)),
     }
-    let mut volumes = status_of(node)?.volumes;
+    let mut volumes = open_status(node)?.volumes;
     volumes.retain(|volume| volume.name == name);
     show_volumes(&volumes, output)
 }
@@ -113,7 +128,7 @@ fn known(volumes: &[VolumeStatus], name: &str) -> Result<(), Failure> {
 }
 
 fn resize(name: &str, size: ByteSize, discard: bool, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
-    let mut now = status_of(node)?.volumes;
+    let mut now = open_status(node)?.volumes;
     now.retain(|volume| volume.name == name);
     known(&now, name)?;
     if !discard && now.iter().any(|volume| size.bytes() < volume.size_bytes) {
@@ -177,7 +192,7 @@ fn done(node: &NodeArgs, request: &AdminRequest, output: &Output, said: &str) ->
 /// A check or scrub of a running node, with its progress.
 fn examine(node: &NodeArgs, request: &AdminRequest, output: &Output) -> Result<Exit, Failure> {
     let bar = progress_bar(output, "verifying");
-    let reply = layout::connect(node)?.call_with_progress(request, |done, total| {
+    let reply = layout::connect_patiently(node)?.call_with_progress(request, |done, total| {
         bar.set_length(total.max(done) * BLOCK_BYTES);
         bar.set_position(done * BLOCK_BYTES);
     })?;
@@ -204,7 +219,16 @@ pub(crate) fn show_report(report: &CheckReport, output: &Output) -> Result<Exit,
         let (verified, reachable, allocated) =
             (report.verified_blocks, report.reachable_blocks, report.allocated_blocks);
         let head = if report.problems.is_empty() { "WHOLE" } else { "DAMAGED" };
-        let mut text = format!("{head}  {verified} blocks verified, {reachable} reachable, {allocated} allocated\n");
+        let freed = match report.freed_blocks {
+            0 => String::new(),
+            freed => format!(" ({freed} of them freed, which come back with the next consistency point)"),
+        };
+        let mut text =
+            format!("{head}  {verified} blocks verified, {reachable} reachable, {allocated} allocated{freed}\n");
+        for DamagedRange { volume, offset_bytes, length_bytes } in &report.damaged {
+            let end = offset_bytes + length_bytes;
+            text.push_str(&format!("  volume {volume}: bytes {offset_bytes}..{end} cannot be read\n"));
+        }
         for problem in &report.problems {
             text.push_str(&format!("  {problem}\n"));
         }

@@ -21,6 +21,7 @@ use std::{
     io::Read,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 use twinlog::control::client::AdminClient;
 
@@ -73,10 +74,39 @@ impl Layout {
     }
 }
 
+/// How long a node is waited for whose supervisor lives: it starts, or starts again.
+const START_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Time between two tries.
+const START_POLL: Duration = Duration::from_millis(50);
+
 /// Connects to the node that `args` name.
 pub(crate) fn connect(args: &NodeArgs) -> Result<AdminClient, Failure> {
     let socket = args.admin.clone().unwrap_or_else(|| Layout::new(&args.dir, &args.node).admin());
     Ok(AdminClient::connect(&socket)?)
+}
+
+/// As [`connect`], but waits for a node that is about to start: one whose supervisor holds the directory.
+pub(crate) fn connect_patiently(args: &NodeArgs) -> Result<AdminClient, Failure> {
+    let lock = Layout::new(&args.dir, &args.node).lock();
+    let mut waited = Duration::ZERO;
+    loop {
+        match connect(args) {
+            Err(_) if args.admin.is_none() && waited < START_WAIT_MAX && is_held(&lock) => pause(START_POLL),
+            result => return result,
+        }
+        waited += START_POLL;
+    }
+}
+
+/// Whether a process holds the lock file.
+fn is_held(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
+}
+
+#[expect(clippy::disallowed_methods, reason = "a command of a person's terminal, not the engine")]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
 }
 
 /// The configuration file that `args` name.
@@ -149,7 +179,9 @@ mod tests {
         let refusal = ProcessLock::acquire(&path, "this node").expect_err("held");
         assert_eq!(refusal.exit, Exit::Refused);
         assert!(refusal.message.contains(&format!("process {} ", std::process::id())), "{}", refusal.message);
+        assert!(is_held(&path));
         drop(held);
+        assert!(!is_held(&path) && !is_held(&directory.path().join("nothing")));
         ProcessLock::acquire(&path, "this node").expect("free again");
     }
 }

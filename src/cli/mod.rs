@@ -10,6 +10,7 @@ mod doctor;
 mod layout;
 mod offline;
 mod output;
+mod place;
 mod provision;
 mod reactor;
 mod serve;
@@ -21,6 +22,7 @@ mod up;
 use args::{Cli, Command};
 use clap::Parser;
 use output::{Failure, Output};
+use place::Place;
 use std::process::ExitCode;
 
 /// Runs the command that the program was called with.
@@ -28,9 +30,10 @@ pub(crate) fn main() -> ExitCode {
     // Ends with exit code 2 when the arguments are wrong, 0 for --help.
     let cli = Cli::parse();
     let output = Output::new(cli.output);
+    let place = Place::of(&cli.command);
     match run(cli.command, &output) {
         Ok(exit) => exit.into(),
-        Err(failure) => output.fail(&failure),
+        Err(failure) => output.fail(&Failure { hint: place.complete(&failure.hint), ..failure }),
     }
 }
 

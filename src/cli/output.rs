@@ -90,7 +90,9 @@ impl From<ConfigError> for Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let hint = match &error {
-            ClientError::NotRunning { .. } => "start one: `twinlog up`; or name it: --dir DIR or --admin SOCKET",
+            ClientError::NotRunning { .. } => {
+                "start it: `twinlog up`; or name another one: --dir DIR or --admin SOCKET; a stopped one is examined by `twinlog pool check --config FILE`"
+            }
             ClientError::Broken { .. } => "twinlog status",
             ClientError::Foreign { .. } => "use the twinlog program of the node's own version",
         };

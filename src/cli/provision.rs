@@ -4,6 +4,7 @@ use super::{
     client::progress_bar,
     compose::{self, NewPool},
     output::{Exit, Failure, Output},
+    place::shell_word,
     superblocks,
 };
 use serde::Serialize;
@@ -48,18 +49,18 @@ pub(crate) fn make_image(path: &Path, bytes: u64) -> Result<(), Failure> {
 }
 
 /// `twinlog pool create`
-pub(crate) fn create(config: &Path, overwrite: &[PathBuf], output: &Output) -> Result<Exit, Failure> {
+pub(crate) fn create(file: &Path, overwrite: &[PathBuf], output: &Output) -> Result<Exit, Failure> {
     #[derive(Serialize)]
     struct Created<'a> {
         pool: &'a str,
         devices: &'a [PathBuf],
     }
-    let config = config::load(config)?;
+    let config = config::load(file)?;
     make_log_and_pool(&config, overwrite, output)?;
     let created = Created { pool: &config.pool.name, devices: &config.pool.devices };
     let devices = config.pool.devices.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     output.show(&created, || {
-        format!("pool {} is made on {devices}\n  try: twinlog serve --config FILE\n", created.pool)
+        format!("pool {} is made on {devices}\n  try: twinlog serve --config {}\n", created.pool, shell_word(file))
     })?;
     Ok(Exit::Done)
 }
@@ -135,7 +136,7 @@ fn refuse_data(file: &File, path: &Path, bytes: u64) -> Result<(), Failure> {
         if let Some(position) = buffer.iter().position(|&byte| byte != 0) {
             let message =
                 format!("{} holds data (byte {}); nothing was written", path.display(), offset + position as u64);
-            let hint = format!("`wipefs {0}` shows whose; to lose it all: --overwrite {0}", path.display());
+            let hint = format!("`wipefs {0}` shows whose; to lose it all: --overwrite {0}", shell_word(path));
             return Err(Failure::new(Exit::Refused, message, hint));
         }
     }

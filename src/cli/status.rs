@@ -5,6 +5,7 @@ use super::{
     client::status_of,
     layout::Layout,
     output::{Exit, Failure, Output},
+    place::Place,
 };
 use serde::Serialize;
 use std::time::Duration;
@@ -63,7 +64,10 @@ pub(crate) fn run(args: &StatusArgs, output: &Output) -> Result<Exit, Failure> {
 fn sample(node: &NodeArgs) -> Result<(Option<NodeStatus>, Judgement), Failure> {
     match status_of(node) {
         Ok(status) => {
-            let judgement = judge(&status);
+            let mut judgement = judge(&status);
+            let place = Place::of_node(node);
+            judgement.next = place.complete(&judgement.next);
+            judgement.findings.iter_mut().for_each(|finding| finding.next = place.complete(&finding.next));
             Ok((Some(status), judgement))
         }
         Err(failure) => {
@@ -75,7 +79,7 @@ fn sample(node: &NodeArgs) -> Result<(Option<NodeStatus>, Judgement), Failure> {
                     &failure.hint,
                 ));
             }
-            Ok((None, unreachable(&failure.message, &failure.hint)))
+            Ok((None, unreachable(&failure.message, &Place::of_node(node).complete(&failure.hint))))
         }
     }
 }

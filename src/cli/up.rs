@@ -4,6 +4,7 @@ use super::{
     args::UpArgs,
     layout::{Layout, ProcessLock, make_directory, write_durably},
     output::{Exit, Failure, Output, unexpected},
+    place::{shell_word, socket_uri},
     provision,
     supervise::Supervisor,
 };
@@ -34,7 +35,7 @@ const LOG_SIZE_DEFAULT: ByteSize = ByteSize(256 << 20);
 pub(crate) fn run(args: &UpArgs, output: &Output) -> Result<Exit, Failure> {
     let layout = Layout::new(&args.dir, NODE);
     make_directory(&layout.dir)?;
-    let _lock = ProcessLock::acquire(&layout.lock(), &format!("`twinlog up {}`", args.dir.display()))?;
+    let _lock = ProcessLock::acquire(&layout.lock(), &format!("`twinlog up {}`", shell_word(&args.dir)))?;
     if args.single {
         output.say("one node, as asked for by --single: its log is not mirrored");
     } else {
@@ -176,7 +177,7 @@ fn introduce(layout: &Layout, client: &mut AdminClient, output: &Output) -> Resu
     };
     let export = |volume: VolumeStatus| {
         let (name, size_bytes) = (volume.name, volume.size_bytes);
-        let socket = format!("nbd+unix:///{name}?socket={}", layout.nbd().display());
+        let socket = socket_uri(&name, &layout.nbd());
         let tcp = nbd.tcp.iter().map(|address| format!("nbd://{address}/{name}"));
         Export { uris: std::iter::once(socket).chain(tcp).collect(), name, size_bytes }
     };
@@ -192,7 +193,7 @@ fn introduce(layout: &Layout, client: &mut AdminClient, output: &Output) -> Resu
         if let Some(uri) = serving.volumes.first().and_then(|volume| volume.uris.first()) {
             text.push_str(&format!("twinlog:   try: nbdinfo '{uri}'\n"));
         }
-        text.push_str(&format!("twinlog:   try: twinlog status --dir {}\n", layout.dir.display()));
+        text.push_str(&format!("twinlog:   try: twinlog status --dir {}\n", shell_word(&layout.dir)));
         text
     });
     Ok(())
