@@ -1,0 +1,31 @@
+//! One function for each parser. It takes any bytes, asserts what must hold for every input, and says whether it understood them.
+
+mod admin;
+mod config;
+mod format;
+pub(crate) mod lane;
+mod nbd;
+
+/// A body: any bytes in; whether they were valid out.
+pub(crate) type Body = fn(&[u8]) -> bool;
+
+/// Every target by its name.
+pub(crate) const TARGETS: [(&str, Body); 9] = [
+    ("nbd-handshake", nbd::handshake),
+    ("nbd-session", nbd::session),
+    ("record", lane::record),
+    ("lane", lane::lane),
+    ("superblock", format::superblock),
+    ("block", format::block),
+    ("config", config::config),
+    ("admin", admin::admin),
+    ("size", config::size),
+];
+
+/// The first `N` bytes of `data`, zeroes where it is shorter, and the rest.
+pub(crate) fn take<const N: usize>(data: &[u8]) -> ([u8; N], &[u8]) {
+    let mut first = [0; N];
+    let (head, rest) = data.split_at(data.len().min(N));
+    first[..head.len()].copy_from_slice(head);
+    (first, rest)
+}

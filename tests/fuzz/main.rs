@@ -1,0 +1,101 @@
+//! Every parser, against bytes that nobody meant.
+//!
+//! The bodies in `bodies` are what `tools/fuzz` gives to libFuzzer, for hours; here each gets a fixed number of inputs, made from
+//! valid ones by a seeded hand, in a second or two. A failure prints the input: put it into a file and give that to the target.
+
+#[path = "../nbd/support/mod.rs"]
+#[allow(dead_code, reason = "the part that a fuzzed session needs")]
+mod support;
+
+mod bodies;
+mod mutate;
+mod seeds;
+
+use bodies::TARGETS;
+use twinlog_device::Prng;
+
+/// Prints the input that a body did not survive.
+struct Witness<'a>(&'a str, &'a [u8]);
+
+impl Drop for Witness<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let hex: String = self.1.iter().map(|byte| format!("{byte:02x}")).collect();
+            eprintln!("target {} does not survive {} bytes: {hex}", self.0, self.1.len());
+        }
+    }
+}
+
+/// Runs `cases` inputs through the target called `name`.
+fn fuzz(name: &str, cases: u64) {
+    let (_, body) = TARGETS.iter().find(|(target, _)| *target == name).expect("a target of the table");
+    let seeds = seeds::of(name);
+    let run = |input: &[u8]| {
+        let _witness = Witness(name, input);
+        body(input)
+    };
+    // What is valid must be taken for valid, or the mutations below show nothing.
+    let understood = seeds.iter().filter(|seed| run(seed)).count();
+    assert!(understood * 2 >= seeds.len(), "{name}: {understood} of {} valid inputs are understood", seeds.len());
+    let mut prng = Prng::new(0x7717_0001);
+    for _ in 0..cases {
+        let input = mutate::mutate(&mut prng, &seeds);
+        run(&input);
+    }
+}
+
+#[test]
+fn nbd_handshakes() {
+    fuzz("nbd-handshake", 3000);
+}
+
+#[test]
+fn nbd_sessions() {
+    fuzz("nbd-session", 300);
+}
+
+#[test]
+fn records() {
+    fuzz("record", 20_000);
+}
+
+#[test]
+fn lanes() {
+    fuzz("lane", 2000);
+}
+
+#[test]
+fn superblocks() {
+    fuzz("superblock", 3000);
+}
+
+#[test]
+fn blocks() {
+    fuzz("block", 3000);
+}
+
+#[test]
+fn configurations() {
+    fuzz("config", 4000);
+}
+
+#[test]
+fn admin_lines() {
+    fuzz("admin", 10_000);
+}
+
+#[test]
+fn sizes() {
+    fuzz("size", 20_000);
+}
+
+#[test]
+fn every_target_has_its_program_and_its_test() {
+    let manifest = include_str!("../../tools/fuzz/Cargo.toml");
+    let tests = include_str!("main.rs");
+    for (name, _) in TARGETS {
+        assert!(manifest.contains(&format!("name = \"{name}\"")), "tools/fuzz has no target {name}");
+        assert!(tests.contains(&format!("fuzz(\"{name}\", ")), "no test runs {name}");
+        assert!(!seeds::of(name).is_empty(), "{name} has no valid input to begin with");
+    }
+}

@@ -1,0 +1,242 @@
+//! Valid inputs of each target: what mutations begin with, and the first corpus of libFuzzer.
+
+use crate::{
+    bodies::lane::{IDENTITY, RING_BYTES},
+    support::wire::{self, bytes, option},
+};
+use twinlog::{
+    base::{BlockAddress, CpNumber, Epoch, Lsn, ObjectId, PoolId, Prng},
+    changelog::{Draft, FLAG_KEEP_ALLOCATED, RecordKind, record_bytes},
+    control::admin::{ReplyLine, SCHEMA_VERSION},
+    format::{
+        chain::{AddressRange, Subtree, encode_chain_block},
+        object::{ObjectRecord, VolumeRecord, records_mut},
+        record::{RawRecord, RecordPlace},
+        reference::{BlockRef, node_mut},
+        superblock::{PoolDevice, Superblock, TreeRoot},
+    },
+    node::admin::{AdminReply, AdminRequest, CheckReport, NodeStatus, VolumeStatus},
+};
+use twinlog_device::BLOCK_BYTES;
+use zerocopy::IntoBytes;
+
+/// The valid inputs of target `name`.
+pub(crate) fn of(name: &str) -> Vec<Vec<u8>> {
+    match name {
+        "nbd-handshake" => handshakes(),
+        "nbd-session" => sessions(),
+        "record" => records(),
+        "lane" => lanes(),
+        "superblock" => superblocks(),
+        "block" => blocks(),
+        "config" => configurations(),
+        "admin" => admin_lines(),
+        "size" => {
+            ["0", "4096", "4096B", "4k", "4 KiB", "256MiB", " 4gib ", "16T", "16777215TiB", "1 GiB", "7", "\"8MiB\""]
+                .map(|text| text.as_bytes().to_vec())
+                .to_vec()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn handshakes() -> Vec<Vec<u8>> {
+    let go = |name: &str| option(7, &wire::go(name, &[0, 1, 2, 3]));
+    let flags = wire::client_flags(3);
+    let query = wire::meta_query("vol", &["base:allocation"]);
+    let all = wire::meta_query("", &["base:", "other:x", "base:allocation"]);
+    let read = wire::request(0, wire::READ, 1, 0, 4096);
+    let sent = [
+        bytes![flags, go("vol"), read],
+        bytes![flags, option(8, &[]), option(10, &query), go("vol"), read],
+        bytes![flags, option(11, &[]), option(9, &all), option(10, &all), option(6, &wire::go("other", &[])), go("")],
+        bytes![flags, option(3, &[]), option(5, &[]), option(2, &[])],
+        bytes![flags, option(1, b"vol"), wire::write(wire::FUA, 1, 512, b"written")],
+        bytes![wire::client_flags(0), option(1, b"")],
+        bytes![flags, option(6, &wire::go("nobody", &[])), option(99, &[1; 100]), option(2, &[])],
+        bytes![flags, option(7, &wire::go(&"n".repeat(4096), &[3; 100]))],
+    ];
+    sent.iter().flat_map(|bytes| [0, 1, 30].map(|pieces| [&[pieces], &bytes[..]].concat())).collect()
+}
+
+fn sessions() -> Vec<Vec<u8>> {
+    let mut prng = Prng::new(3);
+    let mut all = Vec::new();
+    for style in 0..3 {
+        for _ in 0..6 {
+            let mut script = vec![style, *prng.pick(&[0, 0, 1, 7]), *prng.pick(&[0, 3, 6])];
+            for _ in 0..prng.between(1, 12) {
+                let mut request = [0; 8];
+                prng.fill(&mut request);
+                // A known command other than the farewell, and known flags.
+                request[0] = *prng.pick(&[0, 1, 3, 4, 5, 6, 7]);
+                request[1] = *prng.pick(&[0, 0, 0, 1, 2, 4, 8]);
+                request[7] = 0;
+                script.extend(request);
+            }
+            all.push(script);
+        }
+        all.push(bytes![[style, 0, 0], [1, 0, 6, 0, 0, 7, 0, 0], [0, 0, 6, 0, 0, 7, 0, 0], [2, 0, 0, 0, 0, 0, 0, 0]]);
+    }
+    all
+}
+
+fn place(lsn: u64) -> RecordPlace {
+    let stable = lsn / 2 / 128 * 128;
+    RecordPlace { pool: IDENTITY.pool, lane: IDENTITY.lane, epoch: Epoch(1), lsn: Lsn(lsn), stable_lsn: Lsn(stable) }
+}
+
+/// A change of each kind.
+fn changes() -> Vec<(Draft, Vec<u8>)> {
+    let draft = |kind, offset_bytes, argument| Draft {
+        kind,
+        object: ObjectId(1),
+        offset_bytes,
+        argument,
+        flags: 0,
+        time_ns: 5,
+        request_id: 6,
+    };
+    vec![
+        (draft(RecordKind::Write, 777, 0), vec![1; 300]),
+        (draft(RecordKind::Block, 8192, 0), vec![2; 4096]),
+        (draft(RecordKind::Discard, 5, 9000), vec![]),
+        (Draft { flags: FLAG_KEEP_ALLOCATED, ..draft(RecordKind::WriteZeroes, 4096, 4096) }, vec![]),
+        (draft(RecordKind::Create, 0, 1 << 30), b"vol-b".to_vec()),
+        (draft(RecordKind::Resize, 0, 1 << 20), vec![]),
+        (draft(RecordKind::Delete, 0, 0), vec![]),
+        (Draft { object: ObjectId(0), request_id: 0, ..draft(RecordKind::Mark, 0, 0) }, vec![]),
+    ]
+}
+
+fn record(lsn: u64, draft: &Draft, payload: &[u8]) -> Vec<u8> {
+    let mut body = payload.to_vec();
+    body.resize(payload.len().next_multiple_of(128), 0);
+    bytes![RawRecord::new(&place(lsn), draft, payload.len() as u64, &body).as_bytes(), body]
+}
+
+fn records() -> Vec<Vec<u8>> {
+    let all = changes();
+    let mended = all.iter().map(|(draft, payload)| bytes![[1], record(1280, draft, payload)]);
+    mended.chain([bytes![[2], RawRecord::pad(&place(128), 7, 512).as_bytes()]]).collect()
+}
+
+/// Rings with a history: first lap, full, after a lap, with a torn tail.
+fn lanes() -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    for (first, count, mend) in [(0, 6, 3), (0, 40, 3), (1, 13, 3), (0, 9, 1), (2, 3, 0)] {
+        let mut ring = vec![0; RING_BYTES];
+        let mut lsn = first * RING_BYTES;
+        for (draft, payload) in changes().iter().cycle().take(count) {
+            let length = usize::try_from(record_bytes(payload.len() as u64)).expect("small");
+            let left = RING_BYTES - lsn % RING_BYTES;
+            let at = lsn % RING_BYTES;
+            let bytes = if length > left {
+                let mut pad = RawRecord::pad(&place(lsn as u64), 1, left as u64).as_bytes().to_vec();
+                pad.resize(left, 0);
+                pad
+            } else {
+                record(lsn as u64, draft, payload)
+            };
+            ring[at..at + bytes.len()].copy_from_slice(&bytes);
+            lsn += bytes.len();
+        }
+        let laps = u8::try_from(first.max(lsn / RING_BYTES * usize::from(first > 0))).expect("few");
+        all.push(bytes![[0, 0, laps, 1, mend], ring]);
+    }
+    all
+}
+
+fn sample() -> Superblock {
+    let reference = BlockRef::new(BlockAddress::new(0, 20), CpNumber(8), &[0; BLOCK_BYTES]);
+    Superblock {
+        pool: PoolId(1 << 100),
+        name: "a".to_owned(),
+        cp: CpNumber(9),
+        epoch: Epoch(2),
+        time_ns: 3,
+        next_object: ObjectId(4),
+        free_blocks: 5,
+        deferred_blocks: 6,
+        object_table: TreeRoot { root: reference, levels: 1 },
+        space_map: TreeRoot { root: reference.with_aux(77), levels: 1 },
+        freed: reference,
+        reap: BlockRef::default(),
+        applied: vec![Lsn(128), Lsn(1 << 40)],
+        devices: vec![PoolDevice { id: 8, block_count: 4096, plex: 0 }; 3],
+    }
+}
+
+fn superblocks() -> Vec<Vec<u8>> {
+    let full = Superblock {
+        name: "n".repeat(64),
+        applied: vec![Lsn(1); 16],
+        devices: vec![PoolDevice { id: 9, block_count: 1024, plex: 0 }; 32],
+        ..sample()
+    };
+    vec![bytes![[0, 1, 0], sample().encode(1, 1)], bytes![[3, 2, 0], full.encode(31, 2)]]
+}
+
+fn blocks() -> Vec<Vec<u8>> {
+    let reference = BlockRef::new(BlockAddress::new(1, 99), CpNumber(7), &[1; BLOCK_BYTES]);
+    let mut freed = [0; BLOCK_BYTES];
+    encode_chain_block(&mut freed, &[AddressRange { first: BlockAddress::new(1, 5), count: 9 }; 40], reference);
+    let mut reap = [0; BLOCK_BYTES];
+    encode_chain_block(&mut reap, &[Subtree { root: reference, levels: 2 }; 5], BlockRef::default());
+    let mut objects = [0; BLOCK_BYTES];
+    for (id, slot) in (1..).zip(records_mut(&mut objects).iter_mut().skip(1).step_by(2)) {
+        *slot = ObjectRecord::volume(&VolumeRecord {
+            id: ObjectId(id),
+            name: format!("vol-{id}"),
+            size_bytes: id << 30,
+            levels: 4,
+            root: reference,
+            allocated_blocks: 9,
+            created_cp: CpNumber(2),
+            created_ns: 5,
+        });
+    }
+    let mut nodes = [0; BLOCK_BYTES];
+    node_mut(&mut nodes)[3] = reference.with_aux(3);
+    vec![freed.to_vec(), reap.to_vec(), objects.to_vec(), nodes.to_vec()]
+}
+
+fn configurations() -> Vec<Vec<u8>> {
+    let short = "name = \"a\"\n[log]\npath = \"log\"\n[pool]\nname = \"a\"\ndevices = [\"disk\"]\n";
+    let long = "# mine\nname = \"node-1\"\nadmin = \"/run/admin.sock\"\n[nbd]\nunix = [\"nbd.sock\"]\n\
+                tcp = [\"127.0.0.1:10809\", \"[::1]:1\"]\nallow_remote = false\n[metrics]\naddress = \"127.0.0.1:9745\"\n\
+                [reactors]\ncount = 2\ncpus = [0, 1]\nidle = \"busy\"\n[memory]\nlimit = \"512MiB\"\npinned = false\n\
+                [log]\nbackend = \"file\"\npath = \"log\"\nsize = \"64MiB\"\nallow_volatile = false\n\
+                [pool]\nname = \"a\"\ndevices = [ \"/dev/sda\", # first\n '../d' ]\n[logging]\nlevel = \"info\"\nformat = \"json\"\n";
+    vec![
+        short.into(),
+        long.into(),
+        short.replace("path = \"log\"", "backend = \"memory\"\nallow_volatile = true").into(),
+    ]
+}
+
+fn admin_lines() -> Vec<Vec<u8>> {
+    let name = || "vol-a".to_owned();
+    let requests = [
+        AdminRequest::Status,
+        AdminRequest::VolumeCreate { name: name(), size_bytes: 1 << 30 },
+        AdminRequest::VolumeList,
+        AdminRequest::VolumeResize { name: name(), size_bytes: u64::MAX },
+        AdminRequest::VolumeDelete { name: name() },
+        AdminRequest::Checkpoint,
+        AdminRequest::PoolCheck,
+        AdminRequest::PoolGrow { device: "/dev/\"odd\"\n".to_owned() },
+        AdminRequest::Stop,
+    ];
+    let status = NodeStatus { volumes: vec![VolumeStatus::default()], ..NodeStatus::default() };
+    let replies = [
+        AdminReply::Done,
+        AdminReply::Status(Box::new(status)),
+        AdminReply::Report(CheckReport::default()),
+        AdminReply::Refused { message: "no".to_owned(), hint: String::new() },
+        AdminReply::Progress { work: "check".to_owned(), done_blocks: 1, total_blocks: 2 },
+    ];
+    let requests = requests.iter().map(|request| serde_json::to_vec(request).expect("plain data"));
+    let line = |reply| serde_json::to_vec(&ReplyLine { schema_version: SCHEMA_VERSION, reply }).expect("plain data");
+    requests.chain(replies.into_iter().map(line)).collect()
+}
