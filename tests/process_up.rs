@@ -8,12 +8,16 @@ use serde_json::Value;
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    os::unix::process::ExitStatusExt,
+    os::unix::{fs::FileExt, process::ExitStatusExt},
     path::Path,
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::Duration,
 };
 use tempfile::TempDir;
+use twinlog::{
+    control::client::AdminClient,
+    node::admin::{AdminReply, AdminRequest},
+};
 
 /// Polls of 50 ms until something is taken for broken: 60 s.
 const POLLS_MAX: usize = 1200;
@@ -215,7 +219,7 @@ fn damage_on_a_disk_is_named_while_the_node_serves_and_when_it_is_stopped() {
     let places: Vec<u64> = places.map(|(block, _)| block as u64 * 4096).collect();
     assert_eq!(places.len(), 1, "one copy on one disk");
     let file = fs::OpenOptions::new().write(true).open(&image).expect("there");
-    std::os::unix::fs::FileExt::write_all_at(&file, b"!", places[0] + 100).expect("written");
+    file.write_all_at(b"!", places[0] + 100).expect("written");
     let config = format!("{}/a/node.toml", up.dir);
     let expect = |output: Output| {
         assert_eq!(output.status.code(), Some(3), "{output:?}");
@@ -277,10 +281,47 @@ fn a_pool_grows_while_it_serves_and_survives_a_kill_right_after() {
     let full = directory.path().join("full.img");
     fs::write(&full, vec![b'x'; 8 << 20]).expect("written");
     let refusal = up.run(&["pool", "grow", full.to_str().expect("a plain path")]);
-    assert!(!refusal.status.success(), "{refusal:?}");
+    assert_eq!(refusal.status.code(), Some(4), "{refusal:?}");
     let config = fs::read_to_string(directory.path().join("a/node.toml")).expect("there");
     assert!(config.contains("more.img") && !config.contains("full.img"), "{config}");
     assert_eq!(fs::read(&full).expect("there"), vec![b'x'; 8 << 20], "foreign data is left alone");
+}
+
+#[test]
+fn a_pool_does_not_grow_over_anybodys_data() {
+    let directory = directory();
+    let up = Up::fresh(&directory);
+    let device = directory.path().join("foreign.img");
+    let shown = device.to_str().expect("a plain path");
+    // Labels that lie beside the places of our superblocks, and data in the middle of a file.
+    for (what, place, label) in [
+        ("btrfs", 65_600, &b"_BHRfS_M"[..]),
+        ("md 0.90", (64 << 20) - 65_536, b"\xfc\x4e\x2b\xa9"),
+        ("data", 9 << 20, b"x"),
+    ] {
+        let file = File::create(&device).expect("made");
+        file.set_len(64 << 20).and_then(|()| file.write_all_at(label, place)).expect("written");
+        let refusal = up.run(&["pool", "grow", shown]);
+        assert_eq!(refusal.status.code(), Some(4), "{what}: {refusal:?}");
+        let said = String::from_utf8_lossy(&refusal.stderr).into_owned();
+        assert!(said.contains(what) && said.contains(shown) && said.contains("--overwrite"), "{said}");
+        let mut kept = vec![0; label.len()];
+        File::open(&device).and_then(|file| file.read_exact_at(&mut kept, place)).expect("there");
+        assert_eq!(kept, label, "what was refused was not touched");
+    }
+    // The node looks for itself: whoever asks it directly is refused too.
+    let file = File::create(&device).expect("made");
+    file.set_len(64 << 20).and_then(|()| file.write_all_at(b"_BHRfS_M", 65_600)).expect("written");
+    let socket = directory.path().join("a/admin.sock");
+    let mut admin = AdminClient::connect(&socket).expect("the node listens");
+    let reply = admin.call(&AdminRequest::PoolGrow { device: shown.to_owned() }).expect("answered");
+    assert!(matches!(&reply, AdminReply::Refused { message, .. } if message.contains("btrfs")), "{reply:?}");
+    let config = fs::read_to_string(directory.path().join("a/node.toml")).expect("there");
+    assert!(!config.contains("foreign.img"), "{config}");
+    let before = up.json(&["pool", "show"])["pools"][0]["size_bytes"].as_u64().expect("a size");
+    up.json(&["pool", "grow", "--overwrite", shown]);
+    let after = up.json(&["pool", "show"])["pools"][0]["size_bytes"].as_u64().expect("a size");
+    assert!(after > before + (60 << 20), "{before} -> {after}");
 }
 
 #[test]

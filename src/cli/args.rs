@@ -156,6 +156,9 @@ pub(crate) enum PoolCommand {
     Grow {
         /// File or block device
         device: PathBuf,
+        /// Overwrite the device although it holds data
+        #[arg(long)]
+        overwrite: bool,
         #[command(flatten)]
         node: NodeArgs,
     },

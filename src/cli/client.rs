@@ -2,10 +2,11 @@
 
 use super::{
     args::{CheckArgs, NodeArgs, PoolCommand, VolumeCommand},
+    compose, foreign,
     layout::{self, Layout, write_durably},
     offline,
     output::{Exit, Failure, Output, unexpected},
-    provision,
+    provision, superblocks,
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -42,7 +43,7 @@ pub(crate) fn pool(command: PoolCommand, output: &Output) -> Result<Exit, Failur
         PoolCommand::Check(CheckArgs { config: Some(config), .. }) => offline::check(&config, output),
         PoolCommand::Check(CheckArgs { node, config: None }) => examine(&node, &AdminRequest::PoolCheck, output),
         PoolCommand::Scrub(node) => examine(&node, &AdminRequest::PoolScrub, output),
-        PoolCommand::Grow { device, node } => grow(&device, &node, output),
+        PoolCommand::Grow { device, overwrite, node } => grow(&device, overwrite, &node, output),
     }
 }
 
@@ -142,9 +143,15 @@ fn resize(name: &str, size: ByteSize, discard: bool, node: &NodeArgs, output: &O
 
 /// Adds a device: first to `node.toml`, where that is known, so that a node that dies right after the device joined finds it again. A
 /// configured device that did not join is ignored at the next start, with a warning.
-fn grow(device: &Path, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
+fn grow(device: &Path, overwrite: bool, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
     let absolute = std::path::absolute(device).map_err(|error| Failure::system("find", device.display(), &error))?;
     let device = config::tidied(&absolute);
+    if overwrite {
+        compose::wipe(&device, foreign::LOOK_BYTES)?;
+    } else {
+        let (file, block_count) = superblocks::open(&device)?;
+        provision::refuse_data(&file, &device, block_count * BLOCK_BYTES)?;
+    }
     let request = AdminRequest::PoolGrow { device: device.display().to_string() };
     let shown = device.display();
     if node.admin.is_some() {

@@ -14,6 +14,7 @@
 )]
 
 use super::{
+    foreign::{self, Foreign},
     output::{Exit, Failure},
     reactor::{OpenDevice, Reactor},
 };
@@ -25,6 +26,8 @@ use nix::{
 };
 use std::{
     collections::BTreeMap,
+    fs::{File, OpenOptions},
+    os::unix::fs::FileExt,
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicBool},
     thread::{Builder, JoinHandle},
@@ -423,8 +426,11 @@ impl Joining {
         let (file, waiting) = match files.remove(name) {
             Some(joining) => joining,
             None => {
-                let file = StorageFile::open(Path::new(name), Access::Exclusive, Cache::Bypass);
-                (file.map_err(|error| error.to_string())?, reactor_count)
+                let path = Path::new(name);
+                let file = StorageFile::open(path, Access::Exclusive, Cache::Bypass);
+                let file = file.map_err(|error| error.to_string())?;
+                refuse_foreign(path, file.size_bytes())?;
+                (file, reactor_count)
             }
         };
         if waiting > 1 {
@@ -432,6 +438,27 @@ impl Joining {
         }
         Ok(file)
     }
+}
+
+/// The engine looks where its superblocks go; labels of others lie beside those places. Not everywhere: a reactor waits for this.
+fn refuse_foreign(path: &Path, bytes: u64) -> Result<(), String> {
+    let found = File::open(path).and_then(|file| foreign::find(&file, path, bytes, false));
+    match found.map_err(|error| error.to_string())? {
+        None => Ok(()),
+        Some(Foreign { what, byte }) => Err(format!("it holds {what} (byte {byte})")),
+    }
+}
+
+/// Writes zeroes over the first and the last `bytes` of a file or device that nobody else uses.
+pub(crate) fn wipe(path: &Path, bytes: u64) -> Result<(), Failure> {
+    let open = open_file(path)?;
+    let zeroes = vec![0; usize::try_from(bytes.min(open.size_bytes())).expect("small")];
+    let wiped = OpenOptions::new().write(true).open(path).and_then(|file| {
+        file.write_all_at(&zeroes, 0)?;
+        file.write_all_at(&zeroes, open.size_bytes() - zeroes.len() as u64)?;
+        file.sync_all()
+    });
+    wiped.map_err(|error| Failure::system("wipe", path.display(), &error))
 }
 
 fn open_device(shared: &Arc<Shared>, ring: &Ring) -> OpenDevice<FileDisk> {

@@ -7,6 +7,7 @@ mod args;
 mod client;
 mod compose;
 mod doctor;
+mod foreign;
 mod layout;
 mod offline;
 mod output;

@@ -3,6 +3,7 @@
 use super::{
     client::progress_bar,
     compose::{self, NewPool},
+    foreign::{self, Foreign},
     output::{Exit, Failure, Output},
     place::shell_word,
     superblocks,
@@ -11,7 +12,6 @@ use serde::Serialize;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read},
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -26,10 +26,6 @@ use twinlog::{
     },
     format::superblock::DEVICE_BLOCKS_MIN,
 };
-
-/// Looked at, at the head and at the tail of a device, for anybody's data: partition tables, labels of file systems (btrfs: at 64 KiB) and of
-/// volume managers (ZFS: the first and last 512 KiB) all lie there.
-const LOOK_BYTES: u64 = 1 << 20;
 
 /// Bytes of a device file for a volume of `volume_bytes`: an eighth more for references, and for the copies that a consistency point makes
 /// before the old ones come back; at least two areas more.
@@ -128,19 +124,17 @@ fn make_log(config: &NodeConfig, named: impl Fn(&PathBuf) -> bool, output: &Outp
     }
 }
 
-/// Refuses a file or device whose head or tail holds anything but zeroes.
-fn refuse_data(file: &File, path: &Path, bytes: u64) -> Result<(), Failure> {
-    let mut buffer = vec![0; usize::try_from(LOOK_BYTES.min(bytes)).expect("small")];
-    for offset in [0, bytes - buffer.len() as u64] {
-        file.read_exact_at(&mut buffer, offset).map_err(|error| Failure::system("read", path.display(), &error))?;
-        if let Some(position) = buffer.iter().position(|&byte| byte != 0) {
-            let message =
-                format!("{} holds data (byte {}); nothing was written", path.display(), offset + position as u64);
-            let hint = format!("`wipefs {0}` shows whose; to lose it all: --overwrite {0}", shell_word(path));
-            return Err(Failure::new(Exit::Refused, message, hint));
+/// Refuses a file or device that holds anything but zeroes.
+pub(crate) fn refuse_data(file: &File, path: &Path, bytes: u64) -> Result<(), Failure> {
+    let found = foreign::find(file, path, bytes, true);
+    match found.map_err(|error| Failure::system("read", path.display(), &error))? {
+        None => Ok(()),
+        Some(Foreign { what, byte }) => {
+            let message = format!("{} holds {what} (byte {byte}); nothing was written", path.display());
+            let hint = format!("is it the right one? to lose it all: --overwrite {}", shell_word(path));
+            Err(Failure::new(Exit::Refused, message, hint))
         }
     }
-    Ok(())
 }
 
 #[expect(clippy::disallowed_methods, reason = "a command on an ordinary thread; for people who read the superblock")]
@@ -151,7 +145,8 @@ fn wall_clock_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{foreign::LOOK_BYTES, *};
+    use std::os::unix::fs::FileExt;
     use twinlog::control::size::ByteSize;
 
     fn config(directory: &Path) -> NodeConfig {
@@ -176,7 +171,7 @@ mod tests {
         for path in [first, second] {
             make_image(path, 64 << 20).expect("made");
         }
-        for offset in [0, LOOK_BYTES - 1, (64 << 20) - LOOK_BYTES, (64 << 20) - 1] {
+        for offset in [0, LOOK_BYTES - 1, 9 << 20, (64 << 20) - LOOK_BYTES, (64 << 20) - 1] {
             let file = OpenOptions::new().write(true).open(second).expect("there");
             file.write_all_at(b"x", offset).expect("written");
             let failure = make_log_and_pool(&config, &[], &output).expect_err("it holds data");
@@ -192,6 +187,7 @@ mod tests {
         assert_eq!(superblocks::assemble(&config.pool.devices).expect("a pool").devices.len(), 2);
         let again = make_log_and_pool(&config, &[], &output).expect_err("now they hold a pool");
         assert_eq!(again.exit, Exit::Refused);
+        assert!(again.message.contains("a device of pool a ("), "{}", again.message);
         let all = [first.clone(), second.clone(), directory.path().join("log")];
         make_log_and_pool(&config, &all, &output).expect("all were named");
     }

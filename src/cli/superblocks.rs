@@ -90,6 +90,12 @@ pub(crate) struct Assembled {
     pub(crate) strangers: Vec<PathBuf>,
 }
 
+/// The newest whole superblock of one device; `None` if there is none, or the device cannot be read.
+pub(crate) fn newest_on(path: &Path) -> Option<Superblock> {
+    let copies = copies(std::slice::from_ref(&path.to_owned())).ok()?;
+    copies.into_iter().filter_map(|copy| copy.superblock).map(|(found, _)| found).max_by_key(|found| found.cp)
+}
+
 /// Finds the newest superblock, and which of `devices` is which of the pool's.
 pub(crate) fn assemble(devices: &[PathBuf]) -> Result<Assembled, Failure> {
     let copies = copies(devices)?;
