@@ -57,7 +57,7 @@ impl<P: Platform> Reactor<P> {
             if self.is_done() {
                 return self.failure();
             }
-            let wait = self.idle.wait(now, worked, self.engine.next_deadline());
+            let wait = self.idle.wait(now, worked, self.platform.should_sleep(), self.engine.next_deadline());
             finished = self.platform.turn(wait);
             if matches!(wait, Wait::UpTo(_)) {
                 slept += self.platform.now().since(now);

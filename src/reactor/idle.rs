@@ -16,10 +16,14 @@
 //! 2. An idle period that ended while spinning, or that a spin of [`WINDOW_MAX`] would have caught, widens the window at once to one
 //!    and a half times that period; a longer one narrows it by an eighth. A node that stays idle stops spinning after one window,
 //!    and a timer that finds no work does not start another spin: an idle node costs its timers only.
-//! 3. A sleep never lasts beyond the next deadline, nor longer than [`SLEEP_MAX`].
+//! 3. Nobody spins while something in flight needs the processor to end ([`Platform::should_sleep`]): not even under `busy`. Such an idle
+//!    period teaches nothing about the window.
+//! 4. A sleep never lasts beyond the next deadline, nor longer than [`SLEEP_MAX`].
 
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
+#[cfg(doc)]
+use twinlog_device::Platform;
 use twinlog_device::{Nanos, Wait};
 
 /// Shortest spin after work: a few turns of the loop, for an answer that is already on its way.
@@ -36,7 +40,7 @@ pub enum IdlePolicy {
     /// Spin for a short, self-tuning while after work, then sleep.
     #[default]
     Adaptive,
-    /// Never sleep: for machines whose cores belong to Twinlog alone.
+    /// Never sleep (but see I3): for machines whose cores belong to Twinlog alone.
     Busy,
 }
 
@@ -48,25 +52,31 @@ pub struct Idle {
     window: Duration,
     /// When the last turn with work ended; `None` before the first.
     worked_at: Option<Nanos>,
+    /// Whether the reactor slept since then because it should (I3).
+    gave_way: bool,
 }
 
 impl Idle {
     /// The state of a reactor that has not worked yet: it sleeps at once.
     #[must_use]
     pub fn new(policy: IdlePolicy) -> Self {
-        Self { policy, window: WINDOW_MAX / 2, worked_at: None }
+        Self { policy, window: WINDOW_MAX / 2, worked_at: None, gave_way: false }
     }
 
-    /// How the next turn may wait. `worked` tells whether the last turn did anything, `deadline` when a timer needs a turn.
-    pub fn wait(&mut self, now: Nanos, worked: bool, deadline: Option<Nanos>) -> Wait {
+    /// How the next turn may wait. `worked` tells whether the last turn did anything, `should_sleep` is the platform's word, `deadline`
+    /// when a timer needs a turn.
+    pub fn wait(&mut self, now: Nanos, worked: bool, should_sleep: bool, deadline: Option<Nanos>) -> Wait {
         if worked {
-            if let Some(before) = self.worked_at.replace(now) {
+            let before = self.worked_at.replace(now);
+            if let Some(before) = before.filter(|_| !self.gave_way) {
                 self.learn(now.since(before));
             }
+            self.gave_way = false;
             return Wait::No;
         }
-        let spins = self.worked_at.is_some_and(|at| now.since(at) < self.window);
-        if spins || self.policy == IdlePolicy::Busy {
+        self.gave_way |= should_sleep;
+        let spins = self.policy == IdlePolicy::Busy || self.worked_at.is_some_and(|at| now.since(at) < self.window);
+        if spins && !should_sleep {
             return Wait::No;
         }
         match deadline.map_or(SLEEP_MAX, |at| at.since(now).min(SLEEP_MAX)) {
@@ -102,18 +112,18 @@ mod tests {
     #[test]
     fn adaptive_spins_for_its_window_and_then_sleeps_until_the_deadline() {
         let mut idle = Idle::new(IdlePolicy::Adaptive);
-        assert_eq!(idle.wait(us(100), true, None), Wait::No);
-        assert_eq!(idle.wait(us(124), false, Some(us(500))), Wait::No);
-        assert_eq!(idle.wait(us(125), false, Some(us(500))), Wait::UpTo(Duration::from_micros(375)));
-        assert_eq!(idle.wait(us(500), false, Some(us(500))), Wait::No, "the deadline is due");
-        assert_eq!(idle.wait(us(501), false, None), Wait::UpTo(SLEEP_MAX));
+        assert_eq!(idle.wait(us(100), true, false, None), Wait::No);
+        assert_eq!(idle.wait(us(124), false, false, Some(us(500))), Wait::No);
+        assert_eq!(idle.wait(us(125), false, false, Some(us(500))), Wait::UpTo(Duration::from_micros(375)));
+        assert_eq!(idle.wait(us(500), false, false, Some(us(500))), Wait::No, "the deadline is due");
+        assert_eq!(idle.wait(us(501), false, false, None), Wait::UpTo(SLEEP_MAX));
     }
 
     #[test]
     fn a_reactor_without_work_sleeps_at_once_and_a_timer_starts_no_spin() {
         let mut idle = Idle::new(IdlePolicy::Adaptive);
-        assert_eq!(idle.wait(us(0), false, None), Wait::UpTo(SLEEP_MAX));
-        assert_eq!(idle.wait(us(1_000_000), false, None), Wait::UpTo(SLEEP_MAX));
+        assert_eq!(idle.wait(us(0), false, false, None), Wait::UpTo(SLEEP_MAX));
+        assert_eq!(idle.wait(us(1_000_000), false, false, None), Wait::UpTo(SLEEP_MAX));
     }
 
     #[test]
@@ -122,23 +132,36 @@ mod tests {
         let mut now = us(0);
         for _ in 0..100 {
             now = now + WINDOW_MAX;
-            idle.wait(now, true, None);
+            idle.wait(now, true, false, None);
         }
         assert_eq!(idle.window(), WINDOW_MAX);
         for _ in 0..100 {
             now = now + WINDOW_MAX + Duration::from_nanos(1);
-            idle.wait(now, true, None);
+            idle.wait(now, true, false, None);
         }
         assert_eq!(idle.window(), WINDOW_MIN);
-        idle.wait(now + Duration::from_micros(20), true, None);
+        idle.wait(now + Duration::from_micros(20), true, false, None);
         assert_eq!(idle.window(), Duration::from_micros(30), "one short gap is enough to spin again");
+    }
+
+    #[test]
+    fn nobody_spins_while_the_processor_is_needed_and_the_gap_teaches_nothing() {
+        for policy in [IdlePolicy::Adaptive, IdlePolicy::Busy] {
+            let mut idle = Idle::new(policy);
+            assert_eq!(idle.wait(us(100), true, true, None), Wait::No, "there may be more to do");
+            assert_eq!(idle.wait(us(101), false, true, None), Wait::UpTo(SLEEP_MAX), "{policy:?}");
+            let window = idle.window();
+            idle.wait(us(900), true, false, None);
+            assert_eq!(idle.window(), window);
+            assert_eq!(idle.wait(us(901), false, false, None), Wait::No, "spins for the next request");
+        }
     }
 
     #[test]
     fn busy_never_sleeps() {
         let mut idle = Idle::new(IdlePolicy::Busy);
         for second in 0..10 {
-            assert_eq!(idle.wait(Nanos(second * 1_000_000_000), second == 0, None), Wait::No);
+            assert_eq!(idle.wait(Nanos(second * 1_000_000_000), second == 0, false, None), Wait::No);
         }
     }
 }

@@ -144,6 +144,7 @@ struct Opened {
     size_bytes: u64,
     durability: DurabilityClass,
     can_discard: bool,
+    writes_through: bool,
 }
 
 /// An open file that holds a pool or a change log. Clones share it.
@@ -201,6 +202,11 @@ impl StorageFile {
             FileKind::Block => sysfs::can_write_zeroes(device),
             FileKind::Dax => false,
         };
+        let writes_through = match kind {
+            FileKind::Regular => direct.is_some() && sysfs::writes_through(metadata.dev()),
+            FileKind::Block => true,
+            FileKind::Dax => false,
+        };
         let buffered_sector = match kind {
             FileKind::Block => sysfs::logical_block_bytes(device).unwrap_or(SECTOR_BYTES[1]),
             FileKind::Regular | FileKind::Dax => SECTOR_BYTES[0],
@@ -214,6 +220,7 @@ impl StorageFile {
             size_bytes,
             durability,
             can_discard,
+            writes_through,
         })))
     }
 
@@ -263,6 +270,14 @@ impl StorageFile {
     #[must_use]
     pub fn can_discard(&self) -> bool {
         self.0.can_discard
+    }
+
+    /// Whether the kernel makes one synchronous write (`RWF_DSYNC`) durable without a thread of its own: it is sent to the device as
+    /// such. Else the kernel flushes the device's cache after the write, in a thread that is bound to the processor which took the
+    /// disk's interrupt: as long as that processor is busy with something else, the write does not end.
+    #[must_use]
+    pub fn writes_through(&self) -> bool {
+        self.0.writes_through
     }
 
     /// Proves that a region of whole blocks lies inside the file.

@@ -7,11 +7,14 @@ fn block_path(device: u64) -> PathBuf {
     PathBuf::from(format!("/sys/dev/block/{}:{}", major(device), minor(device)))
 }
 
-/// A number of the request queue; a partition's queue is its disk's.
-fn queue_number(device: u64, name: &str) -> Option<u64> {
+/// A property of the request queue; a partition's queue is its disk's.
+fn queue_text(device: u64, name: &str) -> Option<String> {
     let path = block_path(device);
-    let text = ["queue", "../queue"].iter().find_map(|queue| fs::read_to_string(path.join(queue).join(name)).ok())?;
-    text.trim().parse().ok()
+    ["queue", "../queue"].iter().find_map(|queue| fs::read_to_string(path.join(queue).join(name)).ok())
+}
+
+fn queue_number(device: u64, name: &str) -> Option<u64> {
+    queue_text(device, name)?.trim().parse().ok()
 }
 
 /// Unit of a block device's transfers, in bytes.
@@ -23,6 +26,13 @@ pub(crate) fn logical_block_bytes(device: u64) -> Option<u32> {
 /// Whether a block device clears ranges without our sending zeroes, which is what punching a hole into it does.
 pub(crate) fn can_write_zeroes(device: u64) -> bool {
     queue_number(device, "write_zeroes_max_bytes").is_some_and(|bytes| bytes > 0)
+}
+
+/// Whether one write to a block device can be durable by itself: the device has no volatile cache, or writes through it on demand
+/// (FUA).
+pub(crate) fn writes_through(device: u64) -> bool {
+    queue_text(device, "write_cache").is_some_and(|mode| mode.trim() == "write through")
+        || queue_number(device, "fua") == Some(1)
 }
 
 /// Whether a block device lives in main memory (`ram0`, `zram0`).

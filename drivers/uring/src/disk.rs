@@ -164,12 +164,12 @@ impl FileDisk {
         range.first.checked_add(range.count).is_none_or(|end| end > self.info.block_count)
     }
 
-    /// Whether a thread of the kernel has to finish an operation: a synchronous write to a file flushes the disk's cache there
-    /// (one to a block device takes the cache along by itself), and the others run there altogether.
+    /// Whether a thread of the kernel has to finish an operation: a synchronous write flushes the disk's cache there
+    /// (unless it takes the cache along by itself), and the others run there altogether.
     fn is_assisted(&self, kind: Kind) -> bool {
         match kind {
             Kind::Read | Kind::Write(Persistence::Volatile) => false,
-            Kind::Write(Persistence::Durable) => self.file.kind() != FileKind::Block,
+            Kind::Write(Persistence::Durable) => !self.file.writes_through(),
             Kind::Flush | Kind::Discard => true,
         }
     }

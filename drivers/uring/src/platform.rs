@@ -39,6 +39,10 @@ impl Platform for UringPlatform {
         self.ring.blocks()
     }
 
+    fn should_sleep(&self) -> bool {
+        self.ring.is_assisted()
+    }
+
     fn turn(&mut self, wait: Wait) -> bool {
         self.ring.turn(wait)
     }

@@ -109,7 +109,7 @@ pub(crate) trait BeforeEnter {
 struct Mailbox {
     events: Vec<Event>,
     in_flight: usize,
-    /// Operations in flight that a thread of the kernel has to finish: see [`Core::make_way`].
+    /// Operations in flight that a thread of the kernel has to finish: see [`Ring::is_assisted`].
     assisted: usize,
 }
 
@@ -179,6 +179,12 @@ impl Ring {
     #[must_use]
     pub fn enter_count(&self) -> u64 {
         self.core.borrow().enters
+    }
+
+    /// Whether an operation is in flight that a thread of the kernel finishes: a flush, a discard, a durable write to a file.
+    #[must_use]
+    pub fn is_assisted(&self) -> bool {
+        self.core.borrow().mailboxes.iter().flatten().any(|mailbox| mailbox.assisted > 0)
     }
 
     /// One turn, as [`twinlog_device::Platform::turn`] describes it.
@@ -264,23 +270,8 @@ impl Core {
             Wait::No | Wait::UpTo(_) => found |= self.exchange(None),
         }
         found |= self.waker.take();
-        if !found && wait == Wait::No {
-            self.make_way();
-        }
         self.now = clock::monotonic();
         found
-    }
-
-    /// Lets others have the processor while a durable write to a file is in flight and there is nothing to do here.
-    ///
-    /// The kernel completes such a write (it asks the disk to flush its cache) in a thread that is bound to the processor on which the
-    /// interrupt came, and that is ours. While we spin, the scheduler lets that thread wait for the rest of our time slice: up to
-    /// 4 ms were measured on Linux 6.18, instead of 0.1 ms for the whole write. Yielding costs less than a microsecond when nobody
-    /// waits.
-    fn make_way(&self) {
-        if self.mailboxes.iter().flatten().any(|mailbox| mailbox.assisted > 0) {
-            std::thread::yield_now();
-        }
     }
 
     /// Whether a driver has events that it has not taken yet.
