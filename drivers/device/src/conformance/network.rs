@@ -51,11 +51,12 @@ pub trait NetworkHarness {
 /// # Panics
 /// When a contract is broken, with its words.
 pub fn network<H: NetworkHarness>(mut make: impl FnMut() -> H) {
-    let parts: [fn(&mut Driver<H>); 10] = [
+    let parts: [fn(&mut Driver<H>); 11] = [
         connections_are_accepted,
         input_arrives_in_order,
         input_is_bounded,
         output_arrives_in_order,
+        output_is_added_while_it_goes,
         output_waits_for_its_reader,
         an_ended_input_is_still_served,
         a_lost_client_is_noticed,
@@ -235,6 +236,32 @@ fn output_arrives_in_order<H: NetworkHarness>(driver: &mut Driver<H>) {
     });
     let unique = block.try_unique().expect("the driver holds no handle of a block that was sent");
     drop(unique);
+}
+
+/// Output of more pieces than a driver hands over at once, to which every turn adds: what went in part must go on where it was.
+fn output_is_added_while_it_goes<H: NetworkHarness>(driver: &mut Driver<H>) {
+    let (connection, mut peer) = driver.open();
+    let block = pattern::block(driver.harness.blocks(), 9);
+    let (mut expected, mut received) = (Vec::new(), Vec::new());
+    let mut rounds = 0..40_usize;
+    driver.until("output arrives while more is added", |driver| {
+        driver.harness.peer_receive(&mut peer, &mut received);
+        driver.ready();
+        let round = rounds.next();
+        for piece in 0..round.map_or(0, |round| if round % 8 == 0 { 3000 } else { 1 }) {
+            let range = piece % 4000..piece % 4000 + 90;
+            expected.extend_from_slice(&block[range.clone()]);
+            driver.net().send_block(connection, &block, range);
+        }
+        (round.is_some() || received.len() < expected.len()).then_some(received.len())
+    });
+    driver.until("nothing is unsent at the end", |driver| {
+        driver.harness.peer_receive(&mut peer, &mut received);
+        driver.ready();
+        let unsent = driver.net().unsent_bytes(connection);
+        (unsent > 0).then_some(unsent)
+    });
+    assert!(received == expected, "what is added follows what was queued before it, and nothing goes twice");
 }
 
 fn output_waits_for_its_reader<H: NetworkHarness>(driver: &mut Driver<H>) {

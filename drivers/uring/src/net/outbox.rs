@@ -10,7 +10,7 @@
 //! # Invariants
 //!
 //! 1. While a batch flies, nothing of it changes: not its bytes, its blocks, its vector, nor the header that names the vector.
-//! 2. A sender is in `dirty` exactly when it has something collected and nothing flying.
+//! 2. A sender is in `dirty` once exactly when it has something to hand over, collected or the rest of a batch, and nothing in flight.
 
 // Entries name headers and vectors by address.
 #![expect(unsafe_code, reason = "submission entries carry raw addresses")]
@@ -60,6 +60,8 @@ struct Sender {
     sent_elements: usize,
     header: Box<libc::msghdr>,
     in_flight: bool,
+    /// In `dirty`.
+    is_listed: bool,
     unsent_bytes: usize,
     failed: bool,
 }
@@ -77,6 +79,7 @@ impl Sender {
             sent_elements: 0,
             header,
             in_flight: false,
+            is_listed: false,
             unsent_bytes: 0,
             failed: false,
         }
@@ -184,10 +187,15 @@ impl Outbox {
         if length == 0 || sender.failed {
             return;
         }
-        let was_empty = !sender.has_collected();
         add(&mut sender.collecting);
         sender.unsent_bytes += length;
-        if was_empty && !sender.in_flight {
+        self.list(slot);
+    }
+
+    /// Has the sender go on with the next turn, unless the kernel has to finish first.
+    fn list(&mut self, slot: u32) {
+        let sender = self.sender(slot);
+        if !sender.in_flight && !std::mem::replace(&mut sender.is_listed, true) {
             self.dirty.push(slot);
         }
     }
@@ -212,7 +220,7 @@ impl Outbox {
             sender.flying.clear();
         }
         if !gone || sender.has_collected() {
-            self.dirty.push(slot);
+            self.list(slot);
         }
         Ok(())
     }
@@ -221,6 +229,7 @@ impl Outbox {
     pub(super) fn fail(&mut self, slot: u32) {
         self.dirty.retain(|&other| other != slot);
         let sender = self.sender(slot);
+        sender.is_listed = false;
         sender.failed = true;
         if sender.in_flight {
             sender.collecting.clear();
@@ -235,6 +244,8 @@ impl BeforeEnter for Outbox {
         let Self { port, senders, dirty } = self;
         for slot in dirty.drain(..) {
             let sender = senders[slot as usize].as_mut().expect("closing a sender takes it off the list");
+            assert!(!sender.in_flight, "one batch flies at a time");
+            sender.is_listed = false;
             if sender.sent_elements == sender.vector.len() {
                 sender.take_off();
             }
