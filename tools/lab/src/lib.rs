@@ -1,0 +1,26 @@
+//! Throw-away virtual machines for Twinlog: the Linux kernel as a client of a node, and nodes whose power is cut.
+//!
+//! A guest is Debian's kernel under QEMU's software emulation with one file system in memory, made for the occasion; it boots in
+//! seconds, needs no root, and leaves nothing behind. `docs/lab.md` says what each scenario proves.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`host`] | programs of this machine and the packages that bring them |
+//! | [`kernel`], [`modules`] | the guest's kernel and the modules that it needs, in order |
+//! | [`cpio`], [`initramfs`] | the guest's file system |
+//! | [`machine`], [`console`] | QEMU from start to end; how a guest ended |
+//! | [`node`] | a Twinlog node beside the guests |
+//! | [`scenarios`] | what is tested |
+//! | [`guest`] | tools that run inside a guest |
+
+pub mod console;
+pub mod cpio;
+pub mod guest;
+pub mod host;
+pub mod initramfs;
+pub mod kernel;
+pub mod machine;
+pub mod modules;
+pub mod node;
+pub mod random;
+pub mod scenarios;

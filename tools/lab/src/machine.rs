@@ -1,0 +1,277 @@
+//! One virtual machine: QEMU with software emulation, from start to end.
+//!
+//! Two virtual serial ports join it to the lab: `lab.log` takes what the payload prints, `lab.control` carries lines both ways (the guest's
+//! events, the lab's answers). The kernel's console goes to a file, and so does the result, see [`console`].
+//!
+//! Nothing outlives the lab: a guest that is dropped is killed, and the kernel kills it when the lab's process dies. Every wait
+//! has an end.
+
+use crate::{
+    console::{self, Outcome},
+    host,
+};
+use anyhow::{Context as _, Result, bail};
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::{
+        net::{UnixListener, UnixStream},
+        process::ExitStatusExt as _,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How often the lab looks whether QEMU lives.
+const POLL: Duration = Duration::from_millis(50);
+/// Longer, and QEMU itself has a problem: its ports are there before the guest's first instruction.
+const PORTS_PATIENCE: Duration = Duration::from_secs(30);
+/// No message of the kernel's on the console unless something is wrong; no reboot after a panic, so that QEMU ends.
+const KERNEL_ARGUMENTS: &str =
+    "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off audit=0 random.trust_cpu=on";
+
+/// What a virtual machine is made of.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The kernel: an ELF file or a compressed image.
+    pub kernel: PathBuf,
+    /// The archive made by [`crate::initramfs`].
+    pub initramfs: PathBuf,
+    /// QEMU's accelerator.
+    pub accelerator: String,
+    /// Memory.
+    pub memory_mib: u32,
+    /// Processors.
+    pub processors: u32,
+    /// Ports of the host's loopback that lead to ports of the guest.
+    pub forwarded: Vec<(u16, u16)>,
+    /// More of QEMU's arguments: disks and other devices.
+    pub devices: Vec<String>,
+    /// For the guest's files: sockets, console, logs. Short, as the path of a Unix socket may have 107 bytes.
+    pub folder: PathBuf,
+}
+
+/// A running guest.
+#[derive(Debug)]
+pub struct Guest {
+    process: Child,
+    folder: PathBuf,
+    lines: Receiver<String>,
+    control: UnixStream,
+}
+
+impl Machine {
+    fn command(&self) -> Result<Command> {
+        let qemu = &host::programs(&["qemu-system-x86_64", "setpriv"])?[0];
+        let folder = self.folder.display();
+        let mut forwarding = String::from("user,id=net");
+        for (host, guest) in &self.forwarded {
+            forwarding += &format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}");
+        }
+        let mut command = host::mortal(qemu);
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35"]);
+        command.args(["-accel", &self.accelerator, "-cpu", "max,la57=off"]);
+        command.args(["-m", &format!("{}M", self.memory_mib), "-smp", &self.processors.to_string()]);
+        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        command.args(["-serial", &format!("file:{folder}/console.log")]);
+        command.args(["-qmp", &format!("unix:{folder}/qmp,server=on,wait=off")]);
+        command.args(["-device", "virtio-serial-pci"]);
+        command.args(["-chardev", &format!("file,id=log,path={folder}/payload.log")]);
+        command.args(["-device", "virtserialport,chardev=log,name=lab.log"]);
+        command.args(["-chardev", &format!("socket,id=control,path={folder}/control")]);
+        command.args(["-device", "virtserialport,chardev=control,name=lab.control"]);
+        command.args(["-netdev", &forwarding, "-device", "virtio-net-pci,netdev=net"]);
+        command.args(&self.devices);
+        command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
+        command.args(["-append", KERNEL_ARGUMENTS]);
+        Ok(command)
+    }
+
+    /// Switches it on.
+    ///
+    /// # Errors
+    ///
+    /// QEMU is missing or refuses its arguments.
+    pub fn boot(&self) -> Result<Guest> {
+        fs::create_dir_all(&self.folder).with_context(|| format!("making {}", self.folder.display()))?;
+        let path = self.folder.join("control");
+        // The last guest's, if this one has been switched off and on.
+        let _ = fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).with_context(|| format!("listening at {}", path.display()))?;
+        listener.set_nonblocking(true)?;
+        let output = File::create(self.folder.join("qemu.log"))?;
+        let mut command = self.command()?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let mut process = command.spawn().context("starting qemu")?;
+        let control = match accept(&listener, &mut process) {
+            Ok(control) => control,
+            Err(error) => {
+                let _ = process.kill();
+                let _ = process.wait();
+                let said = fs::read_to_string(self.folder.join("qemu.log")).unwrap_or_default();
+                return Err(error.context(said.trim().to_owned()));
+            }
+        };
+        let lines = listen(control.try_clone()?);
+        Ok(Guest { process, folder: self.folder.clone(), lines, control })
+    }
+}
+
+/// QEMU's end of the control line.
+fn accept(listener: &UnixListener, process: &mut Child) -> Result<UnixStream> {
+    let start = Instant::now();
+    loop {
+        if let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(false)?;
+            return Ok(stream);
+        }
+        if let Some(status) = process.try_wait()? {
+            bail!("qemu ended at once: {status}");
+        }
+        if start.elapsed() > PORTS_PATIENCE {
+            bail!("qemu does not open its ports");
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// The guest's lines, until its end.
+fn listen(stream: UnixStream) -> Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+impl Guest {
+    /// Waits for the payload's event `word` and returns what follows the word.
+    ///
+    /// # Errors
+    ///
+    /// The guest ends, reaches another event, or takes longer than `patience`.
+    pub fn event(&mut self, word: &str, patience: Duration) -> Result<String> {
+        match self.lines.recv_timeout(patience) {
+            Ok(line) => {
+                let (found, rest) = line.split_once(' ').unwrap_or((&line, ""));
+                if found != word {
+                    bail!("the guest reached '{line}' and not '{word}'");
+                }
+                Ok(rest.to_owned())
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("the guest did not reach '{word}' within {patience:?}\n{}", self.logs())
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = self.process.wait()?;
+                bail!("the guest ended before '{word}': {:?}\n{}", self.outcome(status), self.logs())
+            }
+        }
+    }
+
+    /// Sends the payload a word that it awaits.
+    ///
+    /// # Errors
+    ///
+    /// The guest is gone.
+    pub fn tell(&mut self, word: &str) -> Result<()> {
+        writeln!(self.control, "{word}").with_context(|| format!("telling the guest '{word}'"))
+    }
+
+    /// Whether it runs.
+    ///
+    /// # Errors
+    ///
+    /// The system cannot say.
+    pub fn is_alive(&mut self) -> Result<bool> {
+        Ok(self.process.try_wait()?.is_none())
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    ///
+    /// The system cannot say.
+    pub fn finish(&mut self, patience: Duration) -> Result<Outcome> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                return Ok(self.outcome(status));
+            }
+            if start.elapsed() > patience {
+                self.cut()?;
+                return Ok(Outcome::Timeout);
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Waits for the end, which must be the payload's with exit code 0.
+    ///
+    /// # Errors
+    ///
+    /// Any other end, with the tail of the logs.
+    pub fn succeed(&mut self, patience: Duration) -> Result<()> {
+        match self.finish(patience)? {
+            Outcome::Exit(0) => Ok(()),
+            outcome => bail!("the guest ended with {outcome:?}\n{}", self.logs()),
+        }
+    }
+
+    /// Cuts its power: not one more instruction, and nothing is written out that QEMU still holds.
+    ///
+    /// # Errors
+    ///
+    /// The system cannot kill it.
+    pub fn cut(&mut self) -> Result<()> {
+        self.process.kill().context("killing qemu")?;
+        self.process.wait().context("waiting for qemu")?;
+        Ok(())
+    }
+
+    fn outcome(&self, status: ExitStatus) -> Outcome {
+        let console = fs::read(self.folder.join("console.log")).unwrap_or_default();
+        match (console::outcome(&console), status.code()) {
+            // isa-debug-exit makes odd numbers; anything else is an end that the guest did not ask for.
+            (Some(Outcome::Exit(code)), Some(number)) if number % 2 == 1 => Outcome::Exit(code),
+            (Some(Outcome::Panic(words)), _) => Outcome::Panic(words),
+            _ => Outcome::Died(format!("{status}, signal {:?}", status.signal())),
+        }
+    }
+
+    /// The tails of what the guest said, for an error message.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let tail = |name: &str| {
+            let text = fs::read(self.folder.join(name)).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            let tail = lines[lines.len().saturating_sub(25)..].join("\n  ");
+            if tail.is_empty() {
+                String::new()
+            } else {
+                format!("--- {}\n  {tail}\n", self.folder.join(name).display())
+            }
+        };
+        ["payload.log", "console.log", "qemu.log"].map(tail).concat()
+    }
+
+    /// The guest's files.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.cut();
+    }
+}

@@ -1,0 +1,200 @@
+//! `twinlog-lab`: scenarios in virtual machines.
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::Instant,
+};
+use twinlog_lab::{
+    guest, host, kernel,
+    scenarios::{self, Lab, SCENARIOS, Scenario},
+};
+
+/// This machine lacks something, or the arguments are wrong: nothing was tested.
+const EXIT_MISSING: u8 = 2;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "twinlog-lab",
+    version,
+    about = "Throw-away virtual machines: real kernels as clients of a node, and nodes whose power is cut",
+    after_help = "Exit codes: 0 all passed, 1 a scenario failed, 2 nothing was tested: wrong arguments, or a missing program or kernel"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List the scenarios
+    List,
+    /// Run scenarios, one after another
+    Run(RunArgs),
+    /// Download Debian's kernel package and unpack it for guests; installs nothing
+    Kernel,
+    /// Tools for use inside a guest
+    #[command(hide = true, subcommand)]
+    Guest(guest::Tool),
+}
+
+#[derive(clap::Args, Debug)]
+struct RunArgs {
+    /// Names from `list`, or `all`
+    #[arg(required = true)]
+    names: Vec<String>,
+    /// Keep the files of scenarios that passed, too
+    #[arg(long)]
+    keep: bool,
+    /// Folder for the scenarios' files [default: a new one in the system's temporary folder]
+    #[arg(long, value_name = "DIR")]
+    log: Option<PathBuf>,
+    /// Of everything random
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How often something is killed or cut, where that happens
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// The program under test [default: the one beside this program, built first when cargo runs it]
+    #[arg(long, value_name = "FILE")]
+    twinlog: Option<PathBuf>,
+    /// Folder with boot/vmlinuz-* and lib/modules [default: what `kernel` has unpacked, else /]
+    #[arg(long, value_name = "DIR")]
+    kernel: Option<PathBuf>,
+    /// QEMU's accelerator; only software emulation has been tried
+    #[arg(long)]
+    accelerator: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Action::List => {
+            list();
+            Ok(true)
+        }
+        Action::Run(args) => run(&args),
+        Action::Kernel => unpack(),
+        Action::Guest(tool) => guest::run(&tool).map(|()| true),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("twinlog-lab: {error:#}");
+            if error.downcast_ref::<host::Missing>().is_some() { EXIT_MISSING.into() } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn list() {
+    for scenario in &SCENARIOS {
+        println!("{:<12} {}", scenario.name, scenario.about);
+    }
+}
+
+/// Where the lab keeps what is expensive to make: beside cargo's own results.
+fn cache() -> Result<PathBuf> {
+    let own = env::current_exe()?;
+    let target = own.parent().and_then(Path::parent).context("this program lies in a folder of its own")?;
+    Ok(target.join("lab"))
+}
+
+fn unpack() -> Result<bool> {
+    let kernel = kernel::unpack(&cache()?.join("kernel"))?;
+    println!("{} {}", kernel.version, kernel.image.display());
+    Ok(true)
+}
+
+/// The program under test. Run by cargo, it is built first, so that it is never older than its source.
+fn twinlog(given: Option<&PathBuf>) -> Result<PathBuf> {
+    if let Some(path) = given {
+        return Ok(path.clone());
+    }
+    let own = env::current_exe()?;
+    let folder = own.parent().context("this program lies in a folder")?;
+    if let Some(cargo) = env::var_os("CARGO") {
+        let profile = folder.file_name().and_then(|name| name.to_str()).context("the folder has the profile's name")?;
+        let profile = if profile == "debug" { "dev" } else { profile };
+        let arguments = ["build", "--quiet", "--locked", "-p", "twinlog", "--bin", "twinlog", "--profile", profile];
+        let status = Command::new(cargo).args(arguments).status().context("starting cargo")?;
+        if !status.success() {
+            bail!("twinlog cannot be built");
+        }
+    }
+    let path = folder.join("twinlog");
+    if !path.is_file() {
+        bail!(host::Missing(format!(
+            "no {}: build it with `cargo build --bin twinlog`, or name it with --twinlog",
+            path.display()
+        )));
+    }
+    Ok(path)
+}
+
+/// The scenarios that the names mean.
+fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
+    if names == ["all"] {
+        return Ok(SCENARIOS.iter().collect());
+    }
+    let find = |name: &String| {
+        let known: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        scenarios::find(name)
+            .ok_or_else(|| host::Missing(format!("no scenario {name}; there are: {}", known.join(", "))).into())
+    };
+    names.iter().map(find).collect()
+}
+
+/// Whether all passed.
+fn run(args: &RunArgs) -> Result<bool> {
+    let chosen = chosen(&args.names)?;
+    let programs: Vec<&str> = chosen.iter().flat_map(|scenario| scenario.programs).copied().collect();
+    host::programs(&[&["qemu-system-x86_64", "busybox", "dash", "ldd", "setpriv", "strip"][..], &programs].concat())?;
+    let kernel = scenarios::kernel(args.kernel.as_deref(), &cache()?)?;
+    let twinlog = twinlog(args.twinlog.as_ref())?;
+    let scratch = tempfile::Builder::new().prefix("lab.").tempdir()?;
+    let top = args.log.clone().unwrap_or_else(|| scratch.path().to_owned());
+    println!("kernel {}, seed {}, files in {}", kernel.version, args.seed, top.display());
+    let mut passed = true;
+    for scenario in &chosen {
+        let folder = top.join(scenario.name);
+        if folder.exists() {
+            bail!("{} is there already", folder.display());
+        }
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        let mut lab = Lab::new(&kernel, &cache()?, twinlog.clone(), fs::canonicalize(&folder)?)?;
+        lab.seed = args.seed;
+        lab.rounds = args.rounds.unwrap_or(lab.rounds);
+        lab.accelerator = args.accelerator.clone().unwrap_or(lab.accelerator);
+        passed &= report(scenario, &lab, args.keep)?;
+    }
+    if !passed || args.keep {
+        let _ = scratch.keep();
+    }
+    Ok(passed)
+}
+
+/// Runs one and says how it went.
+fn report(scenario: &Scenario, lab: &Lab, keep: bool) -> Result<bool> {
+    let start = Instant::now();
+    println!("{}: {}", scenario.name, scenario.about);
+    let result = scenario.run(lab);
+    let seconds = start.elapsed().as_secs_f64();
+    match result {
+        Ok(()) => {
+            println!("{}: passed in {seconds:.1} s", scenario.name);
+            if !keep {
+                fs::remove_dir_all(&lab.folder)?;
+            }
+            Ok(true)
+        }
+        Err(error) if error.downcast_ref::<host::Missing>().is_some() => Err(error),
+        Err(error) => {
+            println!("{}: FAILED after {seconds:.1} s, seed {}: {error:#}", scenario.name, lab.seed);
+            println!("{}: its files are in {}", scenario.name, lab.folder.display());
+            Ok(false)
+        }
+    }
+}

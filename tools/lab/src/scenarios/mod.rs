@@ -1,0 +1,142 @@
+//! Named scenarios, and what they share.
+
+mod nbd;
+
+use crate::{
+    host,
+    initramfs::Contents,
+    kernel::{self, Kernel},
+    machine::{Guest, Machine},
+    modules::Modules,
+};
+use anyhow::Result;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// One thing that can be tested.
+#[derive(Debug)]
+pub struct Scenario {
+    /// What the command line calls it.
+    pub name: &'static str,
+    /// What it shows.
+    pub about: &'static str,
+    /// Programs of this machine that it needs beyond those of every guest.
+    pub programs: &'static [&'static str],
+    run: fn(&Lab) -> Result<()>,
+}
+
+/// All of them.
+pub const SCENARIOS: [Scenario; 3] = [
+    Scenario {
+        name: "nbd-kernel",
+        about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
+        programs: &["nbd-client"],
+        run: nbd::kernel,
+    },
+    Scenario {
+        name: "nbd-ext4",
+        about: "ext4 on the kernel's nbd client: a tree of files, an exerciser, fstrim that frees the pool, e2fsck",
+        programs: &["nbd-client", "mkfs.ext4", "e2fsck"],
+        run: nbd::ext4,
+    },
+    Scenario {
+        name: "nbd-xfs",
+        about: "the same with xfs and xfs_repair",
+        programs: &["nbd-client", "mkfs.xfs", "xfs_repair"],
+        run: nbd::xfs,
+    },
+];
+
+/// The scenario of that name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Scenario> {
+    SCENARIOS.iter().find(|scenario| scenario.name == name)
+}
+
+/// What a scenario runs with.
+#[derive(Debug)]
+pub struct Lab {
+    /// The program under test.
+    pub twinlog: PathBuf,
+    /// Where this scenario's files are.
+    pub folder: PathBuf,
+    /// Of everything random.
+    pub seed: u64,
+    /// How often something is killed or cut.
+    pub rounds: u32,
+    /// QEMU's accelerator.
+    pub accelerator: String,
+    /// This program, for the guest.
+    pub own: PathBuf,
+    modules: Modules,
+    kernel: PathBuf,
+}
+
+impl Lab {
+    /// Finds what every scenario needs. `cache` keeps the unpacked kernel between runs.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's files cannot be read.
+    pub fn new(kernel: &Kernel, cache: &Path, twinlog: PathBuf, folder: PathBuf) -> Result<Self> {
+        Ok(Self {
+            twinlog,
+            folder,
+            seed: 1,
+            rounds: 3,
+            accelerator: "tcg,thread=multi,tb-size=256".to_owned(),
+            own: std::env::current_exe()?,
+            modules: Modules::find(&kernel.modules)?,
+            kernel: kernel.bootable(cache)?,
+        })
+    }
+
+    /// Packs a guest's file system.
+    fn machine(&self, name: &str, contents: &Contents) -> Result<Machine> {
+        let folder = self.folder.join(name);
+        fs::create_dir_all(&folder)?;
+        let initramfs = folder.join("initramfs");
+        contents.pack(&self.modules, &initramfs)?;
+        Ok(Machine {
+            kernel: self.kernel.clone(),
+            initramfs,
+            accelerator: self.accelerator.clone(),
+            memory_mib: 512,
+            processors: 1,
+            forwarded: Vec::new(),
+            devices: Vec::new(),
+            folder,
+        })
+    }
+
+    fn boot(&self, name: &str, contents: &Contents) -> Result<Guest> {
+        self.machine(name, contents)?.boot()
+    }
+}
+
+impl Scenario {
+    /// Runs it.
+    ///
+    /// # Errors
+    ///
+    /// Something is not as it must be; or [`host::Missing`], and nothing was tested.
+    pub fn run(&self, lab: &Lab) -> Result<()> {
+        host::programs(self.programs)?;
+        (self.run)(lab)
+    }
+}
+
+/// The kernel for guests: the one given, else the one unpacked in `cache`, else the machine's own.
+///
+/// # Errors
+///
+/// There is none.
+pub fn kernel(given: Option<&Path>, cache: &Path) -> Result<Kernel> {
+    let found = match given {
+        Some(folder) => kernel::find(&[folder.to_owned()]),
+        None => kernel::find(&[cache.join("kernel"), PathBuf::from("/")]),
+    };
+    found.map_err(|error| host::Missing(error.to_string()).into())
+}
