@@ -35,16 +35,19 @@ struct Pools<'a, T: Serialize> {
 pub(crate) fn pool(command: PoolCommand, output: &Output) -> Result<Exit, Failure> {
     match command {
         PoolCommand::Create { config, overwrite } => provision::create(&config, &overwrite, output),
-        PoolCommand::List(node) | PoolCommand::Show(node) => {
-            let status = open_status(&node)?;
-            output.show(&Pools { pools: [&status.pool] }, || render::pool(&status))?;
-            Ok(Exit::Done)
-        }
+        PoolCommand::List(node) => show_pool(&node, output, render::pools),
+        PoolCommand::Show(node) => show_pool(&node, output, render::pool),
         PoolCommand::Check(CheckArgs { config: Some(config), .. }) => offline::check(&config, output),
         PoolCommand::Check(CheckArgs { node, config: None }) => examine(&node, &AdminRequest::PoolCheck, output),
         PoolCommand::Scrub(node) => examine(&node, &AdminRequest::PoolScrub, output),
         PoolCommand::Grow { device, overwrite, node } => grow(&device, overwrite, &node, output),
     }
+}
+
+fn show_pool(node: &NodeArgs, output: &Output, text: fn(&NodeStatus) -> String) -> Result<Exit, Failure> {
+    let status = open_status(node)?;
+    output.show(&Pools { pools: [&status.pool] }, || text(&status))?;
+    Ok(Exit::Done)
 }
 
 /// `twinlog volume ...`

@@ -79,14 +79,24 @@ impl NodeHandle {
             Some(patience) => receiver.recv_timeout(patience).map_err(|error| error.is_timeout()),
             None => receiver.recv().map_err(|_| false),
         };
-        reply.unwrap_or_else(|timed_out| {
-            if timed_out {
-                refused("the node did not answer in time", "twinlog status")
-            } else {
-                refused("the node stopped before it answered", "twinlog status")
+        match reply {
+            Ok(AdminReply::Status(mut status)) => {
+                status.memory_resident_bytes = resident_bytes();
+                AdminReply::Status(status)
             }
-        })
+            Ok(reply) => reply,
+            Err(true) => refused("the node did not answer in time", "twinlog status"),
+            Err(false) => refused("the node stopped before it answered", "twinlog status"),
+        }
     }
+}
+
+/// Memory of this process; zero where the kernel does not tell.
+fn resident_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes: Option<u64> = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+    kibibytes.unwrap_or(0) << 10
 }
 
 fn refused(message: &str, hint: &str) -> AdminReply {

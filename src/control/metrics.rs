@@ -1,4 +1,4 @@
-//! Prometheus metrics: a node's status in the OpenMetrics text format, over a very small HTTP/1.1 responder.
+//! Prometheus metrics: a node's status in Prometheus' text format, over a very small HTTP/1.1 responder.
 //!
 //! # Invariants
 //!
@@ -8,18 +8,14 @@
 //! 2. Metrics are read from one [`NodeStatus`], so the figures of one answer belong together.
 
 use super::admin::NodeHandle;
-use crate::node::admin::{AdminReply, AdminRequest, NodeStatus, OperationStatus};
-use prometheus_client::{
-    encoding::text::encode,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
-    registry::{Registry, Unit},
-};
+use crate::node::admin::{AdminReply, AdminRequest, LaneStatus, NodeStatus, ReactorStatus, VolumeStatus};
 use std::{
+    fmt::Write as _,
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread::{Builder, JoinHandle},
     time::{Duration, Instant},
@@ -92,9 +88,7 @@ fn answer(mut stream: TcpStream, name: &str, node: &NodeHandle) -> io::Result<()
     let head = read_head(&mut stream)?;
     let (status, kind, body) = match request_of(&head) {
         Request::Metrics => match node.ask(AdminRequest::Status, Some(NODE_WAIT_MAX)) {
-            AdminReply::Status(status) => {
-                ("200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", text(name, &status))
-            }
+            AdminReply::Status(status) => ("200 OK", "text/plain; version=0.0.4; charset=utf-8", text(name, &status)),
             _ => ("503 Service Unavailable", "text/plain", "the node does not answer\n".to_owned()),
         },
         Request::OtherPath => ("404 Not Found", "text/plain", "only /metrics is here\n".to_owned()),
@@ -153,24 +147,63 @@ fn request_of(head: &[u8]) -> Request {
     }
 }
 
+/// The labels of a sample: name and value.
 type Labels = Vec<(&'static str, String)>;
-type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
-type Counters = Family<Labels, Counter<f64, AtomicU64>>;
+
+/// A page of metrics in Prometheus' text format, version 0.0.4.
+struct Page {
+    node: String,
+    text: String,
+}
+
+impl Page {
+    /// One metric with all its samples. A counter's name ends in `_total`, a unit's name stands before that.
+    fn metric(&mut self, kind: &str, name: &str, help: &str, samples: impl IntoIterator<Item = (Labels, f64)>) {
+        debug_assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+        self.head(kind, name, help);
+        for (labels, value) in samples {
+            self.sample(name, "", &labels, value);
+        }
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = (Labels, f64)>) {
+        self.metric("gauge", name, help, samples);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = (Labels, f64)>) {
+        self.metric("counter", name, help, samples);
+    }
+
+    fn head(&mut self, kind: &str, name: &str, help: &str) {
+        self.put(format_args!("# HELP twinlog_{name} {help}\n# TYPE twinlog_{name} {kind}\n"));
+    }
+
+    fn sample(&mut self, name: &str, suffix: &str, labels: &Labels, value: f64) {
+        let node = self.node.clone();
+        self.put(format_args!("twinlog_{name}{suffix}{{node=\"{node}\""));
+        for (label, text) in labels {
+            let text = text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+            self.put(format_args!(",{label}=\"{text}\""));
+        }
+        self.put(format_args!("}} {value}\n"));
+    }
+
+    fn put(&mut self, arguments: std::fmt::Arguments<'_>) {
+        self.text.write_fmt(arguments).expect("a String takes everything");
+    }
+}
 
 /// The metrics of one status.
 #[must_use]
 pub fn text(name: &str, status: &NodeStatus) -> String {
-    let labels = [("node".into(), name.to_owned().into())];
-    let mut registry = Registry::with_prefix_and_labels("twinlog", labels.into_iter());
-    let about = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
-    registry.register("build", "The program", about);
-    register_node(&mut registry, status);
-    register_pool(&mut registry, status);
-    register_lanes(&mut registry, status);
-    register_volumes(&mut registry, status);
-    let mut text = String::new();
-    encode(&mut text, &registry).expect("a String takes everything");
-    text
+    let mut page = Page { node: name.to_owned(), text: String::new() };
+    let about = (vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0);
+    page.gauge("build_info", "The program", [about]);
+    put_node(&mut page, status);
+    put_pool(&mut page, status);
+    put_lanes(&mut page, status);
+    put_volumes(&mut page, status);
+    page.text
 }
 
 #[expect(
@@ -185,186 +218,94 @@ fn seconds(nanos: u64) -> f64 {
     figure(nanos) / 1e9
 }
 
-fn gauge(
-    registry: &mut Registry,
-    name: &str,
-    help: &str,
-    unit: Option<Unit>,
-    values: impl IntoIterator<Item = (Labels, f64)>,
-) {
-    let family = Gauges::default();
-    for (labels, value) in values {
-        family.get_or_create(&labels).set(value);
-    }
-    match unit {
-        Some(unit) => registry.register_with_unit(name, help, unit, family),
-        None => registry.register(name, help, family),
-    }
-}
-
-fn counter(
-    registry: &mut Registry,
-    name: &str,
-    help: &str,
-    unit: Option<Unit>,
-    values: impl IntoIterator<Item = (Labels, f64)>,
-) {
-    let family = Counters::default();
-    for (labels, value) in values {
-        family.get_or_create(&labels).inc_by(value);
-    }
-    match unit {
-        Some(unit) => registry.register_with_unit(name, help, unit, family),
-        None => registry.register(name, help, family),
-    }
-}
-
 fn one(value: f64) -> [(Labels, f64); 1] {
     [(Labels::new(), value)]
 }
 
-fn register_node(registry: &mut Registry, status: &NodeStatus) {
+fn put_node(page: &mut Page, status: &NodeStatus) {
     let serving = if status.state == "serving" { 1.0 } else { 0.0 };
-    gauge(registry, "serving", "1 while requests are served", None, one(serving));
-    gauge(registry, "uptime", "Time since the node started", Some(Unit::Seconds), one(seconds(status.uptime_ns)));
-    gauge(registry, "memory_used", "Block memory in use", Some(Unit::Bytes), one(figure(status.memory_used_bytes)));
-    gauge(registry, "memory_limit", "Bound of block memory", Some(Unit::Bytes), one(figure(status.memory_limit_bytes)));
-    gauge(
-        registry,
-        "replayed_records",
-        "Log records replayed when the pool was opened",
-        None,
-        one(figure(status.replayed_records)),
-    );
-    let reactor = |value: fn(&crate::node::admin::ReactorStatus) -> f64| {
+    page.gauge("serving", "1 while requests are served", one(serving));
+    page.gauge("uptime_seconds", "Time since the node started", one(seconds(status.uptime_ns)));
+    page.gauge("memory_used_bytes", "Block memory in use, the cache apart", one(figure(status.memory_used_bytes)));
+    page.gauge("memory_cached_bytes", "Block memory that caches disks", one(figure(status.memory_cached_bytes)));
+    page.gauge("memory_limit_bytes", "Bound of block memory", one(figure(status.memory_limit_bytes)));
+    page.gauge("memory_resident_bytes", "Memory of the process", one(figure(status.memory_resident_bytes)));
+    let replayed = one(figure(status.replayed_records));
+    page.gauge("replayed_records", "Log records replayed when the pool was opened", replayed);
+    let reactor = |value: fn(&ReactorStatus) -> f64| {
         status.reactors.iter().map(move |reactor| (vec![("reactor", reactor.reactor.to_string())], value(reactor)))
     };
-    counter(
-        registry,
-        "reactor_busy",
-        "Time not spent sleeping",
-        Some(Unit::Seconds),
-        reactor(|reactor| seconds(reactor.busy_ns)),
-    );
-    counter(registry, "reactor_turns", "Turns of the polling loop", None, reactor(|reactor| figure(reactor.turns)));
-    gauge(
-        registry,
-        "reactor_connections",
-        "Open client connections",
-        None,
-        reactor(|reactor| figure(reactor.connections)),
-    );
+    let busy = reactor(|reactor| seconds(reactor.busy_ns));
+    page.counter("reactor_busy_seconds_total", "Time not spent sleeping", busy);
+    page.counter("reactor_turns_total", "Turns of the polling loop", reactor(|reactor| figure(reactor.turns)));
+    let connections = reactor(|reactor| figure(reactor.connections));
+    page.gauge("reactor_connections", "Open client connections", connections);
 }
 
-fn register_pool(registry: &mut Registry, status: &NodeStatus) {
+fn put_pool(page: &mut Page, status: &NodeStatus) {
     let pool = &status.pool;
-    gauge(registry, "pool_size", "Bytes that can hold blocks", Some(Unit::Bytes), one(figure(pool.size_bytes)));
-    gauge(registry, "pool_free", "Bytes free for new data", Some(Unit::Bytes), one(figure(pool.free_bytes)));
-    gauge(
-        registry,
-        "pool_deferred",
-        "Bytes that become free with coming consistency points",
-        Some(Unit::Bytes),
-        one(figure(pool.deferred_bytes)),
-    );
-    gauge(
-        registry,
-        "pool_provisioned",
-        "Sum of the volumes' sizes",
-        Some(Unit::Bytes),
-        one(figure(pool.provisioned_bytes)),
-    );
-    counter(
-        registry,
-        "pool_checksum_errors",
-        "Blocks whose checksum did not match",
-        None,
-        one(figure(pool.checksum_errors)),
-    );
-    gauge(registry, "pool_epoch", "Ownership generation", None, one(figure(pool.epoch)));
-    gauge(registry, "cp_number", "Newest durable consistency point", None, one(figure(pool.cp)));
-    gauge(
-        registry,
-        "cp_age",
-        "Age of the newest durable consistency point",
-        Some(Unit::Seconds),
-        one(seconds(pool.cp_age_ns)),
-    );
-    gauge(
-        registry,
-        "cp_duration",
-        "How long the last consistency point took",
-        Some(Unit::Seconds),
-        one(seconds(pool.cp_duration_ns)),
-    );
+    page.gauge("pool_size_bytes", "Bytes that can hold blocks", one(figure(pool.size_bytes)));
+    page.gauge("pool_free_bytes", "Bytes free for new data", one(figure(pool.free_bytes)));
+    let deferred = one(figure(pool.deferred_bytes));
+    page.gauge("pool_deferred_bytes", "Bytes that become free with coming consistency points", deferred);
+    page.gauge("pool_provisioned_bytes", "Sum of the volumes' sizes", one(figure(pool.provisioned_bytes)));
+    let errors = one(figure(pool.checksum_errors));
+    page.counter("pool_checksum_errors_total", "Reads of a block whose checksum did not match", errors);
+    page.gauge("pool_epoch", "Ownership generation", one(figure(pool.epoch)));
+    page.gauge("cp_number", "Newest durable consistency point", one(figure(pool.cp)));
+    page.gauge("cp_age_seconds", "Age of the newest durable consistency point", one(seconds(pool.cp_age_ns)));
+    let duration = one(seconds(pool.cp_duration_ns));
+    page.gauge("cp_duration_seconds", "How long the last consistency point took", duration);
 }
 
-fn register_lanes(registry: &mut Registry, status: &NodeStatus) {
-    let lanes = |value: fn(&crate::node::admin::LaneStatus) -> f64| {
+fn put_lanes(page: &mut Page, status: &NodeStatus) {
+    let lanes = |value: fn(&LaneStatus) -> f64| {
         status.lanes.iter().map(move |lane| {
-            let labels = vec![
-                ("lane", lane.lane.to_string()),
-                ("backend", lane.backend.clone()),
-                ("durability", lane.durability.clone()),
-            ];
+            let (backend, durability) = (lane.backend.clone(), lane.durability.clone());
+            let labels = vec![("lane", lane.lane.to_string()), ("backend", backend), ("durability", durability)];
             (labels, value(lane))
         })
     };
-    gauge(registry, "log_size", "Bytes of the lane", Some(Unit::Bytes), lanes(|lane| figure(lane.size_bytes)));
-    gauge(registry, "log_used", "Bytes not yet trimmed", Some(Unit::Bytes), lanes(|lane| figure(lane.used_bytes)));
-    gauge(
-        registry,
-        "log_throttle",
-        "Delay of new changes in force",
-        Some(Unit::Seconds),
-        lanes(|lane| seconds(lane.throttle_ns)),
-    );
-    counter(
-        registry,
-        "log_appended",
-        "Bytes ever appended to the lane",
-        Some(Unit::Bytes),
-        lanes(|lane| figure(lane.head_lsn)),
-    );
+    page.gauge("log_size_bytes", "Bytes of the lane", lanes(|lane| figure(lane.size_bytes)));
+    page.gauge("log_used_bytes", "Bytes not yet trimmed", lanes(|lane| figure(lane.used_bytes)));
+    page.gauge("log_throttle_seconds", "Delay of new changes in force", lanes(|lane| seconds(lane.throttle_ns)));
+    let appended = lanes(|lane| figure(lane.head_lsn));
+    page.counter("log_appended_bytes_total", "Bytes ever appended to the lane", appended);
 }
 
-fn register_volumes(registry: &mut Registry, status: &NodeStatus) {
-    let name = |volume: &str| ("volume", volume.to_owned());
-    let volumes = || status.volumes.iter();
-    let sizes = volumes().map(|volume| (vec![name(&volume.name)], figure(volume.size_bytes)));
-    gauge(registry, "volume_size", "Size of the volume", Some(Unit::Bytes), sizes);
-    let allocated = volumes().map(|volume| (vec![name(&volume.name)], figure(volume.allocated_bytes)));
-    gauge(registry, "volume_allocated", "Bytes allocated to the volume", Some(Unit::Bytes), allocated);
-    let operations = |value: fn(&OperationStatus) -> f64| {
-        volumes().flat_map(move |volume| {
+fn put_volumes(page: &mut Page, status: &NodeStatus) {
+    let name = |volume: &VolumeStatus| ("volume", volume.name.clone());
+    let volumes =
+        |value: fn(&VolumeStatus) -> f64| status.volumes.iter().map(move |volume| (vec![name(volume)], value(volume)));
+    page.gauge("volume_size_bytes", "Size of the volume", volumes(|volume| figure(volume.size_bytes)));
+    let allocated = volumes(|volume| figure(volume.allocated_bytes));
+    page.gauge("volume_allocated_bytes", "Bytes allocated to the volume", allocated);
+    let operations = || {
+        status.volumes.iter().flat_map(move |volume| {
             [("read", &volume.reads), ("write", &volume.writes)]
-                .map(|(kind, operations)| (vec![name(&volume.name), ("operation", kind.to_owned())], value(operations)))
+                .map(|(kind, figures)| (vec![name(volume), ("operation", kind.to_owned())], figures))
         })
     };
-    counter(registry, "volume_operations", "Operations since start", None, operations(|kind| figure(kind.count)));
-    counter(
-        registry,
-        "volume_transferred",
-        "Bytes since start",
-        Some(Unit::Bytes),
-        operations(|kind| figure(kind.bytes)),
-    );
-    let latencies = volumes().flat_map(|volume| {
-        [("read", &volume.reads), ("write", &volume.writes)].into_iter().flat_map(move |(kind, operations)| {
-            let quantiles = [
-                ("0.5", operations.p50_ns),
-                ("0.99", operations.p99_ns),
-                ("0.999", operations.p999_ns),
-                ("1", operations.max_ns),
-            ];
-            quantiles.map(|(quantile, nanos)| {
-                let labels =
-                    vec![name(&volume.name), ("operation", kind.to_owned()), ("quantile", quantile.to_owned())];
-                (labels, seconds(nanos))
-            })
-        })
-    });
-    gauge(registry, "volume_latency", "Latency since start, submission to reply", Some(Unit::Seconds), latencies);
+    let counts = operations().map(|(labels, figures)| (labels, figure(figures.count)));
+    page.counter("volume_operations_total", "Operations since start", counts);
+    let bytes = operations().map(|(labels, figures)| (labels, figure(figures.bytes)));
+    page.counter("volume_transferred_bytes_total", "Bytes since start", bytes);
+    let latency = "volume_latency_seconds";
+    page.head("summary", latency, "Latency since start, submission to reply");
+    for (labels, figures) in operations() {
+        for (quantile, nanos) in [
+            ("0.5", figures.p50_ns),
+            ("0.99", figures.p99_ns),
+            ("0.999", figures.p999_ns),
+            ("0.9999", figures.p9999_ns),
+            ("1", figures.max_ns),
+        ] {
+            let labels = [labels.clone(), vec![("quantile", quantile.to_owned())]].concat();
+            page.sample(latency, "", &labels, seconds(nanos));
+        }
+        page.sample(latency, "_sum", &labels, seconds(figures.total_ns));
+        page.sample(latency, "_count", &labels, figure(figures.count));
+    }
 }
 
 #[cfg(test)]
@@ -397,16 +338,44 @@ mod tests {
     fn every_figure_of_the_status_is_there_with_its_labels() {
         let text = text("a", &healthy());
         for line in [
-            "twinlog_serving{node=\"a\"} 1.0",
-            "twinlog_pool_free_bytes{node=\"a\"} 3221225472.0",
-            "twinlog_log_used_bytes{node=\"a\",lane=\"0\",backend=\"file\",durability=\"durable\"} 67108864.0",
-            "twinlog_volume_operations_total{node=\"a\",volume=\"vol-a\",operation=\"write\"} 1000.0",
+            "twinlog_serving{node=\"a\"} 1",
+            "twinlog_pool_free_bytes{node=\"a\"} 3221225472",
+            "twinlog_log_used_bytes{node=\"a\",lane=\"0\",backend=\"file\",durability=\"durable\"} 67108864",
+            "twinlog_volume_operations_total{node=\"a\",volume=\"vol-a\",operation=\"write\"} 1000",
             "twinlog_volume_latency_seconds{node=\"a\",volume=\"vol-a\",operation=\"read\",quantile=\"0.999\"} 0.0009",
-            "twinlog_reactor_busy_seconds_total{node=\"a\",reactor=\"0\"} 2.0",
+            "twinlog_reactor_busy_seconds_total{node=\"a\",reactor=\"0\"} 2",
         ] {
             assert!(text.lines().any(|written| written == line), "{line} is missing in:\n{text}");
         }
-        assert!(text.ends_with("# EOF\n"));
+    }
+
+    /// What `promtool check metrics` asks for, and what a parser of the text format needs.
+    #[test]
+    fn the_page_keeps_the_rules_of_its_format() {
+        let mut status = healthy();
+        status.volumes[0].name = "a\"b\\c".to_owned();
+        let text = text("a", &status);
+        assert!(text.contains(r#"volume="a\"b\\c""#), "{text}");
+        let mut known = std::collections::BTreeMap::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').expect("a name and a type");
+                assert!(["gauge", "counter", "summary"].contains(&kind), "{line}");
+                assert!(known.insert(name, kind).is_none(), "described once: {line}");
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+                assert!(text.contains(&format!("# HELP {name} ")), "{line}");
+                continue;
+            }
+            if line.starts_with("# HELP ") {
+                continue;
+            }
+            let name = line.split('{').next().expect("a name");
+            let family = name.trim_end_matches("_sum").trim_end_matches("_count");
+            let kind = known.get(name).or_else(|| known.get(family)).unwrap_or_else(|| panic!("no type before {line}"));
+            assert_eq!(line.contains("quantile="), *kind == "summary" && name == family, "{line}");
+            let value: f64 = line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number");
+            assert!(value.is_finite());
+        }
     }
 
     #[test]

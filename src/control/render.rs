@@ -48,10 +48,24 @@ pub fn figures(status: &NodeStatus, before: Option<&NodeStatus>) -> String {
     text
 }
 
+/// A table of the node's pools, of which there is one.
+#[must_use]
+pub fn pools(status: &NodeStatus) -> String {
+    let pool = &status.pool;
+    let width = pool.name.len().max(4);
+    let used = pool.size_bytes.saturating_sub(pool.free_bytes);
+    let (size, used, provisioned) = (show_bytes(pool.size_bytes), show_bytes(used), show_bytes(pool.provisioned_bytes));
+    let (devices, volumes) = (pool.devices.len(), status.volumes.len());
+    format!(
+        "{:width$}  {:>10}  {:>10}  {:>11}  DEVICES  VOLUMES  STATE\n{:width$}  {size:>10}  {used:>10}  {provisioned:>11}  {devices:>7}  {volumes:>7}  {}\n",
+        "NAME", "SIZE", "USED", "PROVISIONED", pool.name, status.state
+    )
+}
+
 /// The pool alone.
 #[must_use]
 pub fn pool(status: &NodeStatus) -> String {
-    let mut text = format!("pool {}  epoch {}\n", status.pool.id, status.pool.epoch);
+    let mut text = format!("pool {}  {}, epoch {}\n", status.pool.name, status.pool.id, status.pool.epoch);
     pool_figures(&mut text, status);
     for device in &status.pool.devices {
         line(&mut text, "device", &format!("{}  {}", device.name, show_bytes(device.size_bytes)));
@@ -128,10 +142,12 @@ fn lane(text: &mut String, lane: &LaneStatus) {
 fn resources(text: &mut String, status: &NodeStatus, before: Option<&NodeStatus>) {
     if status.memory_limit_bytes > 0 {
         let memory = format!(
-            "{} {} of {}",
+            "{} {} used, {} cache, of {}; process {}",
             bar(status.memory_used_bytes, status.memory_limit_bytes),
             show_bytes(status.memory_used_bytes),
-            show_bytes(status.memory_limit_bytes)
+            show_bytes(status.memory_cached_bytes),
+            show_bytes(status.memory_limit_bytes),
+            show_bytes(status.memory_resident_bytes)
         );
         line(text, "memory", &memory);
     }
@@ -165,10 +181,11 @@ fn volume(text: &mut String, volume: &VolumeStatus, before: Option<&VolumeStatus
 
 fn operations(text: &mut String, kind: &str, now: &OperationStatus, before: Option<&OperationStatus>, seconds: f64) {
     let latencies = format!(
-        "p50 {}, p99 {}, p99.9 {}, max {}",
+        "p50 {}, p99 {}, p99.9 {}, p99.99 {}, max {}",
         show_ns(now.p50_ns),
         show_ns(now.p99_ns),
         show_ns(now.p999_ns),
+        show_ns(now.p9999_ns),
         show_ns(now.max_ns)
     );
     let rates = match before {
@@ -225,11 +242,11 @@ OK  single node, log not mirrored (so configured); answered changes survive a po
   space     [#####...............]  25 % 1.00 GiB of 4.00 GiB used, 4.00 GiB provisioned, 0 B freed soon
   cp        42 is 1.50 s old, took 30.0 ms, now idle
   log 0     [#####...............]  25 % 64.0 MiB of 256 MiB used, durable on file, not mirrored
-  memory    [######..............]  26 % 100 MiB of 384 MiB
+  memory    [######..............]  26 % 100 MiB used, 200 MiB cache, of 384 MiB; process 320 MiB
   cpu       reactor 0 3.3 %
   volume    vol-a  4.00 GiB, 1.00 GiB allocated, reactor 0
-            reads  1000 in all, 3.90 MiB; p50 80.0 us, p99 400 us, p99.9 900 us, max 2.00 ms
-            writes 1000 in all, 3.90 MiB; p50 80.0 us, p99 400 us, p99.9 900 us, max 2.00 ms
+            reads  1000 in all, 3.90 MiB; p50 80.0 us, p99 400 us, p99.9 900 us, p99.99 1.00 ms, max 2.00 ms
+            writes 1000 in all, 3.90 MiB; p50 80.0 us, p99 400 us, p99.9 900 us, p99.99 1.00 ms, max 2.00 ms
 ";
         assert_eq!(text, expected);
     }
@@ -274,7 +291,11 @@ OK  single node, log not mirrored (so configured); answered changes survive a po
     }
 
     #[test]
-    fn volumes_line_up() {
+    fn pools_and_volumes_line_up() {
+        assert_eq!(
+            pools(&healthy()),
+            "NAME        SIZE        USED  PROVISIONED  DEVICES  VOLUMES  STATE\na       4.00 GiB    1.00 GiB     4.00 GiB        1        1  serving\n"
+        );
         assert_eq!(
             volumes(&healthy().volumes),
             "NAME         SIZE   ALLOCATED  REACTOR\nvol-a    4.00 GiB    1.00 GiB  0\n"

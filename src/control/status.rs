@@ -264,12 +264,15 @@ pub(super) mod tests {
             p50_ns: 80_000,
             p99_ns: 400_000,
             p999_ns: 900_000,
+            p9999_ns: 1_000_000,
             max_ns: 2_000_000,
+            total_ns: 100_000_000,
         };
         NodeStatus {
             state: "serving".to_owned(),
             reason: String::new(),
             pool: PoolStatus {
+                name: "a".to_owned(),
                 id: "0123456789abcdef0123456789abcdef".to_owned(),
                 epoch: 1,
                 cp: 42,
@@ -304,7 +307,9 @@ pub(super) mod tests {
                 writes: operations,
             }],
             memory_used_bytes: 100 << 20,
+            memory_cached_bytes: 200 << 20,
             memory_limit_bytes: 384 << 20,
+            memory_resident_bytes: 320 << 20,
             reactors: vec![ReactorStatus { reactor: 0, turns: 5000, busy_ns: 2_000_000_000, connections: 1 }],
             uptime_ns: 60_000_000_000,
             replayed_records: 3,

@@ -99,16 +99,20 @@ pub struct NodeStatus {
     pub state: String,
     /// Why it failed, or what it is doing; empty otherwise.
     pub reason: String,
-    /// Name and state of the pool.
+    /// State of the pool.
     pub pool: PoolStatus,
     /// The change log's lanes.
     pub lanes: Vec<LaneStatus>,
     /// Volumes by name.
     pub volumes: Vec<VolumeStatus>,
-    /// Memory blocks in use and in all.
+    /// Memory blocks in use, those of the cache apart.
     pub memory_used_bytes: u64,
+    /// Memory blocks that cache what is on the disks, and are given up for anything else.
+    pub memory_cached_bytes: u64,
     /// Bound of memory blocks.
     pub memory_limit_bytes: u64,
+    /// Memory of the whole process, as the kernel counts it; written by the control side, zero until then.
+    pub memory_resident_bytes: u64,
     /// Reactors by index.
     pub reactors: Vec<ReactorStatus>,
     /// Nanoseconds of the node's monotonic clock since it started.
@@ -120,6 +124,8 @@ pub struct NodeStatus {
 /// State of a pool.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PoolStatus {
+    /// Its name.
+    pub name: String,
     /// Its id, 32 hexadecimal digits.
     pub id: String,
     /// Ownership generation.
@@ -210,8 +216,12 @@ pub struct OperationStatus {
     pub p99_ns: u64,
     /// 99.9th percentile.
     pub p999_ns: u64,
+    /// 99.99th percentile.
+    pub p9999_ns: u64,
     /// Largest.
     pub max_ns: u64,
+    /// Sum of all latencies.
+    pub total_ns: u64,
 }
 
 /// State of a reactor.
@@ -236,6 +246,8 @@ pub struct ReactorReport {
     pub volumes: Vec<VolumeStatus>,
     /// Blocks whose checksum did not match.
     pub checksum_errors: u64,
+    /// Blocks in its cache.
+    pub cached_blocks: u64,
     /// Itself.
     pub reactor: ReactorStatus,
 }

@@ -12,6 +12,7 @@ const LATENCY_NS_MAX: u64 = 60_000_000_000;
 pub struct OperationFigures {
     count: u64,
     bytes: u64,
+    total_ns: u64,
     latencies: Histogram<u64>,
 }
 
@@ -19,7 +20,7 @@ impl Default for OperationFigures {
     fn default() -> Self {
         // Two significant digits: 1 % resolution in some 20 KiB.
         let latencies = Histogram::new_with_bounds(100, LATENCY_NS_MAX, 2).expect("bounds that the crate allows");
-        Self { count: 0, bytes: 0, latencies }
+        Self { count: 0, bytes: 0, total_ns: 0, latencies }
     }
 }
 
@@ -28,7 +29,9 @@ impl OperationFigures {
     pub fn record(&mut self, bytes: u64, latency: Duration) {
         self.count += 1;
         self.bytes += bytes;
-        self.latencies.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(LATENCY_NS_MAX));
+        let latency_ns = u64::try_from(latency.as_nanos()).unwrap_or(LATENCY_NS_MAX);
+        self.total_ns = self.total_ns.saturating_add(latency_ns);
+        self.latencies.saturating_record(latency_ns);
     }
 
     /// For `status`.
@@ -40,7 +43,9 @@ impl OperationFigures {
             p50_ns: self.latencies.value_at_quantile(0.5),
             p99_ns: self.latencies.value_at_quantile(0.99),
             p999_ns: self.latencies.value_at_quantile(0.999),
+            p9999_ns: self.latencies.value_at_quantile(0.9999),
             max_ns: self.latencies.max(),
+            total_ns: self.total_ns,
         }
     }
 }

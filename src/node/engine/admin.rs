@@ -190,6 +190,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             lanes: self.shards.iter().filter_map(crate::node::shard::Shard::lane_status).collect(),
             volumes: self.shards.iter().flat_map(|shard| shard.volume_status(self.index.0)).collect(),
             checksum_errors: self.io.counters().checksum_errors,
+            cached_blocks: self.io.cached_blocks() as u64,
             reactor: ReactorStatus {
                 reactor: self.index.0,
                 turns: self.turns,
@@ -295,8 +296,9 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             PoolState::Serving => ("serving", String::new()),
             PoolState::Stopped(reason) => ("failed", reason.clone()),
         };
-        let free = self.blocks.free_count() + self.io.cached_blocks();
-        let all = self.blocks.block_count();
+        let all = self.blocks.block_count() as u64;
+        let free = self.blocks.free_count() as u64;
+        let cached = reports.iter().map(|report| report.cached_blocks).sum::<u64>().min(all - free);
         // A shard knows a new volume before its record is stable; it exists when the coordinator knows it, for every caller at once.
         let exists = |mut volume: VolumeStatus| {
             volume.size_bytes = coordinator.volumes().get(&ObjectId(volume.id))?.size_bytes;
@@ -311,8 +313,10 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             pool: self.pool_status(coordinator, checksum_errors, now),
             lanes: reports.iter().flat_map(|report| report.lanes.clone()).collect(),
             volumes,
-            memory_used_bytes: (all - free.min(all)) as u64 * BLOCK_BYTES,
-            memory_limit_bytes: all as u64 * BLOCK_BYTES,
+            memory_used_bytes: (all - free - cached) * BLOCK_BYTES,
+            memory_cached_bytes: cached * BLOCK_BYTES,
+            memory_limit_bytes: all * BLOCK_BYTES,
+            memory_resident_bytes: 0,
             reactors: reports.into_iter().map(|report| report.reactor).collect(),
             uptime_ns: self.started.map_or(0, |started| (now.0).saturating_sub(started.0)),
             replayed_records: coordinator.figures().replayed_records,
@@ -328,6 +332,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             size_bytes: device.info().block_count * BLOCK_BYTES,
         };
         PoolStatus {
+            name: superblock.name.clone(),
             id: superblock.pool.to_string(),
             epoch: superblock.epoch.0,
             cp: superblock.cp.0,
