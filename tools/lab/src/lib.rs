@@ -9,12 +9,14 @@
 //! | [`kernel`], [`modules`] | the guest's kernel and the modules that it needs, in order |
 //! | [`cpio`], [`initramfs`] | the guest's file system |
 //! | [`machine`], [`console`] | QEMU from start to end; how a guest ended |
+//! | [`disk`] | a guest's disk that loses, when the power is cut, what was not flushed |
 //! | [`node`] | a Twinlog node beside the guests |
 //! | [`scenarios`] | what is tested |
 //! | [`guest`] | tools that run inside a guest |
 
 pub mod console;
 pub mod cpio;
+pub mod disk;
 pub mod guest;
 pub mod host;
 pub mod initramfs;

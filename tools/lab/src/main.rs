@@ -58,7 +58,10 @@ struct RunArgs {
     /// How often something is killed or cut, where that happens
     #[arg(long)]
     rounds: Option<u32>,
-    /// The program under test [default: the one beside this program, built first when cargo runs it]
+    /// Disks that can lose power answer flushes and do not perform them: the scenario must then fail, or it proves nothing
+    #[arg(long)]
+    disks_lie: bool,
+    /// The program under test, with twinlog-load beside it [default: the one beside this program, built first when cargo runs it]
     #[arg(long, value_name = "FILE")]
     twinlog: Option<PathBuf>,
     /// Folder with boot/vmlinuz-* and lib/modules [default: what `kernel` has unpacked, else /]
@@ -118,10 +121,12 @@ fn twinlog(given: Option<&PathBuf>) -> Result<PathBuf> {
     if let Some(cargo) = env::var_os("CARGO") {
         let profile = folder.file_name().and_then(|name| name.to_str()).context("the folder has the profile's name")?;
         let profile = if profile == "debug" { "dev" } else { profile };
-        let arguments = ["build", "--quiet", "--locked", "-p", "twinlog", "--bin", "twinlog", "--profile", profile];
-        let status = Command::new(cargo).args(arguments).status().context("starting cargo")?;
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--locked", "--profile", profile]);
+        build.args(["-p", "twinlog", "-p", "twinlog-load", "--bin", "twinlog", "--bin", "twinlog-load"]);
+        let status = build.status().context("starting cargo")?;
         if !status.success() {
-            bail!("twinlog cannot be built");
+            bail!("twinlog and twinlog-load cannot be built");
         }
     }
     let path = folder.join("twinlog");
@@ -167,6 +172,7 @@ fn run(args: &RunArgs) -> Result<bool> {
         let mut lab = Lab::new(&kernel, &cache()?, twinlog.clone(), fs::canonicalize(&folder)?)?;
         lab.seed = args.seed;
         lab.rounds = args.rounds.unwrap_or(lab.rounds);
+        lab.disks_lie = args.disks_lie;
         lab.accelerator = args.accelerator.clone().unwrap_or(lab.accelerator);
         passed &= report(scenario, &lab, args.keep)?;
     }

@@ -1,6 +1,9 @@
 //! What the lab's own program does inside a guest: `twinlog-lab guest ...`, called by payloads.
 
+mod attach;
 mod exerciser;
+mod files;
+mod netlink;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -23,6 +26,48 @@ pub enum Tool {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Attach an NBD export to the kernel, and replace connections that break
+    Attach {
+        /// HOST:PORT
+        address: String,
+        /// Name of the export
+        #[arg(long)]
+        export: String,
+        /// Of the device: 0 is /dev/nbd0
+        #[arg(long, default_value_t = 0)]
+        index: u32,
+        /// How many connections
+        #[arg(long, default_value_t = 2)]
+        connections: usize,
+    },
+    /// Write, rewrite and remove files, each step made durable
+    WriteFiles {
+        /// The folder, which is made
+        folder: PathBuf,
+        /// Of the random numbers
+        #[arg(long)]
+        seed: u64,
+        /// Ends when this file appears
+        #[arg(long)]
+        stop: PathBuf,
+        /// Gets what must be there at the end
+        #[arg(long)]
+        list: PathBuf,
+        /// Gets a line for each step
+        #[arg(long)]
+        progress: PathBuf,
+    },
+    /// Prove that the files are there
+    VerifyFiles {
+        /// The folder
+        folder: PathBuf,
+        /// As for `write-files`
+        #[arg(long)]
+        seed: u64,
+        /// As from `write-files`
+        #[arg(long)]
+        list: PathBuf,
+    },
 }
 
 /// Runs one tool.
@@ -33,5 +78,8 @@ pub enum Tool {
 pub fn run(tool: &Tool) -> Result<()> {
     match tool {
         Tool::Exercise { path, count, size, seed } => exerciser::run(path, *size, *count, *seed),
+        Tool::Attach { address, export, index, connections } => attach::run(address, export, *index, *connections),
+        Tool::WriteFiles { folder, seed, stop, list, progress } => files::write(folder, *seed, stop, list, progress),
+        Tool::VerifyFiles { folder, seed, list } => files::verify(folder, *seed, list),
     }
 }

@@ -1,6 +1,8 @@
 //! Named scenarios, and what they share.
 
+mod kill;
 mod nbd;
+mod power;
 
 use crate::{
     host,
@@ -28,7 +30,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 3] = [
+pub const SCENARIOS: [Scenario; 5] = [
     Scenario {
         name: "nbd-kernel",
         about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
@@ -47,6 +49,18 @@ pub const SCENARIOS: [Scenario; 3] = [
         programs: &["nbd-client", "mkfs.xfs", "xfs_repair"],
         run: nbd::xfs,
     },
+    Scenario {
+        name: "nbd-kill",
+        about: "the node is killed again and again under a guest's ext4, which waits for it and goes on",
+        programs: &["mkfs.ext4", "e2fsck"],
+        run: kill::ext4,
+    },
+    Scenario {
+        name: "power-cut",
+        about: "a guest with a node inside loses its power under load, on disks that lose what was not flushed",
+        programs: &[],
+        run: power::power_cut,
+    },
 ];
 
 /// The scenario of that name.
@@ -60,12 +74,16 @@ pub fn find(name: &str) -> Option<&'static Scenario> {
 pub struct Lab {
     /// The program under test.
     pub twinlog: PathBuf,
+    /// The load tool, beside it.
+    pub load: PathBuf,
     /// Where this scenario's files are.
     pub folder: PathBuf,
     /// Of everything random.
     pub seed: u64,
     /// How often something is killed or cut.
     pub rounds: u32,
+    /// Whether disks, from the first load on, answer flushes without performing them: a scenario that cuts power must then fail.
+    pub disks_lie: bool,
     /// QEMU's accelerator.
     pub accelerator: String,
     /// This program, for the guest.
@@ -82,10 +100,12 @@ impl Lab {
     /// The kernel's files cannot be read.
     pub fn new(kernel: &Kernel, cache: &Path, twinlog: PathBuf, folder: PathBuf) -> Result<Self> {
         Ok(Self {
+            load: twinlog.with_file_name("twinlog-load"),
             twinlog,
             folder,
             seed: 1,
             rounds: 3,
+            disks_lie: false,
             accelerator: "tcg,thread=multi,tb-size=256".to_owned(),
             own: std::env::current_exe()?,
             modules: Modules::find(&kernel.modules)?,

@@ -1,0 +1,346 @@
+//! A guest's disk with a volatile write cache: what has not been flushed when the power is cut is lost in part, in any order, sector by sector.
+//!
+//! QEMU's own disks lie in files, and this machine's page cache outlives a killed QEMU: there a cut loses nothing. So the lab is the disk
+//! itself, behind QEMU's NBD client on a Unix socket.
+//!
+//! Invariants:
+//!
+//! 1. A read returns what was written last.
+//! 2. A write is one whole or nothing per sector of 512 bytes, the unit that the guest sees as the disk's block.
+//! 3. After a cut a sector holds its content as of the last answered flush (or write with FUA), or any that was written to it since.
+//! 4. A flush that was answered makes every write durable that was answered before it. Requests are performed one at a time, in the order in which
+//!    they arrive, so that is every write before it.
+//!
+//! The image holds the newest content; beside it lies, for each sector that is not durable, what it held since the last flush. A cut rolls
+//! sectors back.
+
+use crate::random::Random;
+use anyhow::{Context as _, Result, bail};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::{
+        fs::FileExt as _,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+const SECTOR_BYTES: usize = 512;
+type Sector = [u8; SECTOR_BYTES];
+
+/// QEMU connects before it starts the guest.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(20);
+
+const OPTION_GO: u32 = 7;
+const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+const REPLY_DONE: u32 = 1;
+const REPLY_INFO: u32 = 3;
+const REPLY_UNSUPPORTED: u32 = 0x8000_0001;
+/// has flags, flush, FUA
+const TRANSMISSION_FLAGS: u16 = 1 | 4 | 8;
+const REQUEST_MAGIC: u32 = 0x2560_9513;
+const REPLY_MAGIC: u32 = 0x6744_6698;
+const READ: u16 = 0;
+const WRITE: u16 = 1;
+const DISCONNECT: u16 = 2;
+const FLUSH: u16 = 3;
+const FUA: u16 = 1;
+/// What any client of ours sends at most, in one request or option.
+const REQUEST_BYTES_MAX: u32 = 32 << 20;
+
+/// Whether disks answer flushes without performing them. A proof that passes while they do proves nothing.
+pub type Lies = Arc<AtomicBool>;
+
+/// A disk that no guest uses at the moment.
+#[derive(Debug)]
+pub struct Disk {
+    image: File,
+    size_bytes: u64,
+    /// By sector: what it held at the last flush, then what was written since, less the newest.
+    volatile: BTreeMap<u64, Vec<Sector>>,
+    lies: Lies,
+}
+
+/// A disk in use.
+#[derive(Debug)]
+pub struct Served {
+    thread: JoinHandle<Result<Disk>>,
+    socket: PathBuf,
+}
+
+/// What a cut did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Loss {
+    /// Sectors whose newest content was not durable.
+    pub volatile: usize,
+    /// Of them, those that were rolled back.
+    pub lost: usize,
+}
+
+impl Disk {
+    /// An empty disk.
+    ///
+    /// # Errors
+    ///
+    /// Its file cannot be made.
+    pub fn new(path: &Path, size_bytes: u64, lies: &Lies) -> Result<Self> {
+        let image = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let image = image.with_context(|| format!("making {}", path.display()))?;
+        image.set_len(size_bytes)?;
+        Ok(Self { image, size_bytes, volatile: BTreeMap::new(), lies: Arc::clone(lies) })
+    }
+
+    fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.image.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8], durable: bool) -> io::Result<()> {
+        let old = self.read(offset, bytes.len())?;
+        let (sectors, rest) = old.as_chunks::<SECTOR_BYTES>();
+        if !rest.is_empty() || !offset.is_multiple_of(SECTOR_BYTES as u64) {
+            return Err(io::Error::other(format!("{} bytes at {offset} are not whole sectors", bytes.len())));
+        }
+        for (sector, old) in (offset / SECTOR_BYTES as u64..).zip(sectors) {
+            if durable && !self.lies.load(Ordering::Relaxed) {
+                self.volatile.remove(&sector);
+            } else {
+                self.volatile.entry(sector).or_default().push(*old);
+            }
+        }
+        self.image.write_all_at(bytes, offset)
+    }
+
+    fn flush(&mut self) {
+        if !self.lies.load(Ordering::Relaxed) {
+            self.volatile.clear();
+        }
+    }
+
+    /// The power is cut. Each time anew it is drawn how much of what is volatile is lost: nothing, everything, or each sector by itself.
+    ///
+    /// # Errors
+    ///
+    /// The image cannot be written.
+    pub fn cut(&mut self, random: &mut Random) -> Result<Loss> {
+        let volatile = std::mem::take(&mut self.volatile);
+        let mut loss = Loss { volatile: volatile.len(), lost: 0 };
+        let mode = random.below(4);
+        for (sector, versions) in volatile {
+            let choice = match mode {
+                0 => 0,
+                1 => versions.len(),
+                _ => random.below(versions.len() + 1),
+            };
+            // The newest is in the image.
+            if let Some(version) = versions.get(choice) {
+                self.image.write_all_at(version, sector * SECTOR_BYTES as u64)?;
+                loss.lost += 1;
+            }
+        }
+        Ok(loss)
+    }
+
+    /// Serves it to one client, QEMU, at a Unix socket, until the client goes.
+    ///
+    /// # Errors
+    ///
+    /// The socket cannot be made.
+    pub fn serve(mut self, socket: &Path) -> Result<Served> {
+        let _ = fs::remove_file(socket);
+        let listener = UnixListener::bind(socket).with_context(|| format!("listening at {}", socket.display()))?;
+        listener.set_nonblocking(true)?;
+        let thread = thread::spawn(move || {
+            let start = Instant::now();
+            let mut stream = loop {
+                match listener.accept() {
+                    Ok((stream, _)) => break stream,
+                    Err(_) if start.elapsed() < CONNECT_PATIENCE => thread::sleep(POLL),
+                    Err(error) => return Err(error).context("qemu does not connect to its disk"),
+                }
+            };
+            stream.set_nonblocking(false)?;
+            handshake(&mut stream, self.size_bytes).context("the handshake with qemu")?;
+            while self.request(&mut stream)? {}
+            Ok(self)
+        });
+        Ok(Served { thread, socket: socket.to_owned() })
+    }
+
+    /// Performs one request; false when the client has gone, be it in the middle of one.
+    fn request(&mut self, stream: &mut UnixStream) -> Result<bool> {
+        let mut header = [0; 28];
+        if stream.read_exact(&mut header).is_err() {
+            return Ok(false);
+        }
+        let short = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+        let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let (flags, command, cookie, length) = (short(4), short(6), &header[8..16], word(24));
+        let offset = (u64::from(word(16)) << 32) | u64::from(word(20));
+        if word(0) != REQUEST_MAGIC || length > REQUEST_BYTES_MAX {
+            bail!("not a request: {header:?}");
+        }
+        let length = usize::try_from(length)?;
+        let mut answer = [&REPLY_MAGIC.to_be_bytes()[..], &[0; 4], cookie].concat();
+        match command {
+            READ => answer.extend(self.read(offset, length)?),
+            WRITE => {
+                let mut bytes = vec![0; length];
+                if stream.read_exact(&mut bytes).is_err() {
+                    return Ok(false);
+                }
+                self.write(offset, &bytes, flags & FUA != 0)?;
+            }
+            FLUSH => self.flush(),
+            DISCONNECT => return Ok(false),
+            _ => bail!("command {command}, which was not offered"),
+        }
+        Ok(stream.write_all(&answer).is_ok())
+    }
+}
+
+impl Served {
+    /// The part of QEMU's arguments that makes this the guest's disk of that name.
+    #[must_use]
+    pub fn devices(&self, name: &str) -> [String; 4] {
+        let socket = self.socket.display();
+        let backend = format!("driver=nbd,node-name={name},server.type=unix,server.path={socket}");
+        [
+            "-blockdev".to_owned(),
+            backend,
+            "-device".to_owned(),
+            format!("virtio-blk-pci,drive={name},serial={name},write-cache=on"),
+        ]
+    }
+
+    /// The disk, when QEMU has gone.
+    ///
+    /// # Errors
+    ///
+    /// The disk has failed in between.
+    pub fn join(self) -> Result<Disk> {
+        self.thread.join().map_err(|_| anyhow::anyhow!("the disk's thread has panicked"))?
+    }
+}
+
+fn word(stream: &mut UnixStream) -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    stream.read_exact(&mut bytes)?;
+    Ok(u32::from_be_bytes(bytes))
+}
+
+fn reply(option: u32, kind: u32, content: &[u8]) -> Result<Vec<u8>> {
+    let length = u32::try_from(content.len())?;
+    let header = [option.to_be_bytes(), kind.to_be_bytes(), length.to_be_bytes()].concat();
+    Ok([&OPTION_REPLY_MAGIC.to_be_bytes()[..], &header, content].concat())
+}
+
+/// Fixed newstyle, until the client chooses the export.
+fn handshake(stream: &mut UnixStream, size_bytes: u64) -> Result<()> {
+    stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
+    word(stream)?;
+    loop {
+        let mut magic = [0; 8];
+        stream.read_exact(&mut magic)?;
+        let (option, length) = (word(stream)?, word(stream)?);
+        if magic != *b"IHAVEOPT" || length > REQUEST_BYTES_MAX {
+            bail!("not an option: {magic:?}");
+        }
+        let mut content = vec![0; usize::try_from(length)?];
+        stream.read_exact(&mut content)?;
+        if option == OPTION_GO {
+            let export = [&[0, 0], &size_bytes.to_be_bytes()[..], &TRANSMISSION_FLAGS.to_be_bytes()].concat();
+            let blocks = [512_u32, 4096, REQUEST_BYTES_MAX].map(u32::to_be_bytes).concat();
+            stream.write_all(&reply(option, REPLY_INFO, &export)?)?;
+            stream.write_all(&reply(option, REPLY_INFO, &[&[0, 3], &blocks[..]].concat())?)?;
+            stream.write_all(&reply(option, REPLY_DONE, &[])?)?;
+            return Ok(());
+        }
+        stream.write_all(&reply(option, REPLY_UNSUPPORTED, &[])?)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(lies: bool) -> (tempfile::TempDir, Disk) {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::new(&folder.path().join("disk"), 1 << 20, &Arc::new(lies.into())).unwrap();
+        (folder, disk)
+    }
+
+    /// What sector 0 holds after each of many cuts, when it held 1 durably and then 2 and 3 were written.
+    fn seen(durable: impl Fn(&mut Disk), lies: bool) -> Vec<u8> {
+        let mut found: Vec<u8> = (0..64)
+            .map(|seed| {
+                let (_folder, mut disk) = disk(lies);
+                disk.write(0, &[1; 512], false).unwrap();
+                durable(&mut disk);
+                disk.write(0, &[2; 512], false).unwrap();
+                disk.write(0, &[3; 512], false).unwrap();
+                assert_eq!(disk.read(0, 512).unwrap(), [3; 512], "I1");
+                disk.cut(&mut Random::new(seed)).unwrap();
+                disk.read(0, 1).unwrap()[0]
+            })
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    #[test]
+    fn a_cut_leaves_the_flushed_content_or_a_later_one() {
+        assert_eq!(seen(Disk::flush, false), [1, 2, 3]);
+        assert_eq!(seen(|disk| disk.write(0, &[1; 512], true).unwrap(), false), [1, 2, 3]);
+        assert_eq!(seen(|_| {}, false), [0, 1, 2, 3], "nothing was flushed");
+        assert_eq!(seen(Disk::flush, true), [0, 1, 2, 3], "a disk that lies");
+    }
+
+    #[test]
+    fn sectors_are_lost_one_by_one() {
+        let torn = (0..64).any(|seed| {
+            let (_folder, mut disk) = disk(false);
+            disk.write(4096, &[9; 4096], false).unwrap();
+            let loss = disk.cut(&mut Random::new(seed)).unwrap();
+            assert_eq!(loss.volatile, 8);
+            loss.lost > 0 && loss.lost < 8
+        });
+        assert!(torn);
+    }
+
+    #[test]
+    fn a_client_that_goes_in_the_middle_of_a_write_has_not_written() {
+        let (folder, disk) = disk(false);
+        let socket = folder.path().join("socket");
+        let served = disk.serve(&socket).unwrap();
+        let mut client = UnixStream::connect(&socket).unwrap();
+        client.read_exact(&mut [0; 18]).unwrap();
+        client.write_all(&[0, 0, 0, 3]).unwrap();
+        client.write_all(b"IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0").unwrap();
+        client.read_exact(&mut [0; 20 + 12 + 20 + 14 + 20]).unwrap();
+        let mut request = [0; 28];
+        request[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        request[7] = 1;
+        request[26] = 4; // 1024 bytes
+        client.write_all(&request).unwrap();
+        client.write_all(&[7; 1024]).unwrap();
+        client.read_exact(&mut [0; 16]).unwrap();
+        client.write_all(&request).unwrap();
+        client.write_all(&[8; 1000]).unwrap();
+        drop(client);
+        let disk = served.join().unwrap();
+        assert_eq!(disk.read(0, 1024).unwrap(), [7; 1024]);
+        assert_eq!(disk.volatile.len(), 2);
+    }
+}
