@@ -292,7 +292,7 @@ pub(crate) fn check(
     let ring = Ring::new(RingOptions::default(), &blocks).map_err(no_ring)?;
     let mut platform = UringPlatform::new(ring.clone());
     let options = DiskOptions { access: Access::ReadOnly, cache: Cache::Bypass, queue_depth: QUEUE_DEPTH };
-    let open = |path| FileDisk::open(&ring, path, options.clone());
+    let open = |path| patiently(|| FileDisk::open(&ring, path, options.clone()), is_in_use);
     let disks = config.pool.devices.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
     let mut io = Io::new(disks, blocks, usize::try_from(OFFLINE_BLOCKS / 4).expect("small"));
     let mut check = Check::new(superblock, Tag { owner: 0, id: 0 });

@@ -3,12 +3,13 @@
 //! # Invariants
 //!
 //! 1. Only `GET /metrics` is answered with content; the request head has at most `HEAD_BYTES_MAX` bytes and must be complete within
-//!    `CLIENT_WAIT_MAX`; every connection is closed after one answer. One thread serves one client after the other, so a client that
-//!    stalls costs others at most that time.
+//!    `CLIENT_WAIT_MAX`; every connection is closed after one answer. At most `CLIENTS_MAX` are served at a time, further ones wait, so
+//!    clients that stall cost others at most that time for every `CLIENTS_MAX` of them.
 //! 2. Metrics are read from one [`NodeStatus`], so the figures of one answer belong together.
 
 use super::admin::NodeHandle;
 use crate::node::admin::{AdminReply, AdminRequest, LaneStatus, NodeStatus, ReactorStatus, VolumeStatus};
+use crossbeam_channel::{Receiver, bounded};
 use std::{
     fmt::Write as _,
     io::{self, Read, Write},
@@ -23,6 +24,8 @@ use std::{
 
 /// Bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 8 << 10;
+/// Clients served at the same time: a few collectors, and some that stall.
+const CLIENTS_MAX: usize = 8;
 /// How long a client may take to send its request, and again to take the answer.
 const CLIENT_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long the node may take to tell its status.
@@ -45,19 +48,21 @@ impl MetricsServer {
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, name) = (Arc::clone(&stop), name.to_owned());
+        let stopped = Arc::clone(&stop);
+        let (name, node) = (Arc::<str>::from(name), node);
         let serve = move || {
+            // A place is taken by sending and given back by receiving.
+            let (take, give_back) = bounded(CLIENTS_MAX);
             for stream in listener.incoming() {
                 if stopped.load(Ordering::Acquire) {
                     return;
                 }
-                match stream.and_then(|stream| answer(stream, &name, &node)) {
-                    Ok(()) => {}
-                    Err(error) => {
-                        tracing::debug!(%error, "metrics client not served");
-                        // An error of `accept` itself (no file descriptor left) would come back at once.
-                        std::thread::park_timeout(Duration::from_millis(10));
-                    }
+                take.send(()).expect("this thread holds the other end");
+                if let Err(error) = stream.and_then(|stream| spawn(stream, (&name, &node), &give_back)) {
+                    give_back.recv().expect("taken above");
+                    tracing::warn!(%error, "metrics client not served");
+                    // No file descriptor or thread left: the same would come back at once.
+                    std::thread::park_timeout(Duration::from_millis(10));
                 }
             }
         };
@@ -81,6 +86,18 @@ impl Drop for MetricsServer {
             let _panicked = thread.join();
         }
     }
+}
+
+/// Serves a client on a thread of its own, which gives its place back.
+fn spawn(stream: TcpStream, (name, node): (&Arc<str>, &NodeHandle), give_back: &Receiver<()>) -> io::Result<()> {
+    let (name, node, give_back) = (Arc::clone(name), node.clone(), give_back.clone());
+    let serve = move || {
+        if let Err(error) = answer(stream, &name, &node) {
+            tracing::debug!(%error, "metrics client not served");
+        }
+        give_back.recv().expect("the place was taken before");
+    };
+    Builder::new().name("metrics client".to_owned()).spawn(serve).map(drop)
 }
 
 fn answer(mut stream: TcpStream, name: &str, node: &NodeHandle) -> io::Result<()> {

@@ -142,6 +142,7 @@ pub(crate) fn load_tool() -> &'static Path {
 pub(crate) struct Target {
     folder: TempDir,
     size: String,
+    options: Vec<String>,
     process: Option<Child>,
 }
 
@@ -149,23 +150,48 @@ impl Target {
     /// Creates a volume of `size` (as for `--size`) and serves it.
     #[must_use]
     pub(crate) fn start(size: &str) -> Self {
-        let mut target = Self { folder: folder(), size: size.to_owned(), process: None };
+        Self::start_with(size, &[])
+    }
+
+    /// The same with further options of `up`.
+    #[must_use]
+    pub(crate) fn start_with(size: &str, options: &[&str]) -> Self {
+        let options = options.iter().map(|&option| option.to_owned()).collect();
+        let mut target = Self { folder: folder(), size: size.to_owned(), options, process: None };
         target.restart();
         target
     }
 
     /// Starts it again, after `kill` or `stop`, and waits until it has said how to connect.
     pub(crate) fn restart(&mut self) {
+        if let Err(said) = self.try_restart() {
+            panic!("the target ended: {said}\n{}", self.printed());
+        }
+    }
+
+    /// The same where it may have reason not to serve.
+    ///
+    /// # Errors
+    /// What it said before it ended, or why its node does not serve; it is killed then.
+    pub(crate) fn try_restart(&mut self) -> Result<(), String> {
         let before = self.printed().len();
         self.launch();
         let start = Instant::now();
         while !self.printed()[before..].contains(&self.uri()) {
             let process = self.process.as_mut().expect("just started");
-            let status = process.try_wait().expect("a child of ours");
-            assert!(status.is_none(), "the target ended: {}\n{}", status.unwrap_or_default(), self.printed());
+            if let Some(status) = process.try_wait().expect("a child of ours") {
+                self.process = None;
+                return Err(format!("{status}: {}", &self.printed()[before..]));
+            }
+            let said = &self.printed()[before..];
+            if said.contains("does not serve: ") {
+                self.kill();
+                return Err(said.to_owned());
+            }
             assert!(start.elapsed() < PATIENCE, "the target does not serve\n{}", self.printed());
             sleep(Duration::from_millis(5));
         }
+        Ok(())
     }
 
     /// Starts it and does not wait.
@@ -173,7 +199,7 @@ impl Target {
         assert!(self.process.is_none(), "it runs already");
         let output = File::options().create(true).append(true).open(self.log()).expect("our own folder is writable");
         let mut command = Command::new(env!("CARGO_BIN_EXE_twinlog"));
-        command.args(["up", "--single", "--size", &self.size]).arg(self.data());
+        command.args(["up", "--single", "--size", &self.size]).args(&self.options).arg(self.data());
         command.stdin(Stdio::null()).stdout(output.try_clone().expect("a file of ours")).stderr(output);
         self.process = Some(command.spawn().expect("the program under test starts"));
     }
@@ -196,6 +222,16 @@ impl Target {
             assert!(start.elapsed() < PATIENCE, "a node outlives SIGKILL");
             sleep(Duration::from_millis(1));
         }
+    }
+
+    /// What the kernel says of the node's process in a line of `status` that begins with `key`, in KiB.
+    #[must_use]
+    pub(crate) fn node_kib(&self, key: &str) -> u64 {
+        let nodes = children(identity(self.process.as_ref().expect("it runs")));
+        let node = nodes.first().expect("the supervisor has a node");
+        let text = fs::read_to_string(format!("/proc/{node}/status")).expect("it lives");
+        let line = text.lines().find(|line| line.starts_with(key)).expect("every kernel says this");
+        line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
     }
 
     /// SIGKILL to the node alone; the supervisor lives.

@@ -144,6 +144,11 @@ impl Client {
         self.stream.write_all(bytes).map_err(|error| format!("sending {} bytes: {error}", bytes.len()))
     }
 
+    /// The bare connection, to say on it what no client should.
+    pub(crate) fn into_stream(self) -> UnixStream {
+        self.stream
+    }
+
     /// A second handle of the connection, to send from another thread.
     pub(crate) fn sender(&self) -> Outcome<Self> {
         let stream = self.stream.try_clone().map_err(|error| error.to_string())?;

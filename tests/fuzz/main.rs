@@ -51,7 +51,7 @@ fn nbd_handshakes() {
 
 #[test]
 fn nbd_sessions() {
-    fuzz("nbd-session", 300);
+    fuzz("nbd-session", 1000);
 }
 
 #[test]

@@ -62,8 +62,8 @@ fn handshakes() -> Vec<Vec<u8>> {
 fn sessions() -> Vec<Vec<u8>> {
     let mut prng = Prng::new(3);
     let mut all = Vec::new();
-    for style in 0..3 {
-        for _ in 0..6 {
+    for style in [0, 1, 2, 129, 130, 131] {
+        for _ in 0..4 {
             let mut script = vec![style, *prng.pick(&[0, 0, 1, 7]), *prng.pick(&[0, 3, 6])];
             for _ in 0..prng.between(1, 12) {
                 let mut request = [0; 8];

@@ -55,8 +55,9 @@ pub(crate) fn block(data: &[u8]) -> bool {
     let loaded = directory.load_block(0, &bytes).is_ok();
     assert!(directory.len() <= records(&bytes).len());
     for reference in node(&bytes) {
-        let _ = (reference.is_hole(), reference.address().to_string(), reference.key(), reference.matches(&bytes));
+        let _ = (reference.is_hole(), reference.address().device(), reference.key(), reference.aux());
     }
+    let _another_blocks = node(&bytes)[0].matches(&bytes);
     let sane = node(&bytes).iter().all(|reference| reference.is_sane());
     freed || reap || sane || (loaded && volumes > 0)
 }

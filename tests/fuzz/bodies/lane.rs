@@ -24,18 +24,21 @@ pub(crate) const RING_BYTES: usize = 16 << 10;
 
 const HEADER: usize = 128;
 
-/// Makes the checksums of the record at the start of `bytes` right: what a fuzzer cannot guess.
-fn seal(bytes: &mut [u8], with_body: bool) {
+/// Makes the checksums of the record at the start of `bytes` right: what a fuzzer cannot guess. Returns the bytes of its body, if that
+/// is all there.
+fn seal(bytes: &mut [u8], with_body: bool) -> usize {
     let (payload, _) = take::<4>(&bytes[12..]);
     let (lsn, _) = take::<8>(&bytes[24..]);
     let lsn = u64::from_le_bytes(lsn);
     let body = usize::try_from(u32::from_le_bytes(payload)).unwrap_or(usize::MAX).checked_next_multiple_of(128);
-    if let Some(body) = body.and_then(|body| bytes.get(HEADER..HEADER.saturating_add(body))).filter(|_| with_body) {
-        let sum = checksum(lsn, body);
+    let body = body.and_then(|body| bytes.get(HEADER..HEADER.saturating_add(body)));
+    let body_bytes = body.map_or(0, <[u8]>::len);
+    if let Some(sum) = body.filter(|_| with_body).map(|body| checksum(lsn, body)) {
         bytes[80..88].copy_from_slice(&sum.to_le_bytes());
     }
     let sum = checksum(lsn, &bytes[..120]);
     bytes[120..128].copy_from_slice(&sum.to_le_bytes());
+    body_bytes
 }
 
 /// Bytes: one that says what is mended, then a record with its body.
@@ -70,10 +73,10 @@ pub(crate) fn lane(data: &[u8]) -> bool {
     image.extend_from_slice(&data[..data.len().min(RING_BYTES)]);
     image.resize(4096 + RING_BYTES, 0);
     if mend & 1 != 0 {
-        for at in (4096..image.len()).step_by(128) {
-            if image[at..].starts_with(b"TWLR") {
-                seal(&mut image[at..], mend & 2 != 0);
-            }
+        let mut at = 4096;
+        while at < image.len() {
+            let is_record = image[at..].starts_with(b"TWLR");
+            at += HEADER + if is_record { seal(&mut image[at..], mend & 2 != 0) } else { 0 };
         }
     }
     if mend & 4 != 0 {

@@ -12,13 +12,14 @@ use twinlog_device::ConnectionId;
 
 /// Blocks of memory: enough for the largest write to the volume and its reads, and little enough to run short.
 const POOL_BLOCKS: u32 = 700;
-/// Bytes of the volume `vol`.
-pub(crate) const VOLUME_BYTES: u64 = 1 << 20;
+/// Bytes of the volume `vol`: few, so that a fuzzer does not spend its time with copying; and, where an input says so, more than one
+/// part of a request.
+const VOLUME_BYTES: [u64; 2] = [48 << 10, (1 << 20) + 4096];
 /// Bytes that may wait for a client beyond the limit: the reply during which it is reached, and headers.
 const SLACK_BYTES: u64 = 64 << 10;
 
-fn bench() -> Bench {
-    Bench::with_service(MemoryService::new(1, POOL_BLOCKS, &[("vol", VOLUME_BYTES), ("other", 4096 * 3 + 5)]))
+fn bench(volume_bytes: u64) -> Bench {
+    Bench::with_service(MemoryService::new(1, POOL_BLOCKS, &[("vol", volume_bytes), ("other", 4096 * 3 + 5)]))
 }
 
 /// Sends `bytes` in pieces, takes everything that comes, and returns it.
@@ -58,7 +59,7 @@ fn farewell(bench: &mut Bench, client: ConnectionId) {
 /// Bytes: one for the size of pieces, then what the client sends from its first byte on.
 pub(crate) fn handshake(data: &[u8]) -> bool {
     let Some((pieces, bytes)) = data.split_first() else { return false };
-    let mut bench = bench();
+    let mut bench = bench(VOLUME_BYTES[0]);
     let client = bench.connect();
     let piece_bytes = if *pieces == 0 { usize::MAX } else { usize::from(*pieces) };
     let received = converse(&mut bench, client, bytes, piece_bytes);
@@ -69,8 +70,9 @@ pub(crate) fn handshake(data: &[u8]) -> bool {
 }
 
 /// What the script of a session sends.
-#[derive(Default)]
 struct Script {
+    style: Style,
+    volume_bytes: u64,
     bytes: Vec<u8>,
     /// Requests by cookie, with the bytes that a simple reply without an error carries.
     sent: BTreeMap<u64, u32>,
@@ -79,15 +81,17 @@ struct Script {
     says_farewell: bool,
 }
 
-/// Bytes: style (1), size of pieces (1), lateness of the engine (1), then requests of eight bytes each.
+/// Bytes: style, and whether the volume is large (1), size of pieces (1), lateness of the engine (1), then requests of eight bytes each.
 pub(crate) fn session(data: &[u8]) -> bool {
     let ([style, pieces, idle], data) = super::take::<3>(data);
+    let volume_bytes = VOLUME_BYTES[usize::from(style / 128)];
     let style = [Style::Simple, Style::Structured, Style::Extended][usize::from(style % 3)];
-    let mut script = Script::default();
+    let (bytes, sent, is_astray, says_farewell) = (Vec::new(), BTreeMap::new(), false, false);
+    let mut script = Script { style, volume_bytes, bytes, sent, is_astray, says_farewell };
     for request in data.chunks_exact(8).take(200) {
-        script.add(style, request);
+        script.add(request);
     }
-    let mut bench = bench();
+    let mut bench = bench(volume_bytes);
     bench.service.idle_of_eight = u64::from(idle % 8);
     let client = bench.enter(style);
     let piece_bytes = if pieces == 0 { usize::MAX } else { usize::from(pieces) * 16 };
@@ -107,9 +111,10 @@ pub(crate) fn session(data: &[u8]) -> bool {
 
 impl Script {
     /// Adds the request that eight bytes stand for: mostly one that is almost right.
-    fn add(&mut self, style: Style, word: &[u8]) {
+    fn add(&mut self, word: &[u8]) {
+        let style = self.style;
         let [kind, flags, place, offset, more, length, longer, last] = super::take::<8>(word).0;
-        if self.says_farewell || self.bytes.len() > 4 << 20 {
+        if self.says_farewell || self.bytes.len() as u64 > 4 * self.volume_bytes {
             return;
         }
         if kind > 250 {
@@ -120,8 +125,8 @@ impl Script {
         let command = if kind < 240 { u16::from(kind % 8) } else { u16::from_le_bytes([last, kind]) };
         let (flags, offset, length) = (
             if last < 240 { u16::from(flags) & 0x3F } else { u16::from_le_bytes([flags, last]) },
-            places(place, u64::from(u16::from_le_bytes([offset, more]))),
-            lengths(place, u64::from(u16::from_le_bytes([length, longer]))),
+            places(self.volume_bytes, place, u64::from(u16::from_le_bytes([offset, more]))),
+            lengths(self.volume_bytes, place, u64::from(u16::from_le_bytes([length, longer]))),
         );
         let cookie = self.sent.len() as u64;
         let short = u32::try_from(length).unwrap_or(u32::MAX);
@@ -148,28 +153,28 @@ impl Script {
 }
 
 /// Offsets: anywhere in the volume, or about its bounds.
-fn places(place: u8, number: u64) -> u64 {
+fn places(volume_bytes: u64, place: u8, number: u64) -> u64 {
     match place % 8 {
-        0 => VOLUME_BYTES,
-        1 => VOLUME_BYTES - number,
-        2 => (VOLUME_BYTES - 32_768).wrapping_add(number),
+        0 => volume_bytes,
+        1 => volume_bytes.saturating_sub(number),
+        2 => (volume_bytes - 32_768).wrapping_add(number),
         3 => number << 48,
-        4 => number * 512 % VOLUME_BYTES,
-        5 => number * 4096 % VOLUME_BYTES,
+        4 => number * 512 % volume_bytes,
+        5 => number * 4096 % volume_bytes,
         _ => number,
     }
 }
 
 /// Lengths: small, whole blocks, the whole volume, about the bounds.
-fn lengths(place: u8, number: u64) -> u64 {
+fn lengths(volume_bytes: u64, place: u8, number: u64) -> u64 {
     match place / 8 % 16 {
         0 => 0,
-        1 => VOLUME_BYTES,
+        1 => volume_bytes,
         2 => (32 << 20) + number % 3 - 1,
         3 => u64::from(u32::MAX),
         4 => number << 48,
         5 => number * 16,
-        6 => VOLUME_BYTES - number,
+        6 => volume_bytes.saturating_sub(number),
         7 | 8 => number / 4096 * 4096,
         9 | 10 => number % 1024,
         _ => number,
