@@ -1,7 +1,7 @@
 # A node inside the guest, on the guest's disks. The power is cut whenever the lab wants.
 . /lab/lib.sh
 . /lab/settings
-config=/root/node.toml
+config=/run/node.toml
 by_serial() {
     for disk in /sys/block/vd*; do
         [ "$(cat "$disk/serial")" = "$1" ] && echo "/dev/${disk##*/}"
