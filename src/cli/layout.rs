@@ -99,7 +99,7 @@ pub(crate) fn connect_patiently(args: &NodeArgs) -> Result<AdminClient, Failure>
 }
 
 /// Whether a process holds the lock file.
-fn is_held(path: &Path) -> bool {
+pub(crate) fn is_held(path: &Path) -> bool {
     let Ok(file) = File::open(path) else { return false };
     matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
 }

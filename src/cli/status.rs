@@ -3,7 +3,7 @@
 use super::{
     args::{NodeArgs, StatusArgs},
     client::status_of,
-    layout::Layout,
+    layout::{self, Layout},
     output::{Exit, Failure, Output},
     place::Place,
 };
@@ -79,7 +79,14 @@ fn sample(node: &NodeArgs) -> Result<(Option<NodeStatus>, Judgement), Failure> {
                     &failure.hint,
                 ));
             }
-            Ok((None, unreachable(&failure.message, &Place::of_node(node).complete(&failure.hint))))
+            let is_watched = node.admin.is_none() && layout::is_held(&Layout::new(&node.dir, &node.node).lock());
+            let next = if is_watched {
+                "wait: `twinlog up` runs there and starts it (unless --no-restart), or has said why it cannot"
+                    .to_owned()
+            } else {
+                Place::of_node(node).complete(&failure.hint)
+            };
+            Ok((None, unreachable(&failure.message, &next)))
         }
     }
 }

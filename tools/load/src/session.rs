@@ -35,6 +35,8 @@ use crate::{
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 const EXIT_LOST: u8 = 3;
+/// How long a proof waits for its target, which starts again and recovers.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
 /// Between two attempts to reach a target at the start.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -116,13 +118,14 @@ fn known_journal(cli: &Cli) -> Result<Option<Replay>, Failure> {
     }
 }
 
-/// Connects; with `--reconnect`, tries for that long.
+/// Connects. With `--reconnect`, tries for that long; a proof, which comes after a crash, for a minute by itself.
 fn connect(cli: &Cli, address: &Address, export: &str) -> Result<NbdEngine, Lost> {
     let start = Instant::now();
+    let patience = cli.reconnect.or(cli.prove.is_some().then_some(RECOVERY_LIMIT)).unwrap_or_default();
     loop {
         match NbdEngine::open(address, export, usize::from(cli.connections)) {
-            Err(_) if cli.reconnect.is_some_and(|limit| start.elapsed() < limit) => std::thread::sleep(RETRY),
-            result => return result,
+            Err(unopened) if unopened.may_come && start.elapsed() < patience => std::thread::sleep(RETRY),
+            result => return result.map_err(|unopened| unopened.lost),
         }
     }
 }

@@ -56,6 +56,22 @@ fn a_missing_file_is_not_made_by_mistake() {
 }
 
 #[test]
+fn a_proof_waits_for_its_target_and_a_load_does_not() {
+    let server = Server::start(1 << 20, Fault::None);
+    let journal = server.path("journal");
+    server.load(&format!("--ops 100 --warmup 0 --journal {journal}")).ends(0);
+    // Nobody listens under the name for a while, as after a crash.
+    std::fs::rename(server.path("s"), server.path("away")).unwrap();
+    server.load("--ops 1").ends(3).says("No such file");
+    let mut proof = command(server.uri(), &format!("--prove {journal}")).stdout(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(proof.try_wait().unwrap().is_none(), "it waits");
+    std::fs::rename(server.path("away"), server.path("s")).unwrap();
+    let output = proof.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
 fn json_and_page_hold_the_whole_result() {
     let server = Server::start(1 << 20, Fault::None);
     let page = server.path("page.html");

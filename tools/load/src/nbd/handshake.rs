@@ -3,7 +3,7 @@
 //! Structured replies are not asked for: a load tool needs no holes in its reads, and simple replies cost less on both sides.
 //! Blocking, over any stream with a time limit; every length from the server is bounded before it is believed.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 
 use super::wire::{
     EXPORT_REPLY_BYTES, FIXED_NEWSTYLE, GREETING_BYTES, NO_ZEROES, OPT_EXPORT_NAME, OPT_GO, OPTION_REPLY_BYTES,
@@ -21,11 +21,23 @@ const REPLIES_LIMIT: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandshakeError {
     #[error("{0}")]
-    Io(#[from] std::io::Error),
+    Io(std::io::Error),
+    #[error("it accepts the connection and does not answer: still starting, or hanging")]
+    Silent,
     #[error("{0}")]
     Wire(#[from] WireError),
     #[error("the server refuses export `{export}`: {reason}")]
     Refused { export: String, reason: String },
+}
+
+impl From<std::io::Error> for HandshakeError {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            // What a socket with a time limit says when the time is over.
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Self::Silent,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 /// Opens `export` on a fresh connection; afterwards the stream is in the transmission phase.

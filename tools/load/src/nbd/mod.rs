@@ -25,9 +25,18 @@ use crate::{
     target::Address,
 };
 use connection::{Connection, Slots};
+use handshake::HandshakeError;
 
 /// The most connections: one bit each in a slot's mask of awaited replies.
 pub(crate) const CONNECTIONS_LIMIT: usize = 64;
+
+/// Why an export cannot be opened.
+pub(crate) struct Unopened {
+    /// In words.
+    pub(crate) lost: Lost,
+    /// Whether it may come yet: nobody answers, but nobody refuses.
+    pub(crate) may_come: bool,
+}
 
 /// A set of connections to one export.
 pub(crate) struct NbdEngine {
@@ -44,7 +53,7 @@ pub(crate) struct NbdEngine {
 
 impl NbdEngine {
     /// Connects `connections` times (1 to [`CONNECTIONS_LIMIT`]).
-    pub(crate) fn open(address: &Address, export: &str, connections: usize) -> Result<Self, Lost> {
+    pub(crate) fn open(address: &Address, export: &str, connections: usize) -> Result<Self, Unopened> {
         assert!((1..=CONNECTIONS_LIMIT).contains(&connections), "checked by the command line");
         let mut opened: Vec<Option<Connection>> = Vec::with_capacity(connections);
         let mut geometry = wire::unknown_geometry();
@@ -171,7 +180,8 @@ impl Engine for NbdEngine {
             if self.connections[number].is_some() {
                 continue;
             }
-            let (mut connection, geometry) = connect(&self.address, &self.export, number)?;
+            let (mut connection, geometry) =
+                connect(&self.address, &self.export, number).map_err(|unopened| unopened.lost)?;
             if geometry.size_bytes != self.geometry.size_bytes || geometry.read_only != self.geometry.read_only {
                 return Err(Lost(format!("the export came back changed: {geometry:?} instead of {:?}", self.geometry)));
             }
@@ -191,7 +201,9 @@ impl Drop for NbdEngine {
     }
 }
 
-fn connect(address: &Address, export: &str, number: usize) -> Result<(Connection, Geometry), Lost> {
-    Connection::open(address, export, 1 << number)
-        .map_err(|error| Lost(format!("connecting to {address} failed: {error}")))
+fn connect(address: &Address, export: &str, number: usize) -> Result<(Connection, Geometry), Unopened> {
+    Connection::open(address, export, 1 << number).map_err(|error| Unopened {
+        lost: Lost(format!("connecting to {address} failed: {error}")),
+        may_come: matches!(error, HandshakeError::Io(_) | HandshakeError::Silent),
+    })
 }
