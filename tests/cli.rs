@@ -25,6 +25,14 @@ fn version_and_help_succeed_and_nonsense_is_usage() {
     for nonsense in [&["sttus"][..], &[], &["up", "--size", "1GB"], &["volume", "create", "v"]] {
         assert_eq!(twinlog(nonsense).status.code(), Some(2), "{nonsense:?}");
     }
+    for line in
+        [&["volume", "create", "bad/name", "1GiB"][..], &["volume", "create", "v", "1000"], &["volume", "-o", "json"]]
+    {
+        let output = twinlog(&[line, &["-o", "json"]].concat());
+        let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!((output.status.code(), &value["exit_code"]), (Some(2), &Value::from(2)), "{line:?}");
+        assert!(!value["error"].as_str().unwrap_or_default().is_empty(), "{value}");
+    }
     let suggestion = twinlog(&["sttus"]);
     assert!(stderr(&suggestion).contains("'status'"), "{suggestion:?}");
 }

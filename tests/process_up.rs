@@ -443,6 +443,12 @@ fn scripts_learn_from_up_how_to_connect() {
     assert_eq!(up.stop().code(), Some(0));
 }
 
+/// The first CPU that this process may use.
+fn usable_cpu() -> usize {
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).expect("the kernel tells");
+    (0..1024).find(|cpu| set.is_set(*cpu) == Ok(true)).expect("one at least")
+}
+
 #[test]
 fn two_reactors_serve_and_restart_with_one() {
     let directory = directory();
@@ -459,11 +465,16 @@ fn two_reactors_serve_and_restart_with_one() {
     assert_eq!(up.stop().code(), Some(0));
     let config = directory.path().join("a/node.toml");
     let text = fs::read_to_string(&config).expect("there");
-    fs::write(&config, text.replace("count = 2", "count = 1")).expect("written");
+    let cpu = usable_cpu();
+    let pinned = text.replace("count = 2", "count = 1").replace("cpus = []", &format!("cpus = [{cpu}]"));
+    fs::write(&config, pinned).expect("written");
     let up = Up::start(&directory, &[]);
     up.serving();
     let status = up.json(&["status"]);
     assert_eq!(status["status"]["reactors"].as_array().map(Vec::len), Some(1));
     assert_eq!(status["status"]["lanes"].as_array().map(Vec::len), Some(2), "lanes belong to the pool");
+    assert_eq!(status["status"]["reactors"][0]["cpu"], cpu);
+    let text = String::from_utf8(up.run(&["status"]).stdout).expect("UTF-8");
+    assert!(text.contains(&format!("reactor 0 on CPU {cpu} ")), "{text}");
     assert_eq!(up.volumes().len(), 2);
 }

@@ -18,6 +18,7 @@ use twinlog::{
         config, render,
         size::{ByteSize, show_bytes},
     },
+    format::object::{is_valid_name, is_valid_size},
     node::admin::{AdminReply, AdminRequest, CheckReport, DamagedRange, NodeStatus, VolumeStatus},
 };
 
@@ -54,6 +55,12 @@ fn show_pool(node: &NodeArgs, output: &Output, text: fn(&NodeStatus) -> String) 
 pub(crate) fn volume(command: VolumeCommand, output: &Output) -> Result<Exit, Failure> {
     match command {
         VolumeCommand::Create { name, size, node } => {
+            if !is_valid_name(&name) {
+                let message = format!("'{name}' is no name for a volume");
+                let hint = "1 to 64 letters, digits, `-`, `_` or `.`, beginning with a letter or digit";
+                return Err(Failure::new(Exit::Usage, message, hint));
+            }
+            check_size(size)?;
             let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes: size.bytes() };
             show_changed(&name, &request, &node, output)
         }
@@ -124,6 +131,14 @@ fn show_volumes(volumes: &[VolumeStatus], output: &Output) -> Result<Exit, Failu
     Ok(Exit::Done)
 }
 
+fn check_size(size: ByteSize) -> Result<(), Failure> {
+    if is_valid_size(size.bytes()) {
+        return Ok(());
+    }
+    let message = format!("{} bytes is no size for a volume", size.bytes());
+    Err(Failure::new(Exit::Usage, message, "a multiple of 4096 bytes, at most 1 PiB, such as 10GiB"))
+}
+
 fn known(volumes: &[VolumeStatus], name: &str) -> Result<(), Failure> {
     if volumes.is_empty() {
         return Err(Failure::new(Exit::Error, format!("there is no volume {name}"), "twinlog volume list"));
@@ -132,6 +147,7 @@ fn known(volumes: &[VolumeStatus], name: &str) -> Result<(), Failure> {
 }
 
 fn resize(name: &str, size: ByteSize, discard: bool, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
+    check_size(size)?;
     let mut now = open_status(node)?.volumes;
     now.retain(|volume| volume.name == name);
     known(&now, name)?;

@@ -546,13 +546,14 @@ fn open(
         mailbox,
         peers,
     });
-    let engine = engine.map_err(|error| {
+    let mut engine = engine.map_err(|error| {
         Failure::new(
             Exit::Error,
             &error,
             "twinlog inspect; the devices of node.toml must be all of the pool's, in their order",
         )
     })?;
+    engine.set_cpu(config.reactors.cpus.get(usize::from(index)).map(|cpu| *cpu as u64));
     let connections_max = CONNECTIONS_MAX / config.reactors.count;
     let net = UringNetwork::new(ring, storage.listeners.clone(), connections_max).map_err(no_ring)?;
     Ok(Reactor {

@@ -22,14 +22,22 @@ mod up;
 
 use args::{Cli, Command};
 use clap::Parser;
-use output::{Failure, Output};
+use output::{Exit, Failure, Output, OutputFormat};
 use place::Place;
 use std::process::ExitCode;
 
 /// Runs the command that the program was called with.
 pub(crate) fn main() -> ExitCode {
-    // Ends with exit code 2 when the arguments are wrong, 0 for --help.
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // --help, --version; or wrong arguments, in text: exit code 0 or 2.
+        Err(error) if !error.use_stderr() || !wants_json() => error.exit(),
+        Err(error) => {
+            let text = error.to_string();
+            let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            return Output::new(OutputFormat::Json).fail(&Failure::new(Exit::Usage, message, "twinlog --help"));
+        }
+    };
     let output = Output::new(cli.output);
     let place = Place::of(&cli.command);
     match run(cli.command, &output) {
@@ -38,7 +46,15 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, output: &Output) -> Result<output::Exit, Failure> {
+/// Whether arguments that could not be understood ask for JSON.
+fn wants_json() -> bool {
+    let arguments: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let is_option = |word: &String| word == "-o" || word == "--output";
+    arguments.windows(2).any(|pair| is_option(&pair[0]) && pair[1] == "json")
+        || arguments.iter().any(|word| ["-ojson", "-o=json", "--output=json"].contains(&word.as_str()))
+}
+
+fn run(command: Command, output: &Output) -> Result<Exit, Failure> {
     match command {
         Command::Up(args) => up::run(&args, output),
         Command::Serve(args) => serve::run(&args),
@@ -52,7 +68,7 @@ fn run(command: Command, output: &Output) -> Result<output::Exit, Failure> {
     }
 }
 
-fn version(output: &Output) -> Result<output::Exit, Failure> {
+fn version(output: &Output) -> Result<Exit, Failure> {
     #[derive(serde::Serialize)]
     struct Version {
         version: &'static str,
@@ -60,5 +76,5 @@ fn version(output: &Output) -> Result<output::Exit, Failure> {
     }
     let version = Version { version: env!("CARGO_PKG_VERSION"), commit: env!("TWINLOG_COMMIT") };
     output.show(&version, || format!("twinlog {} ({})\n", version.version, version.commit))?;
-    Ok(output::Exit::Done)
+    Ok(Exit::Done)
 }

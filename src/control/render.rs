@@ -160,7 +160,8 @@ fn resources(text: &mut String, status: &NodeStatus, before: Option<&NodeStatus>
             let busy = reactor.busy_ns.saturating_sub(earlier.map_or(0, |earlier| earlier.busy_ns));
             let time = status.uptime_ns - before.map_or(0, |before| before.uptime_ns);
             let share = permille(busy, time).min(1000);
-            format!("reactor {} {}.{} %", reactor.reactor, share / 10, share % 10)
+            let place = reactor.cpu.map(|cpu| format!(" on CPU {cpu}")).unwrap_or_default();
+            format!("reactor {}{place} {}.{} %", reactor.reactor, share / 10, share % 10)
         })
         .collect();
     line(text, "cpu", &shares.join(", "));
@@ -257,12 +258,13 @@ OK  single node, log not mirrored (so configured); answered changes survive a po
         let mut status = healthy();
         status.uptime_ns += 500_000_000;
         status.reactors[0].busy_ns += 250_000_000;
+        status.reactors[0].cpu = Some(3);
         status.volumes[0].writes.count += 10_000;
         status.volumes[0].writes.bytes += 4096 * 10_000;
         let text = figures(&status, Some(&before));
         assert!(text.contains("writes 20000 IOPS, 78.1 MiB/s;"), "{text}");
         assert!(text.contains("reads  0 IOPS, 0 B/s;"), "{text}");
-        assert!(text.contains("reactor 0 50.0 %"), "{text}");
+        assert!(text.contains("reactor 0 on CPU 3 50.0 %"), "{text}");
         assert!(
             figures(&before, Some(&status)).contains("1000 in all"),
             "an earlier sample of another process is not used"

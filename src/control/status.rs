@@ -310,7 +310,13 @@ pub(super) mod tests {
             memory_cached_bytes: 200 << 20,
             memory_limit_bytes: 384 << 20,
             memory_resident_bytes: 320 << 20,
-            reactors: vec![ReactorStatus { reactor: 0, turns: 5000, busy_ns: 2_000_000_000, connections: 1 }],
+            reactors: vec![ReactorStatus {
+                reactor: 0,
+                turns: 5000,
+                busy_ns: 2_000_000_000,
+                connections: 1,
+                cpu: None,
+            }],
             uptime_ns: 60_000_000_000,
             replayed_records: 3,
         }

@@ -235,6 +235,8 @@ pub struct ReactorStatus {
     pub busy_ns: u64,
     /// Open client connections.
     pub connections: u64,
+    /// The CPU that it is bound to; none when the kernel chooses.
+    pub cpu: Option<u64>,
 }
 
 /// What one reactor contributes to a status.

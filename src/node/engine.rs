@@ -141,6 +141,7 @@ pub struct Engine<D: BlockDevice, L: LogMemory> {
     connections: u64,
     device_wanted: Option<String>,
     busy_ns: u64,
+    cpu: Option<u64>,
     started: Option<Nanos>,
     turns: u64,
 }
@@ -186,6 +187,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             connections: 0,
             device_wanted: None,
             busy_ns: 0,
+            cpu: None,
             started: None,
             turns: 0,
         })
@@ -238,6 +240,11 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
     /// For `status`: how long this reactor did not sleep since it started.
     pub fn set_busy_ns(&mut self, busy_ns: u64) {
         self.busy_ns = busy_ns;
+    }
+
+    /// For `status`: the CPU that this reactor is bound to.
+    pub fn set_cpu(&mut self, cpu: Option<u64>) {
+        self.cpu = cpu;
     }
 
     /// A device that this reactor must open, by the name that a person gave: answer with [`Engine::device_opened`].
@@ -445,7 +452,11 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                 let lanes = u16::try_from(lanes).expect("at most LANES_MAX");
                 self.broadcast(|| ReactorMessage::Volumes(volumes.clone(), lanes));
             }
-            CoordinatorEvent::VolumeDone(call, volume) => self.admin.volume_done(call, volume),
+            CoordinatorEvent::VolumeDone(call, volume) => {
+                let id = volume.as_ref().ok().and_then(Option::as_ref).map(|record| record.id);
+                let reactor = id.map_or(0, |id| self.reactor_of(self.lane_of(id)).0);
+                self.admin.volume_done(call, volume, reactor);
+            }
             CoordinatorEvent::Durable(cp) => self.admin.durable(cp),
             CoordinatorEvent::Serving => tracing::info!("the pool serves"),
             CoordinatorEvent::Stopped(reason) => {

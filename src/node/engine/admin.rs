@@ -18,6 +18,8 @@ use twinlog_device::{BlockDevice, LogMemory, Nanos};
 /// A status that other reactors contribute to.
 struct Gathering {
     reply: Sender<AdminReply>,
+    /// Only the volumes are asked for.
+    only_volumes: bool,
     reports: Vec<ReactorReport>,
 }
 
@@ -76,11 +78,12 @@ impl Admin {
         }
     }
 
-    pub(super) fn volume_done(&mut self, call: u64, volume: Result<Option<VolumeRecord>, String>) {
+    /// A volume call has ended; `reactor` serves the volume.
+    pub(super) fn volume_done(&mut self, call: u64, volume: Result<Option<VolumeRecord>, String>, reactor: u16) {
         let Some(reply) = self.volume_calls.remove(&call) else { return };
         let with = match volume {
             Ok(None) => AdminReply::Done,
-            Ok(Some(record)) => AdminReply::Volumes { volumes: vec![describe(&record)] },
+            Ok(Some(record)) => AdminReply::Volumes { volumes: vec![describe(&record, reactor)] },
             Err(message) => refused(&message, "twinlog status"),
         };
         answer(&reply, with);
@@ -120,12 +123,13 @@ impl Admin {
     }
 }
 
-fn describe(record: &VolumeRecord) -> VolumeStatus {
+fn describe(record: &VolumeRecord, reactor: u16) -> VolumeStatus {
     VolumeStatus {
         id: record.id.0,
         name: record.name.clone(),
         size_bytes: record.size_bytes,
         allocated_bytes: record.allocated_blocks * BLOCK_BYTES,
+        reactor,
         ..VolumeStatus::default()
     }
 }
@@ -138,12 +142,8 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         }
         let AdminCall { request, reply } = call;
         match request {
-            AdminRequest::Status => self.begin_status(reply),
-            AdminRequest::VolumeList => {
-                let coordinator = self.coordinator.as_ref().expect("reactor 0 takes calls");
-                let volumes = coordinator.volumes().values().map(describe).collect();
-                answer(&reply, AdminReply::Volumes { volumes });
-            }
+            AdminRequest::Status => self.begin_status(reply, false),
+            AdminRequest::VolumeList => self.begin_status(reply, true),
             AdminRequest::VolumeCreate { name, size_bytes } => {
                 let change = VolumeChange::Create { name: name.clone(), size_bytes, time_ns: 0 };
                 self.volume_call(&name, change, reply);
@@ -175,7 +175,12 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         for call in complete {
             let gathering = self.admin.statuses.remove(&call).expect("just found");
             let status = self.status(gathering.reports, now);
-            answer(&gathering.reply, AdminReply::Status(Box::new(status)));
+            let with = if gathering.only_volumes {
+                AdminReply::Volumes { volumes: status.volumes }
+            } else {
+                AdminReply::Status(Box::new(status))
+            };
+            answer(&gathering.reply, with);
         }
         if self.pool_state() != Some(&PoolState::Opening) {
             std::mem::take(&mut self.admin.early).into_iter().for_each(|call| self.admin_call(call));
@@ -196,6 +201,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                 turns: self.turns,
                 busy_ns: self.busy_ns,
                 connections: self.connections,
+                cpu: self.cpu,
             },
         }
     }
@@ -208,10 +214,10 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         }
     }
 
-    fn begin_status(&mut self, reply: Sender<AdminReply>) {
+    fn begin_status(&mut self, reply: Sender<AdminReply>, only_volumes: bool) {
         let call = self.admin.next_status;
         self.admin.next_status += 1;
-        self.admin.statuses.insert(call, Gathering { reply, reports: Vec::new() });
+        self.admin.statuses.insert(call, Gathering { reply, only_volumes, reports: Vec::new() });
         self.broadcast(|| ReactorMessage::StatusQuery(call));
     }
 
