@@ -75,6 +75,11 @@ fn blocks() {
 }
 
 #[test]
+fn pools() {
+    fuzz("pool", 100);
+}
+
+#[test]
 fn configurations() {
     fuzz("config", 4000);
 }
@@ -87,6 +92,18 @@ fn admin_lines() {
 #[test]
 fn sizes() {
     fuzz("size", 20_000);
+}
+
+#[test]
+fn servers_of_the_load_tool() {
+    fuzz("load-handshake", 20_000);
+    fuzz("load-replies", 5000);
+}
+
+#[test]
+fn journals_and_arguments_of_the_load_tool() {
+    fuzz("load-journal", 5000);
+    fuzz("load-target", 20_000);
 }
 
 #[test]

@@ -29,6 +29,7 @@ pub(crate) fn of(name: &str) -> Vec<Vec<u8>> {
         "lane" => lanes(),
         "superblock" => superblocks(),
         "block" => blocks(),
+        "pool" => pools(),
         "config" => configurations(),
         "admin" => admin_lines(),
         "size" => {
@@ -36,7 +37,7 @@ pub(crate) fn of(name: &str) -> Vec<Vec<u8>> {
                 .map(|text| text.as_bytes().to_vec())
                 .to_vec()
         }
-        _ => Vec::new(),
+        _ => name.strip_prefix("load-").map_or_else(Vec::new, twinlog_load::fuzz::seeds),
     }
 }
 
@@ -199,6 +200,13 @@ fn blocks() -> Vec<Vec<u8>> {
     let mut nodes = [0; BLOCK_BYTES];
     node_mut(&mut nodes)[3] = reference.with_aux(3);
     vec![freed.to_vec(), reap.to_vec(), objects.to_vec(), nodes.to_vec()]
+}
+
+/// Changes that change nothing that matters, for the mutations to grow from.
+fn pools() -> Vec<Vec<u8>> {
+    let nothing = [vec![0], vec![7], vec![0, 0, 0, 0, 5, 0, 0]];
+    let data = (0..4).map(|target| vec![0, target, 100, 1, 0, 77, 0]);
+    nothing.into_iter().chain(data).collect()
 }
 
 fn configurations() -> Vec<Vec<u8>> {

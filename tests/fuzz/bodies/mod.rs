@@ -5,21 +5,28 @@ mod config;
 mod format;
 pub(crate) mod lane;
 mod nbd;
+mod pool;
+mod ram;
 
 /// A body: any bytes in; whether they were valid out.
 pub(crate) type Body = fn(&[u8]) -> bool;
 
 /// Every target by its name.
-pub(crate) const TARGETS: [(&str, Body); 9] = [
+pub(crate) const TARGETS: [(&str, Body); 14] = [
     ("nbd-handshake", nbd::handshake),
     ("nbd-session", nbd::session),
     ("record", lane::record),
     ("lane", lane::lane),
     ("superblock", format::superblock),
     ("block", format::block),
+    ("pool", pool::pool),
     ("config", config::config),
     ("admin", admin::admin),
     ("size", config::size),
+    ("load-handshake", twinlog_load::fuzz::handshake),
+    ("load-replies", twinlog_load::fuzz::replies),
+    ("load-journal", twinlog_load::fuzz::journal),
+    ("load-target", twinlog_load::fuzz::target),
 ];
 
 /// The first `N` bytes of `data`, zeroes where it is shorter, and the rest.

@@ -35,8 +35,10 @@ use crate::{
 };
 
 const MAGIC: &[u8; 8] = b"TWLLOAD1";
-const HEADER_BYTES: usize = 64;
-const RECORD_BYTES: usize = 32;
+pub(crate) const HEADER_BYTES: usize = 64;
+pub(crate) const RECORD_BYTES: usize = 32;
+/// Read ahead: two thousand records.
+const READ_BYTES: usize = 64 << 10;
 const FLAG_BLANK: u64 = 1;
 /// Flushes in flight at one time: no more than there are slots.
 const OPEN_FLUSHES_LIMIT: usize = crate::engine::SLOTS_LIMIT;
@@ -168,8 +170,13 @@ pub(crate) struct Replay {
 /// Reads a journal into the model of what must and what may be on the target. Reads the file twice, in constant memory beside the model:
 /// first to learn which flushes were answered, then to build.
 pub(crate) fn replay(path: &Path) -> Result<Replay, JournalError> {
-    let covered = flush_points(&mut Reader::open(path)?)?;
-    let mut reader = Reader::open(path)?;
+    replay_from(|| File::open(path))
+}
+
+/// The same of any source that can be read twice.
+pub(crate) fn replay_from<R: Read>(open: impl Fn() -> io::Result<R>) -> Result<Replay, JournalError> {
+    let covered = flush_points(&mut Reader::new(open()?)?)?;
+    let mut reader = Reader::new(open()?)?;
     let mut model = Model::new(reader.header.region, reader.header.blank);
     let mut totals = Totals::default();
     let mut session = 0;
@@ -203,7 +210,7 @@ pub(crate) fn replay(path: &Path) -> Result<Replay, JournalError> {
 }
 
 /// For each session, the place of the last flush that was answered in it: what was acknowledged before that place is flushed.
-fn flush_points(reader: &mut Reader) -> Result<Vec<u64>, JournalError> {
+fn flush_points<R: Read>(reader: &mut Reader<R>) -> Result<Vec<u64>, JournalError> {
     let mut points = vec![0];
     let mut open: Vec<(u64, u64)> = Vec::new();
     while let Some(record) = reader.next()? {
@@ -230,15 +237,15 @@ fn flush_points(reader: &mut Reader) -> Result<Vec<u64>, JournalError> {
 }
 
 /// Reads records in order.
-struct Reader {
-    source: BufReader<File>,
+struct Reader<R> {
+    source: BufReader<R>,
     header: Header,
     records: u64,
 }
 
-impl Reader {
-    fn open(path: &Path) -> Result<Self, JournalError> {
-        let mut source = BufReader::with_capacity(1 << 20, File::open(path)?);
+impl<R: Read> Reader<R> {
+    fn new(source: R) -> Result<Self, JournalError> {
+        let mut source = BufReader::with_capacity(READ_BYTES, source);
         let mut bytes = [0; HEADER_BYTES];
         source.read_exact(&mut bytes).map_err(|_| JournalError::Header)?;
         Ok(Self { source, header: decode_header(&bytes).ok_or(JournalError::Header)?, records: 0 })
@@ -263,7 +270,7 @@ impl Reader {
     }
 }
 
-fn encode_header(header: &Header) -> [u8; HEADER_BYTES] {
+pub(crate) fn encode_header(header: &Header) -> [u8; HEADER_BYTES] {
     let Region { offset, size_bytes, cell_bytes } = header.region;
     let flags = if header.blank { FLAG_BLANK } else { 0 };
     let mut bytes = [0; HEADER_BYTES];
@@ -276,7 +283,7 @@ fn encode_header(header: &Header) -> [u8; HEADER_BYTES] {
     bytes
 }
 
-fn decode_header(bytes: &[u8; HEADER_BYTES]) -> Option<Header> {
+pub(crate) fn decode_header(bytes: &[u8; HEADER_BYTES]) -> Option<Header> {
     let field = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at * 8 + byte]));
     let region = Region { offset: field(3), size_bytes: field(4), cell_bytes: field(5) };
     let sound = &bytes[..8] == MAGIC
@@ -289,7 +296,7 @@ fn decode_header(bytes: &[u8; HEADER_BYTES]) -> Option<Header> {
     sound.then(|| Header { run: field(1), seed: field(2), region, blank: field(6) == FLAG_BLANK })
 }
 
-fn encode_record(header: &Header, number: u64, record: &Record) -> [u8; RECORD_BYTES] {
+pub(crate) fn encode_record(header: &Header, number: u64, record: &Record) -> [u8; RECORD_BYTES] {
     let change = |change: Change| match change {
         Change::Write => 1,
         Change::Zero => 2,
@@ -341,7 +348,7 @@ fn decode_record(header: &Header, number: u64, bytes: &[u8; RECORD_BYTES]) -> Op
     (sound && record.version < 1 << 62).then_some(record)
 }
 
-fn record_checksum(header: &Header, number: u64, bytes: &[u8]) -> u64 {
+pub(crate) fn record_checksum(header: &Header, number: u64, bytes: &[u8]) -> u64 {
     xxh3_64_with_seed(bytes, mix(header.run ^ mix(number)))
 }
 

@@ -1,46 +1,7 @@
-//! `twinlog-load`: throughput, latency, and proof that no acknowledged write was lost.
-//!
-//! It depends on nothing of the engine, and speaks NBD with code of its own, so that a mistake of the server's codec is not repeated
-//! on the other side.
-//!
-//! | module | what it is |
-//! |---|---|
-//! | `cli`, `target`, `units`, `plan` | what is wanted, checked against what the target offers |
-//! | `engine`, `nbd`, `uring` | the target: slots, requests, turns |
-//! | `workload`, `load`, `measure`, `live` | which requests, when, how long they took |
-//! | `stamp`, `model`, `journal`, `proof`, `readback` | what may be read where, and what is |
-//! | `report`, `session` | the result; one call of the program |
-
-mod cli;
-mod engine;
-mod journal;
-mod live;
-mod load;
-mod measure;
-mod model;
-mod nbd;
-mod plan;
-mod prng;
-mod proof;
-mod readback;
-mod report;
-mod session;
-mod stamp;
-mod target;
-mod units;
-mod uring;
-mod workload;
+//! `twinlog-load`: see the library.
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    match session::run(&cli::Cli::parse()) {
-        Ok(code) => code,
-        Err(failure) => {
-            eprintln!("twinlog-load: {failure}");
-            failure.exit_code()
-        }
-    }
+    twinlog_load::main()
 }

@@ -123,12 +123,14 @@ impl Connection {
     pub(super) fn open(address: &Address, export: &str, bit: u64) -> Result<(Self, Geometry), HandshakeError> {
         let mut stream = Stream::connect(address)?;
         let geometry = negotiate(&mut stream, export)?;
+        Ok((Self::over(stream, bit, RECEIVE_BYTES)?, geometry))
+    }
+
+    /// A connection in the transmission phase, with a buffer of `receive_bytes`.
+    fn over(stream: Stream, bit: u64, receive_bytes: usize) -> io::Result<Self> {
         stream.set_nonblocking()?;
-        let received = vec![0; RECEIVE_BYTES];
-        Ok((
-            Self { stream, bit, queue: VecDeque::new(), sent_bytes: 0, received, head: 0, tail: 0, payload: None },
-            geometry,
-        ))
+        let received = vec![0; receive_bytes];
+        Ok(Self { stream, bit, queue: VecDeque::new(), sent_bytes: 0, received, head: 0, tail: 0, payload: None })
     }
 
     /// Appends a slot's request to what is to be sent.
@@ -278,6 +280,24 @@ impl Connection {
             }
         }
     }
+}
+
+/// Receives what a server sends over `stream` to four open requests: two reads of 512 bytes, a write, a flush. Returns how many of
+/// them it completes, each at most once, before it is lost.
+pub(crate) fn receive_anything(stream: UnixStream) -> usize {
+    let mut connection = Connection::over(Stream::Unix(stream), 1, 4096).expect("a socket of ours");
+    let mut slots = Slots::new(Buffers::new(4, 512), 4, true);
+    for (slot, kind) in [Kind::Read, Kind::Read, Kind::Write, Kind::Flush].into_iter().enumerate() {
+        let length = if kind == Kind::Flush { 0 } else { 512 };
+        slots.begin(Request { slot, kind, fua: false, offset: 0, length }, 1);
+    }
+    let mut done = Vec::new();
+    while connection.receive(&mut slots, &mut done).is_ok() && done.len() < 4 {}
+    let mut ended: Vec<usize> = done.iter().map(|completion| completion.slot).collect();
+    ended.sort_unstable();
+    ended.dedup();
+    assert_eq!(ended.len(), done.len(), "a request ends once");
+    done.len()
 }
 
 impl Slots {

@@ -8,8 +8,8 @@
 //! 3. After a loss, `recover` opens the lost connections and sends every unanswered request of theirs once more, with the same cookie,
 //!    range and data. An export that came back with another size or as read-only is refused.
 
-mod connection;
-mod handshake;
+pub(crate) mod connection;
+pub(crate) mod handshake;
 mod wire;
 
 use std::time::{Duration, Instant};
