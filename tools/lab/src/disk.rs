@@ -11,6 +11,9 @@
 //! 4. A flush that was answered makes every write durable that was answered before it. Requests are performed one at a time, in the order in which
 //!    they arrive, so that is every write before it.
 //!
+//! The power goes at an instant that the disks choose, see [`Power`]: in the middle of what they do, with something volatile, or most cuts would find
+//! everything flushed.
+//!
 //! The image holds the newest content; beside it lies, for each sector that is not durable, what it held since the last flush. A cut rolls
 //! sectors back.
 
@@ -27,7 +30,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -57,8 +60,51 @@ const FUA: u16 = 1;
 /// What any client of ours sends at most, in one request or option.
 const REQUEST_BYTES_MAX: u32 = 32 << 20;
 
-/// Whether disks answer flushes without performing them. A proof that passes while they do proves nothing.
-pub type Lies = Arc<AtomicBool>;
+/// What all disks of one machine share.
+#[derive(Debug, Default)]
+pub struct Power {
+    /// Writes until the power goes, plus one; zero while it is to stay.
+    countdown: AtomicU64,
+    /// From here on nothing is performed and nothing is answered. To the machine the last milliseconds are slow; then it is killed.
+    is_off: AtomicBool,
+    /// Whether flushes are answered without being performed. A proof that passes while they are proves nothing.
+    lies: AtomicBool,
+}
+
+impl Power {
+    /// Lets the power go right after `writes` more volatile writes and one.
+    pub fn go_after(&self, writes: u64) {
+        self.countdown.store(writes + 1, Ordering::SeqCst);
+    }
+
+    /// Whether it has gone.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        self.is_off.load(Ordering::SeqCst)
+    }
+
+    /// Off, and nothing shall come back by itself: the machine must be killed before this is called; then it is on again.
+    pub fn reset(&self) {
+        self.countdown.store(0, Ordering::SeqCst);
+        self.is_off.store(false, Ordering::SeqCst);
+    }
+
+    /// Flushes mean nothing from now on.
+    pub fn lie(&self) {
+        self.lies.store(true, Ordering::SeqCst);
+    }
+
+    fn is_truthful(&self) -> bool {
+        !self.lies.load(Ordering::SeqCst)
+    }
+
+    fn volatile_write(&self) {
+        let left = self.countdown.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if left == Ok(1) {
+            self.is_off.store(true, Ordering::SeqCst);
+        }
+    }
+}
 
 /// A disk that no guest uses at the moment.
 #[derive(Debug)]
@@ -67,7 +113,7 @@ pub struct Disk {
     size_bytes: u64,
     /// By sector: what it held at the last flush, then what was written since, less the newest.
     volatile: BTreeMap<u64, Vec<Sector>>,
-    lies: Lies,
+    power: Arc<Power>,
 }
 
 /// A disk in use.
@@ -92,11 +138,11 @@ impl Disk {
     /// # Errors
     ///
     /// Its file cannot be made.
-    pub fn new(path: &Path, size_bytes: u64, lies: &Lies) -> Result<Self> {
+    pub fn new(path: &Path, size_bytes: u64, power: &Arc<Power>) -> Result<Self> {
         let image = OpenOptions::new().read(true).write(true).create_new(true).open(path);
         let image = image.with_context(|| format!("making {}", path.display()))?;
         image.set_len(size_bytes)?;
-        Ok(Self { image, size_bytes, volatile: BTreeMap::new(), lies: Arc::clone(lies) })
+        Ok(Self { image, size_bytes, volatile: BTreeMap::new(), power: Arc::clone(power) })
     }
 
     fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
@@ -112,7 +158,7 @@ impl Disk {
             return Err(io::Error::other(format!("{} bytes at {offset} are not whole sectors", bytes.len())));
         }
         for (sector, old) in (offset / SECTOR_BYTES as u64..).zip(sectors) {
-            if durable && !self.lies.load(Ordering::Relaxed) {
+            if durable && self.power.is_truthful() {
                 self.volatile.remove(&sector);
             } else {
                 self.volatile.entry(sector).or_default().push(*old);
@@ -122,26 +168,21 @@ impl Disk {
     }
 
     fn flush(&mut self) {
-        if !self.lies.load(Ordering::Relaxed) {
+        if self.power.is_truthful() {
             self.volatile.clear();
         }
     }
 
-    /// The power is cut. Each time anew it is drawn how much of what is volatile is lost: nothing, everything, or each sector by itself.
+    /// What is volatile is lost: all of it, or each sector by lot.
     ///
     /// # Errors
     ///
     /// The image cannot be written.
-    pub fn cut(&mut self, random: &mut Random) -> Result<Loss> {
+    pub fn cut(&mut self, random: &mut Random, all: bool) -> Result<Loss> {
         let volatile = std::mem::take(&mut self.volatile);
         let mut loss = Loss { volatile: volatile.len(), lost: 0 };
-        let mode = random.below(4);
         for (sector, versions) in volatile {
-            let choice = match mode {
-                0 => 0,
-                1 => versions.len(),
-                _ => random.below(versions.len() + 1),
-            };
+            let choice = if all { 0 } else { random.below(versions.len() + 1) };
             // The newest is in the image.
             if let Some(version) = versions.get(choice) {
                 self.image.write_all_at(version, sector * SECTOR_BYTES as u64)?;
@@ -183,6 +224,11 @@ impl Disk {
         if stream.read_exact(&mut header).is_err() {
             return Ok(false);
         }
+        if self.power.is_off() {
+            // Until the client has gone, or an error would show that this is no silence.
+            io::copy(stream, &mut io::sink()).unwrap_or_default();
+            return Ok(false);
+        }
         let short = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
         let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let (flags, command, cookie, length) = (short(4), short(6), &header[8..16], word(24));
@@ -200,6 +246,9 @@ impl Disk {
                     return Ok(false);
                 }
                 self.write(offset, &bytes, flags & FUA != 0)?;
+                if flags & FUA == 0 {
+                    self.power.volatile_write();
+                }
             }
             FLUSH => self.flush(),
             DISCONNECT => return Ok(false),
@@ -276,7 +325,11 @@ mod tests {
 
     fn disk(lies: bool) -> (tempfile::TempDir, Disk) {
         let folder = tempfile::tempdir().unwrap();
-        let disk = Disk::new(&folder.path().join("disk"), 1 << 20, &Arc::new(lies.into())).unwrap();
+        let power = Arc::new(Power::default());
+        if lies {
+            power.lie();
+        }
+        let disk = Disk::new(&folder.path().join("disk"), 1 << 20, &power).unwrap();
         (folder, disk)
     }
 
@@ -290,7 +343,7 @@ mod tests {
                 disk.write(0, &[2; 512], false).unwrap();
                 disk.write(0, &[3; 512], false).unwrap();
                 assert_eq!(disk.read(0, 512).unwrap(), [3; 512], "I1");
-                disk.cut(&mut Random::new(seed)).unwrap();
+                disk.cut(&mut Random::new(seed), seed % 2 == 0).unwrap();
                 disk.read(0, 1).unwrap()[0]
             })
             .collect();
@@ -312,16 +365,14 @@ mod tests {
         let torn = (0..64).any(|seed| {
             let (_folder, mut disk) = disk(false);
             disk.write(4096, &[9; 4096], false).unwrap();
-            let loss = disk.cut(&mut Random::new(seed)).unwrap();
+            let loss = disk.cut(&mut Random::new(seed), seed % 2 == 0).unwrap();
             assert_eq!(loss.volatile, 8);
             loss.lost > 0 && loss.lost < 8
         });
         assert!(torn);
     }
 
-    #[test]
-    fn a_client_that_goes_in_the_middle_of_a_write_has_not_written() {
-        let (folder, disk) = disk(false);
+    fn connected(folder: &tempfile::TempDir, disk: Disk) -> (Served, UnixStream) {
         let socket = folder.path().join("socket");
         let served = disk.serve(&socket).unwrap();
         let mut client = UnixStream::connect(&socket).unwrap();
@@ -329,10 +380,48 @@ mod tests {
         client.write_all(&[0, 0, 0, 3]).unwrap();
         client.write_all(b"IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0").unwrap();
         client.read_exact(&mut [0; 20 + 12 + 20 + 14 + 20]).unwrap();
+        (served, client)
+    }
+
+    /// The head of a request that writes 1024 bytes at 0.
+    fn write_1024() -> [u8; 28] {
         let mut request = [0; 28];
         request[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
         request[7] = 1;
-        request[26] = 4; // 1024 bytes
+        request[26] = 4;
+        request
+    }
+
+    #[test]
+    fn nothing_is_performed_or_answered_once_the_power_has_gone() {
+        let (folder, disk) = disk(false);
+        let power = Arc::clone(&disk.power);
+        power.go_after(1);
+        let (served, mut client) = connected(&folder, disk);
+        for byte in [1, 2] {
+            assert!(!power.is_off());
+            client.write_all(&write_1024()).unwrap();
+            client.write_all(&[byte; 1024]).unwrap();
+            client.read_exact(&mut [0; 16]).unwrap();
+        }
+        assert!(power.is_off());
+        client.write_all(&write_1024()).unwrap();
+        client.write_all(&[3; 1024]).unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let silence = client.read(&mut [0; 16]).unwrap_err();
+        assert_eq!(silence.kind(), io::ErrorKind::WouldBlock);
+        drop(client);
+        let mut disk = served.join().unwrap();
+        assert_eq!(disk.read(0, 1024).unwrap(), [2; 1024]);
+        assert_eq!(disk.cut(&mut Random::new(1), true).unwrap().lost, 2);
+        assert_eq!(disk.read(0, 1024).unwrap(), [0; 1024]);
+    }
+
+    #[test]
+    fn a_client_that_goes_in_the_middle_of_a_write_has_not_written() {
+        let (folder, disk) = disk(false);
+        let (served, mut client) = connected(&folder, disk);
+        let request = write_1024();
         client.write_all(&request).unwrap();
         client.write_all(&[7; 1024]).unwrap();
         client.read_exact(&mut [0; 16]).unwrap();

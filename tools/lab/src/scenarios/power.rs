@@ -5,7 +5,7 @@
 
 use super::Lab;
 use crate::{
-    disk::{Disk, Lies, Loss, Served},
+    disk::{Disk, Loss, Power, Served},
     host,
     initramfs::Contents,
     machine::{Guest, Machine},
@@ -17,7 +17,7 @@ use std::{
     fs::{self, File},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::atomic::Ordering,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -25,8 +25,9 @@ use std::{
 const PAYLOAD: &str = include_str!("../../guest/power-cut.sh");
 /// Booting, recovering and checking under emulation, on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// The power is cut at a random instant within so long after the first requests.
-const PAUSE_MS_MAX: usize = 5000;
+/// The power goes at a random instant within so long after the first requests, and then with one of the next writes.
+const PAUSE_MS_MAX: usize = 4000;
+const WRITES_MAX: usize = 12;
 const POLL: Duration = Duration::from_millis(20);
 /// Of NBD, inside the guest.
 const PORT: u16 = 10809;
@@ -45,6 +46,7 @@ struct Station<'a> {
     machine: Machine,
     /// Empty while a guest has them.
     disks: Vec<Disk>,
+    power: Arc<Power>,
     /// Of the host, for the guest's NBD server.
     port: u16,
     random: Random,
@@ -60,14 +62,14 @@ pub(super) fn power_cut(lab: &Lab) -> Result<()> {
     if !lab.load.is_file() {
         bail!(host::Missing(format!("no {}: run `cargo build -p twinlog-load`", lab.load.display())));
     }
-    let lies = Lies::default();
+    let power = Arc::new(Power::default());
     let mut disks = Vec::new();
     for (name, size_bytes) in DISKS {
-        disks.push(Disk::new(&lab.folder.join(name), size_bytes, &lies)?);
+        disks.push(Disk::new(&lab.folder.join(name), size_bytes, &power)?);
     }
     let port = free_port()?;
     let machine = machine(lab, "first", port)?;
-    let mut station = Station { lab, machine, disks, port, random: Random::new(lab.seed) };
+    let mut station = Station { lab, machine, disks, power, port, random: Random::new(lab.seed) };
     let mut total = Loss::default();
     for round in 1..=lab.rounds {
         let running = station.boot()?;
@@ -76,7 +78,9 @@ pub(super) fn power_cut(lab: &Lab) -> Result<()> {
         } else {
             // The same machine, and another file system in memory: one that finds its pool.
             station.machine = self::machine(lab, "again", port)?;
-            lies.store(lab.disks_lie, Ordering::Relaxed);
+            if lab.disks_lie {
+                station.power.lie();
+            }
         }
         let loss = station.load_and_cut(running, round)?;
         total.volatile += loss.volatile;
@@ -166,7 +170,17 @@ impl Station<'_> {
         }
         let pause = self.random.below(PAUSE_MS_MAX);
         thread::sleep(Duration::from_millis(u64::try_from(pause)?));
+        let writes = self.random.below(WRITES_MAX);
+        self.power.go_after(u64::try_from(writes)?);
+        let start = Instant::now();
+        while !self.power.is_off() {
+            if start.elapsed() > PATIENCE {
+                bail!("the node does not write\n{}", guest.logs());
+            }
+            thread::sleep(POLL);
+        }
         guest.cut()?;
+        self.power.reset();
         let status = ended(&mut load)?;
         if status != Some(EXIT_LOST) {
             bail!("a power cut should look like a lost connection to twinlog-load, not like {status:?}; see load.log");
@@ -174,14 +188,14 @@ impl Station<'_> {
         let mut loss = Loss::default();
         for disk in disks {
             let mut disk = disk.join()?;
-            let one = disk.cut(&mut self.random)?;
+            let one = disk.cut(&mut self.random, round % 2 == 1)?;
             loss.volatile += one.volatile;
             loss.lost += one.lost;
             self.disks.push(disk);
         }
         let events = (journal_bytes() - before) / EVENT_BYTES;
         println!(
-            "  round {round}: cut after {pause} ms of load, {events} events in the journal; {} sectors not durable, {} lost",
+            "  round {round}: cut after {pause} ms of load and {writes} writes, {events} events in the journal; {} sectors not durable, {} lost",
             loss.volatile, loss.lost
         );
         Ok(loss)
