@@ -268,6 +268,18 @@ fn trim_zero_cache_and_flush() {
 }
 
 #[test]
+fn a_hint_takes_no_more_memory_than_a_read() {
+    for style in STYLES {
+        let mut client = Client::new(style);
+        client.expect_done(0, wire::CACHE, 4096, SIZE - 4096);
+        assert_eq!(client.bench.service.submitted_count, 32, "the first 32 MiB, in parts of 1 MiB");
+        let volume_error = VolumeError::NoSuchVolume;
+        client.bench.service.poison = Some((9 << 20..10 << 20, volume_error.clone()));
+        client.expect_error((0, wire::CACHE), (0, SIZE), wire::EIO, &volume_error.to_string());
+    }
+}
+
+#[test]
 fn block_status_describes_the_range() {
     for style in [Style::Structured, Style::Extended] {
         let mut client = Client::new(style);

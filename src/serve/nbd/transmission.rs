@@ -5,7 +5,7 @@
 //! 1. Requests are taken in order, one at a time; what cannot go on stays in the connection's input, and the client feels it. Nothing
 //!    a client sends makes this grow: at most [`REQUESTS_PER_CONNECTION_MAX`] requests are in flight, and at most
 //!    [`CONNECTION_BYTES_MAX`] bytes of payload are being written, being read, or waiting to be sent.
-//! 2. A read or write becomes parts of at most 1 MiB. A payload moves from the input straight into its part's blocks; a part of a
+//! 2. A read, a write or a hint to read becomes parts of at most 1 MiB. A payload moves from the input straight into its part's blocks; a part of a
 //!    read leaves as soon as the engine has it. So a request of 32 MiB needs the memory of a few parts.
 //! 3. Every request is answered exactly once, when no part of it is in flight any more; if a part failed, with the first error.
 //! 4. A reply that the protocol does not let us interleave (several parts in a simple reply, or in one data chunk) is
@@ -99,7 +99,7 @@ enum Intake {
         part: u16,
         filling: Option<Filling>,
     },
-    /// Submits a read's parts from `part` on.
+    /// Submits the parts of a read, or of a hint to read, from `part` on.
     Read {
         slot: u16,
         part: u16,
@@ -146,7 +146,12 @@ struct Request {
 
 impl Request {
     fn range(&self) -> Range<u64> {
-        self.header.offset..self.header.offset + self.header.length_bytes
+        let length_bytes = match self.command {
+            // A hint, which the protocol lets a server take in part: no more than a read, however much a client plans.
+            Command::Cache => self.header.length_bytes.min(u64::from(REQUEST_BYTES_MAX)),
+            _ => self.header.length_bytes,
+        };
+        self.header.offset..self.header.offset + length_bytes
     }
 
     fn chunk(&self, style: ReplyStyle) -> ChunkHeader {
@@ -292,9 +297,13 @@ impl Transmission {
                 self.intake = Intake::Write { slot, part: 0, filling: None };
                 return;
             }
+            Command::Cache => {
+                let slot = self.requests.insert(request);
+                self.intake = Intake::Read { slot, part: 0 };
+                return;
+            }
             Command::Flush => VolumeOperation::Flush,
             Command::Trim { durable } => VolumeOperation::Discard { range, durable },
-            Command::Cache => VolumeOperation::Cache(range),
             Command::WriteZeroes { durable, may_free } => VolumeOperation::WriteZeroes { range, may_free, durable },
             Command::BlockStatus { one } => {
                 VolumeOperation::BlockStatus { range, extents_max: if one { 1 } else { EXTENTS_MAX } }
@@ -398,7 +407,9 @@ impl Transmission {
         request.submitted = range.end == request.range().end;
         self.intake = if request.submitted { Intake::Header } else { Intake::Read { slot, part: index + 1 } };
         self.bytes_in_flight += range.end - range.start;
-        self.submit(turn, slot, index, VolumeOperation::Read(range));
+        let is_hint = request.command == Command::Cache;
+        let operation = if is_hint { VolumeOperation::Cache(range) } else { VolumeOperation::Read(range) };
+        self.submit(turn, slot, index, operation);
         Pace::Went
     }
 
@@ -461,7 +472,7 @@ impl Transmission {
         let request = self.requests.get_mut(slot);
         request.parts_in_flight -= 1;
         let range = part(&request.range(), index);
-        if matches!(request.command, Command::Read { .. } | Command::Write { .. }) {
+        if matches!(request.command, Command::Read { .. } | Command::Write { .. } | Command::Cache) {
             self.bytes_in_flight -= range.end - range.start;
         }
         if matches!(self.intake, Intake::Stream { slot: streamed, waits: true, .. } if streamed == slot) {

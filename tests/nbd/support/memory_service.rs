@@ -325,6 +325,9 @@ impl VolumeService for MemoryService {
         if !matches!(request.operation, VolumeOperation::Flush) {
             assert!(!range_of(&request.operation).is_empty(), "no operation is empty");
         }
+        if let VolumeOperation::Read(range) | VolumeOperation::Cache(range) = &request.operation {
+            assert!(range.end - range.start <= 1 << 20, "what is read takes the memory of a part at most");
+        }
         self.submitted_count += 1;
         self.pending.push(request);
     }
