@@ -244,6 +244,8 @@ pub(crate) struct InspectArgs {
 mod tests {
     use super::*;
     use clap::{CommandFactory, error::ErrorKind};
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt};
+    use twinlog::base::Prng;
 
     fn parse(line: &str) -> Result<Cli, ErrorKind> {
         Cli::try_parse_from(line.split(' ')).map_err(|error| error.kind())
@@ -280,5 +282,78 @@ mod tests {
         parse("twinlog pool check --config c").expect("offline");
         assert_eq!(parse("twinlog serve").expect_err("which?"), ErrorKind::MissingRequiredArgument);
         assert_eq!(parse("twinlog sttus").expect_err("no such command"), ErrorKind::InvalidSubcommand);
+    }
+
+    #[test]
+    fn any_words_are_taken_or_refused_with_words() {
+        let words = [
+            "up",
+            "serve",
+            "pool",
+            "volume",
+            "log",
+            "show",
+            "create",
+            "resize",
+            "grow",
+            "verify",
+            "inspect",
+            "status",
+            "doctor",
+            "--size",
+            "--log-size",
+            "--port",
+            "--reactors",
+            "--dir",
+            "--admin",
+            "--config",
+            "--overwrite",
+            "--block",
+            "--last",
+            "--yes",
+            "-o",
+            "-x",
+            "json",
+            "a",
+            "",
+            "-",
+            "--",
+            "--=",
+            "-1",
+            "0",
+            "4GiB",
+            "18446744073709551616",
+            "16777216TiB",
+            "1e9",
+            "65536",
+            "0:1",
+            "\u{0}",
+            "\u{202e}\u{1f4a9}",
+            "--size=",
+            "--port=-1",
+            "%s%n",
+            "\n",
+        ];
+        let mut prng = Prng::new(1);
+        let (mut taken, mut refused) = (0, 0);
+        for _ in 0..2000 {
+            let mut line = vec![OsString::from("twinlog")];
+            for _ in 0..prng.between(1, 6) {
+                let mut word = OsString::from(*prng.pick(&words)).into_vec();
+                if prng.chance(1, 10) {
+                    // No UTF-8 either.
+                    word.extend([0xFF, 0xC0]);
+                }
+                line.push(OsString::from_vec(word));
+            }
+            match Cli::try_parse_from(line) {
+                Ok(_) => taken += 1,
+                Err(error) => {
+                    refused += 1;
+                    assert!(!error.to_string().is_empty());
+                }
+            }
+        }
+        assert!(taken > 20 && refused > 400, "{taken} taken, {refused} refused");
     }
 }
