@@ -63,8 +63,6 @@ const REQUEST_BYTES_MAX: u32 = 32 << 20;
 /// What all disks of one machine share.
 #[derive(Debug, Default)]
 pub struct Power {
-    /// Writes until the power goes, plus one; zero while it is to stay.
-    countdown: AtomicU64,
     /// From here on nothing is performed and nothing is answered. To the machine the last milliseconds are slow; then it is killed.
     is_off: AtomicBool,
     /// Whether flushes are answered without being performed. A proof that passes while they are proves nothing.
@@ -72,20 +70,14 @@ pub struct Power {
 }
 
 impl Power {
-    /// Lets the power go right after `writes` more volatile writes and one.
-    pub fn go_after(&self, writes: u64) {
-        self.countdown.store(writes + 1, Ordering::SeqCst);
-    }
-
     /// Whether it has gone.
     #[must_use]
     pub fn is_off(&self) -> bool {
         self.is_off.load(Ordering::SeqCst)
     }
 
-    /// Off, and nothing shall come back by itself: the machine must be killed before this is called; then it is on again.
+    /// On again; the machine must have been killed before.
     pub fn reset(&self) {
-        self.countdown.store(0, Ordering::SeqCst);
         self.is_off.store(false, Ordering::SeqCst);
     }
 
@@ -97,13 +89,6 @@ impl Power {
     fn is_truthful(&self) -> bool {
         !self.lies.load(Ordering::SeqCst)
     }
-
-    fn volatile_write(&self) {
-        let left = self.countdown.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        if left == Ok(1) {
-            self.is_off.store(true, Ordering::SeqCst);
-        }
-    }
 }
 
 /// A disk that no guest uses at the moment.
@@ -114,12 +99,15 @@ pub struct Disk {
     /// By sector: what it held at the last flush, then what was written since, less the newest.
     volatile: BTreeMap<u64, Vec<Sector>>,
     power: Arc<Power>,
+    /// Volatile writes until the power goes; zero while it is to stay.
+    countdown: Arc<AtomicU64>,
 }
 
 /// A disk in use.
 #[derive(Debug)]
 pub struct Served {
     thread: JoinHandle<Result<Disk>>,
+    countdown: Arc<AtomicU64>,
     socket: PathBuf,
 }
 
@@ -142,7 +130,7 @@ impl Disk {
         let image = OpenOptions::new().read(true).write(true).create_new(true).open(path);
         let image = image.with_context(|| format!("making {}", path.display()))?;
         image.set_len(size_bytes)?;
-        Ok(Self { image, size_bytes, volatile: BTreeMap::new(), power: Arc::clone(power) })
+        Ok(Self { image, size_bytes, volatile: BTreeMap::new(), power: Arc::clone(power), countdown: Arc::default() })
     }
 
     fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
@@ -201,6 +189,8 @@ impl Disk {
         let _ = fs::remove_file(socket);
         let listener = UnixListener::bind(socket).with_context(|| format!("listening at {}", socket.display()))?;
         listener.set_nonblocking(true)?;
+        let countdown = Arc::clone(&self.countdown);
+        countdown.store(0, Ordering::SeqCst);
         let thread = thread::spawn(move || {
             let start = Instant::now();
             let mut stream = loop {
@@ -215,7 +205,14 @@ impl Disk {
             while self.request(&mut stream)? {}
             Ok(self)
         });
-        Ok(Served { thread, socket: socket.to_owned() })
+        Ok(Served { thread, countdown, socket: socket.to_owned() })
+    }
+
+    fn volatile_write(&self) {
+        let left = self.countdown.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if left == Ok(1) {
+            self.power.is_off.store(true, Ordering::SeqCst);
+        }
     }
 
     /// Performs one request; false when the client has gone, be it in the middle of one.
@@ -247,7 +244,7 @@ impl Disk {
                 }
                 self.write(offset, &bytes, flags & FUA != 0)?;
                 if flags & FUA == 0 {
-                    self.power.volatile_write();
+                    self.volatile_write();
                 }
             }
             FLUSH => self.flush(),
@@ -270,6 +267,11 @@ impl Served {
             "-device".to_owned(),
             format!("virtio-blk-pci,drive={name},serial={name},write-cache=on"),
         ]
+    }
+
+    /// Lets the power of all disks go right after one of this disk's next writes that are not durable: the first for 1.
+    pub fn go_after(&self, writes: u64) {
+        self.countdown.store(writes, Ordering::SeqCst);
     }
 
     /// The disk, when QEMU has gone.
@@ -396,8 +398,8 @@ mod tests {
     fn nothing_is_performed_or_answered_once_the_power_has_gone() {
         let (folder, disk) = disk(false);
         let power = Arc::clone(&disk.power);
-        power.go_after(1);
         let (served, mut client) = connected(&folder, disk);
+        served.go_after(2);
         for byte in [1, 2] {
             assert!(!power.is_off());
             client.write_all(&write_1024()).unwrap();

@@ -32,7 +32,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// Of NBD, inside the guest.
 const PORT: u16 = 10809;
 /// The guest's disks: names, which are their serial numbers, and sizes. The log is 16 MiB and its headers.
-const DISKS: [(&str, u64); 2] = [("pool", 256 << 20), ("log", 17 << 20)];
+const DISKS: [(&str, u64); 2] = [("log", 17 << 20), ("pool", 256 << 20)];
 /// Of one event in `twinlog-load`'s journal.
 const EVENT_BYTES: u64 = 32;
 /// So much of a journal shows that the load has begun.
@@ -170,8 +170,10 @@ impl Station<'_> {
         }
         let pause = self.random.below(PAUSE_MS_MAX);
         thread::sleep(Duration::from_millis(u64::try_from(pause)?));
-        let writes = self.random.below(WRITES_MAX);
-        self.power.go_after(u64::try_from(writes)?);
+        let writes = 1 + self.random.below(WRITES_MAX);
+        // The log is written all the time, the pool in consistency points only: half of the cuts go there.
+        let at = usize::from(round % 4 >= 2);
+        disks[at].go_after(u64::try_from(writes)?);
         let start = Instant::now();
         while !self.power.is_off() {
             if start.elapsed() > PATIENCE {
@@ -195,8 +197,8 @@ impl Station<'_> {
         }
         let events = (journal_bytes() - before) / EVENT_BYTES;
         println!(
-            "  round {round}: cut after {pause} ms of load and {writes} writes, {events} events in the journal; {} sectors not durable, {} lost",
-            loss.volatile, loss.lost
+            "  round {round}: cut after {pause} ms of load, at write {writes} to the {}; {events} events in the journal; {} sectors not durable, {} lost",
+            DISKS[at].0, loss.volatile, loss.lost
         );
         Ok(loss)
     }
