@@ -12,6 +12,7 @@ use std::{
 use twinlog::{
     base::{CpNumber, limits::BLOCK_BYTES},
     format::superblock::{DEVICE_BLOCKS_MIN, Superblock, SuperblockError, slot_blocks},
+    pool::superblocks::current,
 };
 
 /// One place where a superblock can be.
@@ -86,7 +87,7 @@ pub(crate) struct Assembled {
     pub(crate) superblock: Superblock,
     /// The pool's devices in the order of its table.
     pub(crate) devices: Vec<PathBuf>,
-    /// Devices that were named and hold no superblock: never joined, or not yet.
+    /// Devices that were named and hold no superblock that counts: never joined, or not yet.
     pub(crate) strangers: Vec<PathBuf>,
 }
 
@@ -96,12 +97,12 @@ pub(crate) fn newest_on(path: &Path) -> Option<Superblock> {
     copies.into_iter().filter_map(|copy| copy.superblock).map(|(found, _)| found).max_by_key(|found| found.cp)
 }
 
-/// Finds the newest superblock, and which of `devices` is which of the pool's.
+/// Finds the current superblock, and which of `devices` is which of the pool's.
 pub(crate) fn assemble(devices: &[PathBuf]) -> Result<Assembled, Failure> {
     let copies = copies(devices)?;
     let names = devices.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     let whole = || copies.iter().filter_map(|copy| copy.superblock.as_ref().map(|found| (copy, found)));
-    let Some((_, (newest, _))) = whole().max_by_key(|(_, (superblock, _))| superblock.cp) else {
+    let Some(newest) = current(whole().map(|(_, (superblock, place))| (superblock, *place))) else {
         let damaged = copies.iter().find(|copy| copy.damaged);
         return Err(match damaged {
             Some(Copy { device, block, state, .. }) => {

@@ -112,6 +112,8 @@ pub enum CoordinatorEvent {
     VolumeDone(u64, Result<Option<VolumeRecord>, String>),
     /// A consistency point is durable.
     Durable(CpNumber),
+    /// The device of [`Coordinator::join`] belongs to the pool, or why it does not.
+    Joined(Result<(), String>),
     /// The pool serves: recovery is complete.
     Serving,
     /// The pool has stopped.
@@ -271,8 +273,8 @@ impl Coordinator {
         Some(superblock.clone())
     }
 
-    /// Lets a device join, which every reactor reaches as the last one and whose superblocks' places are empty. It belongs to the pool
-    /// with the next consistency point that begins to be committed; the caller waits for that.
+    /// Lets a device join, which every reactor reaches as the last one and whose superblocks' places are empty, with the next consistency
+    /// point that begins to be committed. The end is [`CoordinatorEvent::Joined`].
     ///
     /// # Errors
     /// A sentence: why it is refused.
@@ -742,26 +744,25 @@ impl Coordinator {
         next.space_map = map.tree;
         next.freed = freed;
         next.reap = reap;
-        if let Some(device) = self.joining {
-            next.devices.push(device);
-            next.free_blocks += device.block_count - HEAD_BLOCKS - TAIL_BLOCKS;
-        }
         for (lane, report) in &run.reports {
             next.applied[usize::from(lane.0)] = report.applied;
         }
-        run.phase = Phase::Commit(CommitSuperblock::new(io, self.owners.main, next));
+        run.phase = Phase::Commit(CommitSuperblock::new(io, self.owners.main, next, self.joining));
     }
 
     fn committed(&mut self) {
         let run = self.run.take().expect("called with one");
         let Phase::Commit(commit) = run.phase else { unreachable!("called after the commit") };
         let map = run.map.expect("written before");
-        self.superblock = Some(commit.into_superblock());
+        let (superblock, joined) = commit.into_parts();
+        self.superblock = Some(superblock);
         let is_behind = map.cleared_blocks < total(&self.freed);
         self.freed = map.freed;
         self.list_blocks = map.freed_places.into_iter().chain(map.reap_places).collect();
         self.space.committed(map.tree);
-        self.joined();
+        if let Some(result) = joined {
+            self.joined(result.map_err(|error| error.to_string()));
+        }
         let back = i64::try_from(run.reserved_blocks + map.cleared_blocks).expect("sane");
         self.budget.give_back(back - i64::try_from(run.allocated_blocks).expect("sane"));
         self.budget.set_returning(self.reap_blocks());
@@ -780,18 +781,17 @@ impl Coordinator {
         self.settles_at = (run.frees_data || is_behind).then(|| self.figures.cp_at + CHECKPOINT_AGE);
     }
 
-    /// The superblock is durable on a device that joined: its space can be used.
-    fn joined(&mut self) {
-        let superblock = self.superblock.as_ref().expect("opened");
-        let geometry = Geometry::new(&superblock.devices);
-        if geometry.area_count() == self.space.geometry().area_count() {
-            return;
+    /// The superblock is durable on a device that joined: its space can be used. Or the device has failed.
+    fn joined(&mut self, result: Result<(), String>) {
+        let device = self.joining.take().expect("no other device joins");
+        if result.is_ok() {
+            let geometry = Geometry::new(&self.superblock.as_ref().expect("opened").devices);
+            let objects = self.directory.block_count();
+            let kept = reserved_for_maps(&geometry, objects) - reserved_for_maps(self.space.geometry(), objects);
+            let usable = device.block_count - HEAD_BLOCKS - TAIL_BLOCKS;
+            self.budget.give_back(i64::try_from(usable).expect("sane") - i64::try_from(kept).expect("sane"));
+            self.space.grow(geometry);
         }
-        let device = self.joining.take().expect("only a joining device makes the pool larger");
-        let objects = self.directory.block_count();
-        let kept = reserved_for_maps(&geometry, objects) - reserved_for_maps(self.space.geometry(), objects);
-        let usable = device.block_count - HEAD_BLOCKS - TAIL_BLOCKS;
-        self.budget.give_back(i64::try_from(usable).expect("sane") - i64::try_from(kept).expect("sane"));
-        self.space.grow(geometry);
+        self.events.push_back(CoordinatorEvent::Joined(result));
     }
 }

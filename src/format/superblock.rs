@@ -194,6 +194,15 @@ impl Superblock {
         raw.as_bytes().try_into().expect("the size is asserted above")
     }
 
+    /// The same with a further device, all of whose blocks are free.
+    #[must_use]
+    pub fn with_device(&self, device: PoolDevice) -> Self {
+        let mut larger = self.clone();
+        larger.devices.push(device);
+        larger.free_blocks += device.block_count - HEAD_BLOCKS - TAIL_BLOCKS;
+        larger
+    }
+
     /// The superblock in `bytes`, read from block `own_block`, and the index of the device that it was written for.
     ///
     /// # Errors

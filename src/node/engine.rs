@@ -458,6 +458,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                 self.admin.volume_done(call, volume, reactor);
             }
             CoordinatorEvent::Durable(cp) => self.admin.durable(cp),
+            CoordinatorEvent::Joined(result) => self.device_joined(result),
             CoordinatorEvent::Serving => tracing::info!("the pool serves"),
             CoordinatorEvent::Stopped(reason) => {
                 tracing::error!(%reason, "the pool has stopped");

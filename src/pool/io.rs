@@ -238,9 +238,9 @@ impl<D: BlockDevice> Io<D> {
         }
     }
 
-    /// Flushes every device.
-    pub fn flush_all(&mut self, tag: Tag) {
-        for device in 0..self.disks.len() {
+    /// Flushes the first `device_count` devices: those after them do not belong to the pool yet.
+    pub fn flush(&mut self, tag: Tag, device_count: usize) {
+        for device in 0..device_count {
             self.begin_part(tag);
             self.disks[device].backlog.push_back(Request::Flush(tag));
         }

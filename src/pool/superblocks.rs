@@ -2,11 +2,15 @@
 //!
 //! # Writing, step by step, and what a crash leaves
 //!
-//! 1. flush every device: everything that the superblock reaches is durable. Crash: the old consistency point.
+//! 1. flush every device of the pool: everything that the superblock reaches is durable. Crash: the old consistency point.
 //! 2. write the head copies, durably, on every device. Crash: the new one where a copy landed whole, else the old one; either is
 //!    complete, and the choice at open takes the newest of all copies.
 //! 3. write the tail copies, durably. Crash: the new one.
 //! 4. done: the log may be trimmed, freed blocks may come back one consistency point later.
+//!
+//! A consistency point with which a device joins writes both copies of that device between 1 and 2, durably. Crash, or an error there:
+//! the old consistency point, as a copy on the joining device does not count alone ([`current`]); after an error the steps go on without
+//! the device. So the first copy that counts finds the device with its copies.
 //!
 //! # Opening
 //!
@@ -107,6 +111,18 @@ pub enum PoolError {
     Unreadable(String),
 }
 
+/// The superblock that is current among `copies`, each with the place in the device table that it was written for: the newest that
+/// counts. A copy on a device that was about to join does not count unless another device has the same.
+pub fn current<'a>(copies: impl Iterator<Item = (&'a Superblock, u16)> + Clone) -> Option<&'a Superblock> {
+    let counts = |&(superblock, place): &(&Superblock, u16)| {
+        let is_last = usize::from(place) + 1 == superblock.devices.len();
+        let mut others = copies.clone();
+        let is_larger = others.clone().any(|(other, _)| other.devices.len() < superblock.devices.len());
+        !is_last || !is_larger || others.any(|(other, other_place)| other_place != place && other == superblock)
+    };
+    copies.clone().filter(counts).map(|(superblock, _)| superblock).max_by_key(|superblock| superblock.cp)
+}
+
 /// Raw superblock places of one device.
 struct Copies {
     blocks: Vec<(u64, BlockBuf)>,
@@ -164,7 +180,7 @@ impl OpenSuperblocks {
         if self.outstanding == 0 {
             let (superblock, order) = self.choose(io)?;
             io.reorder(&order);
-            let commit = CommitSuperblock::new(io, self.owner, superblock.clone());
+            let commit = CommitSuperblock::new(io, self.owner, superblock.clone(), None);
             self.commit = Some((commit, superblock, order));
         }
         Ok(None)
@@ -183,7 +199,7 @@ impl OpenSuperblocks {
                 }
             }
         }
-        let Some((_, newest, _)) = found.iter().max_by_key(|(_, superblock, _)| superblock.cp) else {
+        let Some(newest) = current(found.iter().map(|(_, superblock, place)| (superblock, *place))) else {
             return Err(unusable.unwrap_or(PoolError::NoPool { devices: names.join(", ") }));
         };
         let newest = newest.clone();
@@ -222,6 +238,7 @@ impl OpenSuperblocks {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum CommitStep {
     Flush,
+    Join,
     Heads,
     Tails,
     Done,
@@ -231,6 +248,10 @@ enum CommitStep {
 pub struct CommitSuperblock {
     owner: u16,
     superblock: Superblock,
+    /// Devices that belong to the pool already.
+    old_count: usize,
+    joining: Option<PoolDevice>,
+    joined: Option<Result<(), DeviceError>>,
     step: CommitStep,
 }
 
@@ -238,13 +259,20 @@ pub struct CommitSuperblock {
 const COMMIT_ID: u64 = 1 << 62;
 
 impl CommitSuperblock {
-    /// Starts with the flush. Every write that the superblock reaches has completed.
-    pub fn new<D: BlockDevice>(io: &mut Io<D>, owner: u16, superblock: Superblock) -> Self {
-        let mut commit = Self { owner, superblock, step: CommitStep::Flush };
+    /// Starts with the flush. Every write that the superblock reaches has completed. The device of `joining`, which it does not list
+    /// and does not reach, joins with it if its copies can be written.
+    pub fn new<D: BlockDevice>(
+        io: &mut Io<D>,
+        owner: u16,
+        superblock: Superblock,
+        joining: Option<PoolDevice>,
+    ) -> Self {
+        let (old_count, step) = (superblock.devices.len(), CommitStep::Flush);
+        let mut commit = Self { owner, superblock, old_count, joining, joined: None, step };
         if crate::base::planted::is("commit-without-flush") {
             commit.next(io);
         } else {
-            io.flush_all(Tag { owner, id: COMMIT_ID });
+            io.flush(Tag { owner, id: COMMIT_ID }, old_count);
         }
         commit
     }
@@ -260,38 +288,50 @@ impl CommitSuperblock {
         result: Result<Vec<BlockBuf>, DeviceError>,
     ) -> Result<bool, DeviceError> {
         assert_eq!(tag.id & COMMIT_ID, COMMIT_ID, "an event of the commit");
-        result?;
+        if self.step == CommitStep::Join {
+            self.joined = Some(result.map(drop));
+            if let (Some(device), Some(Ok(()))) = (self.joining, &self.joined) {
+                self.superblock = self.superblock.with_device(device);
+            }
+        } else {
+            result?;
+        }
         self.next(io);
         Ok(self.step == CommitStep::Done)
     }
 
-    /// The superblock.
+    /// The superblock, and whether the device that was to join with it has joined.
     #[must_use]
-    pub fn into_superblock(self) -> Superblock {
-        self.superblock
+    pub fn into_parts(self) -> (Superblock, Option<Result<(), DeviceError>>) {
+        (self.superblock, self.joined)
     }
 
     fn next<D: BlockDevice>(&mut self, io: &mut Io<D>) {
         self.step = match self.step {
-            CommitStep::Flush => CommitStep::Heads,
+            CommitStep::Flush if self.joining.is_some() => CommitStep::Join,
+            CommitStep::Flush | CommitStep::Join => CommitStep::Heads,
             CommitStep::Heads => CommitStep::Tails,
             CommitStep::Tails | CommitStep::Done => CommitStep::Done,
         };
-        let copy = usize::from(self.step == CommitStep::Tails);
-        if self.step != CommitStep::Done {
-            self.write(io, copy);
+        match (self.step, self.joining) {
+            (CommitStep::Join, Some(device)) => {
+                let larger = self.superblock.with_device(device);
+                (0..2).for_each(|copy| self.write(io, &larger, self.old_count, copy));
+            }
+            (CommitStep::Heads, _) => (0..self.old_count).for_each(|index| self.write(io, &self.superblock, index, 0)),
+            (CommitStep::Tails, _) => (0..self.old_count).for_each(|index| self.write(io, &self.superblock, index, 1)),
+            _ => {}
         }
     }
 
-    fn write<D: BlockDevice>(&self, io: &mut Io<D>, copy: usize) {
-        for index in 0..self.superblock.devices.len() {
-            let device = u16::try_from(index).expect("at most DEVICES_MAX");
-            let block = slot_blocks(self.superblock.cp, self.superblock.devices[index].block_count)[copy];
-            let mut buffer = io.allocate().expect("the block pool keeps room for superblocks");
-            buffer.copy_from_slice(&self.superblock.encode(device, block));
-            let tag = Tag { owner: self.owner, id: COMMIT_ID + 1 + copy as u64 };
-            io.write(tag, BlockAddress::new(device, block), vec![buffer.freeze()], Persistence::Durable);
-        }
+    fn write<D: BlockDevice>(&self, io: &mut Io<D>, superblock: &Superblock, index: usize, copy: usize) {
+        let device = u16::try_from(index).expect("at most DEVICES_MAX");
+        let block = slot_blocks(superblock.cp, superblock.devices[index].block_count)[copy];
+        let mut buffer = io.allocate().expect("the block pool keeps room for superblocks");
+        buffer.copy_from_slice(&superblock.encode(device, block));
+        // All writes of a step end together.
+        let tag = Tag { owner: self.owner, id: COMMIT_ID };
+        io.write(tag, BlockAddress::new(device, block), vec![buffer.freeze()], Persistence::Durable);
     }
 }
 
@@ -391,7 +431,7 @@ impl CreatePool {
             }
             CreateStage::Wipe => {
                 result?;
-                let commit = CommitSuperblock::new(io, self.owner, self.superblock.clone());
+                let commit = CommitSuperblock::new(io, self.owner, self.superblock.clone(), None);
                 self.stage = CreateStage::Commit(Box::new(commit));
                 Ok(false)
             }
@@ -410,5 +450,29 @@ impl CreatePool {
                 io.write(Tag { owner: self.owner, id: 0 }, address, vec![zero.freeze()], Persistence::Durable);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_on_a_device_that_was_about_to_join_does_not_count_alone() {
+        let at =
+            |cp| Superblock { cp: CpNumber(cp), ..first_superblock(PoolId(3), "a", &[(1, 2048), (2, 2048)], 1, 0) };
+        let larger = |cp| at(cp).with_device(PoolDevice { id: 3, block_count: 1024, plex: 0 });
+        let chosen = |copies: &[(Superblock, u16)]| {
+            let superblock = current(copies.iter().map(|(superblock, place)| (superblock, *place)));
+            superblock.map(|superblock| (superblock.cp.0, superblock.devices.len()))
+        };
+        assert_eq!(chosen(&[]), None);
+        assert_eq!(chosen(&[(at(4), 0), (at(5), 1)]), Some((5, 2)));
+        // It was about to join, then the pool went on without it.
+        assert_eq!(chosen(&[(at(4), 0), (at(4), 1), (larger(5), 2)]), Some((4, 2)));
+        assert_eq!(chosen(&[(larger(5), 2), (at(5), 1), (at(4), 0), (larger(5), 2)]), Some((5, 2)));
+        // It has joined: another device says so, or nothing is left that does not know it.
+        assert_eq!(chosen(&[(at(4), 0), (larger(5), 1), (larger(5), 2)]), Some((5, 3)));
+        assert_eq!(chosen(&[(larger(6), 2), (larger(5), 1), (larger(5), 0)]), Some((6, 3)));
     }
 }

@@ -96,9 +96,6 @@ impl Admin {
             }
             *wanted > cp
         });
-        if let Some(growing) = self.growing.take_if(|growing| growing.joins_with.is_some_and(|wanted| wanted <= cp)) {
-            answer(&growing.reply, AdminReply::Done);
-        }
         if let Some((reply, Some(wanted))) = &self.stop
             && *wanted <= cp
         {

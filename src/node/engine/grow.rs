@@ -2,7 +2,8 @@
 //!
 //! 1. Every reactor opens the device as its last. Crash: nothing has changed.
 //! 2. The places of its superblocks are read: a device that holds anything is refused, and closed again.
-//! 3. The next consistency point is committed to all devices, the new one included. Crash: the device belongs to the pool, or not.
+//! 3. The next consistency point is committed, to the new device first (`pool/superblocks.rs`). Crash: the device belongs to the pool, or
+//!    not. Its own failure: it does not, and is closed again.
 //! 4. That consistency point is durable: the allocator may use the new space.
 
 use super::{
@@ -10,7 +11,7 @@ use super::{
     admin::{answer, refused},
 };
 use crate::{
-    base::{CpNumber, checksum},
+    base::checksum,
     format::superblock::{DEVICE_BLOCKS_MIN, HEAD_BLOCKS, PoolDevice, TAIL_BLOCKS},
     node::admin::AdminReply,
     pool::{
@@ -31,8 +32,6 @@ pub(super) struct Growing {
     problem: Option<String>,
     /// Raw reads that have not come back.
     reads: u8,
-    /// The consistency point that makes the device the pool's.
-    pub(super) joins_with: Option<CpNumber>,
 }
 
 impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
@@ -43,9 +42,8 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         if self.coordinator.as_ref().and_then(|coordinator| coordinator.superblock()).is_none() {
             return answer(&reply, refused("the pool does not serve", "twinlog status"));
         }
-        let (answers, block_count, problem, reads, joins_with) = (0, 0, None, 0, None);
-        self.admin.growing =
-            Some(Growing { reply, name: name.clone(), answers, block_count, problem, reads, joins_with });
+        let (answers, block_count, problem, reads) = (0, 0, None, 0);
+        self.admin.growing = Some(Growing { reply, name: name.clone(), answers, block_count, problem, reads });
         self.broadcast(|| ReactorMessage::OpenDevice(name.clone()));
     }
 
@@ -98,17 +96,24 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         // Unlike any other device of this pool: its name, its place in the table and the consistency point make the id.
         let seed = superblock.cp.0 ^ (superblock.devices.len() as u64).rotate_left(48);
         let id = superblock.pool.0.rotate_left(64) ^ u128::from(checksum(seed, growing.name.as_bytes()));
-        match coordinator.join(PoolDevice { id, block_count: growing.block_count, plex: 0 }) {
-            Ok(()) => match self.ask_for_cp() {
-                Ok(wanted) => {
-                    if let Some(growing) = &mut self.admin.growing {
-                        growing.joins_with = Some(wanted);
-                    }
+        if let Err(problem) = coordinator.join(PoolDevice { id, block_count: growing.block_count, plex: 0 }) {
+            growing.problem = Some(problem);
+            self.refuse_device();
+        }
+    }
+
+    /// The device belongs to the pool, or has failed.
+    pub(super) fn device_joined(&mut self, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                if let Some(growing) = self.admin.growing.take() {
+                    answer(&growing.reply, AdminReply::Done);
                 }
-                Err(problem) => tracing::warn!(%problem, "a device was about to join"),
-            },
+            }
             Err(problem) => {
-                growing.problem = Some(problem);
+                if let Some(growing) = &mut self.admin.growing {
+                    growing.problem = Some(problem);
+                }
                 self.refuse_device();
             }
         }

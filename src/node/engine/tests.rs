@@ -16,6 +16,8 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use twinlog_device::{Platform, Prng, Wait};
 use twinlog_sim::{Agenda, LogMedium, LogShape, MediumConfig, SimDisk, SimLog, SimMedium, SimPlatform, SimWorld};
 
+mod grow;
+
 struct NoSleep;
 impl Waker for NoSleep {
     fn wake(&self) {}
