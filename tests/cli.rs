@@ -33,6 +33,9 @@ fn version_and_help_succeed_and_nonsense_is_usage() {
         assert_eq!((output.status.code(), &value["exit_code"]), (Some(2), &Value::from(2)), "{line:?}");
         assert!(!value["error"].as_str().unwrap_or_default().is_empty(), "{value}");
     }
+    let completions = twinlog(&["completions", "bash"]);
+    assert_eq!(completions.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&completions.stdout).contains("scrub"), "every command is there");
     let suggestion = twinlog(&["sttus"]);
     assert!(stderr(&suggestion).contains("'status'"), "{suggestion:?}");
 }

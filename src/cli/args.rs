@@ -44,6 +44,11 @@ pub(crate) enum Command {
     Log(LogCommand),
     /// Decode the pool's devices of a stopped node; reads only
     Inspect(InspectArgs),
+    /// Print a script that completes commands in a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
     /// Print version and commit
     Version,
 }

@@ -21,7 +21,7 @@ mod supervise;
 mod up;
 
 use args::{Cli, Command};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use output::{Exit, Failure, Output, OutputFormat};
 use place::Place;
 use std::process::ExitCode;
@@ -64,8 +64,21 @@ fn run(command: Command, output: &Output) -> Result<Exit, Failure> {
         Command::Volume(command) => client::volume(command, output),
         Command::Log(command) => offline::log(command, output),
         Command::Inspect(args) => offline::inspect(&args, output),
+        Command::Completions { shell } => completions(shell, output),
         Command::Version => version(output),
     }
+}
+
+fn completions(shell: clap_complete::Shell, output: &Output) -> Result<Exit, Failure> {
+    #[derive(serde::Serialize)]
+    struct Completions {
+        script: String,
+    }
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "twinlog", &mut script);
+    let script = String::from_utf8_lossy(&script).into_owned();
+    output.show(&Completions { script: script.clone() }, || script)?;
+    Ok(Exit::Done)
 }
 
 fn version(output: &Output) -> Result<Exit, Failure> {

@@ -48,7 +48,7 @@ impl Place {
             ) => Self::of_node(node),
             Command::Log(LogCommand::Show { node, .. } | LogCommand::Verify(node)) => Self::of_files(node),
             Command::Inspect(args) => Self::of_files(&args.node),
-            Command::Doctor(_) | Command::Version => Self::default(),
+            Command::Doctor(_) | Command::Completions { .. } | Command::Version => Self::default(),
         }
     }
 

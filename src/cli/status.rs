@@ -73,10 +73,11 @@ fn sample(node: &NodeArgs) -> Result<(Option<NodeStatus>, Judgement), Failure> {
         Err(failure) => {
             let home = Layout::new(&node.dir, &node.node).home();
             if node.admin.is_none() && !home.exists() {
+                let message = format!("there is no node in {}", home.display());
                 return Err(Failure::new(
                     Exit::Error,
-                    format!("there is no node in {}", home.display()),
-                    &failure.hint,
+                    message,
+                    "name it: --dir DIR or --admin SOCKET; make one: `twinlog up`",
                 ));
             }
             let is_watched = node.admin.is_none() && layout::is_held(&Layout::new(&node.dir, &node.node).lock());
