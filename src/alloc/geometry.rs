@@ -107,17 +107,18 @@ pub fn place(bit: u64) -> (usize, u8) {
     (usize::try_from(bit / 8).expect("inside a block"), 1 << (bit % 8))
 }
 
-/// Blocks kept back for consistency points themselves, so that one can always be taken: the whole space map and its nodes twice, the
-/// object table's paths, and the lists.
+/// Blocks kept back for consistency points themselves, so that one can always be taken: the space map with its nodes, the object table of
+/// `object_blocks` and both lists of `list_blocks`, all of them twice, because what a consistency point replaces can be taken by the one
+/// after the next; and a part for what is reaped.
 #[must_use]
-pub fn reserved_for_maps(geometry: &Geometry, object_blocks: u64) -> u64 {
+pub fn reserved_for_maps(geometry: &Geometry, object_blocks: u64, list_blocks: u64) -> u64 {
     let mut nodes = geometry.area_count();
     let mut sum = nodes;
     while nodes > 1 {
         nodes = nodes.div_ceil(crate::base::limits::TREE_FANOUT);
         sum += nodes;
     }
-    2 * (sum + object_blocks + 8) + geometry.total_blocks() / 1024
+    2 * (sum + object_blocks + list_blocks + 8) + geometry.total_blocks() / 1024
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! takes the pool from one consistency point to the next. See the [module](super) for states and invariants.
 
 use super::{
-    lists::{ListWriter, total},
+    lists::{ListWriter, push_joined, total},
     map::{MapResult, MapUpdate},
     message::{ShardOpening, ShardReport, ToCoordinator, ToShard, VolumeChange},
     opening::{OpenPool, Opening},
@@ -16,10 +16,10 @@ use crate::{
     base::{BlockAddress, CpNumber, LaneIndex, ObjectId, limits::DEVICES_MAX, planted},
     changelog::throttle::CHECKPOINT_AGE,
     format::{
-        chain::{AddressRange, Subtree},
+        chain::{AddressRange, Subtree, entries_per_block},
         object::{VolumeRecord, is_valid_name, is_valid_size},
         reference::{BlockRef, node},
-        superblock::{DEVICE_BLOCKS_MIN, HEAD_BLOCKS, PoolDevice, Superblock, TAIL_BLOCKS, TreeRoot},
+        superblock::{DEVICE_BLOCKS_MIN, PoolDevice, Superblock, TreeRoot},
     },
     fs::directory::{Directory, ObjectUpdate, VOLUMES_MAX},
     pool::{
@@ -62,7 +62,12 @@ pub enum PoolState {
 
 enum Phase {
     Gather,
-    Reap(usize),
+    Reap {
+        /// Nodes done.
+        nodes: usize,
+        /// Length of the freed list at which it is enough.
+        ranges_max: usize,
+    },
     Directory(Option<TreeUpdate>),
     Map(Box<MapUpdate>),
     Lists(Box<Lists>),
@@ -237,7 +242,7 @@ impl Coordinator {
         match self.run.as_ref().map(|run| &run.phase) {
             None => "idle",
             Some(Phase::Gather) => "gather",
-            Some(Phase::Reap(_)) => "reap",
+            Some(Phase::Reap { .. }) => "reap",
             Some(Phase::Directory(_)) => "directory",
             Some(Phase::Map(_)) => "map",
             Some(Phase::Lists(_)) => "lists",
@@ -266,7 +271,8 @@ impl Coordinator {
     }
 
     /// Keeps every block that the newest consistency point reaches as it is until it is released, so that it can be read through while
-    /// later ones are taken: freed blocks stay in the freed list. `None` while a consistency point is in progress.
+    /// later ones are taken: freed blocks stay in the freed list. Ends by itself when consistency points need the space:
+    /// [`Coordinator::holds_frees`]. `None` while a consistency point is in progress.
     pub fn hold_frees(&mut self) -> Option<Superblock> {
         let superblock = self.superblock.as_ref().filter(|_| self.run.is_none() && self.state == PoolState::Serving)?;
         self.holds_frees = true;
@@ -290,6 +296,12 @@ impl Coordinator {
         self.joining = Some(device);
         self.want();
         Ok(())
+    }
+
+    /// Whether freed blocks stay as they are.
+    #[must_use]
+    pub fn holds_frees(&self) -> bool {
+        self.holds_frees
     }
 
     /// Ends [`Coordinator::hold_frees`].
@@ -450,7 +462,7 @@ impl Coordinator {
         self.list_blocks = pool.list_blocks;
         self.space = SpaceMap::new(geometry, pool.superblock.space_map);
         self.superblock = Some(pool.superblock.clone());
-        self.reset_budget();
+        self.budget.reset(pool.superblock.free_blocks, self.kept_blocks(), self.reap_blocks());
         let lane_count = u16::try_from(pool.superblock.applied.len()).expect("at most LANES_MAX");
         for lane in self.lanes() {
             let own = |volume: &&VolumeRecord| self.lane_of(volume.id) == lane;
@@ -467,11 +479,9 @@ impl Coordinator {
         }
     }
 
-    fn reset_budget(&self) {
-        let superblock = self.superblock.as_ref().expect("opened");
-        let kept = reserved_for_maps(self.space.geometry(), self.directory.block_count());
-        let available = i64::try_from(superblock.free_blocks).expect("sane") - i64::try_from(kept).expect("sane");
-        self.budget.reset(available, kept / 4, self.reap_blocks());
+    /// What consistency points need for the pool as it is now.
+    fn kept_blocks(&self) -> u64 {
+        reserved_for_maps(self.space.geometry(), self.directory.block_count(), total(&self.list_blocks))
     }
 
     fn volume_done(&mut self, call: u64, volume: Result<Option<VolumeRecord>, String>) {
@@ -491,6 +501,8 @@ impl Coordinator {
     fn start(&mut self, now: Nanos) {
         self.wanted = false;
         self.settles_at = None;
+        // Nothing comes back while frees are held: a pool that is nearly full cannot afford it.
+        self.holds_frees &= !self.budget.is_overdrawn();
         let superblock = self.superblock.as_ref().expect("opened");
         let cp = superblock.cp.next();
         self.run = Some(Run {
@@ -557,7 +569,7 @@ impl Coordinator {
         let run = self.run.as_mut().expect("called with one");
         match &mut run.phase {
             Phase::Gather => self.gather(io),
-            Phase::Reap(_) => self.reap_step(io),
+            Phase::Reap { .. } => self.reap_step(io),
             Phase::Directory(_) => self.directory_step(io),
             Phase::Map(map) => {
                 if map.step(io, &mut self.space)? {
@@ -623,20 +635,23 @@ impl Coordinator {
         }
         run.freed.append(&mut self.list_blocks);
         self.reap.append(&mut run.reap);
-        run.phase = Phase::Reap(0);
+        let list_blocks = usize::try_from(self.budget.kept() / 4).expect("a small part of the pool");
+        let ranges_max = run.freed.len() + list_blocks * entries_per_block::<AddressRange>();
+        run.phase = Phase::Reap { nodes: 0, ranges_max };
         Ok(())
     }
 
-    /// Frees subtrees that were cut off, depth first, a bounded number of nodes.
+    /// Frees subtrees that were cut off, depth first: a bounded number of nodes, and not more ranges than the freed list has space kept for.
     fn reap_step<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<(), String> {
         let run = self.run.as_mut().expect("called with one");
-        let Phase::Reap(done) = &mut run.phase else { unreachable!("called in this phase") };
+        let Phase::Reap { nodes, ranges_max } = &mut run.phase else { unreachable!("called in this phase") };
         let tag = Tag { owner: self.owners.main, id: 0 };
         for subtree in self.reap.iter().rev().take(REAP_AHEAD).filter(|subtree| subtree.levels > 0) {
             let _ = io.fetch(&subtree.root, tag);
         }
         for _ in 0..REAP_AHEAD {
-            let Some(subtree) = self.reap.last().copied().filter(|_| *done < REAP_NODES_MAX) else {
+            let is_enough = *nodes >= REAP_NODES_MAX || run.freed.len() >= *ranges_max;
+            let Some(subtree) = self.reap.last().copied().filter(|_| !is_enough) else {
                 run.phase = Phase::Directory(None);
                 return Ok(());
             };
@@ -645,7 +660,7 @@ impl Coordinator {
                 self.reap.pop();
                 for child in node(&block).iter().filter(|child| !child.is_hole()) {
                     if subtree.levels == 1 {
-                        run.freed.push(AddressRange { first: child.address(), count: 1 });
+                        push_joined(&mut run.freed, child.address());
                     } else {
                         self.reap.push(Subtree { root: *child, levels: subtree.levels - 1 });
                     }
@@ -653,8 +668,8 @@ impl Coordinator {
             } else {
                 self.reap.pop();
             }
-            run.freed.push(AddressRange { first: subtree.root.address(), count: 1 });
-            *done += 1;
+            push_joined(&mut run.freed, subtree.root.address());
+            *nodes += 1;
             run.frees_data = true;
         }
         Ok(())
@@ -763,8 +778,8 @@ impl Coordinator {
         if let Some(result) = joined {
             self.joined(result.map_err(|error| error.to_string()));
         }
-        let back = i64::try_from(run.reserved_blocks + map.cleared_blocks).expect("sane");
-        self.budget.give_back(back - i64::try_from(run.allocated_blocks).expect("sane"));
+        let free_blocks = self.superblock.as_ref().expect("just stored").free_blocks;
+        self.budget.settle(run.reserved_blocks, free_blocks, self.kept_blocks());
         self.budget.set_returning(self.reap_blocks());
         for lane in self.lanes() {
             self.events.push_back(CoordinatorEvent::Shard(lane, ToShard::Durable(run.cp)));
@@ -783,14 +798,9 @@ impl Coordinator {
 
     /// The superblock is durable on a device that joined: its space can be used. Or the device has failed.
     fn joined(&mut self, result: Result<(), String>) {
-        let device = self.joining.take().expect("no other device joins");
+        self.joining = None;
         if result.is_ok() {
-            let geometry = Geometry::new(&self.superblock.as_ref().expect("opened").devices);
-            let objects = self.directory.block_count();
-            let kept = reserved_for_maps(&geometry, objects) - reserved_for_maps(self.space.geometry(), objects);
-            let usable = device.block_count - HEAD_BLOCKS - TAIL_BLOCKS;
-            self.budget.give_back(i64::try_from(usable).expect("sane") - i64::try_from(kept).expect("sane"));
-            self.space.grow(geometry);
+            self.space.grow(Geometry::new(&self.superblock.as_ref().expect("opened").devices));
         }
         self.events.push_back(CoordinatorEvent::Joined(result));
     }

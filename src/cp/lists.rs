@@ -24,6 +24,14 @@ pub fn merge(mut ranges: Vec<AddressRange>) -> Vec<AddressRange> {
     merged
 }
 
+/// Adds a block, to the last range if it is its neighbour.
+pub fn push_joined(ranges: &mut Vec<AddressRange>, block: BlockAddress) {
+    match ranges.last_mut() {
+        Some(last) if last.first.0 + last.count == block.0 => last.count += 1,
+        _ => ranges.push(AddressRange { first: block, count: 1 }),
+    }
+}
+
 /// Blocks of all ranges.
 #[must_use]
 pub fn total(ranges: &[AddressRange]) -> u64 {
@@ -126,5 +134,8 @@ mod tests {
         let range = |first, count| AddressRange { first: BlockAddress::new(0, first), count };
         assert_eq!(merge(vec![range(9, 1), range(4, 2), range(6, 3), range(20, 1)]), vec![range(4, 6), range(20, 1)]);
         assert_eq!(total(&[range(4, 6), range(20, 1)]), 7);
+        let mut ranges = Vec::new();
+        [7, 8, 9, 3, 4, 4].into_iter().for_each(|block| push_joined(&mut ranges, BlockAddress::new(0, block)));
+        assert_eq!(ranges, vec![range(7, 3), range(3, 2), range(4, 1)]);
     }
 }

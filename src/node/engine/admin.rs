@@ -249,6 +249,16 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             }
             return;
         };
+        if !coordinator.holds_frees() {
+            let message =
+                format!("the pool is too full for a {}: what it reads through is needed for writes", checking.work);
+            answer(
+                &checking.reply,
+                refused(&message, "free some space, or stop the node and `twinlog pool check --config FILE`"),
+            );
+            self.admin.checking = None;
+            return;
+        }
         if let Some(report) = check.step(&mut self.io) {
             coordinator.release_frees();
             answer(&checking.reply, AdminReply::Report(report));

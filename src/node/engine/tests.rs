@@ -17,6 +17,7 @@ use twinlog_device::{Platform, Prng, Wait};
 use twinlog_sim::{Agenda, LogMedium, LogShape, MediumConfig, SimDisk, SimLog, SimMedium, SimPlatform, SimWorld};
 
 mod grow;
+mod space;
 
 struct NoSleep;
 impl Waker for NoSleep {

@@ -1,0 +1,90 @@
+//! Space that consistency points themselves need, when a pool is full.
+
+use super::*;
+
+fn available(node: &Node) -> i64 {
+    node.engines[0].budget.available()
+}
+
+/// Writes blocks from `first` on until the pool is full; the first that found no space.
+fn fill(node: &mut Node, volume: ObjectId, first: u64, blocks_at_once: usize) -> u64 {
+    let mut block = first;
+    while node.write(volume, block * 4096, &vec![1; blocks_at_once * 4096]).is_ok() {
+        block += blocks_at_once as u64;
+    }
+    block
+}
+
+/// The pool serves, now and after a power cut, and is whole.
+fn stays_whole(machine: &mut Machine, mut node: Node) {
+    assert_eq!(node.failure(), None);
+    node.check();
+    machine.power_cut(node);
+    let mut node = machine.start(1);
+    assert_eq!(node.failure(), None);
+    node.check();
+}
+
+#[test]
+fn a_check_of_a_full_pool_gives_way_to_writes() {
+    let mut machine = Machine::new(21, &[8192], 1, MIB);
+    let mut node = machine.start(1);
+    let volume = node.create("vol", 64 * MIB);
+    let end = fill(&mut node, volume, 0, 16);
+    let end = fill(&mut node, volume, end, 1);
+    node.checkpoint();
+    let (reply, checked) = crossbeam_channel::bounded(1);
+    node.engines[0].call(AdminCall { request: AdminRequest::PoolCheck, reply });
+    for _ in 0..10 {
+        // It finds space or not: what counts is that the pool lives.
+        let _ = node.write(volume, end * 4096, &[2; 4096]);
+    }
+    node.run_until("the check has ended", |_| !checked.is_empty());
+    let Ok(AdminReply::Refused { message, .. }) = checked.recv() else { panic!("the check ended before the writes") };
+    assert!(message.contains("too full"), "{message}");
+    stays_whole(&mut machine, node);
+}
+
+#[test]
+fn a_table_of_many_volumes_is_written_in_a_full_pool() {
+    let mut machine = Machine::new(22, &[2048], 1, 8 * MIB);
+    let mut node = machine.start(1);
+    let volumes: Vec<_> = (0..400).map(|number| node.create(&format!("v{number}"), 4096)).collect();
+    let filler = node.create("filler", 16 * MIB);
+    for block in 0.. {
+        node.checkpoint();
+        let spare = available(&node) - 800;
+        if spare <= 2 {
+            break;
+        }
+        let length = usize::try_from(spare / 3).expect("positive").clamp(1, 64) * 4096;
+        node.write(filler, block * 64 * 4096, &vec![1; length]).expect("there is room");
+    }
+    // Each takes a block and a node, and changes its place in the table.
+    for &volume in &volumes {
+        let _ = node.write(volume, 0, &[2; 4096]);
+    }
+    node.checkpoint();
+    stays_whole(&mut machine, node);
+}
+
+#[test]
+fn a_scattered_volume_is_deleted_in_a_full_pool() {
+    let mut machine = Machine::new(23, &[65_536], 1, 8 * MIB);
+    let mut node = machine.start(1);
+    let (scattered, other) = (node.create("scattered", 256 * MIB), node.create("other", 256 * MIB));
+    let end = fill(&mut node, scattered, 0, 64);
+    // Every second block goes to another volume.
+    for block in (0..end).step_by(2) {
+        let range = block * 4096..(block + 1) * 4096;
+        let request = node.begin(0, scattered, VolumeOperation::Discard { range, durable: false });
+        node.end(request).expect("there is room");
+    }
+    (0..3).for_each(|_| node.checkpoint());
+    let end = fill(&mut node, other, 0, 64);
+    fill(&mut node, other, end, 1);
+    assert_eq!(node.admin(AdminRequest::VolumeDelete { name: "scattered".to_owned() }), AdminReply::Done);
+    (0..4).for_each(|_| node.checkpoint());
+    assert!(available(&node) > 30_000, "{} blocks are free", available(&node));
+    stays_whole(&mut machine, node);
+}
