@@ -1,0 +1,119 @@
+//! A node of one reactor whose devices cost nothing: simulated disks without latency, log memory in plain memory. What is left to
+//! measure is the engine's own work.
+
+use std::{sync::Arc, time::Duration};
+use twinlog::{
+    alloc::budget::Budget,
+    base::{LaneIndex, ObjectId, PoolId, ReactorIndex},
+    changelog::{Format, LaneIdentity, PortionRole},
+    node::{
+        admin::{AdminCall, AdminReply, AdminRequest},
+        engine::{Engine, EngineLimits, EngineParts},
+        request::VolumeService as _,
+    },
+    pool::{
+        io::Io,
+        superblocks::{CreatePool, first_superblock},
+    },
+    reactor::{Mailbox, MailboxSender, Waker, mailbox::mailbox},
+};
+use twinlog_device::{BlockDevice as _, BlockPool, Platform as _, Wait};
+use twinlog_sim::{Agenda, MediumConfig, SimDisk, SimMedium, SimPlatform, SimWorld};
+use twinlog_uring::MemoryLog;
+
+/// Blocks of memory: 256 MiB.
+const MEMORY_BLOCKS: u32 = 65_536;
+/// Blocks of the one disk: 2 GiB.
+const DISK_BLOCKS: u64 = 524_288;
+/// The ring of the one lane: 64 MiB, so that consistency points come often.
+const RING_BYTES: u64 = 64 << 20;
+const POOL: PoolId = PoolId(1);
+
+struct NoSleep;
+impl Waker for NoSleep {
+    fn wake(&self) {}
+}
+
+/// A running node with one volume.
+pub(crate) struct Node {
+    /// The reactor's platform.
+    pub(crate) platform: SimPlatform<MemoryLog>,
+    /// Its engine.
+    pub(crate) engine: Engine<SimDisk, MemoryLog>,
+    /// The volume, of 512 MiB.
+    pub(crate) volume: ObjectId,
+}
+
+impl Node {
+    /// A node with an empty pool, serving.
+    pub(crate) fn start() -> Self {
+        let world = SimWorld::new(1);
+        let config = MediumConfig { latency_ns: (0, 0), ..MediumConfig::new("disk", DISK_BLOCKS) };
+        let medium = SimMedium::new(&world, config);
+        create_pool(&medium, &world);
+        let agenda = Agenda::new(&world);
+        let blocks = BlockPool::new(MEMORY_BLOCKS).expect("address space");
+        let (sender, mailbox): (MailboxSender<_>, Mailbox<_>) = mailbox(64, Arc::new(NoSleep));
+        let parts = EngineParts {
+            index: ReactorIndex(0),
+            reactor_count: 1,
+            devices: vec![medium.open(&agenda)],
+            lanes: vec![(LaneIndex(0), formatted_log())],
+            blocks: blocks.clone(),
+            budget: Budget::default(),
+            limits: EngineLimits::for_memory(u64::from(MEMORY_BLOCKS), 1),
+            mailbox,
+            peers: vec![sender],
+        };
+        let engine = Engine::open(parts).expect("the disk is large enough");
+        let platform = SimPlatform::new(agenda, blocks);
+        let mut node = Self { platform, engine, volume: ObjectId(0) };
+        node.create_volume();
+        node
+    }
+
+    /// One turn of the loop.
+    pub(crate) fn turn(&mut self) {
+        self.engine.poll(self.platform.now(), self.platform.wall_clock_ns());
+        self.platform.turn(Wait::No);
+    }
+
+    fn create_volume(&mut self) {
+        let (reply, replies) = crossbeam_channel::bounded(1);
+        let request = AdminRequest::VolumeCreate { name: "vol".to_owned(), size_bytes: 512 << 20 };
+        self.engine.call(AdminCall { request, reply });
+        let answer = loop {
+            self.engine.poll(self.platform.now(), self.platform.wall_clock_ns());
+            self.platform.turn(Wait::UpTo(Duration::from_millis(1)));
+            if let Ok(answer) = replies.try_recv() {
+                break answer;
+            }
+        };
+        assert!(matches!(answer, AdminReply::Volumes { .. }), "{answer:?}");
+        self.volume = self.engine.volume("vol").expect("just created").id;
+    }
+}
+
+fn create_pool(medium: &SimMedium, world: &SimWorld) {
+    let agenda = Agenda::new(world);
+    let device = medium.open(&agenda);
+    let superblock = first_superblock(POOL, "a", &[(1, device.info().block_count)], 1, 0);
+    let mut io = Io::new(vec![device], BlockPool::new(256).expect("a small mapping"), 16);
+    let mut create = CreatePool::new(&mut io, 0, superblock, false);
+    let mut is_done = false;
+    while !is_done {
+        io.poll();
+        while let Some(event) = io.next_event() {
+            is_done |= create.event(&mut io, event).expect("the disk is empty and sound");
+        }
+        agenda.turn(Wait::UpTo(Duration::from_millis(1)));
+    }
+}
+
+/// Log memory with the formatted lane of the node's pool.
+fn formatted_log() -> MemoryLog {
+    let identity = LaneIdentity { pool: POOL, role: PortionRole::Own, lane: LaneIndex(0), lane_count: 1 };
+    let mut format = Format::new(MemoryLog::new("log", 4096 + RING_BYTES), &identity);
+    while !format.poll().expect("memory does not fail") {}
+    format.into_log()
+}
