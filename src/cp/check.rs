@@ -8,10 +8,18 @@
 //! 4. every record, list and node is well formed.
 //!
 //! Every block is read from its device: what the cache holds proves nothing about the medium. The walk is depth first with a
-//! bounded number of fetches ahead; memory is one bit per block of the pool, twice.
+//! bounded number of fetches ahead:
+//!
+//! ```text
+//! trees, lists, nodes of the space map --> bitmaps of the space map, each compared --> areas without a bitmap --> report
+//!                                          with what was reached of its area
+//! ```
+//!
+//! Memory is one bit per block of every area that is in use. Work, in one turn and in all, depends on what is in use, never on the
+//! size of the pool.
 
 use crate::{
-    alloc::geometry::{Geometry, place},
+    alloc::geometry::{AreaIndex, Geometry, place},
     base::{BlockAddress, ObjectId, limits::AREA_BLOCKS},
     format::{
         chain::{AddressRange, ChainEntry, Subtree, decode_chain_block},
@@ -35,6 +43,8 @@ use twinlog_device::{BLOCK_BYTES, BlockBytes, BlockDevice, SharedBlock};
 const AHEAD_MAX: usize = 64;
 /// Blocks processed in one turn.
 const STEP_BLOCKS: usize = 64;
+/// Areas compared in one turn.
+const STEP_AREAS: usize = 16;
 /// Lines of problems in a report.
 const PROBLEMS_MAX: usize = 100;
 /// Damaged ranges in a report.
@@ -97,8 +107,15 @@ pub struct Check {
     superblock: Superblock,
     stack: Vec<Visit>,
     waiting: BTreeMap<BlockKey, Visit>,
-    seen: BTreeMap<u64, Box<BlockBytes>>,
-    map: BTreeMap<u64, SharedBlock>,
+    /// Bitmaps of the space map, which are read when everything else has been reached.
+    bitmaps: Vec<Visit>,
+    /// What was reached, by area; an area goes when it has been compared.
+    seen: BTreeMap<AreaIndex, Box<BlockBytes>>,
+    /// Free blocks according to the bitmaps compared, and blocks of their areas that can hold data.
+    free_blocks: u64,
+    compared_blocks: u64,
+    /// A part of the space map cannot be read: what it says of the rest proves nothing.
+    is_map_damaged: bool,
     /// Name and size of every volume.
     objects: BTreeMap<ObjectId, (String, u64)>,
     names: BTreeSet<String>,
@@ -118,8 +135,11 @@ impl Check {
             geometry,
             stack: Vec::new(),
             waiting: BTreeMap::new(),
+            bitmaps: Vec::new(),
             seen: BTreeMap::new(),
-            map: BTreeMap::new(),
+            free_blocks: 0,
+            compared_blocks: 0,
+            is_map_damaged: false,
             objects: BTreeMap::new(),
             names: BTreeSet::new(),
             damaged: BTreeMap::new(),
@@ -153,6 +173,7 @@ impl Check {
             Ok(block) => self.visit(visit, &block),
             Err(reason) => {
                 self.note_damage(&visit);
+                self.is_map_damaged |= visit.role == Role::SpaceMap;
                 self.problem(format!("{}: {reason}", self.describe(&visit)));
             }
         }
@@ -171,7 +192,20 @@ impl Check {
         if !self.stack.is_empty() || !self.waiting.is_empty() {
             return None;
         }
-        self.compare();
+        if !self.bitmaps.is_empty() {
+            self.stack = std::mem::take(&mut self.bitmaps);
+            return None;
+        }
+        for _ in 0..STEP_AREAS {
+            let Some((area, seen)) = self.seen.pop_first() else { break };
+            if !self.is_map_damaged {
+                self.compare(area, &seen, None);
+            }
+        }
+        if !self.seen.is_empty() {
+            return None;
+        }
+        self.compare_counts();
         self.join_damage();
         Some(std::mem::take(&mut self.report))
     }
@@ -186,7 +220,11 @@ impl Check {
         }
         if self.mark(visit.reference.address(), 1, &visit) {
             self.report.reachable_blocks += 1;
-            self.stack.push(visit);
+            if visit.role == Role::SpaceMap && visit.levels == 0 {
+                self.bitmaps.push(visit);
+            } else {
+                self.stack.push(visit);
+            }
         }
     }
 
@@ -217,7 +255,8 @@ impl Check {
             Role::Volume(_) | Role::Reap => self.expect_aux(&visit, Aux::Blocks.of_leaf(block)),
             Role::SpaceMap => {
                 self.expect_aux(&visit, Aux::FreeBlocks.of_leaf(block));
-                self.map.insert(visit.first, block.clone());
+                let seen = self.seen.remove(&visit.first).unwrap_or_else(|| Box::new([0; BLOCK_BYTES]));
+                self.compare(visit.first, &seen, Some(block));
             }
             Role::ObjectTable => self.visit_objects(&visit, block),
             Role::Freed => self.visit_list::<AddressRange>(&visit, block, |check, range| {
@@ -281,32 +320,38 @@ impl Check {
         }
     }
 
-    /// Compares what was reached with what the space map says.
-    fn compare(&mut self) {
-        let mut free_blocks = 0;
+    /// Compares what was reached of an area with what the space map says of it: a bitmap, or none where nothing was ever in use.
+    fn compare(&mut self, area: AreaIndex, seen: &BlockBytes, map: Option<&BlockBytes>) {
+        if area >= self.geometry.area_count() {
+            return self.problem(format!("the space map describes area {area}, which the pool does not have"));
+        }
         let mut fresh = Box::new([0; BLOCK_BYTES]);
-        let none = Box::new([0; BLOCK_BYTES]);
-        for area in 0..self.geometry.area_count() {
-            self.geometry.fill_fresh(area, &mut fresh);
-            let map: &BlockBytes = self.map.get(&area).map_or(&fresh, |block| block);
-            let seen = self.seen.get(&area).unwrap_or(&none);
-            free_blocks += map.iter().map(|byte| u64::from(byte.count_zeros())).sum::<u64>();
-            if map.iter().zip(seen.iter()).zip(fresh.iter()).all(|((map, seen), fresh)| *map == seen | fresh) {
-                continue;
-            }
-            for bit in 0..AREA_BLOCKS {
-                let (byte, mask) = place(bit);
-                let (in_map, reached) = (map[byte] & mask != 0, (seen[byte] | fresh[byte]) & mask != 0);
-                if in_map != reached && self.report.problems.len() < PROBLEMS_MAX {
-                    let address = self.geometry.address(area, bit);
-                    let what = if in_map { "in use and not reached (a leak)" } else { "reached and marked free" };
-                    self.report.problems.push(format!("block {address} is {what}"));
-                }
+        self.geometry.fill_fresh(area, &mut fresh);
+        let map = map.unwrap_or(&fresh);
+        self.free_blocks += map.iter().map(|byte| u64::from(byte.count_zeros())).sum::<u64>();
+        let usable = self.geometry.usable_bits(area);
+        self.compared_blocks += usable.end - usable.start;
+        if map.iter().zip(seen).zip(fresh.iter()).all(|((map, seen), fresh)| *map == seen | fresh) {
+            return;
+        }
+        for bit in 0..AREA_BLOCKS {
+            let (byte, mask) = place(bit);
+            let (in_map, reached) = (map[byte] & mask != 0, (seen[byte] | fresh[byte]) & mask != 0);
+            if in_map != reached {
+                let address = self.geometry.address(area, bit);
+                let what = if in_map { "in use and not reached (a leak)" } else { "reached and marked free" };
+                self.problem(format!("block {address} is {what}"));
             }
         }
+    }
+
+    /// Compares the superblock's counts with what was found. Areas that were not compared are free as a whole.
+    fn compare_counts(&mut self) {
+        let usable = self.geometry.usable_blocks();
+        let free_blocks = usable.saturating_sub(self.compared_blocks) + self.free_blocks;
         self.report.freed_blocks = self.freed_blocks;
-        self.report.allocated_blocks = self.geometry.usable_blocks() - free_blocks.min(self.geometry.usable_blocks());
-        if free_blocks != self.superblock.free_blocks {
+        self.report.allocated_blocks = usable.saturating_sub(free_blocks);
+        if free_blocks != self.superblock.free_blocks && !self.is_map_damaged {
             self.problem(format!(
                 "the superblock counts {} free blocks, the map {free_blocks}",
                 self.superblock.free_blocks
