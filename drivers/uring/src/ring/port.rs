@@ -1,15 +1,16 @@
 //! A driver's share of the ring.
 
 use super::{Core, Mailbox, Ring, Target};
+use crate::clock;
 use io_uring::squeue::Entry;
 use std::{
     os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
 
-/// How long one wait for the kernel's last operations lasts, and how many waits there are before the process gives up.
+/// How long one wait for the kernel's last operations lasts at most, and how long they may take before the process gives up.
 const DRAIN_STEP: Duration = Duration::from_secs(1);
-const DRAIN_STEPS_MAX: u32 = 120;
+const DRAIN_MAX: Duration = Duration::from_secs(120);
 
 /// The end of an operation, or one result of an operation that goes on.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +87,8 @@ impl Port {
     /// Waits until none of this port's operations is in flight; other ports' events stay in their mailboxes.
     pub(crate) fn drain(&self) {
         let mut core = self.ring.core();
-        for _ in 0..DRAIN_STEPS_MAX {
+        let give_up = clock::monotonic() + DRAIN_MAX;
+        while clock::monotonic() < give_up {
             if self.mailbox(&mut core).in_flight == 0 {
                 return;
             }
