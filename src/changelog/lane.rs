@@ -175,6 +175,12 @@ impl<L: LogMemory> Lane<L> {
         self.failed.is_none() && !waits && self.fits(total)
     }
 
+    /// Whether the ring has space for a change with a payload of `payload_bytes`; without, only a consistency point helps.
+    #[must_use]
+    pub fn has_space_for(&self, payload_bytes: u64) -> bool {
+        self.fits(record_bytes(payload_bytes))
+    }
+
     /// Appends a change. `payload` is its payload in parts. Returns the position after it: the change is durable once
     /// [`Self::durable`] is at least that.
     ///

@@ -384,12 +384,15 @@ impl Coordinator {
                 self.wanted |= self.to_replay.is_empty();
             }
             ToCoordinator::NeedSpace { lane, blocks } => {
-                let run = self.run.as_mut().expect("space is asked for within a consistency point");
-                run.space_wanted.push_back((lane, blocks));
+                // After a failure the consistency point is gone, and a shard that has not heard of it yet goes on.
+                if let Some(run) = &mut self.run {
+                    run.space_wanted.push_back((lane, blocks));
+                }
             }
             ToCoordinator::Written { lane, report } => {
-                let run = self.run.as_mut().expect("shards write within a consistency point");
-                run.reports.insert(lane, *report);
+                if let Some(run) = &mut self.run {
+                    run.reports.insert(lane, *report);
+                }
             }
             ToCoordinator::VolumeDone { call, volume } => self.volume_done(call, volume),
             ToCoordinator::Failed { lane, reason } => self.stop(format!("lane {lane}: {reason}")),

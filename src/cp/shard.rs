@@ -108,41 +108,44 @@ impl ShardCp {
         Ok(())
     }
 
-    /// Goes on. `is_stable` says that the lane is durable up to the freeze. Returns messages for the coordinator.
-    pub fn step<D: BlockDevice>(&mut self, io: &mut Io<D>, is_stable: bool) -> Option<ToCoordinator> {
+    /// Goes on. `is_stable` says that the lane is durable up to the freeze. Returns whether anything was done, and a message for the
+    /// coordinator.
+    pub fn step<D: BlockDevice>(&mut self, io: &mut Io<D>, is_stable: bool) -> (bool, Option<ToCoordinator>) {
         if self.reported {
-            return None;
+            return (false, None);
         }
         let Some((_, _, update)) = &mut self.current else {
             let Some((id, frozen)) = self.waiting.pop_front() else {
                 if !is_stable && !crate::base::planted::is("cp-contains-unstable") {
-                    return None;
+                    return (false, None);
                 }
                 self.reported = true;
                 let mut report = Box::new(std::mem::take(&mut self.report));
                 report.applied = self.applied;
-                return Some(ToCoordinator::Written { lane: self.lane, report });
+                return (true, Some(ToCoordinator::Written { lane: self.lane, report }));
             };
             let tree = TreeRoot { root: frozen.record.root, levels: frozen.record.levels };
             let levels = crate::pool::tree::levels_for(frozen.record.size_bytes / crate::base::limits::BLOCK_BYTES);
             let update = TreeUpdate::new(tree, levels, frozen.dirty.clone(), self.cp, (self.owner, Aux::Blocks));
             self.current = Some((id, frozen, update));
             self.asked = false;
-            return None;
+            return (true, None);
         };
-        update.step(io, STEP_BLOCKS);
+        let mut worked = update.step(io, STEP_BLOCKS);
         if update.is_ready() && !self.asked {
             self.asked = true;
             let blocks = update.needed_blocks();
             if blocks > 0 {
-                return Some(ToCoordinator::NeedSpace { lane: self.lane, blocks });
+                return (true, Some(ToCoordinator::NeedSpace { lane: self.lane, blocks }));
             }
             update.grant(Vec::new());
+            worked = true;
         }
         if update.is_done() {
             self.finish_volume();
+            worked = true;
         }
-        None
+        (worked, None)
     }
 
     /// Hands every volume its new tree.

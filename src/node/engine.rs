@@ -56,6 +56,8 @@ pub enum ReactorMessage {
     Status(u64, Box<super::admin::ReactorReport>),
     /// The node is shutting down: refuse new requests.
     Stopping,
+    /// The sender refuses new requests and has answered every old one.
+    Drained,
     /// Open this device, to be the pool's last.
     OpenDevice(String),
     /// The sender has opened it, and how many blocks it has.
@@ -138,6 +140,8 @@ pub struct Engine<D: BlockDevice, L: LogMemory> {
     replies: VecDeque<VolumeReply>,
     in_flight: usize,
     is_stopping: bool,
+    /// Whether reactor 0 was told that nothing is in flight here any more.
+    is_drained: bool,
     connections: u64,
     device_wanted: Option<String>,
     busy_ns: u64,
@@ -184,6 +188,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             replies: VecDeque::new(),
             in_flight: 0,
             is_stopping: false,
+            is_drained: false,
             connections: 0,
             device_wanted: None,
             busy_ns: 0,
@@ -280,9 +285,12 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             coordinator.step(&mut self.io, now, wall_clock_ns);
         }
         for shard in &mut self.shards {
-            shard.poll(&mut self.io, now, wall_clock_ns);
+            busy |= shard.poll(&mut self.io, now, wall_clock_ns);
         }
         busy |= self.route();
+        if self.is_stopping && self.in_flight == 0 && !std::mem::replace(&mut self.is_drained, true) {
+            self.post(ReactorIndex(0), ReactorMessage::Drained);
+        }
         self.admin_step(now);
         self.io.poll();
         busy |= self.dispatch();
@@ -373,6 +381,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             }
             ReactorMessage::Status(call, report) => self.admin.status_arrived(call, *report),
             ReactorMessage::Stopping => self.is_stopping = true,
+            ReactorMessage::Drained => self.admin.reactor_drained(),
             ReactorMessage::OpenDevice(name) => self.device_wanted = Some(name),
             ReactorMessage::DeviceOpened(result) => self.device_arrived(result),
             ReactorMessage::CloseDevice(count) => self.io.keep_devices(count),

@@ -29,7 +29,7 @@ pub struct VolumeRequest {
 }
 
 /// What can be done with a volume. Ranges are in bytes, at most [`REQUEST_BYTES_MAX`](crate::base::limits::REQUEST_BYTES_MAX)
-/// for `Read` and `Write`, unlimited within the volume for the rest; any alignment; never empty.
+/// for `Read`, `Write` and `Cache`, unlimited within the volume for the rest; any alignment; never empty.
 #[derive(Debug)]
 pub enum VolumeOperation {
     /// Returns the bytes.

@@ -45,6 +45,8 @@ pub(super) struct Admin {
     /// The caller of a stop, and the consistency point that ends it.
     stop: Option<(Sender<AdminReply>, Option<CpNumber>)>,
     stopped: bool,
+    /// Reactors that have answered every request since they refuse new ones.
+    drained: u16,
     pub(super) growing: Option<Growing>,
 }
 
@@ -64,6 +66,10 @@ impl Admin {
 
     pub(super) fn is_busy(&self) -> bool {
         self.checking.is_some() || (self.stop.is_some() && !self.stopped)
+    }
+
+    pub(super) fn reactor_drained(&mut self) {
+        self.drained += 1;
     }
 
     pub(super) fn status_arrived(&mut self, call: u64, report: ReactorReport) {
@@ -279,24 +285,23 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         self.admin.stop = Some((reply, None));
     }
 
-    /// Goes on with a stop: the last consistency point is taken when nothing is in flight here.
+    /// Goes on with a stop. The last consistency point is asked for when every reactor has answered what it had accepted: it contains
+    /// every answered change, and the next start has nothing to replay. A pool that is not open yet is left as it is: the next
+    /// start begins where this one did.
     fn stop_step(&mut self) {
-        if self.admin.stopped || !matches!(self.admin.stop, Some((_, None))) || !self.is_stopping {
+        if self.admin.stopped || !matches!(self.admin.stop, Some((_, None))) {
             return;
         }
-        match self.ask_for_cp() {
-            Ok(wanted) => {
-                if let Some((_, place)) = &mut self.admin.stop {
-                    *place = Some(wanted);
-                }
-            }
-            Err(_) if matches!(self.pool_state(), Some(PoolState::Opening)) => {}
-            Err(_) => {
-                if let Some((reply, _)) = &self.admin.stop {
-                    answer(reply, AdminReply::Done);
-                }
-                self.admin.stopped = true;
-            }
+        let serves = self.pool_state() == Some(&PoolState::Serving);
+        if serves && (self.admin.drained < self.reactor_count || !self.admin.volume_calls.is_empty()) {
+            return;
+        }
+        let wanted = self.ask_for_cp().ok();
+        let Some((reply, place)) = &mut self.admin.stop else { return };
+        *place = wanted;
+        if wanted.is_none() {
+            answer(reply, AdminReply::Done);
+            self.admin.stopped = true;
         }
     }
 

@@ -12,16 +12,29 @@ use crate::{
     pool::superblocks::{CreatePool, first_superblock},
     reactor::mailbox::{Waker, mailbox},
 };
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use twinlog_device::{Platform, Prng, Wait};
-use twinlog_sim::{Agenda, LogMedium, LogShape, MediumConfig, SimDisk, SimLog, SimMedium, SimPlatform, SimWorld};
+use twinlog_sim::{
+    Agenda, Fault, LogMedium, LogShape, MediumConfig, SimDisk, SimLog, SimMedium, SimPlatform, SimWorld,
+};
 
 mod grow;
 mod space;
 
-struct NoSleep;
-impl Waker for NoSleep {
-    fn wake(&self) {}
+/// Wakes a reactor that has a message.
+#[derive(Default)]
+struct Alarm(AtomicBool);
+impl Waker for Alarm {
+    fn wake(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A machine with a pool, which engines come and go on.
@@ -39,6 +52,9 @@ struct Node {
     engines: Vec<Engine<SimDisk, SimLog>>,
     replies: BTreeMap<u64, Result<ReplyData, VolumeError>>,
     next_request: u64,
+    /// Until when each reactor sleeps, unless something wakes it.
+    asleep: Vec<Option<Nanos>>,
+    alarms: Vec<Arc<Alarm>>,
 }
 
 impl Machine {
@@ -90,9 +106,10 @@ impl Machine {
     fn boot(&self, reactor_count: u16) -> Node {
         let blocks = BlockPool::new(self.memory_blocks).expect("a small mapping");
         let budget = Budget::default();
-        let waker: Arc<dyn Waker> = Arc::new(NoSleep);
-        let (peers, mailboxes): (Vec<_>, Vec<_>) = (0..reactor_count).map(|_| mailbox(64, waker.clone())).unzip();
-        let mut node = Node { platforms: Vec::new(), engines: Vec::new(), replies: BTreeMap::new(), next_request: 0 };
+        let alarms: Vec<Arc<Alarm>> = (0..reactor_count).map(|_| Arc::default()).collect();
+        let (peers, mailboxes): (Vec<_>, Vec<_>) = alarms.iter().map(|alarm| mailbox(64, alarm.clone() as _)).unzip();
+        let (platforms, engines, asleep) = (Vec::new(), Vec::new(), vec![None; usize::from(reactor_count)]);
+        let mut node = Node { platforms, engines, replies: BTreeMap::new(), next_request: 0, asleep, alarms };
         for (index, mailbox) in (0..).zip(mailboxes) {
             let agenda = Agenda::new(&self.world);
             let own = |(lane, log): (u16, &LogMedium)| {
@@ -124,13 +141,24 @@ impl Machine {
 }
 
 impl Node {
+    /// A turn of every reactor that is awake. A reactor without work sleeps until its timer, an event of its own or a message: one that
+    /// sleeps with work to do is seen as lost time.
     fn turn(&mut self) {
-        for (platform, engine) in self.platforms.iter_mut().zip(&mut self.engines) {
-            let busy = engine.poll(platform.now(), platform.wall_clock_ns());
+        let first = self.asleep.iter().flatten().min().filter(|_| self.asleep.iter().all(Option::is_some)).copied();
+        for (index, (platform, engine)) in self.platforms.iter_mut().zip(&mut self.engines).enumerate() {
+            let sleep = first.map(|until| until - platform.now()).filter(|_| index == 0);
+            let is_due = platform.turn(sleep.map_or(Wait::No, Wait::UpTo));
+            let is_called = self.alarms[index].0.swap(false, Ordering::Relaxed);
+            if self.asleep[index].is_some_and(|until| platform.now() < until) && !is_due && !is_called {
+                continue;
+            }
+            let now = platform.now();
+            let busy = engine.poll(now, platform.wall_clock_ns());
             while let Some(reply) = engine.poll_reply() {
                 assert!(self.replies.insert(reply.tag.request, reply.result).is_none(), "one reply for each request");
             }
-            platform.turn(if busy { Wait::No } else { Wait::UpTo(Duration::from_micros(100)) });
+            let latest = now + Duration::from_secs(1);
+            self.asleep[index] = (!busy).then(|| engine.next_deadline().map_or(latest, |at| at.min(latest)));
         }
     }
 
@@ -158,6 +186,7 @@ impl Node {
     fn admin(&mut self, request: AdminRequest) -> AdminReply {
         let (reply, replies) = crossbeam_channel::bounded(1);
         self.engines[0].call(AdminCall { request, reply });
+        self.asleep[0] = None;
         let mut answer = None;
         self.run_until("control has its answer", |_| {
             answer = replies.try_recv().ok();
@@ -179,6 +208,7 @@ impl Node {
     fn begin(&mut self, reactor: usize, volume: ObjectId, operation: VolumeOperation) -> u64 {
         self.next_request += 1;
         let tag = RequestTag { session: 1, request: self.next_request };
+        self.asleep[reactor] = None;
         self.engines[reactor].submit(VolumeRequest { tag, volume, operation });
         self.next_request
     }
@@ -260,6 +290,127 @@ fn status_shows_no_volume_before_it_exists() {
         let AdminReply::Status(status) = node.admin(AdminRequest::Status) else { panic!("a status") };
         assert_eq!(status.volumes.len(), 1);
     }
+}
+
+#[test]
+fn a_stop_under_load_leaves_nothing_to_replay() {
+    for seed in 0..20 {
+        let machine = Machine::new(seed, &[8192], 2, MIB);
+        let mut node = machine.start(1 + u16::try_from(seed % 2).expect("small"));
+        let volumes = [node.create("one", 4 * MIB), node.create("two", 4 * MIB)];
+        let mut prng = Prng::new(seed);
+        let (reply, stopped) = crossbeam_channel::bounded(1);
+        let mut reply = Some(reply);
+        let (stop_at, mut wanted) = (prng.between(1, 200), BTreeMap::new());
+        for number in 0..400 {
+            let (volume, block) = (*prng.pick(&volumes), number % 300);
+            let request =
+                node.begin_write(volume, block * 4096, &[u8::try_from(number % 251).expect("small") + 1; 4096]);
+            wanted.insert(request, (volume, block, number));
+            if number == stop_at
+                && let Some(reply) = reply.take()
+            {
+                node.engines[0].call(AdminCall { request: AdminRequest::Stop, reply });
+            }
+            if prng.chance(1, 8) {
+                node.turn();
+            }
+        }
+        node.run_until("it has stopped", |_| !stopped.is_empty());
+        node.turn();
+        let mut expected = BTreeMap::new();
+        for (request, (volume, block, number)) in wanted {
+            match node.replies.remove(&request).expect("every request is answered") {
+                Ok(_) => drop(expected.insert((volume, block), number)),
+                Err(error) => assert_eq!(error, VolumeError::ShuttingDown),
+            }
+        }
+        assert!(!expected.is_empty());
+        drop(node);
+        let mut node = machine.start(1);
+        let AdminReply::Status(status) = node.admin(AdminRequest::Status) else { panic!("a status") };
+        assert_eq!(status.replayed_records, 0, "seed {seed}");
+        for ((volume, block), number) in expected {
+            let byte = u8::try_from(number % 251).expect("small") + 1;
+            assert_eq!(node.read(volume, block * 4096..(block + 1) * 4096).expect("readable"), [byte; 4096]);
+        }
+    }
+}
+
+#[test]
+fn a_pool_that_is_being_opened_can_be_stopped() {
+    let machine = Machine::new(1, &[4096], 2, MIB);
+    let mut node = machine.boot(2);
+    assert_eq!(node.admin(AdminRequest::Stop), AdminReply::Done);
+    assert!(node.engines[0].is_stopped());
+}
+
+#[test]
+fn a_cache_hint_larger_than_memory_holds_nothing_up() {
+    let machine = Machine::new(3, &[16_384], 1, MIB);
+    let mut node = machine.start(1);
+    let volume = node.create("vol", 32 * MIB);
+    for chunk in 0..96 {
+        node.write(volume, chunk * MIB / 4, &vec![7; 1 << 18]).expect("there is room");
+    }
+    let hint = node.begin(0, volume, VolumeOperation::Cache(0..24 * MIB));
+    assert!(matches!(node.end(hint), Ok(ReplyData::Done)));
+    node.write(volume, 0, &[8; 4096]).expect("there is room");
+    node.checkpoint();
+}
+
+#[test]
+fn a_reactor_that_sleeps_when_it_may_takes_its_part_of_a_consistency_point_at_once() {
+    let machine = Machine::new(4, &[16_384], 2, 16 * MIB);
+    let mut node = machine.start(2);
+    let volume = node.create("vol", 32 * MIB);
+    assert_eq!(volume.0 % 2, 1);
+    for chunk in 0..32 {
+        node.write(volume, chunk * MIB / 4, &vec![7; 1 << 18]).expect("there is room");
+    }
+    let before = machine.world.now();
+    node.checkpoint();
+    let took = machine.world.now() - before;
+    assert!(took < Duration::from_secs(1), "{took:?} for 2048 blocks: a reactor slept with work to do");
+    drop(node);
+    let before = machine.world.now();
+    drop(machine.start(2));
+    assert!(machine.world.now() - before < Duration::from_secs(1));
+}
+
+#[test]
+fn a_device_that_fails_under_a_consistency_point_of_two_lanes_stops_the_pool_and_no_more() {
+    for skipped in 0..30 {
+        let machine = Machine::new(skipped, &[4096], 2, MIB);
+        let mut node = machine.start(2);
+        let volumes = [node.create("one", 4 * MIB), node.create("two", 4 * MIB)];
+        for block in 0..64 {
+            node.write(volumes[0], block * 8192, &[1; 4096]).expect("there is room");
+            node.write(volumes[1], block * 8192, &[2; 4096]).expect("there is room");
+        }
+        machine.media[0].arm(Fault::WriteError, skipped % 8);
+        let reply = node.admin(AdminRequest::Checkpoint);
+        assert!(matches!(reply, AdminReply::Refused { .. } | AdminReply::Done), "{reply:?}");
+        for _ in 0..1000 {
+            node.turn();
+        }
+        drop(node);
+        machine.media[0].repair();
+        let mut node = machine.start(1);
+        assert_eq!(node.read(volumes[1], 0..4096), Ok(vec![2; 4096]));
+    }
+}
+
+#[test]
+fn a_long_change_lets_others_pass_between_its_records() {
+    let machine = Machine::new(5, &[65_536], 1, MIB);
+    let mut node = machine.start(1);
+    let volume = node.create("vol", 128 * MIB);
+    let range = 0..96 * MIB;
+    let long = node.begin(0, volume, VolumeOperation::WriteZeroes { range, may_free: false, durable: false });
+    node.write(volume, 100 * MIB, &[1; 4096]).expect("there is room");
+    assert!(!node.replies.contains_key(&long), "96 MiB of zeroes are written before one block");
+    node.end(long).expect("there is room");
 }
 
 #[test]

@@ -69,7 +69,8 @@ impl<L: LogMemory> Shard<L> {
                     let lsn = request.lsn;
                     self.stable_waiters.insert((lsn, id));
                 }
-                Ok(false) => {}
+                // A long one lets the others pass between its records.
+                Ok(false) => self.admission.rotate_left(1),
                 Err(Obstacle::Fetch) => {
                     self.admission.pop_front();
                     self.requests.get_mut(id).expect("it was tried").is_parked = true;
@@ -199,9 +200,12 @@ impl<L: LogMemory> Shard<L> {
     ) -> Result<(), Obstacle> {
         let payload = if matches!(change, Change::Write(..)) { part.end - part.start } else { 0 };
         let State::Serving(lane) = &self.state else { return Err(Obstacle::Wait) };
-        if !lane.room_for(payload) || self.reserved_active + self.reserved_frozen + cost > self.options.dirty_blocks_max
-        {
+        let is_memory_full = self.reserved_active + self.reserved_frozen + cost > self.options.dirty_blocks_max;
+        if is_memory_full || !lane.has_space_for(payload) {
             self.want_cp();
+            return Err(Obstacle::Wait);
+        }
+        if !lane.room_for(payload) {
             return Err(Obstacle::Wait);
         }
         let pause = delay(lane.used_bytes(), lane.ring_bytes(), record_bytes(payload));
@@ -349,7 +353,10 @@ impl<L: LogMemory> Shard<L> {
                 }
                 volume.resize(*size_bytes);
             }
-            VolumeChange::Delete => self.deleted.extend(self.volumes.remove(&id)),
+            VolumeChange::Delete => {
+                self.deleted.extend(self.volumes.remove(&id));
+                self.figures.remove(&id);
+            }
         }
         Ok(lsn)
     }

@@ -48,7 +48,7 @@ use crate::{
 };
 use request::Request;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use twinlog_device::{BlockDevice, DurabilityClass, LogMemory, Nanos, SharedBlock};
+use twinlog_device::{BlockDevice, DeviceError, DurabilityClass, LogMemory, Nanos, SharedBlock};
 
 /// Changes that one turn appends at most.
 const APPENDS_PER_TURN: usize = 128;
@@ -246,29 +246,21 @@ impl<L: LogMemory> Shard<L> {
         }
     }
 
-    /// Goes on for one turn.
-    pub fn poll<D: BlockDevice>(&mut self, io: &mut Io<D>, now: Nanos, wall_clock_ns: u64) {
+    /// Goes on for one turn. Returns whether a replay or a consistency point goes on that may have more to do: nothing else may bring
+    /// the next turn.
+    pub fn poll<D: BlockDevice>(&mut self, io: &mut Io<D>, now: Nanos, wall_clock_ns: u64) -> bool {
         self.now = now;
         self.wall_clock_ns = wall_clock_ns;
         for id in std::mem::take(&mut self.woken) {
             self.wake(io, id);
         }
-        match &mut self.state {
-            State::Scanning(_) => self.replay(io),
-            State::Serving(lane) => {
-                if let Err(error) = lane.poll(now) {
-                    return self.fail(error.to_string());
-                }
-                self.admit(io);
-                // What was admitted leaves in this turn: nobody waits for a batch to fill.
-                if let State::Serving(lane) = &mut self.state
-                    && let Err(error) = lane.poll(now)
-                {
-                    return self.fail(error.to_string());
-                }
-                self.answer_stable();
-                self.consider_checkpoint();
+        let mut worked = false;
+        match &self.state {
+            State::Scanning(_) => {
+                self.replay(io);
+                worked = true;
             }
+            State::Serving(_) => self.serve_turn(io),
             State::Closed(_) | State::Replayed { .. } | State::Stopped(_) => {}
         }
         let is_stable = match (&self.state, &self.cp) {
@@ -276,8 +268,30 @@ impl<L: LogMemory> Shard<L> {
             _ => true,
         };
         if let Some(cp) = &mut self.cp {
-            self.messages.extend(cp.step(io, is_stable));
+            let (went_on, message) = cp.step(io, is_stable);
+            self.messages.extend(message);
+            worked |= went_on;
         }
+        worked
+    }
+
+    /// A turn of a lane in use.
+    fn serve_turn<D: BlockDevice>(&mut self, io: &mut Io<D>) {
+        if let Err(error) = self.poll_lane() {
+            return self.fail(error.to_string());
+        }
+        self.admit(io);
+        // What was admitted leaves in this turn: nobody waits for a batch to fill.
+        if let Err(error) = self.poll_lane() {
+            return self.fail(error.to_string());
+        }
+        self.answer_stable();
+        self.consider_checkpoint();
+    }
+
+    fn poll_lane(&mut self) -> Result<(), DeviceError> {
+        let State::Serving(lane) = &mut self.state else { return Ok(()) };
+        lane.poll(self.now)
     }
 
     fn tag(&self, id: u64) -> Tag {

@@ -25,13 +25,14 @@ impl<L: LogMemory> Shard<L> {
     pub(super) fn advance_read<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) {
         let tag = self.tag(id);
         let request = self.requests.get_mut(id).expect("the caller looked it up");
-        let Kind::Read { range, slots, .. } = &mut request.kind else { unreachable!("a read") };
+        let Kind::Read { range, slots, is_hint } = &mut request.kind else { unreachable!("a read") };
         let Some(volume) = self.volumes.get(&request.volume) else { return self.refuse(id, VolumeError::NoSuchVolume) };
         let indices = blocks(range);
         if slots.is_empty() {
             request.lsn = overlay(volume, indices.clone(), slots);
         }
         let mut is_complete = true;
+        let mut cached = Vec::new();
         let mut index = indices.start;
         while index < indices.end {
             let position = usize::try_from(index - indices.start).expect("inside a request");
@@ -51,6 +52,11 @@ impl<L: LogMemory> Shard<L> {
                     let reason = reason.clone();
                     return self.refuse(id, VolumeError::Unreadable { block: index, reason });
                 }
+                // A hint keeps nothing: the block is in the cache now, as long as there is room for it.
+                Below::Block(reference) if *is_hint && ask(io, reference.key()).is_some() => {
+                    slots[position] = Slot::Hole;
+                    cached.push(reference.key());
+                }
                 Below::Block(reference) => match ask(io, reference.key()).or_else(|| io.fetch(&reference, tag)) {
                     Some(block) => slots[position] = Slot::Block(block),
                     None => is_complete = false,
@@ -63,6 +69,9 @@ impl<L: LogMemory> Shard<L> {
                 }
             }
             index += 1;
+        }
+        for key in cached {
+            request.arrived.remove(&key);
         }
         if is_complete {
             let lsn = if planted::is("read-unstable") { Lsn(0) } else { request.lsn };

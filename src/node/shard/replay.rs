@@ -50,7 +50,7 @@ impl<L: LogMemory> Shard<L> {
         self.state = State::Scanning(Box::new(replay));
     }
 
-    /// Performs the records that are at hand.
+    /// Performs the records that are at hand, a bounded number.
     pub(super) fn replay<D: BlockDevice>(&mut self, io: &mut Io<D>) {
         for _ in 0..super::REPLAYS_PER_TURN {
             let State::Scanning(replay) = &mut self.state else { return };
@@ -78,6 +78,14 @@ impl<L: LogMemory> Shard<L> {
 
     /// Performs the record in hand; false while something is on its way.
     fn replay_step<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) -> bool {
+        if self.reserved_active > self.options.dirty_blocks_max {
+            // With the memory that it was admitted with it would fit: its cost was counted then.
+            let limit_mib = io.blocks().block_count() / 256;
+            self.fail(format!(
+                "the log holds more changes than {limit_mib} MiB of memory have room for: raise `limit` in [memory] to what it was"
+            ));
+            return false;
+        }
         let request = self.requests.get_mut(id).expect("a record in hand has a request");
         let Source::Replay(end) = request.source else { unreachable!("made by replay") };
         match self.try_append(io, id, Some(end)) {

@@ -198,8 +198,8 @@ impl<L: LogMemory> Shard<L> {
     }
 
     fn begin_flush(&mut self, id: u64) {
-        let super::State::Serving(lane) = &self.state else { unreachable!("requests come while serving") };
-        let lsn = lane.appended();
+        // Another reactor can serve before this lane does: nothing was answered yet that a flush could mean.
+        let lsn = if let super::State::Serving(lane) = &self.state { lane.appended() } else { Lsn(0) };
         self.requests.get_mut(id).expect("it has just begun").lsn = lsn;
         self.stable_waiters.insert((lsn, id));
     }
@@ -209,11 +209,14 @@ impl<L: LogMemory> Shard<L> {
         match request.source {
             Source::Client(origin, tag) => {
                 let latency = self.now.since(request.started);
-                let figures = self.figures.entry(request.volume).or_default();
-                match &request.kind {
-                    Kind::Read { is_hint: false, .. } => figures.reads.record(request.bytes, latency),
-                    Kind::Change { .. } => figures.writes.record(request.bytes, latency),
-                    _ => {}
+                // A volume that was deleted meanwhile has no figures any more.
+                if self.volumes.contains_key(&request.volume) {
+                    let figures = self.figures.entry(request.volume).or_default();
+                    match &request.kind {
+                        Kind::Read { is_hint: false, .. } => figures.reads.record(request.bytes, latency),
+                        Kind::Change { .. } => figures.writes.record(request.bytes, latency),
+                        _ => {}
+                    }
                 }
                 self.replies.push_back((origin, VolumeReply { tag, result }));
             }
