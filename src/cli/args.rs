@@ -214,7 +214,7 @@ pub(crate) enum VolumeCommand {
     Delete {
         /// Which
         name: String,
-        /// Do not ask
+        /// Needed: the content is lost
         #[arg(long)]
         yes: bool,
         #[command(flatten)]

@@ -12,6 +12,7 @@ use serde::Serialize;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -35,9 +36,9 @@ pub(crate) fn image_bytes(volume_bytes: u64) -> u64 {
     wanted.checked_next_multiple_of(area).unwrap_or(wanted / area * area)
 }
 
-/// Makes an empty, sparse device file.
+/// Makes an empty, sparse device file, which nobody else may read.
 pub(crate) fn make_image(path: &Path, bytes: u64) -> Result<(), Failure> {
-    let made = OpenOptions::new().write(true).create_new(true).open(path).and_then(|file| {
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).and_then(|file| {
         file.set_len(bytes)?;
         file.sync_all()
     });

@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! 1. The verdict is [`Verdict::Ok`] only when requests are served, every log keeps answered changes through a power cut, no block was
+//! 1. The verdict is [`Verdict::Ok`] only when requests are served, every log and device keeps what it holds through a power cut, no block was
 //!    found damaged, and there is space. A node that is single by configuration is OK only with the words "single node, log
 //!    not mirrored" beside it (`docs/decisions/0004-single-node-verdict.md`).
 //! 2. Every finding names its object, why it matters, and the next command or step.
@@ -175,8 +175,20 @@ fn findings(status: &NodeStatus) -> Vec<Finding> {
         }
     }
     lane_findings(status, &mut found);
+    device_findings(status, &mut found);
     pool_findings(status, &mut found);
     found
+}
+
+fn device_findings(status: &NodeStatus, found: &mut Vec<Finding>) {
+    for device in status.pool.devices.iter().filter(|device| device.durability != "durable") {
+        found.push(finding(
+            Severity::Degraded,
+            &format!("device {}", device.name),
+            format!("it is `{}`: everything on it is lost when power fails, whatever the log holds", device.durability),
+            "move the pool to a disk: [pool] devices in node.toml",
+        ));
+    }
 }
 
 fn lane_findings(status: &NodeStatus, found: &mut Vec<Finding>) {
@@ -284,7 +296,11 @@ pub(super) mod tests {
                 deferred_bytes: 0,
                 provisioned_bytes: 4 << 30,
                 checksum_errors: 0,
-                devices: vec![DeviceStatus { name: "disks/pool-a.img".to_owned(), size_bytes: 4 << 30 }],
+                devices: vec![DeviceStatus {
+                    name: "disks/pool-a.img".to_owned(),
+                    size_bytes: 4 << 30,
+                    durability: "durable".to_owned(),
+                }],
             },
             lanes: vec![LaneStatus {
                 lane: 0,
@@ -344,6 +360,13 @@ pub(super) mod tests {
             assert_eq!(judgement.verdict, Verdict::Degraded, "{class}");
             assert!(judgement.why.contains("answered changes are lost"));
         }
+    }
+
+    #[test]
+    fn a_device_that_forgets_is_never_ok() {
+        let judgement = verdict(|status| status.pool.devices[0].durability = "volatile".to_owned());
+        assert_eq!(judgement.verdict, Verdict::Degraded);
+        assert!(judgement.why.starts_with("device disks/pool-a.img"), "{}", judgement.why);
     }
 
     #[test]

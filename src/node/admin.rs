@@ -159,6 +159,8 @@ pub struct DeviceStatus {
     pub name: String,
     /// Whole blocks in bytes.
     pub size_bytes: u64,
+    /// What it survives: `durable`, `process` or `volatile`.
+    pub durability: String,
 }
 
 /// State of a lane.

@@ -15,7 +15,7 @@
 //!    without room.
 //! 7. On an idle device `room` equals [`DeviceInfo::queue_depth`]; an operation takes one place from its call until `poll` returns it.
 
-use crate::{BlockBuf, SharedBlock, Token};
+use crate::{BlockBuf, DurabilityClass, SharedBlock, Token};
 use std::fmt;
 use thiserror::Error;
 
@@ -43,6 +43,8 @@ pub struct DeviceInfo {
     pub queue_depth: u32,
     /// Whether `discard` frees anything; otherwise it completes without effect.
     pub can_discard: bool,
+    /// What a flushed write survives.
+    pub durability: DurabilityClass,
 }
 
 /// When a write must be durable.

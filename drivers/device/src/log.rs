@@ -16,7 +16,7 @@
 use crate::{DeviceError, Token};
 use std::fmt;
 
-/// Who loses the log's content when.
+/// What durable content survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DurabilityClass {
     /// Lost with the process or the node's power: memory, tmpfs.

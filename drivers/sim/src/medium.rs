@@ -18,8 +18,8 @@ use crate::{
 };
 use std::{cell::RefCell, cmp::Reverse, collections::BinaryHeap, rc::Rc};
 use twinlog_device::{
-    BlockBuf, BlockCompletion, BlockRange, DeviceError, DeviceErrorKind, DeviceInfo, Nanos, Persistence, Prng,
-    SharedBlock, Token,
+    BlockBuf, BlockCompletion, BlockRange, DeviceError, DeviceErrorKind, DeviceInfo, DurabilityClass, Nanos,
+    Persistence, Prng, SharedBlock, Token,
 };
 
 /// How many times slower than the slowest a slow operation is.
@@ -48,6 +48,7 @@ impl MediumConfig {
                 transfer_blocks_max: 64,
                 queue_depth: 32,
                 can_discard: true,
+                durability: DurabilityClass::Durable,
             },
             latency_ns: (10_000, 100_000),
             cache_blocks_max: 4096,

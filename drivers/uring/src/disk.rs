@@ -123,6 +123,7 @@ impl FileDisk {
             transfer_blocks_max: TRANSFER_BLOCKS_MAX,
             queue_depth,
             can_discard: file.can_discard(),
+            durability: file.durability(),
         };
         let slot = || Slot {
             token: Token(0),

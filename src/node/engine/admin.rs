@@ -348,6 +348,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         let device = |device: &D| DeviceStatus {
             name: device.info().name.clone(),
             size_bytes: device.info().block_count * BLOCK_BYTES,
+            durability: device.info().durability.to_string(),
         };
         PoolStatus {
             name: superblock.name.clone(),

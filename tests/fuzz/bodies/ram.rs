@@ -27,6 +27,7 @@ impl RamDisk {
             transfer_blocks_max: 256,
             queue_depth: 64,
             can_discard: false,
+            durability: DurabilityClass::Volatile,
         };
         Self { blocks: Rc::clone(blocks), info, completions: Vec::new() }
     }
