@@ -725,6 +725,10 @@ impl Coordinator {
         let numbers = (run.cp, self.owners.update, Tag { owner: self.owners.main, id: 0 });
         let mut last_freed = self.freed.clone();
         let mut freed = std::mem::take(&mut run.freed);
+        // Addresses come from nodes, whose checksums are right: what wrote them may not have been.
+        if let Some(range) = freed.iter().find(|range| !self.space.geometry().contains(range.first, range.count)) {
+            return Err(format!("a tree names block {}, which the pool does not have for data", range.first));
+        }
         if self.holds_frees {
             freed.append(&mut last_freed);
         }

@@ -17,7 +17,7 @@ pub fn merge(mut ranges: Vec<AddressRange>) -> Vec<AddressRange> {
     let mut merged: Vec<AddressRange> = Vec::with_capacity(ranges.len());
     for range in ranges {
         match merged.last_mut() {
-            Some(last) if last.first.0 + last.count == range.first.0 => last.count += range.count,
+            Some(last) if last.first.0.checked_add(last.count) == Some(range.first.0) => last.count += range.count,
             _ => merged.push(range),
         }
     }
@@ -27,15 +27,15 @@ pub fn merge(mut ranges: Vec<AddressRange>) -> Vec<AddressRange> {
 /// Adds a block, to the last range if it is its neighbour.
 pub fn push_joined(ranges: &mut Vec<AddressRange>, block: BlockAddress) {
     match ranges.last_mut() {
-        Some(last) if last.first.0 + last.count == block.0 => last.count += 1,
+        Some(last) if last.first.0.checked_add(last.count) == Some(block.0) => last.count += 1,
         _ => ranges.push(AddressRange { first: block, count: 1 }),
     }
 }
 
-/// Blocks of all ranges.
+/// Blocks of all ranges; saturating, for a damaged list may name any.
 #[must_use]
 pub fn total(ranges: &[AddressRange]) -> u64 {
-    ranges.iter().map(|range| range.count).sum()
+    ranges.iter().fold(0, |sum, range| sum.saturating_add(range.count))
 }
 
 /// Reads one list, block after block.

@@ -1,7 +1,9 @@
 //! Every parser, against bytes that nobody meant.
 //!
 //! The bodies in `bodies` are what `tools/fuzz` gives to libFuzzer, for hours; here each gets a fixed number of inputs, made from
-//! valid ones by a seeded hand, in a second or two. A failure prints the input: put it into a file and give that to the target.
+//! valid ones by a seeded hand, in a second or two (`TWINLOG_FUZZ_TIMES=1000` for more, `TWINLOG_SEED` for others). A failure prints the input: put it into a file and give that to the target.
+
+#![expect(clippy::disallowed_methods, reason = "how much and from which seed comes from the environment")]
 
 #[path = "../nbd/support/mod.rs"]
 #[allow(dead_code, reason = "the part that a fuzzed session needs")]
@@ -37,8 +39,9 @@ fn fuzz(name: &str, cases: u64) {
     // What is valid must be taken for valid, or the mutations below show nothing.
     let understood = seeds.iter().filter(|seed| run(seed)).count();
     assert!(understood * 2 >= seeds.len(), "{name}: {understood} of {} valid inputs are understood", seeds.len());
-    let mut prng = Prng::new(0x7717_0001);
-    for _ in 0..cases {
+    let number = |variable| std::env::var(variable).ok().and_then(|text| text.parse::<u64>().ok());
+    let mut prng = Prng::new(number("TWINLOG_SEED").unwrap_or(0x7717_0001));
+    for _ in 0..cases * number("TWINLOG_FUZZ_TIMES").unwrap_or(1) {
         let input = mutate::mutate(&mut prng, &seeds);
         run(&input);
     }
@@ -77,6 +80,21 @@ fn blocks() {
 #[test]
 fn pools() {
     fuzz("pool", 100);
+}
+
+/// Inputs that once were not survived.
+#[test]
+fn inputs_that_were_not_survived() {
+    let inputs = [
+        // A node with the last address that there is, freed: the sum with its count overflowed.
+        ("pool", "00036545d7ff5f1126a663fd32610000e4d903"),
+    ];
+    for (name, hex) in inputs {
+        let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("two digits");
+        let input: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        let (_, body) = TARGETS.iter().find(|(target, _)| *target == name).expect("a target of the table");
+        body(&input);
+    }
 }
 
 #[test]

@@ -367,8 +367,9 @@ impl TreeUpdate {
     }
 
     fn free_block(&mut self, address: BlockAddress) {
+        // An address is what a node says: whether the pool has such a block is for the space map to judge.
         match self.freed.last_mut() {
-            Some(last) if last.first.0 + last.count == address.0 => last.count += 1,
+            Some(last) if last.first.0.checked_add(last.count) == Some(address.0) => last.count += 1,
             _ => self.freed.push(AddressRange { first: address, count: 1 }),
         }
     }

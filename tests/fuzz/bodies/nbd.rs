@@ -94,7 +94,7 @@ pub(crate) fn session(data: &[u8]) -> bool {
     let mut bench = bench(volume_bytes);
     bench.service.idle_of_eight = u64::from(idle % 8);
     let client = bench.enter(style);
-    let piece_bytes = if pieces == 0 { usize::MAX } else { usize::from(pieces) * 16 };
+    let piece_bytes = if pieces == 0 { usize::MAX } else { usize::from(pieces) * 200 };
     let received = converse(&mut bench, client, &script.bytes, piece_bytes);
     let closed = bench.closed(client);
     let replies = if style == Style::Simple { simple(&received, &script.sent) } else { chunks(&received, style) };

@@ -339,6 +339,8 @@ fn alter(bytes: &mut BlockBytes, at: usize, (how, first, second): (u8, u8, u8), 
 /// Opens the pool and does a little of everything. True if it served and a check finds it whole.
 fn use_pool(disk: &Blocks, log: &Region) -> bool {
     let Some(mut node) = Node::open(disk, log) else { return false };
+    // The answer comes after the volumes have become known to front ends.
+    let Some(AdminReply::Volumes { .. }) = node.admin(AdminRequest::VolumeList) else { return false };
     let volumes = node.engine.volumes();
     for volume in volumes.iter().take(4) {
         let end = volume.size_bytes;
