@@ -31,7 +31,7 @@ pub const REQUEST_BYTES_MAX: u32 = 32 << 20;
 pub const REQUESTS_PER_CONNECTION_MAX: usize = 256;
 
 /// Bytes of payload that one connection may have being written, being read, or waiting to be sent. Eight parts of the largest size:
-/// enough for 64 requests of 128 KiB, and for 256 MiB in all when 32 clients use it to the full.
+/// enough for 64 requests of 128 KiB. All connections together have a quarter of the node's memory.
 pub const CONNECTION_BYTES_MAX: u64 = 8 << 20;
 
 /// Connections of one node.

@@ -13,6 +13,7 @@
 
 use super::{
     admin::{AdminCall, AdminReply, AdminRequest},
+    memory::MemoryShares,
     request::{RequestTag, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService},
     shard::{Shard, ShardOptions, ShardOwners},
 };
@@ -30,7 +31,7 @@ use crate::{
     reactor::mailbox::{Mailbox, MailboxSender, SendError},
 };
 use std::collections::{BTreeMap, VecDeque};
-use twinlog_device::{BlockDevice, BlockPool, LogMemory, Nanos};
+use twinlog_device::{BlockDevice, BlockPool, LogMemory, Nanos, Shares};
 
 mod admin;
 mod grow;
@@ -75,15 +76,16 @@ pub struct EngineLimits {
     pub requests_max: usize,
     /// Blocks that the cache leaves free.
     pub free_blocks_low: usize,
+    /// Who may have how many blocks.
+    pub shares: Shares,
 }
 
 impl EngineLimits {
-    /// Bounds for a node with `blocks` memory blocks and `lanes` lanes: five eighths may be dirty or on their way to disk, an eighth
-    /// stays free for requests; the cache lives in what is left.
+    /// Bounds for a node with `blocks` memory blocks and `lanes` lanes: see [the division of memory](super::memory).
     #[must_use]
     pub fn for_memory(blocks: u64, lanes: u64) -> Self {
-        let small = |number: u64| usize::try_from(number).expect("a pool of blocks fits memory");
-        Self { dirty_blocks_max: blocks * 5 / 8 / lanes, requests_max: 4096, free_blocks_low: small(blocks / 8) }
+        let MemoryShares { pool, dirty_blocks_max, free_blocks_low } = MemoryShares::new(blocks, lanes);
+        Self { dirty_blocks_max, requests_max: 4096, free_blocks_low, shares: pool }
     }
 }
 
@@ -164,8 +166,8 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             Shard::new(log, ShardOptions { lane, owners, budget: budget.clone(), dirty_blocks_max, requests_max })
         };
         let shards = lanes.into_iter().enumerate().map(shard).collect();
-        // Half of what the cache leaves free is for consistency points, whatever clients send.
-        blocks.keep_back(limits.free_blocks_low / 2);
+        blocks.set_shares(limits.shares);
+        io.hold_for(COORDINATOR.main);
         let is_first = index == ReactorIndex(0);
         let coordinator = if is_first { Some(Coordinator::open(&mut io, COORDINATOR, budget.clone())?) } else { None };
         Ok(Self {

@@ -3,5 +3,6 @@
 pub mod admin;
 pub mod engine;
 pub mod figures;
+pub mod memory;
 pub mod request;
 pub mod shard;

@@ -5,6 +5,8 @@
 //! 1. A block enters the cache, and reaches a caller of [`Io::fetch`], only after its checksum matched its reference.
 //! 2. Every fetch, write, flush and raw read ends in exactly one event for each caller's tag.
 //! 3. Nothing is lost for want of room: what a device or the block pool cannot take now waits here, in order.
+//! 4. The newest [`HELD_MAX`] blocks that were fetched for the held owner stay in memory, whatever others need: who asks for the blocks
+//!    of a walk again and again until all are there at once comes to an end.
 //!
 //! Fetches of the same block are joined; fetches of neighbouring blocks become one device read.
 
@@ -17,6 +19,11 @@ use std::collections::{BTreeMap, VecDeque};
 use twinlog_device::{
     BlockBuf, BlockCompletion, BlockDevice, BlockPool, BlockRange, DeviceError, Persistence, SharedBlock, Token,
 };
+
+/// Blocks held for the owner that walks by asking again: two fetches ahead of reaping, and several times the longest path.
+const HELD_MAX: usize = 64;
+/// Part of what the cache leaves free that it has for itself when there is no more: nodes that every request needs.
+const FLOOR_PART: usize = 8;
 
 /// Who waits, and for what: returned with the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,6 +102,8 @@ pub struct Io<D> {
     disks: Vec<Disk<D>>,
     blocks: BlockPool,
     cache: Cache,
+    held: Cache,
+    held_owner: Option<u16>,
     fetches: BTreeMap<BlockKey, Fetch>,
     queued: Vec<BlockKey>,
     groups: FixedMap<Tag, Group>,
@@ -115,6 +124,8 @@ impl<D: BlockDevice> Io<D> {
             disks: devices.into_iter().map(disk).collect(),
             blocks,
             cache: Cache::default(),
+            held: Cache::default(),
+            held_owner: None,
             fetches: BTreeMap::new(),
             queued: Vec::new(),
             groups: FixedMap::default(),
@@ -124,6 +135,11 @@ impl<D: BlockDevice> Io<D> {
             free_blocks_low,
             counters: IoCounters::default(),
         }
+    }
+
+    /// Holds the newest blocks that are fetched for `owner` in memory (invariant 4).
+    pub fn hold_for(&mut self, owner: u16) {
+        self.held_owner = Some(owner);
     }
 
     /// Adds a device after the last one.
@@ -162,10 +178,19 @@ impl<D: BlockDevice> Io<D> {
         self.counters
     }
 
-    /// A block with unspecified content, taken from the cache's share if need be.
+    /// A block with unspecified content, taken from the cache if need be.
     pub fn allocate(&mut self) -> Option<BlockBuf> {
+        self.evict_until(BlockPool::allocate)
+    }
+
+    /// The same, also from what the block pool keeps for what cannot wait.
+    pub fn allocate_kept(&mut self) -> Option<BlockBuf> {
+        self.evict_until(BlockPool::allocate_kept)
+    }
+
+    fn evict_until(&mut self, allocate: impl Fn(&BlockPool) -> Option<BlockBuf>) -> Option<BlockBuf> {
         loop {
-            if let Some(block) = self.blocks.allocate() {
+            if let Some(block) = allocate(&self.blocks) {
                 return Some(block);
             }
             if !self.cache.evict() {
@@ -174,9 +199,9 @@ impl<D: BlockDevice> Io<D> {
         }
     }
 
-    /// The block, if it is in the cache.
+    /// The block, if it is in memory.
     pub fn cached(&mut self, key: BlockKey) -> Option<SharedBlock> {
-        self.cache.get(key)
+        self.held.get(key).or_else(|| self.cache.get(key))
     }
 
     /// Puts a block that was just written into the cache.
@@ -187,8 +212,7 @@ impl<D: BlockDevice> Io<D> {
     /// The block, or `None` and later an [`IoEvent::Fetched`] for `tag`.
     pub fn fetch(&mut self, reference: &BlockRef, tag: Tag) -> Option<SharedBlock> {
         assert!(!reference.is_hole(), "a hole has no block to fetch");
-        let key = reference.key();
-        if let Some(block) = self.cache.get(key) {
+        if let Some(block) = self.cached(reference.key()) {
             return Some(block);
         }
         self.queue(reference, tag).is_kept = true;
@@ -216,7 +240,7 @@ impl<D: BlockDevice> Io<D> {
 
     /// Reads `count` blocks of one device, unverified: for superblocks and labels.
     pub fn read_raw(&mut self, tag: Tag, device: usize, first: u64, count: usize) {
-        let buffers: Option<Vec<_>> = (0..count).map(|_| self.allocate()).collect();
+        let buffers: Option<Vec<_>> = (0..count).map(|_| self.allocate_kept()).collect();
         let buffers = buffers.expect("the block pool is larger than a superblock");
         self.begin_part(tag);
         self.disks[device].backlog.push_back(Request::Read(tag, first, buffers));
@@ -255,7 +279,8 @@ impl<D: BlockDevice> Io<D> {
 
     /// Hands requests to the devices and collects what has finished. Call it once per turn of the loop.
     pub fn poll(&mut self) {
-        while self.blocks.free_count() < self.free_blocks_low && self.cache.evict() {}
+        let floor = self.free_blocks_low / FLOOR_PART;
+        while self.blocks.free_count() < self.free_blocks_low && self.cache.len() > floor && self.cache.evict() {}
         self.queue_fetches();
         for index in 0..self.disks.len() {
             self.start(index);
@@ -277,7 +302,7 @@ impl<D: BlockDevice> Io<D> {
     /// Blocks in the cache.
     #[must_use]
     pub fn cached_blocks(&self) -> usize {
-        self.cache.len()
+        self.cache.len() + self.held.len()
     }
 
     fn begin_part(&mut self, tag: Tag) {
@@ -301,7 +326,12 @@ impl<D: BlockDevice> Io<D> {
             let at_once = self.disks[first.device()].device.info().transfer_blocks_max as usize;
             let adjoins = |(position, key): (usize, &BlockKey)| key.address.0 == first.0 + position as u64;
             let run = queued[next..].iter().take(at_once).enumerate().take_while(|&pair| adjoins(pair)).count();
-            let Some(buffers) = (0..run).map(|_| self.allocate()).collect::<Option<Vec<_>>>() else { break };
+            // As many as there is memory for: a long run must not wait for more than that.
+            let buffers: Vec<_> = std::iter::from_fn(|| self.allocate()).take(run).collect();
+            let run = buffers.len();
+            if run == 0 {
+                break;
+            }
             let references = queued[next..next + run].iter().map(|key| self.fetches[key].reference).collect();
             self.disks[first.device()].backlog.push_back(Request::Fetch(references, buffers));
             next += run;
@@ -388,12 +418,22 @@ impl<D: BlockDevice> Io<D> {
                     Err(format!("checksum of block {} does not match", reference.address()))
                 }
             };
-            if let Ok(block) = &result
-                && self.fetches.get(&reference.key()).is_some_and(|fetch| fetch.is_kept)
-            {
-                self.cache.insert(reference.key(), block.clone());
+            if let Ok(block) = &result {
+                self.keep(reference.key(), block);
             }
             self.deliver(reference.key(), &result);
+        }
+    }
+
+    /// Keeps a block that was read, where those who wait for it want it.
+    fn keep(&mut self, key: BlockKey, block: &SharedBlock) {
+        let Some(fetch) = self.fetches.get(&key).filter(|fetch| fetch.is_kept) else { return };
+        if self.held_owner.is_some_and(|owner| fetch.waiters.iter().any(|tag| tag.owner == owner)) {
+            // Before the new one comes: it is not used yet, and would be the first to go.
+            while self.held.len() >= HELD_MAX && self.held.evict() {}
+            self.held.insert(key, block.clone());
+        } else {
+            self.cache.insert(key, block.clone());
         }
     }
 

@@ -327,7 +327,7 @@ impl CommitSuperblock {
     fn write<D: BlockDevice>(&self, io: &mut Io<D>, superblock: &Superblock, index: usize, copy: usize) {
         let device = u16::try_from(index).expect("at most DEVICES_MAX");
         let block = slot_blocks(superblock.cp, superblock.devices[index].block_count)[copy];
-        let mut buffer = io.allocate().expect("the block pool keeps room for superblocks");
+        let mut buffer = io.allocate_kept().expect("the block pool keeps room for superblocks");
         buffer.copy_from_slice(&superblock.encode(device, block));
         // All writes of a step end together.
         let tag = Tag { owner: self.owner, id: COMMIT_ID };
@@ -444,7 +444,7 @@ impl CreatePool {
         self.stage = CreateStage::Wipe;
         for (index, device) in self.superblock.devices.iter().enumerate() {
             for block in slot_blocks(CpNumber(0), device.block_count) {
-                let mut zero = io.allocate().expect("the block pool keeps room for superblocks");
+                let mut zero = io.allocate_kept().expect("the block pool keeps room for superblocks");
                 zero.fill(0);
                 let address = BlockAddress::new(u16::try_from(index).expect("at most DEVICES_MAX"), block);
                 io.write(Tag { owner: self.owner, id: 0 }, address, vec![zero.freeze()], Persistence::Durable);

@@ -25,7 +25,7 @@ pub use log::{DurabilityClass, LogCompletion, LogInfo, LogMemory};
 pub use net::{Accepted, ConnectionId, ConnectionState, Network};
 pub use platform::{Nanos, Platform, Wait};
 pub use prng::Prng;
-pub use twinlog_memory::{BLOCK_BYTES, BlockBuf, BlockBytes, BlockPool, SharedBlock};
+pub use twinlog_memory::{BLOCK_BYTES, BlockBuf, BlockBytes, BlockPool, Loan, SharedBlock, Shares};
 
 /// The caller's name for an operation in flight: returned with its completion, unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

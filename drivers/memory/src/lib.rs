@@ -10,6 +10,8 @@
 //!    while its count is `n`. Never two of these.
 //! 2. Bytes are written only through a `BlockBuf`; a `SharedBlock` never changes.
 //! 3. The mapping lives until the pool and every handle are gone.
+//! 4. `lent` is what live [`Loan`]s have left plus the number of live handles that are marked as lent. No loan is given that would
+//!    lift it above the share it is asked of ([`Shares`]); only clones of lent handles can, by themselves.
 //!
 //! # Life of a block
 //!
@@ -18,6 +20,12 @@
 //!                       ^                      |
 //!                       +----- try_unique -----+   (only the last handle)
 //! ```
+//!
+//! # Loans
+//!
+//! What a block is used for ends at different places: a payload in the engine, the blocks of a reply when the network has sent them. So
+//! the handle itself remembers that it is lent, and gives the unit back when it is dropped or, for a payload, frozen: from then on
+//! the engine counts it.
 
 #![expect(unsafe_code, reason = "hands out disjoint parts of one mapping, which safe Rust cannot express")]
 
@@ -46,8 +54,23 @@ struct Mapping {
     /// Handles per block; zero while the block is free. Written by handles only.
     counts: Box<[AtomicU32]>,
     free: ArrayQueue<u32>,
-    /// Blocks that only [`BlockPool::allocate`] gets: what the engine needs to go on when requests have taken the rest.
-    kept_back: AtomicUsize,
+    /// Blocks of loans and lent handles: invariant 4.
+    lent: AtomicUsize,
+    /// The shares, by field.
+    clients_max: AtomicUsize,
+    changes_max: AtomicUsize,
+    kept: AtomicUsize,
+}
+
+/// Who may have how many blocks of a pool at once. The engine chooses them; a new pool has no bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shares {
+    /// Lent to clients: payloads, and what reads return ([`BlockPool::lend`], [`BlockPool::allocate_many`]).
+    pub clients_max: usize,
+    /// Lent to changes beyond that, whatever clients have ([`BlockPool::lend_to_change`]).
+    pub changes_max: usize,
+    /// Left free by everybody but [`BlockPool::allocate_kept`].
+    pub kept: usize,
 }
 
 // SAFETY: `base` is an owned mapping; blocks are reached only through handles, whose exclusivity is invariant 1.
@@ -55,12 +78,23 @@ unsafe impl Send for Mapping {}
 // SAFETY: as above; counts and the free list are synchronised types.
 unsafe impl Sync for Mapping {}
 
+impl fmt::Debug for Mapping {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} blocks", self.counts.len())
+    }
+}
+
 impl Mapping {
     fn block(&self, index: u32) -> NonNull<BlockBytes> {
         let offset = index as usize * BLOCK_BYTES;
         assert!(offset < self.length_bytes.get(), "block index beyond the pool");
         // SAFETY: offset is inside the mapping (asserted above).
         unsafe { self.base.add(offset) }.cast()
+    }
+
+    fn give_back(&self, count: usize) {
+        let before = self.lent.fetch_sub(count, Ordering::Relaxed);
+        assert!(before >= count, "no more is given back than was lent");
     }
 }
 
@@ -95,16 +129,40 @@ impl BlockPool {
             free.push(index).expect("the queue holds every block");
         }
         let counts = (0..block_count).map(|_| AtomicU32::new(0)).collect();
-        Ok(Self(Arc::new(Mapping { base: base.cast(), length_bytes, counts, free, kept_back: AtomicUsize::new(0) })))
+        let mapping = Mapping {
+            base: base.cast(),
+            length_bytes,
+            counts,
+            free,
+            lent: AtomicUsize::new(0),
+            clients_max: AtomicUsize::new(usize::MAX),
+            changes_max: AtomicUsize::new(0),
+            kept: AtomicUsize::new(0),
+        };
+        Ok(Self(Arc::new(mapping)))
     }
 
-    /// A block with unspecified content, or `None` while every block is in use.
+    /// Divides the pool. What is lent already stays lent.
+    pub fn set_shares(&self, shares: Shares) {
+        self.0.clients_max.store(shares.clients_max, Ordering::Relaxed);
+        self.0.changes_max.store(shares.changes_max, Ordering::Relaxed);
+        self.0.kept.store(shares.kept, Ordering::Relaxed);
+    }
+
+    /// A block with unspecified content, or `None` while every block is in use or kept.
     #[must_use]
     pub fn allocate(&self) -> Option<BlockBuf> {
+        // Threads that look at the same time can undershoot by one block each: whoever sets `kept` leaves room for that.
+        if self.free_count() <= self.0.kept.load(Ordering::Relaxed) { None } else { self.allocate_kept() }
+    }
+
+    /// The same, from what [`Self::allocate`] leaves free, too: for what cannot wait.
+    #[must_use]
+    pub fn allocate_kept(&self) -> Option<BlockBuf> {
         let index = self.0.free.pop()?;
         let before = self.0.counts[index as usize].swap(1, Ordering::Relaxed);
         assert_eq!(before, 0, "a free block has no handles");
-        Some(BlockBuf(Handle { mapping: self.0.clone(), index }))
+        Some(BlockBuf(Handle { mapping: self.0.clone(), index, is_lent: false }))
     }
 
     /// A block of zeroes, or `None` while every block is in use.
@@ -115,19 +173,49 @@ impl BlockPool {
         Some(block)
     }
 
-    /// Keeps `count` blocks back from [`Self::allocate_many`], for those who use [`Self::allocate`].
-    pub fn keep_back(&self, count: usize) {
-        self.0.kept_back.store(count, Ordering::Relaxed);
-    }
-
-    /// `count` blocks with unspecified content, all or none, and none of those kept back.
+    /// `count` lent blocks with unspecified content, all or none: for the payload of a client.
     #[must_use]
     pub fn allocate_many(&self, count: usize) -> Option<Vec<BlockBuf>> {
-        if self.free_count() < count.saturating_add(self.0.kept_back.load(Ordering::Relaxed)) {
+        if self.free_count() < count.saturating_add(self.0.kept.load(Ordering::Relaxed)) {
             return None;
         }
+        let mut loan = self.lend(count).filter(|loan| loan.count == count)?;
         // Another thread may take blocks between the check and here; then what was taken goes back by drop.
-        (0..count).map(|_| self.allocate()).collect()
+        (0..count).map(|_| self.allocate().map(|block| BlockBuf(loan.mark(block.0)))).collect()
+    }
+
+    /// Lends `count` blocks of the clients' share, or none while too many are lent. Who wants more than the whole share gets the share.
+    #[must_use]
+    pub fn lend(&self, count: usize) -> Option<Loan> {
+        let clients_max = self.0.clients_max.load(Ordering::Relaxed);
+        self.lend_below(count.min(clients_max), clients_max)
+    }
+
+    /// The same for what a change reads before it can be admitted: clients who have their whole share leave room for it.
+    #[must_use]
+    pub fn lend_to_change(&self, count: usize) -> Option<Loan> {
+        let changes_max = self.0.changes_max.load(Ordering::Relaxed);
+        let clients_max = self.0.clients_max.load(Ordering::Relaxed);
+        self.lend_below(count.min(changes_max.max(1)), clients_max.saturating_add(changes_max))
+    }
+
+    fn lend_below(&self, count: usize, max: usize) -> Option<Loan> {
+        let more = |lent: usize| lent.checked_add(count).filter(|&sum| sum <= max);
+        let lent = self.0.lent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        lent.is_ok().then(|| Loan { mapping: self.0.clone(), count })
+    }
+
+    /// Blocks that are lent.
+    #[must_use]
+    pub fn lent_count(&self) -> usize {
+        self.0.lent.load(Ordering::Relaxed)
+    }
+
+    /// Whether clients wait for memory, or soon will: seven eighths of their share are lent, or of all blocks in use.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        let clients_max = self.0.clients_max.load(Ordering::Relaxed);
+        self.lent_count() >= clients_max - clients_max / 8 || self.free_count() < self.block_count() / 8
     }
 
     /// Blocks that are free now.
@@ -162,15 +250,54 @@ impl fmt::Debug for BlockPool {
     }
 }
 
+/// The right to have some blocks: what is left of it goes back when it is dropped.
+#[derive(Debug)]
+pub struct Loan {
+    mapping: Arc<Mapping>,
+    count: usize,
+}
+
+impl Loan {
+    /// Marks a handle as lent, at the cost of one block of this loan. A loan that has none left is exceeded, and that is counted.
+    #[must_use]
+    pub fn attach(&mut self, block: SharedBlock) -> SharedBlock {
+        SharedBlock(self.mark(block.0))
+    }
+
+    fn mark(&mut self, mut handle: Handle) -> Handle {
+        if !std::mem::replace(&mut handle.is_lent, true) {
+            match self.count.checked_sub(1) {
+                Some(rest) => self.count = rest,
+                None => drop(self.mapping.lent.fetch_add(1, Ordering::Relaxed)),
+            }
+        }
+        handle
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.mapping.give_back(self.count);
+    }
+}
+
 /// One counted handle of a block; what may be done with it is the wrapper's matter.
 struct Handle {
     mapping: Arc<Mapping>,
     index: u32,
+    /// Whether it counts in the mapping's `lent`.
+    is_lent: bool,
 }
 
 impl Handle {
     fn count(&self) -> &AtomicU32 {
         &self.mapping.counts[self.index as usize]
+    }
+
+    fn end_loan(&mut self) {
+        if std::mem::take(&mut self.is_lent) {
+            self.mapping.give_back(1);
+        }
     }
 
     fn bytes(&self) -> &BlockBytes {
@@ -181,6 +308,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        self.end_loan();
         let before = self.count().fetch_sub(1, Ordering::Release);
         assert_ne!(before, 0, "a handle was counted");
         if before == 1 {
@@ -194,9 +322,10 @@ impl Drop for Handle {
 pub struct BlockBuf(Handle);
 
 impl BlockBuf {
-    /// Ends writing: from here on the block can be shared and never changes.
+    /// Ends writing, and a loan: from here on the block can be shared and never changes.
     #[must_use]
-    pub fn freeze(self) -> SharedBlock {
+    pub fn freeze(mut self) -> SharedBlock {
+        self.0.end_loan();
         SharedBlock(self.0)
     }
 }
@@ -239,7 +368,10 @@ impl Clone for SharedBlock {
     fn clone(&self) -> Self {
         let before = self.0.count().fetch_add(1, Ordering::Relaxed);
         assert!((1..u32::MAX / 2).contains(&before), "a shared block has a sane number of handles");
-        Self(Handle { mapping: self.0.mapping.clone(), index: self.0.index })
+        if self.0.is_lent {
+            self.0.mapping.lent.fetch_add(1, Ordering::Relaxed);
+        }
+        Self(Handle { mapping: self.0.mapping.clone(), index: self.0.index, is_lent: self.0.is_lent })
     }
 }
 
@@ -287,14 +419,54 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_back_is_for_single_blocks() {
+    fn what_is_kept_is_for_those_who_cannot_wait() {
         let pool = pool(3);
-        pool.keep_back(2);
+        pool.set_shares(Shares { clients_max: 3, changes_max: 0, kept: 2 });
         assert!(pool.allocate_many(2).is_none());
-        let held = pool.allocate_many(1).expect("one is for everybody");
-        let rest = [pool.allocate(), pool.allocate()];
-        assert!(rest.iter().all(Option::is_some) && pool.allocate().is_none());
-        drop(held);
+        let _held = pool.allocate().expect("one is for everybody");
+        assert!(pool.allocate().is_none() && pool.allocate_many(1).is_none());
+        let rest = [pool.allocate_kept(), pool.allocate_kept()];
+        assert!(rest.iter().all(Option::is_some) && pool.allocate_kept().is_none());
+    }
+
+    #[test]
+    fn a_payload_is_lent_until_it_is_frozen() {
+        let pool = pool(8);
+        pool.set_shares(Shares { clients_max: 3, changes_max: 2, kept: 0 });
+        let mut payload = pool.allocate_many(2).expect("three may be lent");
+        assert!(pool.allocate_many(2).is_none() && !pool.is_short());
+        assert_eq!(pool.lent_count(), 2);
+        let frozen = payload.pop().expect("two").freeze();
+        let other = pool.allocate_many(2).expect("a frozen block is the engine's");
+        assert!(pool.is_short() && pool.lend(1).is_none());
+        let change = pool.lend_to_change(2).expect("changes have a share of their own");
+        assert!(pool.lend_to_change(1).is_none());
+        drop((payload, frozen, other, change));
+        assert_eq!((pool.lent_count(), pool.free_count()), (0, 8));
+        assert!(pool.allocate_many(4).is_none(), "more than the share");
+    }
+
+    #[test]
+    fn what_a_read_returns_is_lent_until_its_last_copy_is_gone() {
+        let pool = pool(8);
+        pool.set_shares(Shares { clients_max: 3, changes_max: 0, kept: 0 });
+        let block = pool.allocate_zeroed().expect("all are free").freeze();
+        let mut loan = pool.lend(2).expect("three may be lent");
+        let lent = loan.attach(block.clone());
+        assert_eq!(pool.lent_count(), 2);
+        drop(loan);
+        assert_eq!(pool.lent_count(), 1);
+        let sent = lent.clone();
+        drop(lent);
+        assert_eq!(pool.lent_count(), 1, "the copy is lent, too");
+        drop(sent);
+        assert_eq!(pool.lent_count(), 0);
+        let mut all = pool.lend(9).expect("the whole share");
+        assert!(pool.lend(1).is_none());
+        let exceeding: Vec<_> = (0..5).map(|_| all.attach(block.clone())).collect();
+        assert_eq!(pool.lent_count(), 5);
+        drop((all, exceeding));
+        assert_eq!(pool.lent_count(), 0);
     }
 
     #[test]

@@ -26,6 +26,7 @@ use twinlog_sim::{
 };
 
 mod grow;
+mod memory;
 mod space;
 
 /// Wakes a reactor that has a message.

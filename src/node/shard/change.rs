@@ -6,6 +6,7 @@
 
 use super::{
     Shard, State,
+    loan::borrow_for_change,
     request::{Change, Kind, Request, Source},
 };
 use crate::{
@@ -18,14 +19,14 @@ use crate::{
     cp::message::VolumeChange,
     format::{
         record::{Draft, FLAG_KEEP_ALLOCATED, RecordKind, record_bytes},
-        reference::BlockKey,
+        reference::{BlockKey, BlockRef},
     },
     fs::volume::{Below, Overlay, Volume},
     node::request::VolumeError,
     pool::io::{Io, Tag},
 };
 use std::{collections::BTreeMap, ops::Range};
-use twinlog_device::{BlockBuf, BlockDevice, LogMemory, SharedBlock};
+use twinlog_device::{BlockBuf, BlockDevice, Loan, LogMemory, SharedBlock};
 
 /// Consistency points that a change waits for space before it is refused: the first contains what was freed, the second marks it free,
 /// the third is for what was admitted meanwhile.
@@ -45,7 +46,33 @@ pub(super) enum Obstacle {
 
 /// Old content of a block at the edge of an unaligned range.
 type Old = Option<SharedBlock>;
-type Arrived = BTreeMap<BlockKey, Result<SharedBlock, String>>;
+
+/// How a change reads what it needs to know.
+struct Reading<'a, D> {
+    io: &'a mut Io<D>,
+    tag: Tag,
+    /// What has been read for it.
+    arrived: &'a BTreeMap<BlockKey, Result<SharedBlock, String>>,
+    loan: &'a mut Option<Loan>,
+}
+
+impl<D: BlockDevice> Reading<'_, D> {
+    /// The block, if it is in memory.
+    fn known(&mut self, key: BlockKey) -> Option<SharedBlock> {
+        let arrived = self.arrived.get(&key).and_then(|result| result.as_ref().ok().cloned());
+        arrived.or_else(|| self.io.cached(key))
+    }
+
+    /// Has a block fetched that is not known, unless it is known to be unreadable.
+    fn fetch(&mut self, volume: &Volume, index: u64, reference: &BlockRef) -> Result<(), Obstacle> {
+        if let Some(Err(reason)) = self.arrived.get(&reference.key()) {
+            return Err(Obstacle::Refused(VolumeError::Unreadable { block: index, reason: reason.clone() }));
+        }
+        borrow_for_change(self.io, volume, self.loan)?;
+        let _ = self.io.fetch(reference, self.tag);
+        Ok(())
+    }
+}
 
 /// The part of a change that one record carries, with everything that its performance needs.
 enum Step {
@@ -161,7 +188,15 @@ impl<L: LogMemory> Shard<L> {
         }
         let edges = match change {
             Change::Discard(_) => Vec::new(),
-            _ => old_edges(volume, &part, &request.arrived, (io, Tag { owner: self.options.owners.requests, id }))?,
+            _ => {
+                let mut reading = Reading {
+                    io,
+                    tag: Tag { owner: self.options.owners.requests, id },
+                    arrived: &request.arrived,
+                    loan: &mut request.loan,
+                };
+                old_edges(volume, &part, &mut reading)?
+            }
         };
         let (cost, is_urgent) = cost(volume, change, &part);
         if replayed.is_none() {
@@ -186,6 +221,7 @@ impl<L: LogMemory> Shard<L> {
         self.oldest_change.get_or_insert(self.now);
         request.admit_at = None;
         request.arrived.clear();
+        request.loan = None;
         advance(change, part.end);
         Ok(())
     }
@@ -419,8 +455,7 @@ fn cost(volume: &Volume, change: &Change, part: &Range<u64>) -> (u64, bool) {
 fn old_edges<D: BlockDevice>(
     volume: &Volume,
     part: &Range<u64>,
-    arrived: &Arrived,
-    (io, tag): (&mut Io<D>, Tag),
+    reading: &mut Reading<'_, D>,
 ) -> Result<Vec<(u64, Old)>, Obstacle> {
     let mut edges = Vec::new();
     let mut is_complete = true;
@@ -433,7 +468,7 @@ fn old_edges<D: BlockDevice>(
         match volume.overlay(index) {
             Overlay::Hole(_) => edges.push((index, None)),
             Overlay::Block(block, _) => edges.push((index, Some(block))),
-            Overlay::Below => match old_block(volume, index, arrived, (io, tag))? {
+            Overlay::Below => match old_block(volume, index, reading)? {
                 Some(old) => edges.push((index, old)),
                 None => is_complete = false,
             },
@@ -446,24 +481,16 @@ fn old_edges<D: BlockDevice>(
 fn old_block<D: BlockDevice>(
     volume: &Volume,
     index: u64,
-    arrived: &Arrived,
-    (io, tag): (&mut Io<D>, Tag),
+    reading: &mut Reading<'_, D>,
 ) -> Result<Option<Old>, Obstacle> {
-    let ask = |io: &mut Io<D>, key| arrived.get(&key).and_then(|result| result.clone().ok()).or_else(|| io.cached(key));
-    let below = volume.below(|key| ask(io, key), index);
-    let reference = match below {
+    match volume.below(|key| reading.known(key), index) {
         Below::Hole(_) => return Ok(Some(None)),
-        Below::Block(reference) | Below::Missing(reference) => reference,
-    };
-    if let Some(Err(reason)) = arrived.get(&reference.key()) {
-        return Err(Obstacle::Refused(VolumeError::Unreadable { block: index, reason: reason.clone() }));
+        Below::Missing(node) => reading.fetch(volume, index, &node)?,
+        Below::Block(reference) => match reading.known(reference.key()) {
+            Some(block) => return Ok(Some(Some(block))),
+            None => reading.fetch(volume, index, &reference)?,
+        },
     }
-    if matches!(below, Below::Block(_))
-        && let Some(block) = ask(io, reference.key())
-    {
-        return Ok(Some(Some(block)));
-    }
-    let _ = io.fetch(&reference, tag);
     Ok(None)
 }
 

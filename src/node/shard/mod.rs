@@ -18,8 +18,11 @@
 //!    nothing can refuse it (rule R8).
 //! 4. `reserved_active + reserved_frozen` bounds the memory and the space that consistency points will take.
 //! 5. Every request ends in exactly one reply.
+//! 6. A request reads only after it has borrowed the memory for all that it holds at once: see [the division of
+//!    memory](super::memory).
 
 mod change;
+mod loan;
 mod read;
 mod replay;
 mod request;
@@ -100,6 +103,8 @@ pub struct Shard<L: LogMemory> {
     /// Changes in the order in which they want to enter the lane.
     admission: VecDeque<u64>,
     space_waiters: VecDeque<u64>,
+    /// Requests that wait for memory to read into.
+    loan_waiters: VecDeque<u64>,
     /// Requests that wait for the lane to be durable up to a position.
     stable_waiters: BTreeSet<(Lsn, u64)>,
     /// Requests that wait for a consistency point that contains a position.
@@ -133,6 +138,7 @@ impl<L: LogMemory> Shard<L> {
             requests: Slab::default(),
             admission: VecDeque::new(),
             space_waiters: VecDeque::new(),
+            loan_waiters: VecDeque::new(),
             stable_waiters: BTreeSet::new(),
             cp_waiters: BTreeSet::new(),
             woken: Vec::new(),
@@ -183,7 +189,8 @@ impl<L: LogMemory> Shard<L> {
         let age = self.oldest_change.filter(|_| !self.cp_asked && self.cp.is_none());
         let age = age.map(|oldest| oldest + crate::changelog::throttle::CHECKPOINT_AGE);
         let throttle = (!self.admission.is_empty() && self.throttled_until > self.now).then_some(self.throttled_until);
-        lane.next_deadline().into_iter().chain(age).chain(throttle).min()
+        let loan = (!self.loan_waiters.is_empty()).then(|| self.now + loan::RETRY);
+        lane.next_deadline().into_iter().chain(age).chain(throttle).chain(loan).min()
     }
 
     /// The next reply.
@@ -254,6 +261,7 @@ impl<L: LogMemory> Shard<L> {
         for id in std::mem::take(&mut self.woken) {
             self.wake(io, id);
         }
+        self.retry_loans(io);
         let mut worked = false;
         match &self.state {
             State::Scanning(_) => {
@@ -386,6 +394,7 @@ impl<L: LogMemory> Shard<L> {
         self.cp = None;
         self.admission.clear();
         self.space_waiters.clear();
+        self.loan_waiters.clear();
         self.stable_waiters.clear();
         self.cp_waiters.clear();
         self.woken.clear();

@@ -87,6 +87,7 @@ impl<L: LogMemory> Shard<L> {
             return self.reply(request, Ok(ReplyData::Done));
         }
         let mut runs = Vec::with_capacity(slots.len());
+        let loan = request.loan.as_mut().expect("a read borrows before it begins");
         let first = range.start / BLOCK_BYTES;
         for (index, slot) in (first..).zip(slots.drain(..)) {
             let start = range.start.max(index * BLOCK_BYTES) - index * BLOCK_BYTES;
@@ -95,7 +96,7 @@ impl<L: LogMemory> Shard<L> {
                 (Slot::Block(block), _) => {
                     let small = |number: u64| usize::try_from(number).expect("inside a block");
                     debug_assert!(small(end) <= BLOCK);
-                    runs.push(DataRun::Block(block, small(start)..small(end)));
+                    runs.push(DataRun::Block(loan.attach(block), small(start)..small(end)));
                 }
                 (_, Some(DataRun::Zeroes(length))) => *length += end - start,
                 _ => runs.push(DataRun::Zeroes(end - start)),
@@ -134,6 +135,11 @@ impl<L: LogMemory> Shard<L> {
                                 return self.refuse(id, VolumeError::Unreadable { block, reason });
                             }
                             let _ = io.fetch(&node, tag);
+                            let mut path = Vec::new();
+                            let known = |key| arrived.get(&key).and_then(|result| result.clone().ok());
+                            let _ = volume.below(|key| known(key).inspect(|_| path.push(key)), *next);
+                            // What lies behind is not needed again, and a long range has many nodes.
+                            request.arrived.retain(|key, _| path.contains(key));
                             return;
                         }
                     }

@@ -9,7 +9,7 @@ use crate::{
     pool::io::Io,
 };
 use std::{collections::BTreeMap, ops::Range};
-use twinlog_device::{BlockBuf, BlockDevice, LogMemory, Nanos, SharedBlock};
+use twinlog_device::{BlockBuf, BlockDevice, Loan, LogMemory, Nanos, SharedBlock};
 
 /// The reactor that a client's request came from.
 pub type Origin = ReactorIndex;
@@ -81,6 +81,8 @@ pub(super) struct Request {
     /// Blocks that were fetched for it, or could not be.
     pub(super) arrived: BTreeMap<BlockKey, Result<SharedBlock, String>>,
     pub(super) is_woken: bool,
+    /// The memory that those blocks may take, and what the reply holds of the cache or of dirty blocks.
+    pub(super) loan: Option<Loan>,
     /// Whether it is a change that left the admission queue until something arrives.
     pub(super) is_parked: bool,
     /// Position up to which the lane must be durable before it is answered.
@@ -126,6 +128,7 @@ impl Request {
             started,
             bytes,
             arrived: BTreeMap::new(),
+            loan: None,
             is_woken: false,
             is_parked: false,
             lsn: Lsn(0),
@@ -187,7 +190,10 @@ impl<L: LogMemory> Shard<L> {
         }
     }
 
-    fn advance<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) {
+    pub(super) fn advance<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) {
+        if !self.has_loan(io, id) {
+            return;
+        }
         let Some(request) = self.requests.get_mut(id) else { return };
         match &request.kind {
             Kind::Read { .. } => self.advance_read(io, id),

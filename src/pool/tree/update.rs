@@ -16,6 +16,8 @@
 //! 3. Subtrees that a freed range covers whole are cut off unread and handed on in `reap`: freeing costs the paths to the two ends
 //!    of the range, however much lies between.
 //! 4. One call of `step` does a bounded amount of work.
+//! 5. A node has its new place in memory, which was reserved, before it is fetched: what is read is copied there when it arrives, so a
+//!    read in flight waits for nothing but its device.
 //!
 //! # Failure
 //!
@@ -108,8 +110,8 @@ pub struct TreeUpdate {
     /// Touched nodes by level (level 1 first) and index within the level.
     nodes: Vec<BTreeMap<u64, BlockBuf>>,
     to_load: VecDeque<(u8, u64, BlockRef)>,
-    loading: BTreeMap<BlockKey, (u8, u64)>,
-    loaded: Vec<(u8, u64, SharedBlock)>,
+    loading: BTreeMap<BlockKey, (u8, u64, BlockBuf)>,
+    loaded: Vec<(u8, u64, BlockBuf)>,
     leaf_count: u64,
     freed: Vec<AddressRange>,
     reap: Vec<Subtree>,
@@ -228,8 +230,9 @@ impl TreeUpdate {
 
     /// A node that was fetched.
     pub fn fetched(&mut self, key: BlockKey, block: SharedBlock) {
-        let (level, index) = self.loading.remove(&key).expect("only fetched nodes arrive");
-        self.loaded.push((level, index, block));
+        let (level, index, mut buffer) = self.loading.remove(&key).expect("only fetched nodes arrive");
+        buffer.copy_from_slice(&*block);
+        self.loaded.push((level, index, buffer));
     }
 
     /// A write that finished.
@@ -265,30 +268,26 @@ impl TreeUpdate {
     fn load<D: BlockDevice>(&mut self, io: &mut Io<D>, budget: usize) -> bool {
         let mut work = 0;
         while work < budget && self.loading.len() < LOADS_MAX {
+            if self.to_load.is_empty() {
+                break;
+            }
+            let Some(mut buffer) = io.allocate() else { break };
             let Some((level, index, reference)) = self.to_load.pop_front() else { break };
             if reference.is_hole() {
-                let Some(mut buffer) = io.allocate() else {
-                    self.to_load.push_front((level, index, reference));
-                    break;
-                };
                 buffer.fill(0);
                 self.expand(level, index, buffer);
             } else if let Some(block) = io.fetch(&reference, Tag { owner: self.owner, id: 0 }) {
                 self.free_block(reference.address());
-                self.loaded.push((level, index, block));
+                buffer.copy_from_slice(&*block);
+                self.loaded.push((level, index, buffer));
             } else {
                 self.free_block(reference.address());
-                self.loading.insert(reference.key(), (level, index));
+                self.loading.insert(reference.key(), (level, index, buffer));
             }
             work += 1;
         }
         while work < budget {
-            let Some((level, index, block)) = self.loaded.pop() else { break };
-            let Some(mut buffer) = io.allocate() else {
-                self.loaded.push((level, index, block));
-                break;
-            };
-            buffer.copy_from_slice(&*block);
+            let Some((level, index, buffer)) = self.loaded.pop() else { break };
             self.expand(level, index, buffer);
             work += 1;
         }

@@ -33,9 +33,6 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How long clients have to take their last replies when the server stops.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// Memory is short when less than this part of all blocks is free.
-const PRESSED_PART: usize = 8;
-
 /// The NBD front end of one reactor: a value that moves when [`poll`](Self::poll) is called.
 #[derive(Debug)]
 pub struct NbdServer {
@@ -171,8 +168,7 @@ impl NbdServer {
     }
 
     fn drop_overdue<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &S, now: Nanos) -> bool {
-        let blocks = service.blocks();
-        let pressed = blocks.free_count() < blocks.block_count() / PRESSED_PART;
+        let pressed = service.blocks().is_short();
         let out_of_grace = self.stopping_since.is_some_and(|since| now.since(since) > STOP_GRACE);
         let overdue: Vec<ConnectionId> = self
             .sessions
