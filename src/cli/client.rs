@@ -160,8 +160,9 @@ fn resize(name: &str, size: ByteSize, discard: bool, node: &NodeArgs, output: &O
     show_changed(name, &request, node, output)
 }
 
-/// Adds a device: first to `node.toml`, where that is known, so that a node that dies right after the device joined finds it again. A
-/// configured device that did not join is ignored at the next start, with a warning.
+/// Adds a device: first to `node.toml`, where that is known, so that a node that dies right after the device joined finds it again. Only
+/// a refusal takes it out again: without an answer it may have joined. A configured device that did not join is ignored at the next
+/// start, with a warning.
 fn grow(device: &Path, overwrite: bool, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
     let absolute = std::path::absolute(device).map_err(|error| Failure::system("find", device.display(), &error))?;
     let device = config::tidied(&absolute);
@@ -193,20 +194,25 @@ fn grow(device: &Path, overwrite: bool, node: &NodeArgs, output: &Output) -> Res
         // Added by an earlier attempt.
         return done(node, &request, output, &format!("{shown} is part of the pool"));
     }
+    let mut client = layout::connect_patiently(node)?;
     write_durably(&file, &after)?;
-    let grown = done(node, &request, output, &format!("{shown} is part of the pool, and of {}", file.display()));
-    if grown.is_err() {
+    let reply = client.call(&request)?;
+    if reply != AdminReply::Done {
         write_durably(&file, &before)?;
     }
-    grown
+    show_done(reply, output, &format!("{shown} is part of the pool, and of {}", file.display()))
 }
 
 fn done(node: &NodeArgs, request: &AdminRequest, output: &Output, said: &str) -> Result<Exit, Failure> {
+    show_done(ask(node, request)?, output, said)
+}
+
+fn show_done(reply: AdminReply, output: &Output, said: &str) -> Result<Exit, Failure> {
     #[derive(Serialize)]
     struct Said<'a> {
         done: &'a str,
     }
-    match ask(node, request)? {
+    match reply {
         AdminReply::Done => {
             output.show(&Said { done: said }, || format!("{said}\n"))?;
             Ok(Exit::Done)
@@ -261,4 +267,49 @@ pub(crate) fn show_report(report: &CheckReport, output: &Output) -> Result<Exit,
         text
     })?;
     Ok(if report.problems.is_empty() { Exit::Done } else { Exit::Degraded })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::output::OutputFormat;
+    use std::{
+        fs::File,
+        io::{BufRead, BufReader, Write},
+        os::unix::net::UnixListener,
+    };
+    use twinlog::control::admin::{ReplyLine, SCHEMA_VERSION};
+
+    /// A node that answers the one request that comes, or dies. Returns whether the device is configured then.
+    fn configured_after(reply: Option<AdminReply>) -> bool {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let node = NodeArgs { dir: directory.path().to_owned(), node: "a".to_owned(), admin: None };
+        let layout = Layout::new(&node.dir, &node.node);
+        fs::create_dir_all(layout.admin().parent().expect("a folder")).expect("made");
+        let text = "name = \"a\"\n[log]\npath = \"log\"\nsize = \"8MiB\"\n[pool]\nname = \"a\"\ndevices = [\"d0\"]\n";
+        fs::write(layout.config(), text).expect("written");
+        let device = directory.path().join("d1");
+        File::create(&device).and_then(|file| file.set_len(8 << 20)).expect("made");
+        let is_done = reply == Some(AdminReply::Done);
+        let line = reply.map(|reply| serde_json::to_string(&ReplyLine { schema_version: SCHEMA_VERSION, reply }));
+        let line = line.map_or_else(String::new, |line| line.expect("a reply") + "\n");
+        let listener = UnixListener::bind(layout.admin()).expect("bound");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (stream, _) = listener.accept().expect("a client");
+                let mut lines = BufReader::new(&stream);
+                lines.read_line(&mut String::new()).expect("a request");
+                (&stream).write_all(line.as_bytes()).expect("written");
+            });
+            let grown = grow(&device, false, &node, &Output::new(OutputFormat::Json));
+            assert_eq!(grown.is_ok(), is_done, "{grown:?}");
+        });
+        config::load(&layout.config()).expect("good").pool.devices.contains(&device)
+    }
+
+    #[test]
+    fn a_device_that_may_have_joined_stays_configured() {
+        assert!(configured_after(None) && configured_after(Some(AdminReply::Done)));
+        assert!(!configured_after(Some(AdminReply::Refused { message: "no".to_owned(), hint: String::new() })));
+    }
 }
