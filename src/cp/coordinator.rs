@@ -18,7 +18,7 @@ use crate::{
     format::{
         chain::{AddressRange, Subtree, entries_per_block},
         object::{VolumeRecord, is_valid_name, is_valid_size},
-        reference::{BlockRef, node},
+        reference::{BlockKey, BlockRef, node},
         superblock::{DEVICE_BLOCKS_MIN, PoolDevice, Superblock, TreeRoot},
     },
     fs::directory::{Directory, ObjectUpdate, VOLUMES_MAX},
@@ -147,6 +147,8 @@ pub struct Coordinator {
     space: SpaceMap,
     freed: Vec<AddressRange>,
     reap: Vec<Subtree>,
+    /// Roots of `reap` that were found unreadable.
+    unreadable: BTreeSet<BlockKey>,
     list_blocks: Vec<AddressRange>,
     run: Option<Run>,
     wanted: bool,
@@ -188,6 +190,7 @@ impl Coordinator {
             space: SpaceMap::new(Geometry::new(&[]), TreeRoot::default()),
             freed: Vec::new(),
             reap: Vec::new(),
+            unreadable: BTreeSet::new(),
             list_blocks: Vec::new(),
             run: None,
             wanted: false,
@@ -549,8 +552,18 @@ impl Coordinator {
             return Ok(());
         }
         match event {
-            // Blocks of the maps arrive through the cache; an unreadable one stops the pool.
-            IoEvent::Fetched { result, .. } => result.map(drop),
+            // Blocks of the maps arrive through the cache; an unreadable one stops the pool. Of what is freed anyway only that is lost
+            // which lies below: it stays in use.
+            IoEvent::Fetched { key, result: Err(reason), .. } => {
+                let is_freed = self.reap.iter().any(|subtree| subtree.root.key() == key);
+                if !is_freed {
+                    return Err(reason);
+                }
+                tracing::error!(%reason, "a node of freed blocks cannot be read: the blocks below it stay in use");
+                self.unreadable.insert(key);
+                Ok(())
+            }
+            IoEvent::Fetched { .. } => Ok(()),
             IoEvent::Done { result, .. } => match &mut run.phase {
                 Phase::Lists(lists) => {
                     result.map_err(|error| error.to_string())?;
@@ -650,6 +663,9 @@ impl Coordinator {
         let Phase::Reap { nodes, ranges_max } = &mut run.phase else { unreachable!("called in this phase") };
         let tag = Tag { owner: self.owners.main, id: 0 };
         for subtree in self.reap.iter().rev().take(REAP_AHEAD).filter(|subtree| subtree.levels > 0) {
+            if self.unreadable.contains(&subtree.root.key()) {
+                continue;
+            }
             let _ = io.fetch(&subtree.root, tag);
         }
         for _ in 0..REAP_AHEAD {
@@ -658,7 +674,9 @@ impl Coordinator {
                 run.phase = Phase::Directory(None);
                 return Ok(());
             };
-            if subtree.levels > 0 {
+            if self.unreadable.remove(&subtree.root.key()) {
+                self.reap.pop();
+            } else if subtree.levels > 0 {
                 let Some(block) = io.fetch(&subtree.root, tag) else { return Ok(()) };
                 self.reap.pop();
                 for child in node(&block).iter().filter(|child| !child.is_hole()) {

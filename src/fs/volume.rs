@@ -17,7 +17,7 @@ use crate::{
         reference::{BlockKey, BlockRef},
         superblock::TreeRoot,
     },
-    pool::tree::{Dirty, DirtyBlock, DirtyLookup, Walk, levels_for, walk},
+    pool::tree::{Dirty, DirtyBlock, DirtyLookup, Walk, levels_for, missing_node, span, walk},
 };
 use std::{ops::Range, rc::Rc};
 use twinlog_device::SharedBlock;
@@ -129,6 +129,30 @@ impl Volume {
         }
     }
 
+    /// A node that writing blocks `range`, or freeing them, will copy, and that `cached` does not have; and the block that it leads to.
+    pub fn missing_path(
+        &self,
+        range: &Range<u64>,
+        is_freed: bool,
+        mut cached: impl FnMut(BlockKey) -> Option<SharedBlock>,
+    ) -> Option<(BlockRef, u64)> {
+        let tree = TreeRoot { root: self.record.root, levels: self.record.levels };
+        let mut missing = |index: u64| {
+            // Nodes of which nothing is left are cut off unread.
+            let is_cut = |level: &u8| {
+                let first = index / span(*level) * span(*level);
+                is_freed && range.start <= first && first + span(*level) <= range.end
+            };
+            let level = (1..=tree.levels).find(|level| !is_cut(level))?;
+            missing_node(&tree, index, level, &mut cached).map(|node| (node, index))
+        };
+        let last = range.end.checked_sub(1).filter(|&last| last >= range.start)?;
+        if is_freed {
+            return missing(range.start).or_else(|| missing(last));
+        }
+        (range.start / span(1)..=last / span(1)).find_map(|node| missing((node * span(1)).max(range.start)))
+    }
+
     /// The first block at or after `index` that a generation in memory has written: below it, the tree's holes are holes.
     #[must_use]
     pub fn next_change(&self, index: u64) -> u64 {
@@ -143,7 +167,7 @@ impl Volume {
         if count == 1 {
             return self.active.insert_cost(first, self.levels());
         }
-        let nodes: u64 = (1..=self.levels()).map(|level| count / crate::pool::tree::span(level) + 2).sum();
+        let nodes: u64 = (1..=self.levels()).map(|level| count / span(level) + 2).sum();
         count + nodes
     }
 

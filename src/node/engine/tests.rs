@@ -25,6 +25,7 @@ use twinlog_sim::{
     Agenda, Fault, LogMedium, LogShape, MediumConfig, SimDisk, SimLog, SimMedium, SimPlatform, SimWorld,
 };
 
+mod damage;
 mod grow;
 mod memory;
 mod space;

@@ -63,6 +63,18 @@ impl<D: BlockDevice> Reading<'_, D> {
         arrived.or_else(|| self.io.cached(key))
     }
 
+    /// Reads the nodes that writing blocks `range`, or freeing them, will copy: an unreadable one is refused here, where it costs one
+    /// request, and not found by the consistency point, where it costs the pool.
+    fn path(&mut self, volume: &Volume, range: &Range<u64>, is_freed: bool) -> Result<(), Obstacle> {
+        match volume.missing_path(range, is_freed, |key| self.known(key)) {
+            None => Ok(()),
+            Some((node, index)) => {
+                self.fetch(volume, index, &node)?;
+                Err(Obstacle::Fetch)
+            }
+        }
+    }
+
     /// Has a block fetched that is not known, unless it is known to be unreadable.
     fn fetch(&mut self, volume: &Volume, index: u64, reference: &BlockRef) -> Result<(), Obstacle> {
         if let Some(Err(reason)) = self.arrived.get(&reference.key()) {
@@ -168,9 +180,16 @@ impl<L: LogMemory> Shard<L> {
         replayed: Option<Lsn>,
     ) -> Result<(), Obstacle> {
         let range = request.range();
+        let tag = Tag { owner: self.options.owners.requests, id };
+        let mut reading = Reading { io, tag, arrived: &request.arrived, loan: &mut request.loan };
         let Kind::Change { change, .. } = &mut request.kind else { unreachable!("only changes are appended") };
         if let Change::Volume(volume_change) = change {
             let volume_change = volume_change.clone();
+            if let (VolumeChange::Resize(size_bytes), Some(volume), None) =
+                (&volume_change, self.volumes.get(&request.volume), replayed)
+            {
+                reading.path(volume, &(size_bytes / BLOCK_BYTES..volume.block_count()), true)?;
+            }
             request.lsn = self.perform_on_volume(request.volume, &volume_change, replayed)?;
             *change = Change::Done;
             return Ok(());
@@ -186,17 +205,13 @@ impl<L: LogMemory> Shard<L> {
             *change = Change::Done;
             return Ok(());
         }
+        // A record that is replayed was admitted: what has become unreadable since is for the consistency point to find.
+        if replayed.is_none() {
+            read_paths(volume, change, &part, &mut reading)?;
+        }
         let edges = match change {
             Change::Discard(_) => Vec::new(),
-            _ => {
-                let mut reading = Reading {
-                    io,
-                    tag: Tag { owner: self.options.owners.requests, id },
-                    arrived: &request.arrived,
-                    loan: &mut request.loan,
-                };
-                old_edges(volume, &part, &mut reading)?
-            }
+            _ => old_edges(volume, &part, &mut reading)?,
         };
         let (cost, is_urgent) = cost(volume, change, &part);
         if replayed.is_none() {
@@ -448,6 +463,19 @@ fn cost(volume: &Volume, change: &Change, part: &Range<u64>) -> (u64, bool) {
         Change::Zero(_, false) => (volume.free_cost() + 2 * volume.write_cost(first, 2), false),
         Change::Discard(_) => (volume.free_cost(), true),
         Change::Volume(_) | Change::Done => unreachable!("they have no parts"),
+    }
+}
+
+/// Reads the nodes that a record's consistency point will copy.
+fn read_paths<D: BlockDevice>(
+    volume: &Volume,
+    change: &Change,
+    part: &Range<u64>,
+    reading: &mut Reading<'_, D>,
+) -> Result<(), Obstacle> {
+    match change {
+        Change::Discard(_) | Change::Zero(_, false) => reading.path(volume, &whole_blocks(part), true),
+        _ => reading.path(volume, &(part.start / BLOCK_BYTES..part.end.div_ceil(BLOCK_BYTES)), false),
     }
 }
 

@@ -69,14 +69,15 @@ impl<L: LogMemory> Shard<L> {
     }
 }
 
-/// Lets a change read: the paths to both ends of what its next record is about, and the blocks there.
+/// Lets a change read: the paths to what its next record is about, which meets up to three nodes of the lowest level, and the blocks
+/// at both ends.
 pub(super) fn borrow_for_change<D: BlockDevice>(
     io: &Io<D>,
     volume: &Volume,
     loan: &mut Option<twinlog_device::Loan>,
 ) -> Result<(), Obstacle> {
     if loan.is_none() {
-        *loan = io.blocks().lend_to_change(2 * (usize::from(volume.levels()) + 1));
+        *loan = io.blocks().lend_to_change(2 * (usize::from(volume.levels()) + 2));
     }
     if loan.is_some() { Ok(()) } else { Err(Obstacle::Wait) }
 }

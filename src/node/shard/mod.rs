@@ -14,8 +14,8 @@
 //! 1. A change is answered when the lane is durable up to the end of its last record (rule R1), never before.
 //! 2. A read returns the content of blocks as it found them when it arrived, and is answered when the lane is durable up to the
 //!    newest record among them (rule R5).
-//! 3. A change enters the lane only after its worst-case space is reserved and everything it needs to read is at hand: from then on
-//!    nothing can refuse it (rule R8).
+//! 3. A change enters the lane only after its worst-case space is reserved, everything it needs to read is at hand, and the nodes
+//!    that its consistency point will copy were readable: from then on nothing can refuse it (rule R8).
 //! 4. `reserved_active + reserved_frozen` bounds the memory and the space that consistency points will take.
 //! 5. Every request ends in exactly one reply.
 //! 6. A request reads only after it has borrowed the memory for all that it holds at once: see [the division of

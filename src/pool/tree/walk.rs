@@ -59,6 +59,24 @@ pub fn walk(tree: &TreeRoot, index: u64, mut cached: impl FnMut(BlockKey) -> Opt
     if reference.is_hole() { Walk::Hole(index + 1) } else { Walk::Found(reference) }
 }
 
+/// The first node on the way to block `index` that `cached` does not have, of the nodes down to `level`.
+pub fn missing_node(
+    tree: &TreeRoot,
+    index: u64,
+    level: u8,
+    mut cached: impl FnMut(BlockKey) -> Option<SharedBlock>,
+) -> Option<BlockRef> {
+    let mut reference = tree.root;
+    for level in (level..=tree.levels).rev() {
+        if reference.is_hole() || index >= span(tree.levels) {
+            return None;
+        }
+        let Some(block) = cached(reference.key()) else { return Some(reference) };
+        reference = node(&block)[child_index(level, index)];
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
