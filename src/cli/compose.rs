@@ -16,7 +16,6 @@
 use super::{
     foreign::{self, Foreign},
     output::{Exit, Failure},
-    reactor::{OpenDevice, Reactor},
 };
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::{
@@ -58,7 +57,7 @@ use twinlog::{
         superblocks::{CreatePool, first_superblock},
     },
     reactor::{Idle, Mailbox, MailboxSender, Waker, mailbox},
-    serve::NbdServer,
+    serve::{NbdServer, Reactor, ReactorParts, reactor::OpenDevice},
 };
 use twinlog_device::{BlockPool, Platform, Wait};
 use twinlog_uring::{
@@ -517,7 +516,7 @@ fn open(
     index: u16,
     ring: &Ring,
     connections: Connections,
-) -> Result<Reactor<UringPlatform>, Failure> {
+) -> Result<Reactor<UringPlatform, NbdServer>, Failure> {
     let Shared { config, storage, budget, ended, lane_count, pool, .. } = &**shared;
     let reactor_count = u16::try_from(config.reactors.count).expect("bounded by the configuration");
     let own_lanes = (index..*lane_count).step_by(usize::from(reactor_count));
@@ -556,15 +555,15 @@ fn open(
     engine.set_cpu(config.reactors.cpus.get(usize::from(index)).map(|cpu| *cpu as u64));
     let connections_max = CONNECTIONS_MAX / config.reactors.count;
     let net = UringNetwork::new(ring, storage.listeners.clone(), connections_max).map_err(no_ring)?;
-    Ok(Reactor {
+    Ok(Reactor::new(ReactorParts {
         platform,
         engine,
         net,
-        nbd: NbdServer::new(connections_max),
+        front: NbdServer::new(connections_max),
         idle: Idle::new(config.reactors.idle),
         calls,
         open_device: open_device(shared, ring),
         ended: Arc::clone(ended),
         peers: wakers,
-    })
+    }))
 }

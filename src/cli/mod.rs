@@ -13,7 +13,6 @@ mod offline;
 mod output;
 mod place;
 mod provision;
-mod reactor;
 mod serve;
 mod status;
 mod superblocks;

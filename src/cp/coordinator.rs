@@ -382,7 +382,9 @@ impl Coordinator {
             ToCoordinator::Replayed { lane, records, volumes, object_max } => {
                 self.to_replay.remove(&lane);
                 self.figures.replayed_records += records;
-                self.next_object = self.next_object.max(ObjectId(object_max.0 + 1));
+                if !planted::is("object-id-reused") {
+                    self.next_object = self.next_object.max(ObjectId(object_max.0 + 1));
+                }
                 self.volumes.extend(volumes.into_iter().map(|volume| (volume.id, volume)));
                 self.wanted |= self.to_replay.is_empty();
             }
@@ -636,7 +638,7 @@ impl Coordinator {
             run.freed.append(&mut report.freed);
             run.reap.append(&mut report.reap);
             run.reserved_blocks += report.reserved_blocks;
-            for range in report.unused.drain(..) {
+            for range in report.unused.drain(..).filter(|_| !planted::is("unused-space-leaks")) {
                 self.space.clear(&range)?;
                 run.allocated_blocks -= range.count;
             }
@@ -649,7 +651,9 @@ impl Coordinator {
                 self.directory.apply(update);
             }
         }
-        run.freed.append(&mut self.list_blocks);
+        if !planted::is("list-blocks-leak") {
+            run.freed.append(&mut self.list_blocks);
+        }
         self.reap.append(&mut run.reap);
         let list_blocks = usize::try_from(self.budget.kept() / 4).expect("a small part of the pool");
         let ranges_max = run.freed.len() + list_blocks * entries_per_block::<AddressRange>();
@@ -689,7 +693,9 @@ impl Coordinator {
             } else {
                 self.reap.pop();
             }
-            push_joined(&mut run.freed, subtree.root.address());
+            if !planted::is("reap-leaks-nodes") {
+                push_joined(&mut run.freed, subtree.root.address());
+            }
             *nodes += 1;
             run.frees_data = true;
         }

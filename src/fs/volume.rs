@@ -11,7 +11,7 @@
 //! the new tree takes its place: until then every lookup finds the old tree and its overlay unchanged.
 
 use crate::{
-    base::{CpNumber, Lsn, ObjectId, limits::BLOCK_BYTES},
+    base::{CpNumber, Lsn, ObjectId, limits::BLOCK_BYTES, planted},
     format::{
         object::VolumeRecord,
         reference::{BlockKey, BlockRef},
@@ -109,7 +109,8 @@ impl Volume {
     #[must_use]
     pub fn overlay(&self, index: u64) -> Overlay {
         let frozen = self.frozen.as_ref().map(|frozen| &*frozen.dirty);
-        for dirty in std::iter::once(&self.active).chain(frozen) {
+        let older = frozen.filter(|_| planted::is("frozen-before-active"));
+        for dirty in older.into_iter().chain(std::iter::once(&self.active)).chain(frozen) {
             match dirty.lookup(index) {
                 DirtyLookup::Unknown => {}
                 DirtyLookup::Hole(lsn) => return Overlay::Hole(lsn),
@@ -203,7 +204,7 @@ impl Volume {
     /// Whether the next consistency point has something to write.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
-        self.changed || !self.active.is_empty()
+        (self.changed && !planted::is("resize-not-in-cp")) || !self.active.is_empty()
     }
 
     /// Begins a new generation; the old one is for a consistency point to write.

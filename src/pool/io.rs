@@ -12,7 +12,7 @@
 
 use super::cache::Cache;
 use crate::{
-    base::{BlockAddress, FixedMap},
+    base::{BlockAddress, FixedMap, planted},
     format::reference::{BlockKey, BlockRef},
 };
 use std::collections::{BTreeMap, VecDeque};
@@ -412,7 +412,7 @@ impl<D: BlockDevice> Io<D> {
         for (reference, buffer) in references.iter().zip(completion.blocks) {
             let result = match &completion.result {
                 Err(error) => Err(error.to_string()),
-                Ok(()) if reference.matches(&buffer) => Ok(buffer.freeze()),
+                Ok(()) if reference.matches(&buffer) || planted::is("checksum-not-verified") => Ok(buffer.freeze()),
                 Ok(()) => {
                     self.counters.checksum_errors += 1;
                     Err(format!("checksum of block {} does not match", reference.address()))
@@ -455,7 +455,9 @@ impl<D: BlockDevice> Io<D> {
         let group = self.groups.get_mut(&tag).expect("a part belongs to a group");
         group.parts -= 1;
         group.blocks.extend(completion.blocks);
-        if let Err(error) = completion.result {
+        if let Err(error) = completion.result
+            && !planted::is("write-error-ignored")
+        {
             group.error.get_or_insert(error);
         }
         if group.parts == 0 {

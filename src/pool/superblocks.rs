@@ -180,6 +180,9 @@ impl OpenSuperblocks {
         if self.outstanding == 0 {
             let (superblock, order) = self.choose(io)?;
             io.reorder(&order);
+            if crate::base::planted::is("open-without-rewrite") {
+                return Ok(Some((superblock, order)));
+            }
             let commit = CommitSuperblock::new(io, self.owner, superblock.clone(), None);
             self.commit = Some((commit, superblock, order));
         }
@@ -331,7 +334,9 @@ impl CommitSuperblock {
         buffer.copy_from_slice(&superblock.encode(device, block));
         // All writes of a step end together.
         let tag = Tag { owner: self.owner, id: COMMIT_ID };
-        io.write(tag, BlockAddress::new(device, block), vec![buffer.freeze()], Persistence::Durable);
+        let is_volatile = crate::base::planted::is("superblock-volatile");
+        let persistence = if is_volatile { Persistence::Volatile } else { Persistence::Durable };
+        io.write(tag, BlockAddress::new(device, block), vec![buffer.freeze()], persistence);
     }
 }
 

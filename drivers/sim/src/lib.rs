@@ -41,4 +41,4 @@ pub use log::{LogMedium, LogShape, SimLog};
 pub use medium::{MediumConfig, SimMedium};
 pub use net::{SimClient, SimListener, SimNet};
 pub use platform::SimPlatform;
-pub use world::{Agenda, SimWorld};
+pub use world::{Agenda, SimWaker, SimWorld};

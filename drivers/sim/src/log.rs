@@ -47,13 +47,22 @@ pub struct LogShape {
     pub pending_bytes_max: u64,
     /// Shortest and longest latency of an operation, in nanoseconds.
     pub latency_ns: (u64, u64),
+    /// What it says of itself; what a crash does to it is the caller's choice ([`LogMedium::power_cut`], [`LogMedium::restore`]).
+    pub durability: DurabilityClass,
 }
 
 impl LogShape {
     /// Persistent memory: cache lines are stored, words are whole, nothing waits.
     #[must_use]
     pub fn pmem(size_bytes: u64) -> Self {
-        Self { size_bytes, unit_bytes: 64, atomic_bytes: 8, pending_bytes_max: size_bytes, latency_ns: (0, 0) }
+        Self {
+            size_bytes,
+            unit_bytes: 64,
+            atomic_bytes: 8,
+            pending_bytes_max: size_bytes,
+            latency_ns: (0, 0),
+            durability: DurabilityClass::Durable,
+        }
     }
 
     /// A file on a disk: sectors are stored, sectors are whole, 20 to 200 microseconds.
@@ -65,6 +74,7 @@ impl LogShape {
             atomic_bytes: 512,
             pending_bytes_max: 4 << 20,
             latency_ns: (20_000, 200_000),
+            durability: DurabilityClass::Durable,
         }
     }
 }
@@ -129,7 +139,7 @@ impl LogMedium {
             size_bytes: shape.size_bytes,
             unit_bytes: shape.unit_bytes,
             atomic_bytes: shape.atomic_bytes,
-            durability: DurabilityClass::Durable,
+            durability: shape.durability,
             pending_bytes_max: shape.pending_bytes_max,
         };
         Self(Rc::new(RefCell::new(State {
@@ -174,6 +184,22 @@ impl LogMedium {
         state.tear(&stored, prng);
     }
 
+    /// Ends the current opening as no real crash does: everything in flight lands whole.
+    pub fn land_all(&self) {
+        let mut state = self.0.borrow_mut();
+        state.opening += 1;
+        let operations = std::mem::take(&mut state.operations).into_iter();
+        let persists = operations.filter_map(|operation| match operation.work {
+            Work::Persist(stores) => Some(stores),
+            Work::Read { .. } => None,
+        });
+        let mut stores: Vec<Store> = persists.flatten().collect();
+        stores.append(&mut state.stored);
+        for store in stores {
+            state.write(store.offset, &store.bytes);
+        }
+    }
+
     /// The world that the medium is part of.
     #[must_use]
     pub fn world(&self) -> SimWorld {
@@ -208,6 +234,12 @@ impl LogMedium {
     /// Lets the read fail that follows after `count` others.
     pub fn fail_read_after(&self, count: u64) {
         self.0.borrow_mut().read_fails_in = Some(count);
+    }
+
+    /// Forgets failures that were asked for and have not happened.
+    pub fn repair(&self) {
+        let mut state = self.0.borrow_mut();
+        (state.persist_fails_in, state.read_fails_in) = (None, None);
     }
 
     /// What lies on the medium now.

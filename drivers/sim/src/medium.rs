@@ -132,9 +132,12 @@ impl SimMedium {
         medium.faulty = true;
     }
 
-    /// Brings a device back that is gone, with all its content.
+    /// Brings a device back that is gone, with all its content, and forgets what was armed.
     pub fn repair(&self) {
-        self.0.borrow_mut().gone = false;
+        let medium = &mut *self.0.borrow_mut();
+        medium.gone = false;
+        medium.armed.clear();
+        medium.faulty = !medium.plan.is_empty();
     }
 
     /// Flips bit `bit` (below 32 768) of `block`; false when nothing was ever written there.

@@ -8,6 +8,10 @@ use std::{
     cmp::Reverse,
     collections::BinaryHeap,
     rc::{Rc, Weak},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use twinlog_device::{Nanos, Prng, Wait};
 
@@ -125,12 +129,28 @@ pub struct Agenda {
 
 struct Events {
     due: RefCell<BinaryHeap<Reverse<u64>>>,
-    /// The end of a wait that was left early, until the reactor's next turn; `u64::MAX` otherwise.
+    /// The end of a wait that was left early, or the time of a turn without one, until the reactor's next turn; `u64::MAX` otherwise.
     deadline: Cell<u64>,
+    /// Raised by a [`SimWaker`], lowered by the reactor's next turn.
+    woken: Arc<AtomicBool>,
+}
+
+/// Ends the sleep of one reactor, for whoever is no device of it: mailboxes need it to be `Send`.
+#[derive(Clone, Debug)]
+pub struct SimWaker(Arc<AtomicBool>);
+
+impl SimWaker {
+    /// Ends the reactor's sleep, or its next one.
+    pub fn wake(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Events {
     fn next(&self) -> u64 {
+        if self.woken.load(Ordering::Relaxed) {
+            return 0;
+        }
         self.due.borrow().peek().map_or(u64::MAX, |due| due.0).min(self.deadline.get())
     }
 }
@@ -139,7 +159,7 @@ impl Agenda {
     /// The agenda of a new reactor.
     #[must_use]
     pub fn new(world: &SimWorld) -> Self {
-        let events = Rc::new(Events { due: RefCell::default(), deadline: Cell::new(u64::MAX) });
+        let events = Rc::new(Events { due: RefCell::default(), deadline: Cell::new(u64::MAX), woken: Arc::default() });
         let mut agendas = world.0.agendas.borrow_mut();
         agendas.retain(|agenda| agenda.strong_count() > 0);
         agendas.push(Rc::downgrade(&events));
@@ -157,6 +177,12 @@ impl Agenda {
         self.events.due.borrow_mut().push(Reverse(due.0));
     }
 
+    /// What ends a sleep of this reactor.
+    #[must_use]
+    pub fn waker(&self) -> SimWaker {
+        SimWaker(self.events.woken.clone())
+    }
+
     /// Notes that something has happened now.
     pub fn wake(&self) {
         self.at(self.world.now());
@@ -167,7 +193,8 @@ impl Agenda {
     pub fn turn(&self, wait: Wait) -> bool {
         let shared = &self.world.0;
         shared.now.set(shared.now.get().saturating_add(TURN_NS));
-        self.events.deadline.set(u64::MAX);
+        // A reactor that does not wait comes back at once: until then no other may sleep past it.
+        self.events.deadline.set(if wait == Wait::No { shared.now.get() } else { u64::MAX });
         if let Wait::UpTo(limit) = wait {
             let deadline = self.world.now() + limit;
             self.world.advance(deadline.0);
@@ -187,7 +214,7 @@ impl Agenda {
         while due.peek().is_some_and(|due| due.0 <= now) {
             due.pop();
         }
-        due.len() < before
+        self.events.woken.swap(false, Ordering::Relaxed) | (due.len() < before)
     }
 }
 
@@ -224,10 +251,18 @@ mod tests {
         assert!(first.turn(wait(1_000_000)));
         assert_eq!(world.now(), Nanos(50_000));
         second.at(Nanos(60_000));
+        second.waker().wake();
+        assert!(!first.turn(wait(1_000_000)), "the sleep that ends is another's");
+        assert_eq!(world.now(), Nanos(50_500));
+        assert!(second.turn(wait(1_000_000)), "woken");
+        assert_eq!(world.now(), Nanos(51_000));
         drop(second);
         assert!(!first.turn(wait(20_000)));
-        assert_eq!(world.now(), Nanos(70_500), "a reactor that is gone holds nobody back");
+        assert_eq!(world.now(), Nanos(71_500), "a reactor that is gone holds nobody back");
+        let third = Agenda::new(&world);
+        assert!(!first.turn(Wait::No) && !third.turn(wait(1_000_000)));
+        assert_eq!(world.now(), Nanos(72_500), "nobody sleeps past a reactor that does not wait");
         assert!(!first.turn(Wait::No));
-        assert_eq!(world.now(), Nanos(71_000), "a loop that never waits still sees time pass");
+        assert_eq!(world.now(), Nanos(73_000), "a loop that never waits still sees time pass");
     }
 }

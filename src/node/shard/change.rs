@@ -14,6 +14,7 @@ use crate::{
     base::{
         CpNumber, Lsn, ObjectId,
         limits::{BLOCK_BYTES, CHANGE_BYTES_MAX},
+        planted,
     },
     changelog::throttle::delay,
     cp::message::VolumeChange,
@@ -131,6 +132,9 @@ impl<L: LogMemory> Shard<L> {
     /// A consistency point is durable: whoever waits for space may try again.
     pub(super) fn retry_space_waiters(&mut self) {
         for id in std::mem::take(&mut self.space_waiters).into_iter().rev() {
+            if planted::is("space-waiters-forgotten") {
+                continue;
+            }
             let Some(request) = self.requests.get_mut(id) else { continue };
             if !self.options.budget.is_returning() {
                 request.space_tries += 1;
@@ -284,7 +288,11 @@ impl<L: LogMemory> Shard<L> {
                 }
                 Ok(Step::Write(first, blocks, part.clone()))
             }
-            Change::Discard(_) => Ok(Step::Free(whole_blocks(part))),
+            Change::Discard(_) => {
+                let mut whole = whole_blocks(part);
+                whole.end += u64::from(planted::is("discard-a-block-too-long"));
+                Ok(Step::Free(whole))
+            }
             Change::Zero(_, keep) => {
                 let mut merged = Vec::new();
                 for (index, old) in edges {
@@ -400,7 +408,7 @@ impl<L: LogMemory> Shard<L> {
                 let (old, new) = (volume.block_count(), size_bytes / BLOCK_BYTES);
                 if new < old {
                     // Covered by `free_cost` above.
-                    let _ = volume.free(&(new..old), lsn);
+                    let _ = if planted::is("resize-keeps-tail") { 0 } else { volume.free(&(new..old), lsn) };
                 }
                 volume.resize(*size_bytes);
             }
@@ -414,6 +422,10 @@ impl<L: LogMemory> Shard<L> {
 }
 
 fn reserve(budget: &Budget, blocks: u64, is_urgent: bool) -> Result<(), Obstacle> {
+    if planted::is("reservation-forgotten") {
+        budget.reserve_again(blocks);
+        return Ok(());
+    }
     let is_reserved = if is_urgent { budget.reserve_urgent(blocks) } else { budget.reserve(blocks) };
     if is_reserved { Ok(()) } else { Err(Obstacle::Space) }
 }
@@ -526,8 +538,8 @@ fn old_block<D: BlockDevice>(
 fn merge_outside(block: &mut BlockBuf, new: Range<usize>, old: Option<&SharedBlock>) {
     for outside in [0..new.start, new.end..twinlog_device::BLOCK_BYTES] {
         match old {
-            Some(old) => block[outside.clone()].copy_from_slice(&old[outside]),
-            None => block[outside].fill(0),
+            Some(old) if !planted::is("edge-not-merged") => block[outside.clone()].copy_from_slice(&old[outside]),
+            _ => block[outside].fill(0),
         }
     }
 }

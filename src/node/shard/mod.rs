@@ -325,6 +325,7 @@ impl<L: LogMemory> Shard<L> {
     fn freeze(&mut self, cp: CpNumber) {
         let applied = match &self.state {
             State::Serving(lane) => lane.appended(),
+            State::Replayed { .. } if planted::is("recovery-does-not-advance") => Lsn(0),
             State::Replayed { head, .. } => *head,
             _ => return,
         };
@@ -353,7 +354,9 @@ impl<L: LogMemory> Shard<L> {
         }
         while let Some(&(lsn, id)) = self.cp_waiters.first().filter(|(lsn, _)| *lsn <= applied) {
             self.cp_waiters.remove(&(lsn, id));
-            self.finish_change(id);
+            if !planted::is("cp-waiters-forgotten") {
+                self.finish_change(id);
+            }
         }
         if !self.cp_waiters.is_empty() {
             self.want_cp();
@@ -398,7 +401,7 @@ impl<L: LogMemory> Shard<L> {
         self.stable_waiters.clear();
         self.cp_waiters.clear();
         self.woken.clear();
-        for request in self.requests.drain() {
+        for request in self.requests.drain().into_iter().filter(|_| !planted::is("replies-lost-at-stop")) {
             self.reply(request, Err(VolumeError::Stopped(reason.clone())));
         }
         self.state = State::Stopped(reason);

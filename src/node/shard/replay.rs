@@ -8,7 +8,7 @@ use super::{
     request::{Change, Kind, Request, Source},
 };
 use crate::{
-    base::ObjectId,
+    base::{ObjectId, planted},
     changelog::scan::{Scan, ScanEnd, ScanStart, ScanStep},
     cp::message::{ShardOpening, ToCoordinator, VolumeChange},
     format::{
@@ -61,6 +61,9 @@ impl<L: LogMemory> Shard<L> {
                     Ok(ScanStep::Record(record)) => {
                         replay.records += 1;
                         replay.object_max = replay.object_max.max(record.draft.object);
+                        if planted::is("replay-skips-discards") && record.draft.kind == RecordKind::Discard {
+                            continue;
+                        }
                         match self.replay_request(io, record) {
                             Ok(id) => id,
                             Err(reason) => return self.fail(reason),

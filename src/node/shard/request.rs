@@ -2,7 +2,7 @@
 
 use super::Shard;
 use crate::{
-    base::{Lsn, ObjectId, ReactorIndex},
+    base::{Lsn, ObjectId, ReactorIndex, planted},
     cp::message::{ToCoordinator, VolumeChange},
     format::reference::BlockKey,
     node::request::{Extent, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply},
@@ -241,8 +241,8 @@ impl<L: LogMemory> Shard<L> {
         let needs_cp = match &request.kind {
             Kind::Read { .. } => return self.finish_read(id),
             Kind::Status { .. } => return self.finish_status(id),
-            Kind::Flush => true,
-            Kind::Change { durable, .. } => *durable,
+            Kind::Flush => !planted::is("flush-ignored"),
+            Kind::Change { durable, .. } => *durable && !planted::is("fua-ignored"),
         };
         let lsn = request.lsn;
         if needs_cp && self.is_volatile() && self.is_above_cp(lsn) {

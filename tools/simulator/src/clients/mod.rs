@@ -1,0 +1,197 @@
+//! Clients: what they ask, what they hear, and the two ways between them and the engine.
+//!
+//! A [`Port`] is a front end without a protocol: requests go to the engine's own interface, which is fast. An NBD
+//! [`Session`](nbd::Session) goes through the real front end over a simulated network.
+
+pub mod nbd;
+
+use std::{cell::RefCell, collections::VecDeque, ops::Range, rc::Rc};
+use twinlog::{
+    base::ObjectId,
+    node::request::{
+        DataRun, Extent, Payload, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply, VolumeRequest,
+        VolumeService,
+    },
+    serve::{FrontEnd, NbdServer},
+};
+use twinlog_device::{BlockPool, Nanos, Network};
+use twinlog_sim::SimWaker;
+
+use crate::pattern::{self, WriteId};
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Return the bytes.
+    Read(Range<u64>),
+    /// Write the pattern of an id.
+    Write(Range<u64>, WriteId, bool),
+    /// Free.
+    Discard(Range<u64>, bool),
+    /// Zero; the middle flag: blocks may be freed.
+    Zero(Range<u64>, bool, bool),
+    /// Make lasting what was answered.
+    Flush,
+    /// Tell what is allocated.
+    Status(Range<u64>),
+}
+
+/// What a client hears.
+#[derive(Debug)]
+pub enum Answer {
+    /// Done.
+    Done,
+    /// The bytes of a read.
+    Data(Vec<u8>),
+    /// Extents.
+    Extents(Vec<Extent>),
+    /// Not done.
+    Refused(Refusal),
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No such volume, or beyond its end.
+    NotThere,
+    /// The pool is full.
+    NoSpace,
+    /// A block cannot be read, or the pool has stopped: NBD does not tell these apart.
+    Failed(String),
+    /// The node is shutting down.
+    ShuttingDown,
+}
+
+/// Requests and replies of one reactor, without a protocol.
+pub struct Port {
+    state: RefCell<PortState>,
+    waker: SimWaker,
+}
+
+#[derive(Default)]
+struct PortState {
+    outgoing: VecDeque<VolumeRequest>,
+    incoming: VecDeque<VolumeReply>,
+    in_flight: usize,
+    is_stopping: bool,
+}
+
+impl Port {
+    /// A port whose reactor is woken by `waker`.
+    #[must_use]
+    pub fn new(waker: SimWaker) -> Rc<Self> {
+        Rc::new(Self { state: RefCell::default(), waker })
+    }
+
+    /// Submits a request; false while memory is short.
+    #[must_use]
+    pub fn submit(&self, blocks: &BlockPool, id: u64, volume: ObjectId, ask: &Ask) -> bool {
+        let operation = match ask.clone() {
+            Ask::Read(range) => VolumeOperation::Read(range),
+            Ask::Write(range, write, durable) => {
+                let Some(mut payload) = Payload::allocate(blocks, range.clone()) else { return false };
+                let mut position = 0;
+                while position < range.end - range.start {
+                    let part = payload.part_mut(position);
+                    pattern::fill(write, range.start + position, part);
+                    position += part.len() as u64;
+                }
+                VolumeOperation::Write { payload, durable }
+            }
+            Ask::Discard(range, durable) => VolumeOperation::Discard { range, durable },
+            Ask::Zero(range, may_free, durable) => VolumeOperation::WriteZeroes { range, may_free, durable },
+            Ask::Flush => VolumeOperation::Flush,
+            Ask::Status(range) => VolumeOperation::BlockStatus { range, extents_max: 8 },
+        };
+        let tag = RequestTag { session: 0, request: id };
+        self.state.borrow_mut().outgoing.push_back(VolumeRequest { tag, volume, operation });
+        self.waker.wake();
+        true
+    }
+
+    /// The next answer, with the id of its request.
+    #[must_use]
+    pub fn answer(&self) -> Option<(u64, Answer)> {
+        let reply = self.state.borrow_mut().incoming.pop_front()?;
+        let answer = match reply.result {
+            Ok(ReplyData::Done) => Answer::Done,
+            Ok(ReplyData::Data(runs)) => Answer::Data(bytes_of(&runs)),
+            Ok(ReplyData::Extents(extents)) => Answer::Extents(extents),
+            Err(error) => Answer::Refused(match error {
+                VolumeError::NoSuchVolume | VolumeError::OutOfRange => Refusal::NotThere,
+                VolumeError::NoSpace => Refusal::NoSpace,
+                VolumeError::Unreadable { .. } | VolumeError::Stopped(_) => Refusal::Failed(error.to_string()),
+                VolumeError::ShuttingDown => Refusal::ShuttingDown,
+            }),
+        };
+        Some((reply.tag.request, answer))
+    }
+}
+
+fn bytes_of(runs: &[DataRun]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for run in runs {
+        match run {
+            DataRun::Block(block, part) => bytes.extend_from_slice(&block[part.clone()]),
+            DataRun::Zeroes(length) => bytes.resize(bytes.len() + crate::setup::index(*length), 0),
+        }
+    }
+    bytes
+}
+
+/// The front end of a simulated reactor.
+pub enum Front {
+    /// The real one.
+    Nbd(Box<NbdServer>),
+    /// None: a port.
+    Direct(Rc<Port>),
+}
+
+impl<N: Network> FrontEnd<N> for Front {
+    fn poll<S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
+        match self {
+            Self::Nbd(server) => server.poll(net, service, now),
+            Self::Direct(port) => {
+                let mut state = port.state.borrow_mut();
+                let mut moved = false;
+                while service.has_room()
+                    && let Some(request) = state.outgoing.pop_front()
+                {
+                    state.in_flight += 1;
+                    service.submit(request);
+                    moved = true;
+                }
+                while let Some(reply) = service.poll_reply() {
+                    state.in_flight -= 1;
+                    state.incoming.push_back(reply);
+                    moved = true;
+                }
+                moved
+            }
+        }
+    }
+
+    fn stop(&mut self, now: Nanos) {
+        match self {
+            Self::Nbd(server) => server.stop(now),
+            Self::Direct(port) => port.state.borrow_mut().is_stopping = true,
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        match self {
+            Self::Nbd(server) => server.is_stopped(),
+            Self::Direct(port) => {
+                let state = port.state.borrow();
+                state.is_stopping && state.in_flight == 0 && state.outgoing.is_empty()
+            }
+        }
+    }
+
+    fn connection_count(&self) -> usize {
+        match self {
+            Self::Nbd(server) => server.connection_count(),
+            Self::Direct(_) => 0,
+        }
+    }
+}

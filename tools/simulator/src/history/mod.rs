@@ -1,0 +1,531 @@
+//! One history: several lives of a node, each ended by a crash or in order, and a last one in which everything must work.
+//!
+//! # Life cycle
+//!
+//! ```text
+//! new machine --> life: start, recover, verify all, work --+--> last life: heal, verify, work, everything answers, CP, check, stop,
+//!                  ^                                       |               start once more and verify
+//!                  +--- kill, power cut, or clean stop <---+
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Everything is drawn from the seed; two runs of one seed are the same to the last byte.
+//! 2. The oracles use nothing of the engine but its answers.
+//! 3. An error of the engine is accepted only where a fault of this life excuses it ([`Excuse`]).
+
+mod damage;
+mod recovery;
+mod replies;
+mod work;
+
+use crate::{
+    clients::{Ask, nbd},
+    cluster::{Cluster, Machine, Node},
+    fault::{Class, Damage, Excuse, Tally},
+    model::{DataOracle, Loss, Model},
+    pattern::WriteId,
+    setup::{Setup, Weakness},
+};
+use serde::Serialize;
+use std::{collections::BTreeMap, fmt};
+use twinlog::{base::ObjectId, node::admin::AdminReply};
+use twinlog_device::{Prng, Wait};
+use twinlog_sim::{Agenda, Fault, FaultPlan, LogMedium};
+
+/// Turns in which something must happen: a client that waits for longer waits for ever.
+const PATIENCE: u64 = 40_000;
+
+/// What found something wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Oracle {
+    /// The data of volumes.
+    Data(DataOracle),
+    /// `pool check`: reachable = allocated, no double use, every checksum true.
+    Check,
+    /// Everything is answered, and recovery ends.
+    Liveness,
+    /// No error without a fault that excuses it.
+    Error,
+    /// Volumes are made, resized and deleted as answered.
+    Volumes,
+    /// Damage is found and named.
+    Damage,
+    /// The protocol's own rules.
+    Protocol,
+    /// The engine's own assertions.
+    Assertion,
+}
+
+impl fmt::Display for Oracle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Data(oracle) => return oracle.fmt(formatter),
+            Self::Check => "pool check",
+            Self::Liveness => "liveness",
+            Self::Error => "error without a fault",
+            Self::Volumes => "set of volumes",
+            Self::Damage => "damage not named",
+            Self::Protocol => "protocol",
+            Self::Assertion => "assertion",
+        })
+    }
+}
+
+/// Something that must not be.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// Who found it.
+    pub oracle: Oracle,
+    /// A sentence.
+    pub what: String,
+}
+
+/// Why a life goes no further.
+pub(crate) enum Halt {
+    /// The planned crash.
+    Crash,
+    /// The pool has stopped, and a fault excuses it.
+    Stopped(String),
+    /// An oracle.
+    Found(Violation),
+}
+
+impl From<(DataOracle, String)> for Halt {
+    fn from((oracle, what): (DataOracle, String)) -> Self {
+        found(Oracle::Data(oracle), what)
+    }
+}
+
+pub(crate) fn found(oracle: Oracle, what: impl Into<String>) -> Halt {
+    Halt::Found(Violation { oracle, what: what.into() })
+}
+
+/// How a life ends, unless it ends earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Kill,
+    PowerCut,
+    CleanStop,
+}
+
+/// What one history did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Figures {
+    /// Lives.
+    pub lives: u64,
+    /// Changes that were answered with success.
+    pub answered_changes: u64,
+    /// Reads that were compared.
+    pub reads: u64,
+    /// Bytes that were compared.
+    pub verified_bytes: u64,
+    /// Records that recoveries performed.
+    pub replayed_records: u64,
+    /// Pool checks.
+    pub checks: u64,
+    /// Recoveries that ended with verified volumes.
+    pub recoveries: u64,
+    /// Histories that ended because unrepairable damage was named and the pool refused.
+    pub refused_for_damage: u64,
+    /// Turns of all reactors.
+    pub turns: u64,
+}
+
+impl Figures {
+    /// Adds another history's.
+    pub fn add(&mut self, other: &Self) {
+        self.lives += other.lives;
+        self.answered_changes += other.answered_changes;
+        self.reads += other.reads;
+        self.verified_bytes += other.verified_bytes;
+        self.replayed_records += other.replayed_records;
+        self.checks += other.checks;
+        self.recoveries += other.recoveries;
+        self.refused_for_damage += other.refused_for_damage;
+        self.turns += other.turns;
+    }
+}
+
+/// What came of a history.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its seed.
+    pub seed: u64,
+    /// What was wrong, if anything.
+    pub violation: Option<Violation>,
+    /// What it did.
+    pub figures: Figures,
+    /// Faults.
+    pub tally: Tally,
+    /// A number that differs when anything differs.
+    pub digest: u64,
+}
+
+/// A request under way.
+struct Flying {
+    ask: Ask,
+    volume: ObjectId,
+    write: Option<WriteId>,
+    began: u64,
+    /// Its volume is being made smaller or deleted: it may not be there.
+    may_be_absent: bool,
+    /// It belongs to the verification after a recovery.
+    is_verification: bool,
+}
+
+/// An order to the control side under way.
+enum Order {
+    Create { name: String, size_bytes: u64 },
+    Resize { id: ObjectId, size_bytes: u64, cut: Option<WriteId> },
+    Delete { id: ObjectId },
+    Checkpoint { began: u64 },
+    Check,
+    Status,
+    List,
+    Stop,
+}
+
+/// A history being run.
+pub struct History {
+    setup: Setup,
+    cluster: Cluster,
+    prng: Prng,
+    model: Model,
+    node: Option<Node>,
+    sessions: Vec<Option<nbd::Session>>,
+    flying: BTreeMap<u64, Flying>,
+    next_id: u64,
+    order: Option<(Order, crossbeam_channel::Receiver<AdminReply>)>,
+    /// The last answer to `List` or `Check`.
+    listed: Option<Vec<(ObjectId, String, u64)>>,
+    checked: Option<Vec<String>>,
+    /// An order whose effect a crash has made uncertain.
+    uncertain: Option<Order>,
+    excuse: Excuse,
+    /// Turns left before the planned crash.
+    turns_left: u64,
+    is_recovering: bool,
+    is_stopping: bool,
+    is_steady: bool,
+    /// The life ended quietly: every lane has proved its newest record.
+    has_rested: bool,
+    /// A read failed in this life's verification.
+    unreadable: Option<String>,
+    quiet_turns: u64,
+    tally: Tally,
+    figures: Figures,
+    digest: u64,
+    is_traced: bool,
+}
+
+/// Runs the history of `seed`.
+#[must_use]
+pub fn run(seed: u64, is_traced: bool) -> Outcome {
+    let mut prng = Prng::new(seed);
+    let setup = Setup::draw(&mut prng);
+    run_as(seed, setup, is_traced)
+}
+
+/// Runs a history with a setup that is not drawn.
+#[must_use]
+pub fn run_as(seed: u64, setup: Setup, is_traced: bool) -> Outcome {
+    let mut history = History::new(seed, setup, is_traced);
+    let result = history.lives();
+    history.figures.verified_bytes = history.model.verified_bytes;
+    history.tally.add_world(&history.cluster.world);
+    let end =
+        history.cluster.machines[0].digest() ^ history.cluster.world.now().0 ^ history.cluster.world.steps() << 20;
+    Outcome {
+        seed,
+        violation: result.err(),
+        digest: history.digest ^ end,
+        figures: history.figures,
+        tally: history.tally,
+    }
+}
+
+impl History {
+    fn new(seed: u64, setup: Setup, is_traced: bool) -> Self {
+        let cluster = Cluster::new(seed, &setup);
+        let model = Model::new(setup.answers_last());
+        let history = Self {
+            prng: Prng::new(seed ^ 0x5EED),
+            sessions: (0..setup.sessions).map(|_| None).collect(),
+            setup,
+            cluster,
+            model,
+            node: None,
+            flying: BTreeMap::new(),
+            next_id: 0,
+            order: None,
+            listed: None,
+            checked: None,
+            uncertain: None,
+            excuse: Excuse::default(),
+            turns_left: u64::MAX,
+            is_recovering: false,
+            is_stopping: false,
+            is_steady: false,
+            has_rested: false,
+            unreadable: None,
+            quiet_turns: 0,
+            tally: Tally::default(),
+            figures: Figures::default(),
+            digest: 0,
+            is_traced,
+        };
+        history.note(|history| format!("{:?}", history.setup));
+        history
+    }
+
+    fn note(&self, line: impl FnOnce(&Self) -> String) {
+        if self.is_traced {
+            // At once: a panic must not take it along.
+            println!("{:>12} {}", self.cluster.world.now().0, line(self));
+        }
+    }
+
+    fn machine(&self) -> &Machine {
+        &self.cluster.machines[0]
+    }
+
+    fn node(&self) -> &Node {
+        self.node.as_ref().expect("a life has a node")
+    }
+
+    fn is_damaged(&self) -> bool {
+        self.setup.damage.is_some() && Damage::was_done(&self.cluster.world)
+    }
+
+    fn lives(&mut self) -> Result<(), Violation> {
+        for life in 0..self.setup.lives {
+            self.life(life)?;
+            self.between_lives()?;
+        }
+        self.last_life()
+    }
+
+    /// One life, to its end.
+    fn life(&mut self, life: u32) -> Result<(), Violation> {
+        self.figures.lives += 1;
+        self.excuse.read = false;
+        self.excuse.stop = false;
+        let mut ending = match self.prng.below(8) {
+            0 => Ending::CleanStop,
+            1..=4 => Ending::PowerCut,
+            _ => Ending::Kill,
+        };
+        self.plan_faults();
+        self.plan_crash();
+        match self.setup.weakness {
+            Some(Weakness::NoPowerCut) if ending == Ending::PowerCut => ending = Ending::Kill,
+            Some(Weakness::NoCrash) => {
+                ending = Ending::CleanStop;
+                self.turns_left = u64::MAX;
+                self.cluster.world.recover();
+            }
+            _ => {}
+        }
+        let requests = self.prng.between(1, self.setup.requests_max);
+        let halt = self.live(requests, ending == Ending::CleanStop);
+        self.note(|history| format!("life {life} ends: {ending:?}, phase {}", history.node().phase()));
+        match halt {
+            Ok(()) if ending == Ending::CleanStop => {
+                self.end_process(Ending::Kill, true);
+                Ok(())
+            }
+            Ok(()) | Err(Halt::Crash) => {
+                self.end_process(if ending == Ending::PowerCut { ending } else { Ending::Kill }, false);
+                Ok(())
+            }
+            Err(Halt::Stopped(reason)) => {
+                self.note(|_| format!("the pool has stopped: {reason}"));
+                self.end_process(if ending == Ending::PowerCut { ending } else { Ending::Kill }, false);
+                Ok(())
+            }
+            Err(Halt::Found(violation)) => Err(violation),
+        }
+    }
+
+    fn live(&mut self, requests: u64, stops: bool) -> Result<(), Halt> {
+        self.recover()?;
+        self.work(requests)?;
+        if self.setup.damage == Some(Damage::LogRot) {
+            self.rest()?;
+        }
+        if stops { self.stop() } else { Ok(()) }
+    }
+
+    fn plan_crash(&mut self) {
+        self.turns_left = u64::MAX;
+        match self.prng.below(4) {
+            0 => {
+                let steps = self.cluster.world.steps() + self.prng.below(600);
+                self.cluster.world.crash_at_step(steps);
+            }
+            1 => self.turns_left = self.prng.between(1, 150),
+            2 => self.turns_left = self.prng.between(1, 2000),
+            _ => {}
+        }
+    }
+
+    /// Draws what goes wrong in this life.
+    fn plan_faults(&mut self) {
+        let mut plan = FaultPlan::default();
+        if self.prng.chance(1, 4) {
+            plan = plan.with(Fault::SlowOperation, 30_000);
+        }
+        match self.setup.damage {
+            Some(Damage::Rot) => plan = plan.with(Fault::BitRot, 20_000),
+            Some(Damage::LostWrite) => plan = plan.with(Fault::LostWrite, 20_000),
+            Some(Damage::MisdirectedWrite) => plan = plan.with(Fault::MisdirectedWrite, 20_000),
+            Some(Damage::RotAtRest | Damage::LogRot) | None => {}
+        }
+        self.machine().set_faults(&plan);
+        if self.setup.has_errors && self.prng.chance(2, 3) {
+            self.plan_error();
+        }
+    }
+
+    /// Arms one error of a device.
+    fn plan_error(&mut self) {
+        let (skipped, lane) = (self.prng.below(60), self.prng.below(u64::from(self.setup.lanes)));
+        let disk = self.prng.below(self.setup.device_blocks.len() as u64);
+        let medium = self.machine().media[crate::setup::index(disk)].clone();
+        let log = self.machine().logs[crate::setup::index(lane)].clone();
+        self.excuse.stop = true;
+        match self.prng.below(6) {
+            0 => {
+                medium.arm(Fault::ReadError, skipped / 2);
+                self.excuse.read = true;
+            }
+            1 => medium.arm(Fault::WriteError, skipped),
+            2 => {
+                medium.arm(Fault::DeviceGone, skipped);
+                self.excuse.read = true;
+            }
+            3 => medium.arm(Fault::NoSpace, skipped),
+            4 => log.fail_persist_after(skipped / 2),
+            _ => log.fail_read_after(skipped % 4),
+        }
+    }
+
+    /// Ends the process, in order or not, and tells the model.
+    fn end_process(&mut self, ending: Ending, in_order: bool) {
+        let at_step = self.cluster.world.crashed();
+        let had_work = !self.flying.is_empty() || self.order.is_some();
+        let (is_recovering, is_process) = (self.is_recovering, ending == Ending::Kill);
+        // Clients go with the node: their ends are closed before anything else happens.
+        self.sessions.iter_mut().for_each(|session| *session = None);
+        self.node = None;
+        let mut prng = self.prng.fork();
+        if self.setup.weakness == Some(Weakness::WholeLog) {
+            self.machine().logs.iter().for_each(LogMedium::land_all);
+        }
+        let before = self.log_images(ending);
+        if is_process {
+            self.machine().process_kill(&mut prng)
+        } else {
+            self.machine().power_cut(&mut prng)
+        }
+        self.cluster.world.recover();
+        let loss = self.lose_log(before, ending, &mut prng);
+        self.machine().renew_log();
+        if in_order {
+            self.model.stopped();
+        } else {
+            self.model.crash(loss);
+            let class = if is_process { Class::Kill } else { Class::PowerCut };
+            self.tally.count(class, had_work);
+            if at_step {
+                self.tally.count(Class::StepCrash, had_work);
+            }
+            if is_recovering {
+                self.tally.count(Class::CrashInRecovery, true);
+            }
+            if let Some((order, _)) = self.order.take()
+                && matches!(order, Order::Create { .. } | Order::Resize { .. } | Order::Delete { .. })
+            {
+                self.uncertain = Some(order);
+            }
+        }
+        self.flying.clear();
+        self.order = None;
+        self.machine().heal();
+        self.settle_clock();
+    }
+
+    /// A little time passes while nothing runs.
+    fn settle_clock(&self) {
+        Agenda::new(&self.cluster.world).turn(Wait::No);
+    }
+
+    /// What the log held at the start of the life, where a power cut can bring it back.
+    fn log_images(&self, ending: Ending) -> Vec<Vec<u8>> {
+        let is_lost = ending == Ending::PowerCut && self.setup.durability == twinlog_device::DurabilityClass::Process;
+        if is_lost { self.machine().logs.iter().map(|log| log.image()).collect() } else { Vec::new() }
+    }
+
+    /// Takes from a log what does not outlive the crash.
+    fn lose_log(&mut self, images: Vec<Vec<u8>>, ending: Ending, prng: &mut Prng) -> Loss {
+        use twinlog_device::DurabilityClass;
+        match (self.setup.durability, ending) {
+            (DurabilityClass::Durable, _) | (DurabilityClass::Process, Ending::Kill) => Loss::Unanswered,
+            (DurabilityClass::Volatile, _) => {
+                self.tally.count(Class::LogNotKept, !self.flying.is_empty() || self.figures.answered_changes > 0);
+                Loss::NotLasting
+            }
+            (DurabilityClass::Process, _) => {
+                let mut has_lost = false;
+                for (log, mut image) in self.machine().logs.iter().zip(images) {
+                    // Pages that the kernel had not written are as they were made: zeroes, or an older lap.
+                    for page in image.chunks_mut(4096).skip(1) {
+                        if prng.chance(1, 2) {
+                            has_lost |= page.iter().any(|&byte| byte != 0);
+                            page.fill(0);
+                        }
+                    }
+                    log.restore(&image);
+                }
+                self.excuse.hole |= has_lost;
+                self.tally.count(Class::LogNotKept, has_lost);
+                Loss::NotLasting
+            }
+        }
+    }
+
+    /// Everything heals, and everything must work.
+    fn last_life(&mut self) -> Result<(), Violation> {
+        self.figures.lives += 2;
+        self.excuse.read = false;
+        self.excuse.stop = false;
+        self.turns_left = u64::MAX;
+        let halt = self.end_well();
+        match halt {
+            Err(Halt::Found(violation)) => return Err(violation),
+            Err(Halt::Crash) => unreachable!("no crash is planned"),
+            Err(Halt::Stopped(reason)) => {
+                self.note(|_| format!("the pool has stopped: {reason}"));
+                self.figures.refused_for_damage += 1;
+            }
+            Ok(()) => {}
+        }
+        self.end_process(Ending::Kill, false);
+        Ok(())
+    }
+
+    fn end_well(&mut self) -> Result<(), Halt> {
+        self.recover()?;
+        self.work(4)?;
+        self.finish_requests()?;
+        if self.setup.fills_pool && !self.is_damaged() {
+            self.empty_and_use_again()?;
+        }
+        self.checkpoint()?;
+        self.check_pool()?;
+        self.stop()?;
+        self.end_process(Ending::PowerCut, true);
+        self.recover()
+    }
+}

@@ -1,0 +1,108 @@
+//! A start, and what must be true when the pool is open: volumes, every byte, the pool's own maps.
+
+use super::{Halt, History, Oracle, Order, found};
+use crate::{
+    clients::Ask,
+    setup::{BLOCK, index},
+};
+use std::collections::BTreeMap;
+use twinlog::{base::ObjectId, node::admin::AdminRequest};
+
+/// Bytes of one read of the verification.
+const READ_BYTES: u64 = 16 * BLOCK;
+
+impl History {
+    /// Starts a process, waits until it serves, and verifies everything.
+    pub(super) fn recover(&mut self) -> Result<(), Halt> {
+        let reactors_max = u64::from(self.setup.reactors_max);
+        let count = u16::try_from(self.prng.between(1, reactors_max)).expect("at most two");
+        self.note(|_| format!("start with {count} reactors"));
+        self.node = Some(self.machine().start(count));
+        self.quiet_turns = 0;
+        self.unreadable = None;
+        self.has_rested = false;
+        self.is_recovering = true;
+        self.until(|history| history.node().is_serving())?;
+        self.ask(Order::Status, AdminRequest::Status)?;
+        self.compare_volumes()?;
+        self.read_everything()?;
+        self.model.judge_crash()?;
+        self.is_recovering = false;
+        self.check_pool()?;
+        self.figures.recoveries += 1;
+        self.excuse.hole = false;
+        Ok(())
+    }
+
+    fn ask(&mut self, order: Order, request: AdminRequest) -> Result<(), Halt> {
+        let replies = self.node().call(request).expect("nothing else was ordered");
+        self.order = Some((order, replies));
+        self.until(|history| history.order.is_none())
+    }
+
+    /// Compares the volumes that exist with those that should.
+    fn compare_volumes(&mut self) -> Result<(), Halt> {
+        self.ask(Order::List, AdminRequest::VolumeList)?;
+        let listed = self.listed.take().ok_or_else(|| found(Oracle::Volumes, "volumes cannot be listed"))?;
+        let listed: BTreeMap<ObjectId, (String, u64)> =
+            listed.into_iter().map(|(id, name, size_bytes)| (id, (name, size_bytes))).collect();
+        match self.uncertain.take() {
+            Some(Order::Create { name, size_bytes }) => {
+                let known = self.model.volumes().iter().find(|(_, volume)| volume.name == name).map(|(&id, _)| id);
+                let made = listed.iter().find(|(_, (found, _))| *found == name).map(|(&id, _)| id);
+                match (known, made) {
+                    (None, Some(id)) => self.model.create(id, &name, size_bytes),
+                    (Some(id), None) => self.model.delete(id),
+                    _ => {}
+                }
+            }
+            Some(Order::Resize { id, size_bytes, cut }) => {
+                let has_happened = listed.get(&id).is_some_and(|(_, size)| *size == size_bytes);
+                if has_happened {
+                    self.model.resize(id, size_bytes);
+                } else if let Some(cut) = cut {
+                    self.model.refuse_write(cut);
+                }
+            }
+            Some(Order::Delete { id }) if !listed.contains_key(&id) => self.model.delete(id),
+            _ => {}
+        }
+        let missing: Vec<ObjectId> = self
+            .model
+            .volumes()
+            .iter()
+            .filter(|(id, volume)| !volume.is_lasting && !listed.contains_key(id))
+            .map(|(&id, _)| id)
+            .collect();
+        missing.into_iter().for_each(|id| self.model.delete(id));
+        let expected: BTreeMap<ObjectId, (String, u64)> =
+            self.model.volumes().iter().map(|(&id, volume)| (id, (volume.name.clone(), volume.size_bytes))).collect();
+        if listed != expected {
+            return Err(found(Oracle::Volumes, format!("there are {listed:?}, not {expected:?}")));
+        }
+        Ok(())
+    }
+
+    /// Reads every byte of every volume.
+    fn read_everything(&mut self) -> Result<(), Halt> {
+        let volumes: Vec<(ObjectId, u64)> =
+            self.model.volumes().iter().map(|(&id, volume)| (id, volume.size_bytes)).collect();
+        for (volume, size_bytes) in volumes {
+            let session = index(self.prng.below(self.setup.sessions as u64));
+            let mut offset = 0;
+            while offset < size_bytes {
+                if self.setup.is_nbd {
+                    self.until(|history| history.is_connected(session, volume))?;
+                }
+                // Larger steps where the pool is to be filled: most of it is holes.
+                let step = if self.setup.fills_pool { 8 * READ_BYTES } else { READ_BYTES };
+                let end = (offset + step).min(size_bytes);
+                let ask = Ask::Read(offset..end);
+                self.until(|history| history.flying.len() < 4 && history.fly(session, volume, ask.clone(), true))?;
+                offset = end;
+            }
+            self.until(|history| history.flying.is_empty())?;
+        }
+        Ok(())
+    }
+}

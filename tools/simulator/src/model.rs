@@ -1,0 +1,627 @@
+//! The oracle of data: which bytes a volume may return, now and after a crash.
+//!
+//! # Theory
+//!
+//! A volume is cut into segments of bytes with the same history. A segment has **candidates**: writes of which each may be the one whose
+//! bytes a read returns. Time is a counter of events. A write is *settled* once it has certainly happened: it was answered, or a read has
+//! returned it (rule R5: what was read never vanishes), or the process that had it in hand is gone.
+//!
+//! # Rules (register linearizability per byte)
+//!
+//! 1. When a write `w` is answered, every candidate that was settled before `w` was submitted is dead: certainly overwritten.
+//! 2. When a read that was submitted at `r` returns `w`, every other candidate that was settled before `r` is dead.
+//! 3. A read that was submitted at `r` may return a candidate that lives, or died after `r`; nothing else.
+//! 4. After a crash that keeps the log, exactly the living candidates are possible; after one that loses the log, everything that no
+//!    *lasting* write has overwritten: one that a flush, FUA or a consistency point has made durable.
+//! 5. A change of at most one record is atomic across a crash: bytes of a write that was not answered, and in the same range bytes that
+//!    it has certainly overwritten, are a change half applied.
+//!
+//! Different writes can have the same bytes (zeroes). A read that fits several candidates proves only what is true of all of them.
+
+use crate::pattern::{Fill, WriteId, matches};
+use std::{collections::BTreeMap, fmt, ops::Range};
+use twinlog::base::ObjectId;
+
+/// What the model found wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DataOracle {
+    /// A read returned what was overwritten before it began.
+    StaleRead,
+    /// After a crash an answered change is gone, or one that had been read.
+    Lost,
+    /// After a crash a change is there in part.
+    HalfApplied,
+    /// Bytes that nobody wrote there.
+    Corrupt,
+}
+
+impl fmt::Display for DataOracle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::StaleRead => "stale read",
+            Self::Lost => "answered change lost",
+            Self::HalfApplied => "change half applied",
+            Self::Corrupt => "corrupt data",
+        })
+    }
+}
+
+/// What is wrong, and a sentence.
+pub type DataFault = (DataOracle, String);
+
+/// One of the writes that a segment may hold.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    write: WriteId,
+    /// When it was certainly overwritten; `u64::MAX`: it was not.
+    dead_at: u64,
+    /// Whether something durable has overwritten it.
+    is_buried: bool,
+}
+
+impl Candidate {
+    fn new(write: WriteId) -> Self {
+        Self { write, dead_at: u64::MAX, is_buried: false }
+    }
+
+    fn is_alive(&self) -> bool {
+        self.dead_at == u64::MAX
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Segment {
+    start: u64,
+    end: u64,
+    candidates: Vec<Candidate>,
+}
+
+/// A write of the history.
+#[derive(Clone, Debug)]
+struct Write {
+    volume: ObjectId,
+    range: Range<u64>,
+    fill: Fill,
+    submitted: u64,
+    /// `u64::MAX`: it may not have happened yet.
+    settled: u64,
+    /// Whether a read has returned it before it was answered.
+    was_read: bool,
+    is_pending: bool,
+}
+
+/// A volume's possible content.
+#[derive(Clone, Debug)]
+pub struct VolumeModel {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Whether a consistency point contains it.
+    pub is_lasting: bool,
+    segments: Vec<Segment>,
+}
+
+/// How much of the past a crash takes along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Nothing that was answered.
+    Unanswered,
+    /// What was not made durable by a flush, FUA or consistency point.
+    NotLasting,
+}
+
+/// The model of all volumes.
+#[derive(Debug)]
+pub struct Model {
+    volumes: BTreeMap<ObjectId, VolumeModel>,
+    writes: Vec<Write>,
+    now: u64,
+    /// Submission times of reads in flight.
+    reads: Vec<u64>,
+    /// Whether an answer alone makes a change outlive every crash.
+    answers_last: bool,
+    /// Writes that were not settled, or not lasting, at the last crash: judged when everything has been read again.
+    at_crash: Vec<WriteId>,
+    /// When everything was read after the last crash: older writes are decided.
+    recovered_at: u64,
+    /// Bytes compared.
+    pub verified_bytes: u64,
+}
+
+impl Model {
+    /// No volumes. `answers_last`: the log outlives every crash.
+    #[must_use]
+    pub fn new(answers_last: bool) -> Self {
+        let zeroes = Write {
+            volume: ObjectId(0),
+            range: 0..u64::MAX,
+            fill: Fill::Zeroes,
+            submitted: 0,
+            settled: 0,
+            was_read: false,
+            is_pending: false,
+        };
+        Self {
+            volumes: BTreeMap::new(),
+            writes: vec![zeroes],
+            now: 0,
+            reads: Vec::new(),
+            answers_last,
+            at_crash: Vec::new(),
+            recovered_at: 0,
+            verified_bytes: 0,
+        }
+    }
+
+    /// The volumes.
+    #[must_use]
+    pub fn volumes(&self) -> &BTreeMap<ObjectId, VolumeModel> {
+        &self.volumes
+    }
+
+    /// A volume was made: zeroes.
+    pub fn create(&mut self, id: ObjectId, name: &str, size_bytes: u64) {
+        let segments = vec![Segment { start: 0, end: size_bytes, candidates: vec![Candidate::new(WriteId(0))] }];
+        self.volumes
+            .insert(id, VolumeModel { name: name.to_owned(), size_bytes, is_lasting: self.answers_last, segments });
+    }
+
+    /// A volume is gone.
+    pub fn delete(&mut self, id: ObjectId) {
+        self.volumes.remove(&id);
+    }
+
+    /// A volume has another size. What is new reads as zeroes, or as a write that is still under way.
+    pub fn resize(&mut self, id: ObjectId, size_bytes: u64) {
+        let old = self.volumes[&id].size_bytes;
+        let pending: Vec<WriteId> = self.pending(id).collect();
+        let volume = self.volumes.get_mut(&id).expect("the caller names a volume that exists");
+        volume.size_bytes = size_bytes;
+        if size_bytes <= old {
+            volume.segments.retain(|segment| segment.start < size_bytes);
+            if let Some(last) = volume.segments.last_mut() {
+                last.end = last.end.min(size_bytes);
+            }
+            return;
+        }
+        volume.segments.push(Segment { start: old, end: size_bytes, candidates: vec![Candidate::new(WriteId(0))] });
+        for write in pending {
+            self.add(write, old..size_bytes);
+        }
+    }
+
+    fn pending(&self, volume: ObjectId) -> impl Iterator<Item = WriteId> + '_ {
+        let of_volume = move |(_, write): &(u32, &Write)| write.is_pending && write.volume == volume;
+        (0..).zip(&self.writes).filter(of_volume).map(|(index, _)| WriteId(index))
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.now += 1;
+        self.now
+    }
+
+    /// A write is about to be submitted; returns its id. `range` are the bytes that it changes, which may be none.
+    pub fn begin_write(&mut self, volume: ObjectId, range: Range<u64>, fill: Fill) -> WriteId {
+        let submitted = self.tick();
+        let id = WriteId(u32::try_from(self.writes.len()).expect("histories are short"));
+        let write = Write { volume, range, fill, submitted, settled: u64::MAX, was_read: false, is_pending: true };
+        self.writes.push(write);
+        self.add(id, 0..u64::MAX);
+        id
+    }
+
+    /// Makes a write a candidate wherever it and `within` meet its volume.
+    fn add(&mut self, id: WriteId, within: Range<u64>) {
+        let write = &self.writes[index(id)];
+        let range = write.range.start.max(within.start)..write.range.end.min(within.end);
+        let Some(volume) = self.volumes.get_mut(&write.volume) else { return };
+        for segment in volume.cut(&range) {
+            segment.candidates.push(Candidate::new(id));
+        }
+    }
+
+    /// A write was answered with success; `is_lasting`: durably, whatever happens.
+    pub fn end_write(&mut self, id: WriteId, is_lasting: bool) {
+        let now = self.tick();
+        let write = &mut self.writes[index(id)];
+        write.settled = write.settled.min(now);
+        write.is_pending = false;
+        let (volume, range) = (write.volume, write.range.clone());
+        self.overwrite(volume, &range, id, is_lasting || self.answers_last);
+    }
+
+    /// Rule 1 for `id` in `range`.
+    fn overwrite(&mut self, volume: ObjectId, range: &Range<u64>, id: WriteId, is_lasting: bool) {
+        let Some(volume) = self.volumes.get_mut(&volume) else { return };
+        let (writes, now) = (&self.writes, self.now);
+        let oldest_read = self.reads.iter().copied().min().unwrap_or(now);
+        let submitted = writes[index(id)].submitted;
+        for segment in volume.meeting(range) {
+            for candidate in &mut segment.candidates {
+                if candidate.write != id && writes[index(candidate.write)].settled <= submitted {
+                    candidate.dead_at = candidate.dead_at.min(now);
+                    candidate.is_buried |= is_lasting;
+                }
+            }
+            segment.candidates.retain(|candidate| candidate.dead_at > oldest_read || !candidate.is_buried);
+        }
+    }
+
+    /// A write was refused: it never happens.
+    pub fn refuse_write(&mut self, id: WriteId) {
+        let write = &mut self.writes[index(id)];
+        write.is_pending = false;
+        let (volume, range) = (write.volume, write.range.clone());
+        let Some(volume) = self.volumes.get_mut(&volume) else { return };
+        for segment in volume.meeting(&range) {
+            segment.candidates.retain(|candidate| candidate.write != id);
+        }
+    }
+
+    /// A read, flush or consistency point is about to be submitted: returns the time.
+    pub fn begin(&mut self) -> u64 {
+        let now = self.tick();
+        self.reads.push(now);
+        now
+    }
+
+    /// What [`Self::begin`] began is over.
+    pub fn end(&mut self, began: u64) {
+        let position = self.reads.iter().position(|&read| read == began).expect("it was begun");
+        self.reads.swap_remove(position);
+    }
+
+    /// A consistency point contains every volume.
+    pub fn all_last(&mut self) {
+        self.volumes.values_mut().for_each(|volume| volume.is_lasting = true);
+    }
+
+    /// A flush or consistency point that began at `began` is done: what was settled then lasts, in `volume` or everywhere.
+    pub fn flushed(&mut self, volume: Option<ObjectId>, began: u64) {
+        if self.answers_last {
+            return;
+        }
+        if volume.is_none() {
+            self.all_last();
+        }
+        let writes = &self.writes;
+        let oldest_read = self.reads.iter().copied().min().unwrap_or(self.now);
+        let chosen = self.volumes.iter_mut().filter(|(id, _)| volume.is_none_or(|only| only == **id));
+        for segment in chosen.flat_map(|(_, volume)| &mut volume.segments) {
+            let settled = segment.candidates.iter().filter(|candidate| writes[index(candidate.write)].settled <= began);
+            let newest = settled.map(|candidate| writes[index(candidate.write)].submitted).max().unwrap_or(0);
+            for candidate in &mut segment.candidates {
+                let older = &writes[index(candidate.write)];
+                candidate.is_buried |= older.settled <= newest && older.submitted < newest;
+            }
+            segment.candidates.retain(|candidate| candidate.dead_at > oldest_read || !candidate.is_buried);
+        }
+    }
+
+    /// A read that began at `began` returned `bytes` from `offset`.
+    ///
+    /// # Errors
+    /// What it should not have returned.
+    pub fn check_read(&mut self, id: ObjectId, offset: u64, bytes: &[u8], began: u64) -> Result<(), DataFault> {
+        let now = self.tick();
+        self.verified_bytes += bytes.len() as u64;
+        let Some(volume) = self.volumes.get_mut(&id) else { return Ok(()) };
+        let range = offset..offset + bytes.len() as u64;
+        let mut seen = Vec::new();
+        for segment in volume.meeting(&range) {
+            let part = segment.part(&range);
+            let bytes = &bytes[small(part.start - offset)..small(part.end - offset)];
+            let fits = |candidate: &Candidate| {
+                matches(candidate.write, self.writes[index(candidate.write)].fill, part.start, bytes)
+            };
+            let mut found: Vec<WriteId> = Vec::new();
+            for candidate in segment.candidates.iter().filter(|candidate| candidate.dead_at > began) {
+                if fits(candidate) {
+                    found.push(candidate.write);
+                }
+            }
+            if found.is_empty() {
+                let what = explain(&self.writes, id, part.start, bytes);
+                let oracle = if what.is_some() { DataOracle::StaleRead } else { DataOracle::Corrupt };
+                let what = what.unwrap_or_else(|| "nothing that was ever written there".to_owned());
+                return Err((oracle, format!("object {id}, bytes {part:?}: the read returned {what}")));
+            }
+            for candidate in &mut segment.candidates {
+                if !found.contains(&candidate.write) && self.writes[index(candidate.write)].settled <= began {
+                    candidate.dead_at = candidate.dead_at.min(now);
+                }
+            }
+            if let [only] = found[..] {
+                seen.push(only);
+            }
+        }
+        for id in seen {
+            let write = &mut self.writes[index(id)];
+            if write.settled == u64::MAX {
+                (write.settled, write.was_read) = (now, true);
+            }
+        }
+        Ok(())
+    }
+
+    /// The process is gone: whatever was in flight has happened by now, or never will.
+    pub fn crash(&mut self, loss: Loss) {
+        let now = self.tick();
+        self.reads.clear();
+        self.at_crash.clear();
+        for (id, write) in (0..).zip(&mut self.writes) {
+            let may_be_lost = loss == Loss::NotLasting && write.submitted > self.recovered_at;
+            if write.is_pending || may_be_lost {
+                self.at_crash.push(WriteId(id));
+            }
+            if write.is_pending {
+                write.is_pending = false;
+                write.settled = write.settled.min(now);
+            }
+        }
+        let answers_last = self.answers_last;
+        for segment in self.volumes.values_mut().flat_map(|volume| &mut volume.segments) {
+            match loss {
+                // What is dead and not buried can come back with the next crash, if that one loses the log.
+                Loss::Unanswered => {
+                    segment
+                        .candidates
+                        .retain(|candidate| candidate.is_alive() || !(answers_last || candidate.is_buried));
+                }
+                Loss::NotLasting => {
+                    segment.candidates.retain(|candidate| !candidate.is_buried);
+                    segment.candidates.iter_mut().for_each(|candidate| candidate.dead_at = u64::MAX);
+                }
+            }
+        }
+    }
+
+    /// The process ended in order: nothing is in flight, everything lasts.
+    pub fn stopped(&mut self) {
+        self.crash(Loss::Unanswered);
+        self.at_crash.clear();
+        self.all_last();
+    }
+
+    /// A read after a crash, with nothing else under way: what it returns is what is there.
+    ///
+    /// # Errors
+    /// What cannot be there.
+    pub fn check_recovered(&mut self, id: ObjectId, offset: u64, bytes: &[u8]) -> Result<(), DataFault> {
+        self.verified_bytes += bytes.len() as u64;
+        let Some(volume) = self.volumes.get_mut(&id) else { return Ok(()) };
+        let range = offset..offset + bytes.len() as u64;
+        for segment in volume.cut(&range) {
+            let bytes = &bytes[small(segment.start - offset)..small(segment.end - offset)];
+            let (writes, start) = (&self.writes, segment.start);
+            let fits =
+                |candidate: &Candidate| matches(candidate.write, writes[index(candidate.write)].fill, start, bytes);
+            if !segment.candidates.iter().any(|candidate| candidate.is_alive() && fits(candidate)) {
+                let (part, held) = (segment.start..segment.end, format!("{:?}", segment.candidates));
+                let what = explain(&self.writes, id, part.start, bytes);
+                let oracle = if what.is_some() { DataOracle::Lost } else { DataOracle::Corrupt };
+                let what = what.unwrap_or_else(|| "nothing that was ever written there".to_owned());
+                return Err((
+                    oracle,
+                    format!("object {id}, bytes {part:?}: after the crash they are {what}, not {held}"),
+                ));
+            }
+            segment.candidates.retain(|candidate| !candidate.is_alive() || fits(candidate));
+        }
+        Ok(())
+    }
+
+    /// Everything was read again after the crash. Recovery ends with a consistency point, so what is there now lasts.
+    ///
+    /// # Errors
+    /// A change that is there in part (rule 5).
+    pub fn judge_crash(&mut self) -> Result<(), DataFault> {
+        for id in std::mem::take(&mut self.at_crash) {
+            let write = &self.writes[index(id)];
+            let Some(volume) = self.volumes.get_mut(&write.volume) else { continue };
+            let (mut is_there, mut is_missing) = (write.was_read && self.answers_last, None);
+            for segment in volume.meeting(&write.range) {
+                let mut alive = segment.candidates.iter().filter(|candidate| candidate.is_alive());
+                if let (Some(&Candidate { write: found, .. }), None) = (alive.next(), alive.next()) {
+                    is_there |= found == id;
+                    if found != id && self.writes[index(found)].settled <= write.submitted {
+                        is_missing = Some((segment.start, found));
+                    }
+                }
+            }
+            if let (true, Some((at, found))) = (is_there, is_missing) {
+                let what = format!(
+                    "write {} of bytes {:?} is there, but at {at} is the older write {}",
+                    id.0, write.range, found.0
+                );
+                return Err((DataOracle::HalfApplied, format!("object {}: {what}", write.volume)));
+            }
+        }
+        for volume in self.volumes.values_mut() {
+            for segment in &mut volume.segments {
+                segment.candidates.retain(Candidate::is_alive);
+            }
+            volume.join();
+        }
+        self.recovered_at = self.tick();
+        self.all_last();
+        Ok(())
+    }
+}
+
+/// Which of all writes that ever covered the place the bytes are from.
+fn explain(writes: &[Write], volume: ObjectId, offset: u64, bytes: &[u8]) -> Option<String> {
+    let range = offset..offset + bytes.len() as u64;
+    let covers = |write: &Write| {
+        let own = write.volume == volume || write.volume == ObjectId(0);
+        own && write.range.start <= range.start && write.range.end >= range.end
+    };
+    let of = (0..).zip(writes).filter(|(_, write)| covers(write));
+    let names: Vec<String> = of
+        .filter(|(id, write)| matches(WriteId(*id), write.fill, offset, bytes))
+        .map(|(id, write)| match write.fill {
+            Fill::Zeroes => format!("zeroes (write {id})"),
+            Fill::Pattern => format!("write {id}"),
+        })
+        .collect();
+    (!names.is_empty()).then(|| names.join(" or "))
+}
+
+fn index(id: WriteId) -> usize {
+    id.0 as usize
+}
+
+fn small(number: u64) -> usize {
+    usize::try_from(number).expect("64-bit machines only")
+}
+
+impl Segment {
+    fn part(&self, range: &Range<u64>) -> Range<u64> {
+        self.start.max(range.start)..self.end.min(range.end)
+    }
+}
+
+impl VolumeModel {
+    /// Segments that meet `range`.
+    fn meeting(&mut self, range: &Range<u64>) -> impl Iterator<Item = &mut Segment> {
+        let first = self.segments.partition_point(|segment| segment.end <= range.start);
+        let end = self.segments.partition_point(|segment| segment.start < range.end);
+        self.segments[first..end.max(first)].iter_mut()
+    }
+
+    /// Segments of exactly `range`, as far as it lies in the volume.
+    fn cut(&mut self, range: &Range<u64>) -> impl Iterator<Item = &mut Segment> {
+        let range =
+            range.start.min(self.size_bytes)..range.end.min(self.size_bytes).max(range.start.min(self.size_bytes));
+        for bound in [range.start, range.end] {
+            let place = self.segments.partition_point(|segment| segment.end <= bound);
+            if let Some(segment) = self.segments.get_mut(place).filter(|segment| segment.start < bound) {
+                let mut tail = segment.clone();
+                segment.end = bound;
+                tail.start = bound;
+                self.segments.insert(place + 1, tail);
+            }
+        }
+        let (first, end) = (
+            self.segments.partition_point(|segment| segment.start < range.start),
+            self.segments.partition_point(|segment| segment.start < range.end),
+        );
+        let end = if range.is_empty() { first } else { end };
+        self.segments[first..end].iter_mut()
+    }
+
+    /// Joins neighbours that hold the same single write.
+    fn join(&mut self) {
+        self.segments.dedup_by(|next, before| {
+            let same = match (&before.candidates[..], &next.candidates[..]) {
+                ([first], [second]) => first.write == second.write,
+                _ => false,
+            };
+            if same {
+                before.end = next.end;
+            }
+            same
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pattern::fill;
+
+    const V: ObjectId = ObjectId(1);
+
+    fn model(answers_last: bool) -> Model {
+        let mut model = Model::new(answers_last);
+        model.create(V, "v", 8192);
+        model
+    }
+
+    fn bytes(id: WriteId, range: Range<u64>) -> Vec<u8> {
+        let mut bytes = vec![0; small(range.end - range.start)];
+        fill(id, range.start, &mut bytes);
+        bytes
+    }
+
+    fn oracle(result: Result<(), DataFault>) -> Option<DataOracle> {
+        result.err().map(|(oracle, _)| oracle)
+    }
+
+    #[test]
+    fn an_answered_write_hides_what_was_before() {
+        let mut model = model(true);
+        let first = model.begin_write(V, 0..4096, Fill::Pattern);
+        model.end_write(first, false);
+        let second = model.begin_write(V, 100..200, Fill::Pattern);
+        let read = model.begin();
+        assert_eq!(oracle(model.check_read(V, 100, &bytes(first, 100..200), read)), None, "the second is under way");
+        model.end_write(second, false);
+        assert_eq!(oracle(model.check_read(V, 100, &bytes(first, 100..200), read)), None, "the read began before");
+        model.end(read);
+        let read = model.begin();
+        assert_eq!(oracle(model.check_read(V, 100, &bytes(first, 100..200), read)), Some(DataOracle::StaleRead));
+        assert_eq!(oracle(model.check_read(V, 100, &[7; 9], read)), Some(DataOracle::Corrupt));
+        let mut both = bytes(first, 0..300);
+        both[100..200].copy_from_slice(&bytes(second, 100..200));
+        assert_eq!(oracle(model.check_read(V, 0, &both, read)), None);
+    }
+
+    #[test]
+    fn what_was_read_does_not_vanish() {
+        let mut model = model(true);
+        let first = model.begin_write(V, 0..4096, Fill::Pattern);
+        model.end_write(first, false);
+        let second = model.begin_write(V, 0..8192, Fill::Pattern);
+        let read = model.begin();
+        assert_eq!(oracle(model.check_read(V, 0, &bytes(second, 0..10), read)), None);
+        model.end(read);
+        model.crash(Loss::Unanswered);
+        assert_eq!(oracle(model.check_recovered(V, 0, &bytes(first, 0..4096))), Some(DataOracle::Lost));
+    }
+
+    #[test]
+    fn a_change_is_there_whole_or_not_at_all() {
+        let mut model = model(true);
+        let first = model.begin_write(V, 0..8192, Fill::Pattern);
+        model.end_write(first, false);
+        let second = model.begin_write(V, 1000..6000, Fill::Pattern);
+        model.crash(Loss::Unanswered);
+        let mut mixed = bytes(first, 0..8192);
+        mixed[1000..4096].copy_from_slice(&bytes(second, 1000..4096));
+        assert_eq!(oracle(model.check_recovered(V, 0, &mixed[..4096])), None);
+        assert_eq!(oracle(model.check_recovered(V, 4096, &mixed[4096..])), None);
+        assert_eq!(oracle(model.judge_crash()), Some(DataOracle::HalfApplied));
+    }
+
+    #[test]
+    fn answered_flushed_and_fua_are_told_apart() {
+        for (flush, fua) in [(false, false), (true, false), (false, true)] {
+            let mut model = model(false);
+            let first = model.begin_write(V, 0..4096, Fill::Pattern);
+            model.end_write(first, true);
+            let second = model.begin_write(V, 0..4096, Fill::Pattern);
+            model.end_write(second, fua);
+            let began = model.begin();
+            if flush {
+                model.flushed(Some(V), began);
+            }
+            model.crash(Loss::NotLasting);
+            let older = model.check_recovered(V, 0, &bytes(first, 0..4096));
+            assert_eq!(oracle(older), (flush || fua).then_some(DataOracle::Lost));
+        }
+    }
+
+    #[test]
+    fn a_volume_that_grows_again_is_empty_there() {
+        let mut model = model(true);
+        let first = model.begin_write(V, 0..8192, Fill::Pattern);
+        model.end_write(first, false);
+        model.resize(V, 4096);
+        model.resize(V, 8192);
+        let read = model.begin();
+        assert_eq!(oracle(model.check_read(V, 4096, &[0; 4096], read)), None);
+        assert_eq!(oracle(model.check_read(V, 4096, &bytes(first, 4096..5000), read)), Some(DataOracle::StaleRead));
+    }
+}
