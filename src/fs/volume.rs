@@ -11,8 +11,13 @@
 //! the new tree takes its place: until then every lookup finds the old tree and its overlay unchanged.
 
 use crate::{
-    base::{CpNumber, Lsn, ObjectId, limits::BLOCK_BYTES, planted},
+    base::{
+        CpNumber, Lsn, ObjectId,
+        limits::{BLOCK_BYTES, TREE_FANOUT},
+        planted,
+    },
     format::{
+        chain::{Subtree, chain_blocks},
         object::VolumeRecord,
         reference::{BlockKey, BlockRef},
         superblock::TreeRoot,
@@ -176,6 +181,16 @@ impl Volume {
     #[must_use]
     pub fn free_cost(&self) -> u64 {
         Dirty::free_cost(self.levels())
+    }
+
+    /// Blocks of the lists that freeing a range takes beyond its nodes: at each end up to 127 blocks of a node are freed one by one, and
+    /// up to 127 subtrees of each node above are cut off, of which a list block holds some hundred. Three times, as the lists are written
+    /// now and kept back twice.
+    #[must_use]
+    pub fn free_list_cost(&self) -> u64 {
+        let nodes_above = u64::from(self.levels()).saturating_sub(1);
+        let subtrees = usize::try_from(nodes_above * 2 * (TREE_FANOUT - 1)).expect("a few levels");
+        3 * (1 + chain_blocks::<Subtree>(subtrees) as u64)
     }
 
     /// A block was written. Returns how the reservation grew.

@@ -218,16 +218,19 @@ impl<L: LogMemory> Shard<L> {
             _ => old_edges(volume, &part, &mut reading)?,
         };
         let (cost, is_urgent) = cost(volume, change, &part);
-        if replayed.is_none() {
+        let frees = matches!(change, Change::Discard(_) | Change::Zero(_, false));
+        let lists = if frees { volume.free_list_cost() } else { 0 };
+        let lists = if replayed.is_none() {
             self.check_room(&mut request.admit_at, change, &part, cost)?;
-            reserve(&self.options.budget, cost, is_urgent)?;
+            reserve(&self.options.budget, (cost, lists), is_urgent)?
         } else {
             self.options.budget.reserve_again(cost);
-        }
+            0
+        };
         let step = match self.prepare(io, change, &part, edges) {
             Ok(step) => step,
             Err(obstacle) => {
-                self.options.budget.give_back(i64::try_from(cost).expect("bounded by the request"));
+                self.options.budget.give_back(i64::try_from(cost + lists).expect("bounded by the request"));
                 return Err(obstacle);
             }
         };
@@ -237,6 +240,7 @@ impl<L: LogMemory> Shard<L> {
         assert!(taken <= cost, "{taken} blocks were taken where {cost} were reserved");
         self.options.budget.give_back(i64::try_from(cost - taken).expect("bounded by the request"));
         self.reserved_active += taken;
+        self.reserved_lists += lists;
         self.oldest_change.get_or_insert(self.now);
         request.admit_at = None;
         request.arrived.clear();
@@ -376,11 +380,17 @@ impl<L: LogMemory> Shard<L> {
         if is_there == matches!(change, VolumeChange::Create { .. }) {
             return Err(Obstacle::Refused(VolumeError::NoSuchVolume));
         }
-        let cost = self.volumes.get(&id).map_or(0, Volume::free_cost) + 8;
+        let frees = |volume: &Volume| volume.free_cost() + volume.free_list_cost();
+        let cost = match change {
+            VolumeChange::Resize(_) => self.volumes.get(&id).map_or(0, frees) + 8,
+            VolumeChange::Create { .. } | VolumeChange::Delete => {
+                self.volumes.get(&id).map_or(0, Volume::free_cost) + 8
+            }
+        };
         if replayed.is_none() {
             let mut admit_at = Some(self.now);
             self.check_room(&mut admit_at, &Change::Done, &(0..0), cost)?;
-            reserve(&self.options.budget, cost, matches!(change, VolumeChange::Delete))?;
+            reserve(&self.options.budget, (cost, 0), matches!(change, VolumeChange::Delete))?;
         } else {
             self.options.budget.reserve_again(cost);
         }
@@ -421,13 +431,20 @@ impl<L: LogMemory> Shard<L> {
     }
 }
 
-fn reserve(budget: &Budget, blocks: u64, is_urgent: bool) -> Result<(), Obstacle> {
+/// Reserves blocks for a change and for its lists; returns the latter. What is kept back for urgent changes has room for the lists of the
+/// few that it has room for.
+fn reserve(budget: &Budget, (blocks, lists): (u64, u64), is_urgent: bool) -> Result<u64, Obstacle> {
     if planted::is("reservation-forgotten") {
         budget.reserve_again(blocks);
-        return Ok(());
+        return Ok(0);
     }
-    let is_reserved = if is_urgent { budget.reserve_urgent(blocks) } else { budget.reserve(blocks) };
-    if is_reserved { Ok(()) } else { Err(Obstacle::Space) }
+    if budget.reserve(blocks + lists) {
+        Ok(lists)
+    } else if is_urgent && budget.reserve_urgent(blocks) {
+        Ok(0)
+    } else {
+        Err(Obstacle::Space)
+    }
 }
 
 /// The range of the next record.

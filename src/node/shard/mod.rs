@@ -16,7 +16,7 @@
 //!    newest record among them (rule R5).
 //! 3. A change enters the lane only after its worst-case space is reserved, everything it needs to read is at hand, and the nodes
 //!    that its consistency point will copy were readable: from then on nothing can refuse it (rule R8).
-//! 4. `reserved_active + reserved_frozen` bounds the memory and the space that consistency points will take.
+//! 4. `reserved_active + reserved_frozen` bounds the memory that consistency points will take; with `reserved_lists`, the space.
 //! 5. Every request ends in exactly one reply.
 //! 6. A request reads only after it has borrowed the memory for all that it holds at once: see [the division of
 //!    memory](super::memory).
@@ -114,6 +114,8 @@ pub struct Shard<L: LogMemory> {
     cp_asked: bool,
     cp_number: CpNumber,
     reserved_active: u64,
+    /// Blocks reserved for the lists of what the active generation frees.
+    reserved_lists: u64,
     reserved_frozen: u64,
     oldest_change: Option<Nanos>,
     pace: Pace,
@@ -146,6 +148,7 @@ impl<L: LogMemory> Shard<L> {
             cp_asked: false,
             cp_number: CpNumber(0),
             reserved_active: 0,
+            reserved_lists: 0,
             reserved_frozen: 0,
             oldest_change: None,
             pace: Pace::default(),
@@ -336,7 +339,7 @@ impl<L: LogMemory> Shard<L> {
         let deleted = std::mem::take(&mut self.deleted);
         let mut shard_cp = ShardCp::freeze(numbers, &mut self.volumes, deleted, applied);
         self.reserved_frozen = std::mem::take(&mut self.reserved_active);
-        shard_cp.set_reserved(self.reserved_frozen);
+        shard_cp.set_reserved(self.reserved_frozen + std::mem::take(&mut self.reserved_lists));
         self.cp = Some(shard_cp);
     }
 
