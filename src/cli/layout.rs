@@ -104,8 +104,9 @@ pub(crate) fn is_held(path: &Path) -> bool {
     matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
 }
 
+/// Sleeps, for a command that waits for a process.
 #[expect(clippy::disallowed_methods, reason = "a command of a person's terminal, not the engine")]
-fn pause(time: Duration) {
+pub(crate) fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 

@@ -17,7 +17,7 @@
 //!   That loses nothing: it is what the log is for.
 
 use super::{
-    layout::Layout,
+    layout::{Layout, pause},
     output::{Exit, Failure, Output},
 };
 use crossbeam_channel::{Receiver, bounded};
@@ -179,10 +179,16 @@ impl Supervisor<'_> {
             }
             served = status.state == "serving";
             if served && !*introduced {
-                *introduced = true;
-                if let Err(failure) = (self.on_first_serving)(self.layout, &mut client, self.output) {
-                    self.stop(&mut child, events)?;
-                    return Err(failure);
+                match (self.on_first_serving)(self.layout, &mut client, self.output) {
+                    Ok(()) => *introduced = true,
+                    Err(failure) => {
+                        // A node that died meanwhile is started again, and introduced then.
+                        if let Some(status) = ended_soon(&mut child)? {
+                            return Ok(Outcome::Died(status, served));
+                        }
+                        self.stop(&mut child, events)?;
+                        return Err(failure);
+                    }
                 }
             } else if served {
                 self.output.say(&format!(
@@ -235,6 +241,18 @@ fn signals() -> io::Result<Receiver<i32>> {
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(forward)?;
     Ok(receiver)
+}
+
+/// How a process ended whose connection has just broken; `None` if it lives on.
+fn ended_soon(child: &mut Child) -> Result<Option<ExitStatus>, Failure> {
+    for _ in 0..100 {
+        let ended = child.try_wait().map_err(|error| Failure::system("wait for", "the node", &error))?;
+        if ended.is_some() {
+            return Ok(ended);
+        }
+        pause(Duration::from_millis(5));
+    }
+    Ok(None)
 }
 
 fn next_event(events: &Receiver<i32>, patience: Option<Duration>) -> Event {
