@@ -5,7 +5,7 @@
 //! 1. A block enters the cache, and reaches a caller of [`Io::fetch`], only after its checksum matched its reference.
 //! 2. Every fetch, write, flush and raw read ends in exactly one event for each caller's tag.
 //! 3. Nothing is lost for want of room: what a device or the block pool cannot take now waits here, in order.
-//! 4. The newest [`HELD_MAX`] blocks that were fetched for the held owner stay in memory, whatever others need: who asks for the blocks
+//! 4. The newest `HELD_MAX` blocks that were fetched for the held owner stay in memory, whatever others need: who asks for the blocks
 //!    of a walk again and again until all are there at once comes to an end.
 //!
 //! Fetches of the same block are joined; fetches of neighbouring blocks become one device read.
