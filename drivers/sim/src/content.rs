@@ -169,11 +169,17 @@ impl Content {
             let slot = &mut self.slots[cached.slot];
             if cached.sequence >= slot.floor {
                 let sectors = fate.sectors(&self.pages);
+                let differs = !self.pages.same_bytes(slot.durable, cached.page);
                 self.pages.merge(&mut slot.durable, cached.page, sectors);
-                if sectors != self.pages.all_sectors() {
-                    let fault = if sectors == Sectors::NONE { Fault::CacheLost } else { Fault::TornWrite };
-                    self.world.count_fired(fault);
-                    slot.taint = Some(fault);
+                if sectors == Sectors::NONE {
+                    // It matters at once: nothing that is right reads again what no superblock reached.
+                    self.world.count_fired(Fault::CacheLost);
+                    if differs {
+                        self.world.count_mattered(Fault::CacheLost);
+                    }
+                } else if sectors != self.pages.all_sectors() {
+                    self.world.count_fired(Fault::TornWrite);
+                    slot.taint = Some(Fault::TornWrite);
                 }
             }
             self.pages.release(cached.page);

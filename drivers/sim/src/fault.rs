@@ -21,7 +21,7 @@ pub enum Fault {
     DeviceGone,
     /// A write returns [`NoSpace`](twinlog_device::DeviceErrorKind::NoSpace) and changes nothing.
     NoSpace,
-    /// A power cut loses a completed, unflushed write of a block.
+    /// A power cut loses a completed, unflushed write of a block. It matters when the block then holds something else.
     CacheLost,
     /// A power cut leaves a block with old and new sectors.
     TornWrite,

@@ -127,6 +127,7 @@ impl Machine {
     /// Empties a log that does not outlive its process, as the composition of the real node does at its start.
     pub fn renew_log(&self) {
         if self.setup.durability == DurabilityClass::Volatile {
+            self.logs.iter().for_each(LogMedium::repair);
             self.logs.iter().for_each(|log| log.restore(&vec![0; index((1 + self.setup.ring_blocks) * BLOCK)]));
             self.format_logs();
         }

@@ -28,7 +28,10 @@ use crate::{
     setup::{Setup, Weakness},
 };
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 use twinlog::{base::ObjectId, node::admin::AdminReply};
 use twinlog_device::{Prng, Wait};
 use twinlog_sim::{Agenda, Fault, FaultPlan, LogMedium};
@@ -195,6 +198,8 @@ pub struct History {
     node: Option<Node>,
     sessions: Vec<Option<nbd::Session>>,
     flying: BTreeMap<u64, Flying>,
+    /// Volumes that were resized in this life. An NBD connection keeps the size that it was told when it began.
+    resized: BTreeSet<ObjectId>,
     next_id: u64,
     order: Option<(Order, crossbeam_channel::Receiver<AdminReply>)>,
     /// The last answer to `List` or `Check`.
@@ -257,6 +262,7 @@ impl History {
             model,
             node: None,
             flying: BTreeMap::new(),
+            resized: BTreeSet::new(),
             next_id: 0,
             order: None,
             listed: None,
@@ -451,6 +457,7 @@ impl History {
             }
         }
         self.flying.clear();
+        self.resized.clear();
         self.order = None;
         self.machine().heal();
         self.settle_clock();

@@ -194,9 +194,10 @@ impl History {
 
     fn refused(&mut self, flying: &Flying, refusal: Refusal) -> Result<(), Halt> {
         let has_stopped = self.node().failure().is_some();
-        let absent = flying.may_be_absent || self.is_being_deleted(flying.volume);
-        // NBD has one number for each of these where the engine has several.
         let is_nbd = self.setup.is_nbd;
+        let has_old_size = is_nbd && self.resized.contains(&flying.volume);
+        let absent = flying.may_be_absent || has_old_size || self.is_being_deleted(flying.volume);
+        // NBD has one number for each of these where the engine has several.
         let (is_excused, never_happens) = match &refusal {
             Refusal::NotThere => (absent, true),
             Refusal::NoSpace if self.setup.fills_pool => {

@@ -94,6 +94,7 @@ impl History {
                 let size_bytes = self.draw_size();
                 let cut = (size_bytes < old).then(|| self.model.begin_write(id, size_bytes..old, Fill::Zeroes));
                 self.may_be_absent(id);
+                self.resized.insert(id);
                 self.call(Order::Resize { id, size_bytes, cut }, AdminRequest::VolumeResize { name, size_bytes });
                 if self.order.is_none()
                     && let Some(cut) = cut
