@@ -2,19 +2,19 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use twinlog::{
-    base::{Epoch, LaneIndex, Lsn, ObjectId, PoolId},
+    base::{Epoch, LaneIndex, Lsn, ObjectId, PoolId, PortionId},
     changelog::{Draft, Format, Lane, LaneIdentity, PortionRole, RecordKind, Scan, ScanStart, ScanStep},
 };
 use twinlog_device::{LogMemory, Nanos};
 use twinlog_sim::{Agenda, LogMedium, LogShape, SimWorld};
-use twinlog_uring::MemoryLog;
+use twinlog_uring::{MemoryLog, MemoryRegion};
 
 const IDENTITY: LaneIdentity =
     LaneIdentity { pool: PoolId(1), role: PortionRole::Own, lane: LaneIndex(0), lane_count: 1 };
 const RING_BYTES: u64 = 64 << 20;
 
 fn lane() -> Lane<MemoryLog> {
-    let mut format = Format::new(MemoryLog::new("log", 4096 + RING_BYTES), &IDENTITY);
+    let mut format = Format::new(MemoryLog::new(&MemoryRegion::new("log", 4096 + RING_BYTES)), &IDENTITY, PortionId(1));
     while !format.poll().expect("memory does not fail") {}
     Lane::open_at(format.into_log(), IDENTITY, Epoch(1), Lsn(0))
 }
@@ -82,7 +82,7 @@ fn full_medium(ring_bytes: u64, count: u64, block: &[u8]) -> LogMedium {
     let shape = LogShape { latency_ns: (0, 0), ..LogShape::pmem(4096 + ring_bytes) };
     let medium = LogMedium::new(&SimWorld::new(1), "log", shape);
     let agenda = Agenda::new(&medium.world());
-    let mut format = Format::new(medium.open(&agenda), &IDENTITY);
+    let mut format = Format::new(medium.open(&agenda), &IDENTITY, PortionId(1));
     while !format.poll().expect("the medium is sound") {}
     append(&mut Lane::open_at(format.into_log(), IDENTITY, Epoch(1), Lsn(0)), count, block);
     medium

@@ -17,6 +17,7 @@
 //! | [`fs`] | objects: block trees, buffer cache, volumes |
 //! | [`cp`] | consistency points |
 //! | [`node`] | a request's way through one node; recovery |
+//! | [`pair`] | who serves a pool: register, arbiter, fence, decisions; the interconnect |
 //! | [`serve`] | front ends: NBD |
 //! | [`control`] | configuration, admin API, metrics, status |
 //!
@@ -31,6 +32,10 @@ pub mod cp;
 pub mod format;
 pub mod fs;
 pub mod node;
+pub mod pair;
 pub mod pool;
 pub mod reactor;
 pub mod serve;
+
+/// The commit this was built from, with `+` appended when tracked files differed from it; `unknown` without git.
+pub const COMMIT: &str = env!("TWINLOG_COMMIT");

@@ -5,15 +5,21 @@
 
 use std::{fs, path::PathBuf};
 use twinlog::{
-    base::{BlockAddress, CpNumber, Epoch, LaneIndex, Lsn, ObjectId, PoolId},
+    base::{
+        BlockAddress, CpNumber, Epoch, ForwardedChanges, Incarnation, LaneIndex, Lsn, ObjectId, PairId, PoolId,
+        PortionId,
+    },
     changelog::{
-        Draft, EndReason, FLAG_KEEP_ALLOCATED, Format, Lane, LaneIdentity, OwnedRecord, PortionRole, RecordKind, Scan,
-        ScanEnd, ScanStart, ScanStep,
+        Draft, EndReason, FLAG_KEEP_ALLOCATED, Format, Lane, LaneHeader, LaneIdentity, OwnedRecord, PortionRole,
+        RecordKind, Scan, ScanEnd, ScanStart, ScanStep,
     },
     format::{
         chain::{AddressRange, Subtree, decode_chain_block, encode_chain_block},
         object::{ObjectRecord, VolumeRecord, records, records_mut},
         reference::{BlockRef, node, node_mut},
+        register::{
+            Beat, HEADER_BLOCK, MAILBOX_BLOCKS, MailboxHeader, MirrorState, NodeIndex, Register, Side, register_blocks,
+        },
         superblock::{PoolDevice, Superblock, TreeRoot},
     },
 };
@@ -26,6 +32,8 @@ const LANE: LaneIdentity = LaneIdentity {
     lane: LaneIndex(1),
     lane_count: 2,
 };
+
+const PORTION: PortionId = PortionId(0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100);
 
 /// Position at which the lane of the file begins, near the end of its ring, so that a pad to the end is in it.
 const LANE_HEAD: Lsn = Lsn(4 * 16384 - 4096);
@@ -68,7 +76,7 @@ fn changes() -> Vec<(Draft, Vec<u8>)> {
 /// What today's program writes.
 fn write_lane() -> Vec<u8> {
     let medium = LogMedium::new(&SimWorld::new(1), "golden", lane_shape());
-    let mut format = Format::new(open(&medium), &LANE);
+    let mut format = Format::new(open(&medium), &LANE, PORTION);
     assert_eq!(format.poll(), Ok(true));
     let mut lane = Lane::open_at(format.into_log(), LANE, Epoch(5), LANE_HEAD);
     for (draft, payload) in changes() {
@@ -95,16 +103,30 @@ fn scan_lane(image: &[u8]) -> (Vec<OwnedRecord>, ScanEnd) {
     panic!("a scan ends");
 }
 
-#[test]
-fn lane_version_1() {
-    let image = fs::read(golden("lane-1.bin")).expect("the file is part of the repository");
-    let (records, end) = scan_lane(&image);
+fn judge_lane(image: &[u8], portion: PortionId) {
+    let header = LaneHeader::read(&image[..4096], image.len() as u64).expect("a golden file is whole");
+    assert_eq!((header.identity, header.portion), (LANE, portion));
+    let (records, end) = scan_lane(image);
     assert_eq!((end.reason, end.hole, end.epoch), (EndReason::Clean, None, Epoch(5)));
     assert_eq!(records.len(), changes().len());
     for (record, (draft, payload)) in records.iter().zip(changes()) {
         assert_eq!((record.draft, record.payload.as_slice()), (draft, payload.as_slice()));
     }
     assert!(records[0].lsn == LANE_HEAD && records.iter().any(|record| record.lsn.0 == 4 * 16384), "it spans two laps");
+}
+
+/// Lanes had no portion id.
+#[test]
+fn lane_version_1() {
+    let image = fs::read(golden("lane-1.bin")).expect("the file is part of the repository");
+    judge_lane(&image, PortionId(0));
+    assert!(image[4096..] == write_lane()[4096..], "the format of records changed: it needs a new version");
+}
+
+#[test]
+fn lane_version_2() {
+    let image = fs::read(golden("lane-2.bin")).expect("the file is part of the repository");
+    judge_lane(&image, PORTION);
     let written = write_lane();
     let differs = written.iter().zip(&image).position(|(new, old)| new != old);
     assert_eq!((differs, written.len()), (None, image.len()), "the format changed: it needs a new version");
@@ -132,6 +154,7 @@ fn superblock() -> Superblock {
         freed: reference(102),
         reap: BlockRef::default(),
         applied: vec![Lsn(128), Lsn(1 << 40)],
+        forwarded: vec![ForwardedChanges::none(2); 2],
         devices: vec![
             PoolDevice { id: 5, block_count: 4096, plex: 0 },
             PoolDevice { id: 1 << 100, block_count: 1 << 30, plex: 1 },
@@ -191,9 +214,74 @@ fn pool_version_1() {
     assert!(write_pool() == image, "the format changed: it needs a new version");
 }
 
+const PAIR: PairId = PairId(0x8899_aabb_ccdd_eeff_0011_2233_4455_6677);
+
+fn mailbox_header() -> MailboxHeader {
+    MailboxHeader { pair: PAIR, nodes: ["a".to_owned(), "b".to_owned()] }
+}
+
+fn beats() -> [Beat; 2] {
+    let first = Beat {
+        node: NodeIndex::First,
+        incarnation: Incarnation(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10),
+        count: 0x1112_1314,
+        fences: None,
+        time_ns: 1_750_000_000_000_000_003,
+    };
+    let incarnation = Incarnation(0x2122_2324_2526_2728_292a_2b2c_2d2e_2f30);
+    [first, Beat { node: NodeIndex::Second, incarnation, fences: Some(first.incarnation), ..first }]
+}
+
+/// Two generations of one register.
+fn registers() -> [Register; 2] {
+    let in_sync = Register {
+        pool: POOL,
+        generation: 0x0506,
+        epoch: Epoch(0x0507),
+        owner: Side::Home,
+        portion: PortionId(0x3132_3334_3536_3738_393a_3b3c_3d3e_3f40),
+        mirror: MirrorState::InSync(PortionId(0x4142_4344_4546_4748_494a_4b4c_4d4e_4f50)),
+        changed_ns: 1_750_000_000_000_000_004,
+    };
+    let (generation, epoch) = (in_sync.generation + 1, Epoch(in_sync.epoch.0 + 1));
+    [in_sync, Register { generation, epoch, owner: Side::Away, mirror: MirrorState::Stale, ..in_sync }]
+}
+
+/// The register of the file, neither the first nor the last.
+const REGISTER: usize = 1;
+
+fn write_mailbox() -> Vec<u8> {
+    let mut image = vec![0; usize::try_from(MAILBOX_BLOCKS).expect("small") * BLOCK_BYTES];
+    let mut put = |block: u64, bytes: BlockBytes| {
+        let start = usize::try_from(block).expect("small") * BLOCK_BYTES;
+        image[start..start + BLOCK_BYTES].copy_from_slice(&bytes);
+    };
+    put(HEADER_BLOCK, mailbox_header().encode());
+    beats().iter().for_each(|beat| put(beat.node.beat_block(), beat.encode(PAIR)));
+    registers().iter().for_each(|register| put(register.block(REGISTER), register.encode(PAIR, REGISTER)));
+    image
+}
+
+#[test]
+fn mailbox_version_1() {
+    let image = fs::read(golden("mailbox-1.bin")).expect("the file is part of the repository");
+    let blocks: Vec<BlockBytes> =
+        image.chunks(BLOCK_BYTES).map(|block| block.try_into().expect("whole blocks")).collect();
+    assert_eq!(MailboxHeader::verify(&blocks[0], Some(PAIR)), Ok(mailbox_header()));
+    assert_eq!(Beat::verify(&blocks[1], PAIR, NodeIndex::First), Ok(Some(beats()[0])));
+    assert_eq!(Beat::verify(&blocks[2], PAIR, NodeIndex::Second), Ok(Some(beats()[1])));
+    let [even, odd] = register_blocks(REGISTER);
+    assert_eq!((even, odd), (6, 7));
+    assert_eq!(Register::newest(&[blocks[6], blocks[7]], PAIR, REGISTER), Ok(Some(registers()[1])));
+    assert_eq!(Register::verify(&blocks[6], PAIR, even), Ok(Some(registers()[0])));
+    assert_eq!(Register::newest(&[blocks[4], blocks[5]], PAIR, 0), Ok(None));
+    assert!(write_mailbox() == image, "the format changed: it needs a new version");
+}
+
 #[test]
 #[ignore = "writes the golden files of the current versions"]
 fn write_golden_files() {
-    fs::write(golden("lane-1.bin"), write_lane()).expect("the repository can be written");
+    fs::write(golden("lane-2.bin"), write_lane()).expect("the repository can be written");
     fs::write(golden("pool-1.bin"), write_pool()).expect("the repository can be written");
+    fs::write(golden("mailbox-1.bin"), write_mailbox()).expect("the repository can be written");
 }

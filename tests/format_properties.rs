@@ -3,7 +3,10 @@
 
 use std::path::Path;
 use twinlog::{
-    base::{BlockAddress, CpNumber, Epoch, LaneIndex, Lsn, ObjectId, PoolId, Prng, limits::CHANGE_BYTES_MAX},
+    base::{
+        BlockAddress, CpNumber, Epoch, ForwardId, ForwardedChanges, LaneIndex, Lsn, ObjectId, PoolId, PortionId, Prng,
+        limits::CHANGE_BYTES_MAX,
+    },
     changelog::{
         Draft, FLAG_KEEP_ALLOCATED, LaneHeader, LaneIdentity, PortionRole, RecordFault, RecordKind, record_bytes,
     },
@@ -68,6 +71,14 @@ fn name(prng: &mut Prng) -> String {
     (0..length).map(|at| char::from(if at == 0 { b'n' } else { *prng.pick(letters) })).collect()
 }
 
+fn forwarded(prng: &mut Prng, lane_count: usize) -> ForwardedChanges {
+    let mut changes = ForwardedChanges::none(lane_count);
+    for slot in (0..changes.slots().len()).filter(|slot| slot % 3 == 0) {
+        changes.note(ForwardId::new(prng.next_u64(), slot).bits());
+    }
+    changes
+}
+
 fn superblock(prng: &mut Prng) -> Superblock {
     let block_count = |prng: &mut Prng| prng.between(1024, (1 << 48) - 1);
     let count = prng.between(1, 32);
@@ -79,6 +90,8 @@ fn superblock(prng: &mut Prng) -> Superblock {
         })
         .collect();
     let blocks = devices.iter().map(|device| device.block_count).sum();
+    let lane_count = usize::try_from(prng.between(1, 16)).expect("small");
+    let forwarded = (0..lane_count).map(|_| forwarded(prng, lane_count)).collect();
     Superblock {
         pool: PoolId(u128::from(prng.next_u64()) << 64 | u128::from(prng.next_u64())),
         name: name(prng),
@@ -92,7 +105,8 @@ fn superblock(prng: &mut Prng) -> Superblock {
         space_map: tree(prng),
         freed: reference(prng),
         reap: reference(prng),
-        applied: (0..prng.between(1, 16)).map(|_| Lsn(number(prng, u64::MAX))).collect(),
+        applied: (0..lane_count).map(|_| Lsn(number(prng, u64::MAX))).collect(),
+        forwarded,
         devices,
     }
 }
@@ -122,11 +136,12 @@ fn lane_headers_survive_the_round_trip_and_no_flipped_bit_does() {
     let mut prng = Prng::new(2);
     for _ in 0..CASES {
         let (identity, ring_bytes) = (identity(&mut prng), 4096 * prng.between(1, 1 << 40));
-        let raw = RawLaneHeader::new(&identity, ring_bytes);
+        let portion = PortionId(u128::from(prng.between(1, u64::MAX)) << prng.below(65));
+        let raw = RawLaneHeader::new(&identity, portion, ring_bytes);
         let read = LaneHeader::read(raw.as_bytes(), ring_bytes + 4096);
-        assert_eq!(read, Ok(LaneHeader { identity, ring_bytes }));
+        assert_eq!(read, Ok(LaneHeader { identity, portion, ring_bytes }));
     }
-    let mut bytes = RawLaneHeader::new(&identity(&mut prng), 4096).as_bytes().to_vec();
+    let mut bytes = RawLaneHeader::new(&identity(&mut prng), PortionId(1), 4096).as_bytes().to_vec();
     for bit in 0..bytes.len() * 8 {
         bytes[bit / 8] ^= 1 << (bit % 8);
         assert!(LaneHeader::read(&bytes, 8192).is_err(), "bit {bit}");

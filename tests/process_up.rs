@@ -52,14 +52,14 @@ impl Up {
         let dir = directory.path().to_str().expect("a plain path").to_owned();
         let log = File::options().create(true).append(true).open(directory.path().join("out")).expect("a file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_twinlog"));
-        command.args(["up", &dir]).args(more).stdin(Stdio::null());
+        command.args(["up", "--single", &dir]).args(more).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a handle")).stderr(log);
         Self { supervisor: command.spawn().expect("the program starts"), dir }
     }
 
     /// Started for the first time, small.
     fn fresh(directory: &TempDir) -> Self {
-        let up = Self::start(directory, &["--single", "--size", "64MiB", "--log-size", "8MiB"]);
+        let up = Self::start(directory, &["--size", "64MiB", "--log-size", "8MiB"]);
         up.serving();
         up
     }

@@ -4,8 +4,9 @@
 use std::{sync::Arc, time::Duration};
 use twinlog::{
     alloc::budget::Budget,
-    base::{LaneIndex, ObjectId, PoolId, ReactorIndex},
+    base::{LaneIndex, ObjectId, PoolId, PortionId, ReactorIndex},
     changelog::{Format, LaneIdentity, PortionRole},
+    cp::message::Grant,
     node::{
         admin::{AdminCall, AdminReply, AdminRequest},
         engine::{Engine, EngineLimits, EngineParts},
@@ -19,7 +20,7 @@ use twinlog::{
 };
 use twinlog_device::{BlockDevice as _, BlockPool, Platform as _, Wait};
 use twinlog_sim::{Agenda, MediumConfig, SimDisk, SimMedium, SimPlatform, SimWorld};
-use twinlog_uring::MemoryLog;
+use twinlog_uring::{MemoryLog, MemoryRegion};
 
 /// Blocks of memory: 256 MiB.
 const MEMORY_BLOCKS: u32 = 65_536;
@@ -62,8 +63,10 @@ impl Node {
             blocks: blocks.clone(),
             budget: Budget::default(),
             limits: EngineLimits::for_memory(u64::from(MEMORY_BLOCKS), 1),
+            grant: Grant::SINGLE,
             mailbox,
             peers: vec![sender],
+            holders: Arc::default(),
         };
         let engine = Engine::open(parts).expect("the disk is large enough");
         let platform = SimPlatform::new(agenda, blocks);
@@ -113,7 +116,7 @@ fn create_pool(medium: &SimMedium, world: &SimWorld) {
 /// Log memory with the formatted lane of the node's pool.
 fn formatted_log() -> MemoryLog {
     let identity = LaneIdentity { pool: POOL, role: PortionRole::Own, lane: LaneIndex(0), lane_count: 1 };
-    let mut format = Format::new(MemoryLog::new("log", 4096 + RING_BYTES), &identity);
+    let mut format = Format::new(MemoryLog::new(&MemoryRegion::new("log", 4096 + RING_BYTES)), &identity, PortionId(1));
     while !format.poll().expect("memory does not fail") {}
     format.into_log()
 }

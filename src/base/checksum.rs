@@ -3,10 +3,33 @@
 //! It finds damage, not malice. 64 bits because a pool verifies billions of blocks in its life; XXH3 because it runs at
 //! memory speed on any x86-64 or AArch64 without special instructions. The seed binds bytes to the place they belong to.
 
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 /// Checksum of `bytes` that belong to the place named by `seed` (a block address, an LSN, ...).
 #[must_use]
 pub fn checksum(seed: u64, bytes: &[u8]) -> u64 {
     xxh3_64_with_seed(bytes, seed)
+}
+
+/// Checksum of bytes that lie in several places, as if they lay behind each other.
+#[must_use]
+pub fn checksum_of_parts<'a>(seed: u64, parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+    let mut hasher = Xxh3::with_seed(seed);
+    parts.into_iter().for_each(|part| hasher.update(part));
+    hasher.digest()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_sum_up_to_the_whole() {
+        let bytes: Vec<u8> = (0..5000_u32).map(|number| number.to_le_bytes()[0]).collect();
+        for cut in [0, 1, 16, 240, 241, 1024, 4999, 5000] {
+            let (head, tail) = bytes.split_at(cut);
+            assert_eq!(checksum_of_parts(7, [head, tail]), checksum(7, &bytes));
+            assert_eq!(checksum_of_parts(7, [head]), checksum(7, head));
+        }
+    }
 }

@@ -47,21 +47,35 @@ impl CpNumber {
     }
 }
 
-/// A pool's identity: random, drawn when it is created.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PoolId(pub u128);
+macro_rules! random_id {
+    ($(#[$meta:meta])* $name:ident) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub u128);
 
-impl fmt::Display for PoolId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:032x}", self.0)
-    }
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(formatter, "{:032x}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(formatter, concat!(stringify!($name), "({})"), self)
+            }
+        }
+    };
 }
 
-impl fmt::Debug for PoolId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "PoolId({self})")
-    }
-}
+random_id!(/// A pool's identity: random, drawn when it is created.
+    PoolId);
+random_id!(/// A pair's identity: random, drawn when the pair is made.
+    PairId);
+random_id!(/// A portion's identity: random, drawn when it is formatted, so that one that was lost or replaced is not taken for
+    /// the one that a register names. Zero names none.
+    PortionId);
+random_id!(/// One life of a node's process: random, drawn at its start. Zero names none.
+    Incarnation);
 
 /// A block of a pool's plex: which device (upper 16 bits) and which block of it (lower 48 bits).
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

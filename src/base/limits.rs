@@ -15,10 +15,16 @@ pub const DEVICES_MAX: usize = 32;
 /// Lanes of one portion, and so reactors of one node.
 pub const LANES_MAX: usize = 16;
 
+/// Pools of one pair: each node may be the home of four.
+pub const PAIR_POOLS_MAX: usize = 8;
+
+/// Forwarded changes of a pool that a partner may wait for: 256 names of 8 bytes fit a superblock, 16 for each of the most lanes.
+pub const FORWARD_SLOTS: usize = 256;
+
 /// Largest volume: 1 PiB. Its tree has 6 levels (128^5 < 2^38 blocks <= 128^6).
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 
-/// Bytes of a volume's name, as UTF-8.
+/// Bytes of a name of a volume, a pool or a node, as UTF-8.
 pub const NAME_BYTES_MAX: usize = 64;
 
 /// Largest payload of one change: what is atomic across a crash. Longer writes are several changes.

@@ -1,6 +1,7 @@
 //! Ids and units as newtypes, limits with their arithmetic, checksum, seeded random numbers.
 
 pub mod checksum;
+pub mod forwarded;
 pub mod hash;
 pub mod ids;
 pub mod limits;
@@ -8,7 +9,11 @@ pub mod planted;
 pub mod slab;
 
 pub use checksum::checksum;
+pub use forwarded::{ForwardId, ForwardedChanges};
 pub use hash::{FixedMap, FixedSet};
-pub use ids::{BlockAddress, BlockIndex, CpNumber, Epoch, LaneIndex, Lsn, ObjectId, PoolId, ReactorIndex};
+pub use ids::{
+    BlockAddress, BlockIndex, CpNumber, Epoch, Incarnation, LaneIndex, Lsn, ObjectId, PairId, PoolId, PortionId,
+    ReactorIndex,
+};
 pub use slab::Slab;
 pub use twinlog_device::prng::{self, Prng};

@@ -34,6 +34,8 @@ pub struct LaneRow {
     pub pool: String,
     /// `own` or `mirror`.
     pub role: &'static str,
+    /// Portion id, 32 hexadecimal digits; zeroes when it was formatted by a program that knew of none.
+    pub portion: String,
     /// The lane.
     pub lane: u16,
     /// Lanes of the portion.
@@ -148,6 +150,7 @@ impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> Inspector<R> {
                 PortionRole::Own => "own",
                 PortionRole::Mirror => "mirror",
             },
+            portion: self.header.portion.to_string(),
             lane: identity.lane.0,
             lane_count: identity.lane_count,
             ring_bytes: self.ring.bytes(),

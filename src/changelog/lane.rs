@@ -1,27 +1,40 @@
-//! One lane in use: records are appended, persisted in batches, and trimmed once a consistency point contains them.
+//! One lane in use: records are appended, persisted in batches, mirrored, and trimmed once a consistency point contains them.
 //!
 //! # Invariants
 //!
-//! 1. `applied <= appended <= min(applied, durable) + ring`, `durable <= appended`: nothing is overwritten that a
-//!    recovery could need, and no two writes of the same bytes are in flight.
+//! 1. `applied <= appended <= min(applied, durable, mirrored) + ring`, `durable <= appended`: nothing is overwritten that a
+//!    recovery could need, and no two writes of the same bytes are in flight, here or at the partner. `mirrored` counts while the lane is
+//!    mirrored.
 //! 2. Bytes that were given to a persist are never written again in the same lap: a batch begins and ends on a unit of the
-//!    log memory, filled up by a `Pad`, so a torn write of a later batch cannot hurt an earlier one.
+//!    log memory, filled up by a `Pad`, so a torn write of a later batch cannot hurt an earlier one. While the lane is mirrored the unit is
+//!    the larger one of both portions. There is always room to fill up to [`BLOCK_BYTES`], the largest unit.
 //! 3. A record never wraps around the end of the ring: a `Pad` fills the rest of the lap.
 //! 4. `durable` moves only when a persist has completed, in the order of positions, and always to the end of a record: in the middle
 //!    of one it would, as a later record's `stable_lsn`, prove something of a record that was never whole.
-//! 5. After a failed persist nothing is accepted any more, and `poll` returns that error for ever.
+//! 5. `stable` never falls, `stable <= durable`, and it is what records carry as their `stable_lsn`: nothing else is answered.
+//! 6. After a failed persist nothing is accepted any more, and `poll` returns that error for ever.
 //!
 //! # Life of a record
 //!
 //! ```text
-//! append -> waiting in a batch -> store, persist -> durable -> (stable, answered) -> contained in a CP: trim -> overwritten
+//!                                 .-> store, persist -> durable --.
+//! append -> waiting in a batch --<                                 >--> stable, answered -> contained in a CP: trim -> overwritten
+//!                                 '-> sent -> mirrored -----------'
+//!                                      (only while Required)
 //! ```
+//!
+//! The mirror's half of it lies in `lane/mirroring.rs`.
 //!
 //! # Marks
 //!
-//! The newest record of a lane has no successor whose `stable_lsn` could prove that it was durable, so damage to it looks like a
+//! The newest record of a lane has no successor whose `stable_lsn` could prove that it was stable, so damage to it looks like a
 //! torn tail. When a lane has been quiet for [`LaneTuning::mark_after`], a `Mark` proves all before itself; damage to the mark
 //! loses nothing.
+
+mod batch;
+mod mirroring;
+
+pub use mirroring::{MIRROR_BYTES_MAX, MirrorItem, MirrorMode, MirroringError};
 
 use crate::{
     base::{
@@ -29,25 +42,38 @@ use crate::{
         limits::{BLOCK_BYTES, CHANGE_BYTES_MAX},
         planted,
     },
-    changelog::ring::{LSN_MAX, Ring},
+    changelog::{
+        persists::Persists,
+        ring::{LSN_MAX, Ring},
+    },
     format::{
-        lane_header::{LaneIdentity, RawLaneHeader},
-        record::{Draft, RECORD_HEADER_BYTES, RawRecord, RecordKind, RecordPlace, record_bytes},
+        lane_header::LaneIdentity,
+        record::{Draft, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, RecordKind, RecordPlace, record_bytes},
     },
 };
-use std::{collections::VecDeque, time::Duration};
-use twinlog_device::{DeviceError, LogCompletion, LogInfo, LogMemory, Nanos, Token};
-use zerocopy::IntoBytes;
+use batch::{Batch, OpenBatch};
+use mirroring::Mirroring;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+use twinlog_device::{DeviceError, LogInfo, LogMemory, Nanos};
 
 /// Bytes that may wait for their persist in this lane's memory: eight of the largest changes. More is back-pressure.
 pub const WAITING_BYTES_MAX: u64 = 8 * CHANGE_BYTES_MAX;
+
+/// Bytes of one batch at most: the longest record alone, filled up to a unit.
+pub const BATCH_BYTES_MAX: u64 = RECORD_BYTES_MAX + BLOCK_BYTES;
+
+/// Bound of [`LaneTuning::persist_bytes_max`].
+const PERSIST_BYTES_MAX: u64 = 1 << 20;
+
+const _: () = assert!(PERSIST_BYTES_MAX + BLOCK_BYTES <= BATCH_BYTES_MAX);
 
 /// How a lane trades latency for throughput.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneTuning {
     /// Persists in flight, 1 to 8. With one, everything that arrives meanwhile shares the next; a second hides the turn-around.
     pub persists_in_flight_max: usize,
-    /// Bytes of one persist; a multiple of 4096. Larger batches are cut, so that their parts overlap.
+    /// Bytes of one persist, and of a batch of several records; a multiple of 4096, at most 1 MiB. A longer record is cut, so that its
+    /// parts overlap.
     pub persist_bytes_max: u64,
     /// How long a lane is quiet before it appends a `Mark`.
     pub mark_after: Duration,
@@ -55,36 +81,8 @@ pub struct LaneTuning {
 
 impl Default for LaneTuning {
     fn default() -> Self {
-        Self { persists_in_flight_max: 2, persist_bytes_max: 1 << 20, mark_after: Duration::from_millis(5) }
+        Self { persists_in_flight_max: 2, persist_bytes_max: PERSIST_BYTES_MAX, mark_after: Duration::from_millis(5) }
     }
-}
-
-/// Bytes on their way to the log memory: consecutive in the ring.
-#[derive(Debug)]
-struct Batch {
-    /// Position of the first byte; on a unit.
-    start: Lsn,
-    /// Position after the last record. Beyond the last byte only when a `Pad` to the end of the ring closed the batch.
-    end: Lsn,
-    bytes: Vec<u8>,
-    /// How many of `bytes` were given to a persist; on a unit.
-    stored: usize,
-    /// Nothing may be added.
-    closed: bool,
-}
-
-impl Batch {
-    fn waiting(&self) -> usize {
-        self.bytes.len() - self.stored
-    }
-}
-
-/// A persist in flight.
-#[derive(Debug)]
-struct Flight {
-    token: Token,
-    end: Lsn,
-    done: bool,
 }
 
 /// One lane, written by one reactor.
@@ -95,17 +93,20 @@ pub struct Lane<L> {
     ring: Ring,
     epoch: Epoch,
     tuning: LaneTuning,
+    /// Batches begin and end on multiples of this.
+    unit_bytes: u64,
     applied: Lsn,
     durable: Lsn,
+    stable: Lsn,
     appended: Lsn,
-    /// Oldest first; only the last may be open.
+    /// Follows the closed batches.
+    open: Option<OpenBatch>,
+    /// Closed batches that are not stored yet, oldest first.
     batches: VecDeque<Batch>,
+    /// Bytes of both that are not stored yet.
     waiting_bytes: u64,
-    /// Oldest first.
-    flights: VecDeque<Flight>,
-    next_token: u64,
-    completions: Vec<LogCompletion>,
-    failed: Option<DeviceError>,
+    mirroring: Mirroring,
+    persists: Persists,
     /// End of the newest record that is a change; zero when none was appended.
     last_change_end: Lsn,
     /// Wall clock of the newest change, for pads and marks.
@@ -142,21 +143,25 @@ impl<L: LogMemory> Lane<L> {
         );
         assert!((1..=8).contains(&tuning.persists_in_flight_max), "log memory takes one to eight persists");
         assert!(tuning.persist_bytes_max > 0 && tuning.persist_bytes_max.is_multiple_of(BLOCK_BYTES), "whole blocks");
+        assert!(tuning.persist_bytes_max <= PERSIST_BYTES_MAX, "the bound of a persist");
+        let unit_bytes = u64::from(log.info().unit_bytes);
+        assert!(unit_bytes <= BLOCK_BYTES, "log memory has units of at most a block");
         Self {
             log,
             identity,
             ring,
             epoch,
             tuning,
+            unit_bytes,
             applied: head,
             durable: head,
+            stable: head,
             appended: head,
+            open: None,
             batches: VecDeque::new(),
             waiting_bytes: 0,
-            flights: VecDeque::new(),
-            next_token: 0,
-            completions: Vec::new(),
-            failed: None,
+            mirroring: Mirroring::off(),
+            persists: Persists::default(),
             last_change_end: Lsn(0),
             last_time_ns: 0,
             mark_wanted: false,
@@ -167,22 +172,23 @@ impl<L: LogMemory> Lane<L> {
     }
 
     /// Whether a change with a payload of `payload_bytes` (at most one change's limit) can be appended now. False while the
-    /// ring is full, too much waits for the log memory, or the lane has failed.
+    /// ring is full, too much waits for the log memory or the partner, or the lane has failed.
     #[must_use]
     pub fn room_for(&self, payload_bytes: u64) -> bool {
         let total = record_bytes(payload_bytes);
         let waits = self.waiting_bytes > 0 && self.waiting_bytes + total > WAITING_BYTES_MAX;
-        self.failed.is_none() && !waits && self.fits(total)
+        !self.persists.has_failed() && !waits && self.fits(total)
     }
 
     /// Whether the ring has space for a change with a payload of `payload_bytes`; without, only a consistency point helps.
     #[must_use]
     pub fn has_space_for(&self, payload_bytes: u64) -> bool {
-        self.fits(record_bytes(payload_bytes))
+        let total = record_bytes(payload_bytes);
+        total <= self.ring.bytes() && self.end_after(total) <= self.applied.plus(self.ring.bytes())
     }
 
-    /// Appends a change. `payload` is its payload in parts. Returns the position after it: the change is durable once
-    /// [`Self::durable`] is at least that.
+    /// Appends a change. `payload` is its payload in parts. Returns the position after it: the change may be
+    /// answered once [`Self::stable`] is at least that.
     ///
     /// # Panics
     /// Without room ([`Self::room_for`]), or when the draft is not one ([`Draft::check`]).
@@ -221,8 +227,8 @@ impl<L: LogMemory> Lane<L> {
     pub fn next_deadline(&self) -> Option<Nanos> {
         let wanted = self.mark_wanted
             && !planted::is("mark-forgotten")
-            && self.failed.is_none()
-            && self.durable == self.appended
+            && !self.persists.has_failed()
+            && self.stable == self.appended
             && self.room_for(0);
         wanted.then(|| self.active_at + self.tuning.mark_after)
     }
@@ -238,6 +244,94 @@ impl<L: LogMemory> Lane<L> {
         self.applied = self.applied.max(applied);
     }
 
+    /// Begins to mirror the lane, to a portion whose log memory has this unit. Returns the first position that is mirrored: what lies
+    /// before it is lost with this node until a consistency point contains it.
+    ///
+    /// # Panics
+    /// When the lane is mirrored already, or the unit is none of log memory.
+    pub fn start_mirroring(&mut self, partner_unit_bytes: u32) -> Lsn {
+        assert!(!self.mirroring.is_on(), "mirroring is stopped before it starts anew");
+        let partner_unit_bytes = u64::from(partner_unit_bytes);
+        let is_unit = partner_unit_bytes.is_power_of_two() && partner_unit_bytes <= BLOCK_BYTES;
+        assert!(is_unit, "log memory has units of at most a block, not of {partner_unit_bytes} bytes");
+        self.unit_bytes = self.unit_bytes.max(partner_unit_bytes);
+        self.close_batch();
+        self.mirroring = Mirroring::start(self.appended);
+        self.appended
+    }
+
+    /// From here on, what is not stable yet waits for the partner as well. The register may say that the mirror is in step once
+    /// [`Self::is_caught_up`].
+    ///
+    /// # Panics
+    /// When the lane is not mirrored.
+    pub fn require_mirror(&mut self) {
+        self.mirroring.require();
+    }
+
+    /// Ends mirroring: what waits for the partner does so no more. The caller's register says durably that the mirror is stale.
+    pub fn stop_mirroring(&mut self) {
+        self.mirroring = Mirroring::off();
+        self.unit_bytes = u64::from(self.log.info().unit_bytes);
+        self.advance_stable();
+    }
+
+    /// The partner has every record before `lsn`, durably. Old news change nothing.
+    ///
+    /// # Errors
+    /// When the partner cannot have it; nothing has changed.
+    pub fn mirrored(&mut self, lsn: Lsn) -> Result<(), MirroringError> {
+        self.mirroring.acknowledge(lsn, |bytes| Self::recycle(&mut self.spare, bytes))?;
+        self.advance_stable();
+        Ok(())
+    }
+
+    /// The partner was reached again, and its mirror lane expects a position; `None`: it has not begun.
+    ///
+    /// # Errors
+    /// When that does not continue what it had acknowledged: it is no mirror of this lane any more, until mirroring starts anew.
+    pub fn resend_from(&mut self, expected: Option<Lsn>) -> Result<(), MirroringError> {
+        self.mirroring.resend_from(expected)
+    }
+
+    /// What goes to the partner next: batches as they were closed by [`Self::poll`].
+    pub fn next_mirror_item(&mut self) -> Option<MirrorItem> {
+        self.mirroring.next_item(self.epoch)
+    }
+
+    /// Whether answers wait for the partner, and it has everything that may have been answered.
+    #[must_use]
+    pub fn is_caught_up(&self) -> bool {
+        self.mirror_mode() == MirrorMode::Required && self.mirrored_lsn() >= Some(self.stable)
+    }
+
+    /// Whether the lane is mirrored, and whether answers wait for it.
+    #[must_use]
+    pub fn mirror_mode(&self) -> MirrorMode {
+        self.mirroring.mode()
+    }
+
+    /// What the partner has acknowledged; `None` while the lane is not mirrored.
+    #[must_use]
+    pub fn mirrored_lsn(&self) -> Option<Lsn> {
+        self.mirroring.mirrored()
+    }
+
+    /// Records appended from now on, and what goes to the partner, carry `epoch`.
+    ///
+    /// # Panics
+    /// When that is below the lane's epoch.
+    pub fn set_epoch(&mut self, epoch: Epoch) {
+        assert!(epoch >= self.epoch, "epochs do not fall: {epoch} after {}", self.epoch);
+        self.epoch = epoch;
+    }
+
+    /// The epoch of records appended now.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     /// Position after the newest record.
     #[must_use]
     pub fn appended(&self) -> Lsn {
@@ -248,6 +342,12 @@ impl<L: LogMemory> Lane<L> {
     #[must_use]
     pub fn durable(&self) -> Lsn {
         self.durable
+    }
+
+    /// Every record before this position may be answered: it is durable here and, while that is required, at the partner. Never falls.
+    #[must_use]
+    pub fn stable(&self) -> Lsn {
+        self.stable
     }
 
     /// Position up to which the newest durable superblock contains the changes.
@@ -286,83 +386,97 @@ impl<L: LogMemory> Lane<L> {
         self.log.info()
     }
 
-    /// Position after a record of `total` bytes appended now, its pads included.
-    fn end_after(&self, total: u64) -> u64 {
-        let rest = self.ring.bytes_before_wrap(self.appended);
+    /// Whether everything appended is durable.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.durable == self.appended && self.persists.len() == 0
+    }
+
+    /// The log memory, to be another's: after a pool was handed over.
+    ///
+    /// # Panics
+    /// Unless the lane is idle.
+    #[must_use]
+    pub fn into_log(self) -> L {
+        assert!(self.is_idle(), "nothing is on its way");
+        self.log
+    }
+
+    /// Position after a record of `total` bytes appended now, its pads included, up to the largest unit.
+    fn end_after(&self, total: u64) -> Lsn {
+        let closes = self.overfills(total);
+        let start = if closes { Lsn(self.appended.0.next_multiple_of(self.unit_bytes)) } else { self.appended };
+        let rest = self.ring.bytes_before_wrap(start);
         let skipped = if total > rest { rest } else { 0 };
-        (self.appended.0 + skipped + total).next_multiple_of(u64::from(self.log.info().unit_bytes))
+        Lsn((start.0 + skipped + total).next_multiple_of(BLOCK_BYTES))
+    }
+
+    /// Whether the open batch is closed before a record of `total` bytes is added.
+    fn overfills(&self, total: u64) -> bool {
+        self.open.as_ref().is_some_and(|open| open.length_bytes() + total > self.tuning.persist_bytes_max)
     }
 
     fn fits(&self, total: u64) -> bool {
         let tail = if planted::is("overwrite-in-flight") { self.applied } else { self.applied.min(self.durable) };
-        let limit = tail.0 + self.ring.bytes();
+        let limit = tail.plus(self.ring.bytes()).min(self.mirroring.limit(self.ring));
         total <= self.ring.bytes() && self.end_after(total) <= limit
     }
 
     fn put(&mut self, draft: &Draft, payload: &[&[u8]], payload_bytes: u64) -> Lsn {
         let total = record_bytes(payload_bytes);
+        if self.overfills(total) {
+            self.close_batch();
+        }
         let rest = self.ring.bytes_before_wrap(self.appended);
         if total > rest {
             self.pad(rest);
         }
         let place = self.place();
-        let length = usize::try_from(total).expect("bounded by the limit of one change");
-        self.ensure_open_batch();
-        let batch = self.batches.back_mut().expect("ensured above");
-        let start = batch.bytes.len();
-        let header_end = start + usize::try_from(RECORD_HEADER_BYTES).expect("small");
-        batch.bytes.resize(header_end, 0);
-        for part in payload {
-            batch.bytes.extend_from_slice(part);
-        }
-        batch.bytes.resize(start + length, 0);
-        let raw = RawRecord::new(&place, draft, payload_bytes, &batch.bytes[header_end..]);
-        batch.bytes[start..header_end].copy_from_slice(raw.as_bytes());
-        let end = batch.end.plus(total);
-        batch.end = end;
-        batch.closed = self.ring.bytes_before_wrap(end) == self.ring.bytes();
-        let full = !batch.closed && batch.bytes.len() as u64 >= self.tuning.persist_bytes_max;
-        self.appended = end;
-        self.waiting_bytes += total;
-        assert!(end < LSN_MAX, "2^62 bytes outlive the hardware");
-        if full {
+        let batch = self.open_batch();
+        batch.put(&place, draft, payload, payload_bytes);
+        let is_full = batch.length_bytes() >= self.tuning.persist_bytes_max;
+        self.advance(total, total);
+        let end = self.appended;
+        if is_full {
             self.close_batch();
         }
         end
     }
 
-    /// Ends the open batch, so that its memory is used again once it is stored.
+    /// Ends the open batch, if there is one. There is room to fill it up: appending made sure of it.
     fn close_batch(&mut self) {
-        self.fill_unit();
-        self.batches.back_mut().expect("the caller has just filled it").closed = true;
-    }
-
-    /// Pads the newest batch to a unit. There is room: appending made sure of it.
-    fn fill_unit(&mut self) {
-        let missing = self.appended.0.next_multiple_of(u64::from(self.log.info().unit_bytes)) - self.appended.0;
+        let missing = self.appended.0.next_multiple_of(self.unit_bytes) - self.appended.0;
         if missing > 0 {
             self.pad(missing);
         }
+        if let Some(open) = self.open.take() {
+            assert!(open.length_bytes() <= BATCH_BYTES_MAX, "it was closed before it had too much");
+            let batch = open.close(self.mirroring.is_on());
+            self.mirroring.keep(&batch);
+            self.batches.push_back(batch);
+        }
     }
 
-    /// Appends a pad of `total` bytes. At the end of the ring only its first unit is written, and the batch is closed.
+    /// Appends a pad of `total` bytes. At the end of the ring only its header is written, up to a unit.
     fn pad(&mut self, total: u64) {
         let place = self.place();
+        let header_end = self.appended.plus(RECORD_HEADER_BYTES).0;
+        let written = header_end.next_multiple_of(self.unit_bytes) - self.appended.0;
         let wraps = total == self.ring.bytes_before_wrap(self.appended);
-        let unit = u64::from(self.log.info().unit_bytes);
-        let raw = RawRecord::pad(&place, self.last_time_ns, total);
-        self.ensure_open_batch();
-        let batch = self.batches.back_mut().expect("ensured above");
-        let before = batch.bytes.len();
-        batch.bytes.extend_from_slice(raw.as_bytes());
-        let target = (batch.bytes.len() as u64).next_multiple_of(unit);
-        batch.bytes.resize(usize::try_from(target).expect("a batch is small"), 0);
-        batch.end = batch.end.plus(total);
-        batch.closed = wraps;
-        let written = (batch.bytes.len() - before) as u64;
         assert!(wraps || written == total, "a pad fills one unit or the rest of the lap");
-        self.appended = batch.end;
+        let time_ns = self.last_time_ns;
+        self.open_batch().pad(&place, time_ns, total, written);
+        self.advance(total, written);
+    }
+
+    /// Counts what was appended. A batch ends where the ring ends.
+    fn advance(&mut self, total: u64, written: u64) {
+        self.appended = self.appended.plus(total);
+        assert!(self.appended < LSN_MAX, "2^62 bytes outlive the hardware");
         self.waiting_bytes += written;
+        if self.ring.bytes_before_wrap(self.appended) == self.ring.bytes() {
+            self.close_batch();
+        }
     }
 
     fn place(&self) -> RecordPlace {
@@ -371,15 +485,19 @@ impl<L: LogMemory> Lane<L> {
             lane: self.identity.lane,
             epoch: self.epoch,
             lsn: self.appended,
-            stable_lsn: self.durable,
+            stable_lsn: self.stable,
         }
     }
 
-    fn ensure_open_batch(&mut self) {
-        if self.batches.back().is_none_or(|batch| batch.closed) {
-            let mut bytes = std::mem::take(&mut self.spare);
-            bytes.clear();
-            self.batches.push_back(Batch { start: self.appended, end: self.appended, bytes, stored: 0, closed: false });
+    fn open_batch(&mut self) -> &mut OpenBatch {
+        let (start, spare) = (self.appended, &mut self.spare);
+        self.open.get_or_insert_with(|| OpenBatch::new(start, std::mem::take(spare)))
+    }
+
+    /// Keeps the buffer of a batch that nobody needs any more, to be used again.
+    fn recycle(spare: &mut Vec<u8>, bytes: Arc<Vec<u8>>) {
+        if let Some(buffer) = Arc::into_inner(bytes) {
+            *spare = buffer;
         }
     }
 
@@ -387,71 +505,49 @@ impl<L: LogMemory> Lane<L> {
     fn start_persists(&mut self) -> bool {
         let unit = u64::from(self.log.info().unit_bytes);
         let mut started = false;
-        while self.flights.len() < self.tuning.persists_in_flight_max && self.log.room() > 0 {
+        while self.persists.len() < self.tuning.persists_in_flight_max && self.log.room() > 0 {
             let room = self.log.room_bytes().min(self.tuning.persist_bytes_max) / unit * unit;
-            let Some(front) = self.batches.front().filter(|_| room > 0) else { break };
-            if !front.closed {
-                assert_eq!(self.batches.len(), 1, "only the last batch is open");
-                self.fill_unit();
+            if room > 0 && self.batches.is_empty() {
+                self.close_batch();
             }
-            let front = self.batches.front_mut().expect("seen above");
-            let length = front.waiting().min(usize::try_from(room).unwrap_or(usize::MAX));
-            let from = front.start.plus(front.stored as u64);
-            let bytes = &front.bytes[front.stored..front.stored + length];
+            let Some(front) = self.batches.front_mut().filter(|_| room > 0) else { break };
+            let (from, bytes) = front.next_part(room);
             self.log.store(self.ring.region_offset(from), bytes);
-            front.stored += length;
-            let finished = front.waiting() == 0;
-            // A batch that is cut counts as durable with its last part, and takes no more records.
-            front.closed = true;
-            let end = match finished {
+            self.waiting_bytes -= bytes.len() as u64;
+            // A batch that is cut counts as durable with its last part.
+            let end = match front.is_stored() {
                 true => front.end,
-                false if planted::is("durable-inside-record") => front.start.plus(front.stored as u64),
+                false if planted::is("durable-inside-record") => front.stored_end(),
                 false => front.start,
             };
-            self.waiting_bytes -= length as u64;
+            if front.is_stored() {
+                let batch = self.batches.pop_front().expect("seen above");
+                Self::recycle(&mut self.spare, batch.bytes);
+            }
             if planted::is("durable-before-persisted") {
                 self.durable = end;
             }
-            let token = Token(self.next_token);
-            self.next_token += 1;
-            self.log.persist(token);
-            self.flights.push_back(Flight { token, end, done: false });
+            self.persists.start(&mut self.log, Some(end));
             started = true;
-            if finished {
-                self.spare = self.batches.pop_front().expect("seen above").bytes;
-            }
         }
         started
     }
 
     fn collect(&mut self) -> Result<(), DeviceError> {
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
-        self.log.poll(&mut self.completions);
-        for completion in self.completions.drain(..) {
-            let flight = self.flights.iter_mut().find(|flight| flight.token == completion.token && !flight.done);
-            let flight = flight.expect("the log memory returns each token once");
-            flight.done = true;
-            if let Err(error) = completion.result
-                && !planted::is("log-error-ignored")
-            {
-                self.failed.get_or_insert(error);
-            }
-        }
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
-        while self.flights.front().is_some_and(|flight| flight.done) {
-            let end = self.flights.pop_front().expect("seen above").end;
+        if let Some(end) = self.persists.collect(&mut self.log)? {
             assert!(self.durable <= end && end <= self.appended, "persists advance");
             self.durable = end;
         }
+        self.advance_stable();
         Ok(())
     }
 
+    fn advance_stable(&mut self) {
+        self.stable = self.stable.max(self.mirroring.stable(self.durable));
+    }
+
     fn note_activity(&mut self, now: Nanos) {
-        if self.durable < self.appended || self.active_appended != self.appended {
+        if self.stable < self.appended || self.active_appended != self.appended {
             self.active_at = now;
             self.active_appended = self.appended;
         }
@@ -459,51 +555,5 @@ impl<L: LogMemory> Lane<L> {
 
     fn mark_is_due(&self, now: Nanos) -> bool {
         self.next_deadline().is_some_and(|deadline| deadline <= now)
-    }
-}
-
-/// The formatting of a lane: its header, durable. The content of the ring stays: records of another pool or of positions
-/// below the lane's head mean nothing.
-#[derive(Debug)]
-pub struct Format<L> {
-    log: L,
-    done: bool,
-}
-
-impl<L: LogMemory> Format<L> {
-    const TOKEN: Token = Token(0);
-
-    /// Starts to format `log`, which has room for a store of one block and a persist.
-    #[must_use]
-    pub fn new(mut log: L, identity: &LaneIdentity) -> Self {
-        let ring = Ring::of_region(log.info().size_bytes).expect("log memory has whole blocks, a header and a ring");
-        log.store(0, RawLaneHeader::new(identity, ring.bytes()).as_bytes());
-        log.persist(Self::TOKEN);
-        Self { log, done: false }
-    }
-
-    /// Whether the header is durable.
-    ///
-    /// # Errors
-    /// The log memory's error: the lane is not formatted.
-    pub fn poll(&mut self) -> Result<bool, DeviceError> {
-        let mut completions = Vec::new();
-        self.log.poll(&mut completions);
-        for completion in completions {
-            assert_eq!(completion.token, Self::TOKEN, "nothing else is in flight");
-            completion.result?;
-            self.done = true;
-        }
-        Ok(self.done)
-    }
-
-    /// The log memory, formatted.
-    ///
-    /// # Panics
-    /// Before `poll` has returned true.
-    #[must_use]
-    pub fn into_log(self) -> L {
-        assert!(self.done, "formatting has finished");
-        self.log
     }
 }

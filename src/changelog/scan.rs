@@ -28,18 +28,19 @@
 use crate::{
     base::{Epoch, Lsn, planted},
     changelog::{
+        header::ReadHeader,
         reader::RingReader,
         ring::{LSN_MAX, Ring, head_after_recovery},
     },
     format::{
-        lane_header::{LANE_HEADER_BYTES, LaneHeader, LaneHeaderError, LaneIdentity},
+        lane_header::{LaneHeaderError, LaneIdentity},
         record::{
             OwnedRecord, RECORD_ALIGN, RECORD_HEADER_BYTES, RawRecord, RecordExpected, RecordFault, RecordHeader,
         },
     },
 };
 use thiserror::Error;
-use twinlog_device::{DeviceError, LogMemory, Token};
+use twinlog_device::{DeviceError, LogMemory};
 
 /// What a call of [`Scan::poll`] gives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,11 +154,8 @@ pub struct ScanStart {
 
 #[derive(Debug)]
 enum Phase<L> {
-    /// The lane header is on its way. `asked` once its read was queued.
-    Header {
-        log: L,
-        asked: bool,
-    },
+    /// The lane header is on its way.
+    Header(ReadHeader<L>),
     Records(RingReader<L>),
     /// Looking through the rest of the ring, up to `next` so far.
     Search {
@@ -196,7 +194,7 @@ impl<L: LogMemory> Scan<L> {
         let ring = Ring::of_region(log.info().size_bytes).expect("log memory has whole blocks, a header and a ring");
         let expected = RecordExpected { pool: start.identity.pool, lane: start.identity.lane };
         let phase = if Ring::may_begin(start.applied) {
-            Phase::Header { log, asked: false }
+            Phase::Header(ReadHeader::new(log))
         } else {
             Phase::Broken(Some(ScanError::Position(start.applied)))
         };
@@ -210,7 +208,7 @@ impl<L: LogMemory> Scan<L> {
     pub fn poll(&mut self) -> Result<ScanStep, ScanError> {
         let phase = std::mem::replace(&mut self.phase, Phase::Broken(None));
         let (phase, step) = match phase {
-            Phase::Header { log, asked } => self.poll_header(log, asked),
+            Phase::Header(header) => self.poll_header(header),
             Phase::Records(reader) => self.poll_records(reader),
             Phase::Search { reader, fault, next, seen_beyond } => self.poll_search(reader, fault, next, seen_beyond),
             Phase::Ended { reader, end } => poll_ended(reader, end),
@@ -236,21 +234,10 @@ impl<L: LogMemory> Scan<L> {
         self.start.applied.plus(self.ring.bytes())
     }
 
-    fn poll_header(&mut self, mut log: L, asked: bool) -> Result<(Phase<L>, ScanStep), ScanError> {
-        if !asked {
-            if log.room() == 0 {
-                return Ok((Phase::Header { log, asked }, ScanStep::Pending));
-            }
-            log.read(Token(0), 0, usize::try_from(LANE_HEADER_BYTES).expect("one block"));
-        }
-        let mut completions = Vec::new();
-        log.poll(&mut completions);
-        let Some(completion) = completions.pop() else {
-            return Ok((Phase::Header { log, asked: true }, ScanStep::Pending));
-        };
-        let bytes = completion.result?;
-        LaneHeader::read(&bytes, log.info().size_bytes)?.must_be(&self.start.identity)?;
-        let reader = RingReader::new(log, self.ring, self.start.applied, self.limit());
+    fn poll_header(&self, mut header: ReadHeader<L>) -> Result<(Phase<L>, ScanStep), ScanError> {
+        let Some(found) = header.poll()? else { return Ok((Phase::Header(header), ScanStep::Pending)) };
+        found.must_be(&self.start.identity)?;
+        let reader = RingReader::new(header.into_log(), self.ring, self.start.applied, self.limit());
         Ok((Phase::Records(reader), ScanStep::Pending))
     }
 

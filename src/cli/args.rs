@@ -2,7 +2,7 @@
 
 use super::output::OutputFormat;
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 use twinlog::control::size::ByteSize;
 
 /// Where `up` keeps everything unless told otherwise.
@@ -25,20 +25,36 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make (once) and run a node on this machine, in the foreground
+    /// Make (once) and run a pair on this machine, in the foreground
     Up(UpArgs),
+    /// Kill a node of a pair under load and report what its clients noticed: less than a minute, on this machine
+    Demo(DemoArgs),
+    /// Put load on a block target, measure it, prove that nothing answered was lost; the same as the program twinlog-load
+    #[command(disable_help_flag = true)]
+    Load {
+        /// As for twinlog-load; `twinlog load --help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Run one node from its configuration file
     Serve(ServeArgs),
     /// Say what this machine offers and lacks, with the command that mends each thing
     Doctor(DoctorArgs),
     /// Show the verdict, why, what happens now and next, and the figures
     Status(StatusArgs),
+    /// Show what has happened on a node; with --follow, what happens
+    Events(EventsArgs),
     /// Make, show, check and grow pools
     #[command(subcommand)]
     Pool(PoolCommand),
     /// Make, show, resize and delete volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Move pools between the nodes of a pair, and explain what it does
+    #[command(subcommand)]
+    Pair(PairCommand),
+    /// Keep the registers of pairs that share no disk for them, on a third machine
+    Witness(WitnessArgs),
     /// Inspect the change log of a stopped node; reads only
     #[command(subcommand)]
     Log(LogCommand),
@@ -55,27 +71,37 @@ pub(crate) enum Command {
 
 #[derive(Args, Debug)]
 pub(crate) struct UpArgs {
-    /// Directory that holds the node and its disks
+    /// Directory that holds the nodes and their disks
     #[arg(default_value = DEFAULT_DIR)]
     pub(crate) dir: PathBuf,
-    /// Size of the volume, such as 4GiB; only when DIR is new [default: 4GiB]
+    /// Size of each volume, such as 4GiB; only when DIR is new [default: 4GiB]
     #[arg(long)]
     pub(crate) size: Option<ByteSize>,
-    /// Only one node, not a pair (in this release always so)
+    /// Only one node, not a pair: its log is not mirrored
     #[arg(long)]
     pub(crate) single: bool,
-    /// Size of the change log; only when DIR is new [default: 256MiB]
+    /// Size of each portion of change log; only when DIR is new [default: 256MiB]
     #[arg(long)]
     pub(crate) log_size: Option<ByteSize>,
     /// Polling loops, one thread each; only when DIR is new [default: 1]
     #[arg(long)]
     pub(crate) reactors: Option<usize>,
-    /// Also serve NBD at this TCP port of 127.0.0.1; only when DIR is new
+    /// Also serve NBD at this TCP port of 127.0.0.1, the second node at the next one; only when DIR is new
     #[arg(long)]
     pub(crate) port: Option<u16>,
     /// Leave a node dead that died
     #[arg(long)]
     pub(crate) no_restart: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DemoArgs {
+    /// Directory for the pair and the report; one of an earlier demo is made anew
+    #[arg(default_value = "./twinlog-demo")]
+    pub(crate) dir: PathBuf,
+    /// How long the load runs, in seconds
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(20..=600))]
+    pub(crate) time: u64,
 }
 
 #[derive(Args, Debug)]
@@ -89,6 +115,16 @@ pub(crate) struct ServeArgs {
     /// Process that started this one: the node stops when it dies
     #[arg(long, hide = true)]
     pub(crate) supervisor: Option<i32>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WitnessArgs {
+    /// Address and port at which nodes are awaited
+    #[arg(long)]
+    pub(crate) listen: SocketAddr,
+    /// Directory with the key of each pair (NAME.key), in which its registers are kept (NAME.mailbox)
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -136,6 +172,15 @@ pub(crate) struct StatusArgs {
     /// Show it again every second until interrupted
     #[arg(short = 'w', long)]
     pub(crate) watch: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct EventsArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Go on until interrupted, over the node's deaths too
+    #[arg(short = 'f', long)]
+    pub(crate) follow: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -223,6 +268,38 @@ pub(crate) enum VolumeCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum PairCommand {
+    /// Make this node the owner of a pool; its partner hands it over, or is fenced
+    Takeover {
+        /// Which pool [default: the partner's]
+        pool: Option<String>,
+        /// Although this node's log may lack answered changes, which are lost then; needs --yes
+        #[arg(long)]
+        force: bool,
+        /// Accept what --force may lose
+        #[arg(long, requires = "force")]
+        yes: bool,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Hand a pool to the partner
+    Giveback {
+        /// Which pool [default: the partner's]
+        pool: Option<String>,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// For each pool: who owns it, what this node does about it, why, until when, and what comes next
+    Explain(NodeArgs),
+    /// Make the mailbox that a configuration names, with no register in it yet
+    Mailbox {
+        /// The configuration of either node
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum LogCommand {
     /// List the records of every lane
     Show {
@@ -231,9 +308,18 @@ pub(crate) enum LogCommand {
         /// At most this many of each lane's newest records
         #[arg(long, default_value_t = 1000)]
         last: usize,
+        /// The mirror of the partner's log instead of the node's own
+        #[arg(long)]
+        mirror: bool,
     },
     /// Prove that every record above the applied position is whole
-    Verify(OfflineArgs),
+    Verify {
+        #[command(flatten)]
+        node: OfflineArgs,
+        /// The mirror of the partner's log instead of the node's own
+        #[arg(long)]
+        mirror: bool,
+    },
 }
 
 #[derive(Args, Debug)]

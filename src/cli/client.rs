@@ -89,7 +89,7 @@ pub(crate) fn volume(command: VolumeCommand, output: &Output) -> Result<Exit, Fa
 }
 
 /// One call to the node, which is waited for while it starts.
-fn ask(node: &NodeArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {
+pub(crate) fn ask(node: &NodeArgs, request: &AdminRequest) -> Result<AdminReply, Failure> {
     Ok(layout::connect_patiently(node)?.call(request)?)
 }
 
@@ -207,7 +207,7 @@ fn done(node: &NodeArgs, request: &AdminRequest, output: &Output, said: &str) ->
     show_done(ask(node, request)?, output, said)
 }
 
-fn show_done(reply: AdminReply, output: &Output, said: &str) -> Result<Exit, Failure> {
+pub(crate) fn show_done(reply: AdminReply, output: &Output, said: &str) -> Result<Exit, Failure> {
     #[derive(Serialize)]
     struct Said<'a> {
         done: &'a str,

@@ -2,13 +2,18 @@
 //!
 //! ```text
 //! DIR/lock                    held by the supervisor; its process id inside
+//! DIR/pair.key                the secret that both nodes share
 //! DIR/a/node.toml             written last when DIR is made: without it, nothing here is finished
+//! DIR/a/node.toml.draft       becomes node.toml
 //! DIR/a/making                while DIR is being made: nothing can be in the files below yet
 //! DIR/a/first-start           while the first volume has not been made
 //! DIR/a/pid                   held by the node's own process; its process id inside
-//! DIR/a/{nbd,admin}.sock      sockets
-//! DIR/a/log                   change log
-//! DIR/disks/pool-a.img        device of pool a
+//! DIR/a/{nbd,admin,pair}.sock sockets for clients, for commands, for the partner
+//! DIR/a/log                   change log: the portion of pool a
+//! DIR/a/mirror                change log: the mirror of node b's portion of pool b
+//! DIR/b/...                   the same of node b
+//! DIR/disks/pool-a.img        device of pool a; pool-b.img
+//! DIR/disks/mailbox           the registers of both pools
 //! ```
 
 use super::{
@@ -47,6 +52,10 @@ impl Layout {
 
     pub(crate) fn config(&self) -> PathBuf {
         self.home().join("node.toml")
+    }
+
+    pub(crate) fn draft(&self) -> PathBuf {
+        self.home().join("node.toml.draft")
     }
 
     pub(crate) fn making(&self) -> PathBuf {

@@ -6,11 +6,14 @@
 mod args;
 mod client;
 mod compose;
+mod demo;
 mod doctor;
+mod events;
 mod foreign;
 mod layout;
 mod offline;
 mod output;
+mod pair;
 mod place;
 mod provision;
 mod serve;
@@ -18,6 +21,7 @@ mod status;
 mod superblocks;
 mod supervise;
 mod up;
+mod witness;
 
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
@@ -37,6 +41,9 @@ pub(crate) fn main() -> ExitCode {
             return Output::new(OutputFormat::Json).fail(&Failure::new(Exit::Usage, message, "twinlog --help"));
         }
     };
+    if let Command::Load { arguments } = cli.command {
+        return twinlog_load::run(arguments);
+    }
     let output = Output::new(cli.output);
     let place = Place::of(&cli.command);
     match run(cli.command, &output) {
@@ -49,18 +56,25 @@ pub(crate) fn main() -> ExitCode {
 fn wants_json() -> bool {
     let arguments: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     let is_option = |word: &String| word == "-o" || word == "--output";
-    arguments.windows(2).any(|pair| is_option(&pair[0]) && pair[1] == "json")
-        || arguments.iter().any(|word| ["-ojson", "-o=json", "--output=json"].contains(&word.as_str()))
+    arguments.windows(2).any(|pair| is_option(&pair[0]) && pair[1].starts_with("json"))
+        || arguments
+            .iter()
+            .any(|word| ["-ojson", "-o=json", "--output=json"].iter().any(|option| word.starts_with(option)))
 }
 
 fn run(command: Command, output: &Output) -> Result<Exit, Failure> {
     match command {
         Command::Up(args) => up::run(&args, output),
+        Command::Demo(args) => demo::run(&args, output),
+        Command::Load { .. } => unreachable!("it has its own output and exit codes"),
         Command::Serve(args) => serve::run(&args),
         Command::Doctor(args) => doctor::run(&args, output),
+        Command::Events(args) => events::run(&args, output),
         Command::Status(args) => status::run(&args, output),
         Command::Pool(command) => client::pool(command, output),
         Command::Volume(command) => client::volume(command, output),
+        Command::Pair(command) => pair::run(command, output),
+        Command::Witness(args) => witness::run(&args, output),
         Command::Log(command) => offline::log(command, output),
         Command::Inspect(args) => offline::inspect(&args, output),
         Command::Completions { shell } => completions(shell, output),
@@ -86,7 +100,7 @@ fn version(output: &Output) -> Result<Exit, Failure> {
         version: &'static str,
         commit: &'static str,
     }
-    let version = Version { version: env!("CARGO_PKG_VERSION"), commit: env!("TWINLOG_COMMIT") };
+    let version = Version { version: env!("CARGO_PKG_VERSION"), commit: twinlog::COMMIT };
     output.show(&version, || format!("twinlog {} ({})\n", version.version, version.commit))?;
     Ok(Exit::Done)
 }

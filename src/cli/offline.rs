@@ -60,8 +60,8 @@ pub(crate) fn check(config: &Path, output: &Output) -> Result<Exit, Failure> {
 /// `twinlog log show|verify`
 pub(crate) fn log(command: LogCommand, output: &Output) -> Result<Exit, Failure> {
     match command {
-        LogCommand::Show { node, last } => {
-            let (config, superblock) = open(&node)?;
+        LogCommand::Show { node, last, mirror } => {
+            let (config, superblock) = open_log(&node, mirror)?;
             let show = |inspector: &mut Inspector<_>, _: usize| {
                 let mut rows = VecDeque::new();
                 inspector.rows(|row| {
@@ -77,8 +77,8 @@ pub(crate) fn log(command: LogCommand, output: &Output) -> Result<Exit, Failure>
             output.show(&lanes, || text_of_rows(&lanes))?;
             Ok(Exit::Done)
         }
-        LogCommand::Verify(node) => {
-            let (config, superblock) = open(&node)?;
+        LogCommand::Verify { node, mirror } => {
+            let (config, superblock) = open_log(&node, mirror)?;
             let verify = |inspector: &mut Inspector<_>, lane: usize| {
                 inspector.verify(Some((superblock.applied[lane], superblock.epoch)))
             };
@@ -99,8 +99,16 @@ fn configuration(node: &OfflineArgs) -> Result<NodeConfig, Failure> {
     Ok(config::load(&file)?)
 }
 
-fn open(node: &OfflineArgs) -> Result<(NodeConfig, Superblock), Failure> {
+/// The node's own log with its pool; or the mirror of its partner's, with the partner's pool.
+fn open_log(node: &OfflineArgs, mirror: bool) -> Result<(NodeConfig, Superblock), Failure> {
     let mut config = configuration(node)?;
+    if mirror {
+        let (Some(pool), Some(log)) = (config.partner_pool.take(), config.mirror.take()) else {
+            let message = format!("node {} has no partner, and no mirror of its log", config.name);
+            return Err(Failure::new(Exit::Usage, message, "leave --mirror out"));
+        };
+        (config.pool, config.log) = (pool, log);
+    }
     let found = superblocks::assemble(&config.pool.devices)?;
     config.pool.devices = found.devices;
     Ok((config, found.superblock))
@@ -145,10 +153,11 @@ fn put(text: &mut String, arguments: std::fmt::Arguments<'_>) {
 fn text_of_rows(lanes: &Lanes<Rows>) -> String {
     let mut text = String::new();
     for lane in &lanes.lanes {
-        let LaneRow { lane: index, pool, ring_bytes, newest_lsn, .. } = &lane.lane;
+        let LaneRow { lane: index, pool, role, portion, ring_bytes, newest_lsn, .. } = &lane.lane;
+        let ring = show_bytes(*ring_bytes);
         put(
             &mut text,
-            format_args!("lane {index} of pool {pool}: {}, newest LSN {newest_lsn}\n", show_bytes(*ring_bytes)),
+            format_args!("lane {index} of pool {pool}, {role} portion {portion}: {ring}, newest LSN {newest_lsn}\n"),
         );
         for row in &lane.content.rows {
             match row {

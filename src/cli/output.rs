@@ -19,6 +19,8 @@ pub(crate) enum OutputFormat {
     Text,
     /// One JSON object with `schema_version`, errors too.
     Json,
+    /// The same on one line; of what comes one after the other, each on a line of its own.
+    Jsonl,
 }
 
 /// Exit codes of every command. Wrong arguments end with 2 before a command runs.
@@ -136,7 +138,7 @@ impl Output {
     }
 
     pub(crate) fn is_json(&self) -> bool {
-        self.format == OutputFormat::Json
+        self.format != OutputFormat::Text
     }
 
     /// Whether a moving picture makes sense: a person looks at standard error.
@@ -149,6 +151,7 @@ impl Output {
         let bytes = match self.format {
             OutputFormat::Text => text(),
             OutputFormat::Json => json(content)?,
+            OutputFormat::Jsonl => json_line(content),
         };
         write_out(&bytes)
     }
@@ -162,10 +165,7 @@ impl Output {
     pub(crate) fn event(&self, content: &impl Serialize, text: impl FnOnce() -> String) {
         let line = match self.format {
             OutputFormat::Text => text(),
-            OutputFormat::Json => {
-                let versioned = Versioned { schema_version: SCHEMA_VERSION, content };
-                serde_json::to_string(&versioned).map(|line| line + "\n").unwrap_or_default()
-            }
+            OutputFormat::Json | OutputFormat::Jsonl => json_line(content),
         };
         // Nobody is left to tell when it cannot be written.
         let _unheard = write_out(&line);
@@ -182,12 +182,18 @@ impl Output {
         let (error, hint, exit_code) = (failure.message.as_str(), failure.hint.as_str(), failure.exit.code());
         // Nobody is left to tell when the error cannot be written.
         let _unheard = match (self.format, json(&Error { error, hint, exit_code })) {
+            (OutputFormat::Jsonl, _) => write_out(&json_line(&Error { error, hint, exit_code })).map_err(|_| ()),
             (OutputFormat::Json, Ok(text)) => write_out(&text).map_err(|_| ()),
             _ if hint.is_empty() => writeln!(io::stderr(), "twinlog: {error}").map_err(|_| ()),
             _ => writeln!(io::stderr(), "twinlog: {error}\n  try: {hint}").map_err(|_| ()),
         };
         failure.exit.into()
     }
+}
+
+fn json_line(content: &impl Serialize) -> String {
+    let versioned = Versioned { schema_version: SCHEMA_VERSION, content };
+    serde_json::to_string(&versioned).map(|line| line + "\n").unwrap_or_default()
 }
 
 fn json(content: &impl Serialize) -> Result<String, Failure> {

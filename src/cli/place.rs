@@ -4,7 +4,7 @@
 //! ways: every command that a text names, alone or in backquotes, gets the `--dir`, `--admin` or `--config` that this call had.
 
 use super::{
-    args::{CheckArgs, Command, LogCommand, NodeArgs, OfflineArgs, PoolCommand, VolumeCommand},
+    args::{CheckArgs, Command, LogCommand, NodeArgs, OfflineArgs, PairCommand, PoolCommand, VolumeCommand},
     layout::Layout,
 };
 use std::path::Path;
@@ -30,6 +30,7 @@ impl Place {
             Command::Up(args) => Self::of_directory(&args.dir, "a"),
             Command::Serve(args) => Self::of_config(&args.config),
             Command::Status(args) => Self::of_node(&args.node),
+            Command::Events(args) => Self::of_node(&args.node),
             Command::Pool(PoolCommand::Create { config, .. })
             | Command::Pool(PoolCommand::Check(CheckArgs { config: Some(config), .. })) => Self::of_config(config),
             Command::Pool(
@@ -46,9 +47,18 @@ impl Place {
                 | VolumeCommand::Resize { node, .. }
                 | VolumeCommand::Delete { node, .. },
             ) => Self::of_node(node),
-            Command::Log(LogCommand::Show { node, .. } | LogCommand::Verify(node)) => Self::of_files(node),
+            Command::Pair(PairCommand::Mailbox { config }) => Self::of_config(config),
+            Command::Pair(
+                PairCommand::Takeover { node, .. } | PairCommand::Giveback { node, .. } | PairCommand::Explain(node),
+            ) => Self::of_node(node),
+            Command::Log(LogCommand::Show { node, .. } | LogCommand::Verify { node, .. }) => Self::of_files(node),
             Command::Inspect(args) => Self::of_files(&args.node),
-            Command::Doctor(_) | Command::Completions { .. } | Command::Version => Self::default(),
+            Command::Demo(args) => Self::of_directory(&args.dir, "a"),
+            Command::Doctor(_)
+            | Command::Witness(_)
+            | Command::Load { .. }
+            | Command::Completions { .. }
+            | Command::Version => Self::default(),
         }
     }
 
@@ -102,7 +112,7 @@ impl Place {
             return command.replace("--config FILE", &format!("--config {file}"));
         }
         let flags = match command.split(' ').nth(1).filter(|_| command.starts_with("twinlog ")) {
-            Some("status" | "pool" | "volume") => &self.node,
+            Some("status" | "pool" | "volume" | "pair") => &self.node,
             Some("log" | "inspect") => &self.files,
             Some("up") => &self.directory,
             _ => "",

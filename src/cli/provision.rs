@@ -2,7 +2,7 @@
 
 use super::{
     client::progress_bar,
-    compose::{self, NewPool},
+    compose::{self, NewPool, random_id},
     foreign::{self, Foreign},
     output::{Exit, Failure, Output},
     place::shell_word,
@@ -11,21 +11,25 @@ use super::{
 use serde::Serialize;
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{self, Write},
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 use twinlog::{
     base::{
-        PoolId,
+        PairId, PoolId, PortionId,
         limits::{AREA_BLOCKS, BLOCK_BYTES},
     },
+    changelog::PortionRole,
     control::{
-        config::{self, LogBackend, NodeConfig},
+        config::{self, LogBackend, LogConfig, NodeConfig},
         size::show_bytes,
     },
-    format::superblock::DEVICE_BLOCKS_MIN,
+    format::{
+        register::{HEADER_BLOCK, MAILBOX_BLOCKS, MailboxHeader},
+        superblock::DEVICE_BLOCKS_MIN,
+    },
 };
 
 /// Bytes of a device file for a volume of `volume_bytes`: an eighth more for references, and for the copies that a consistency point makes
@@ -86,16 +90,11 @@ pub(crate) fn make_log_and_pool(config: &NodeConfig, overwrite: &[PathBuf], outp
         }
         refuse_data(&file, path, block_count * BLOCK_BYTES)?;
     }
-    make_log(config, named, output)?;
-    let mut random = File::open("/dev/urandom").map_err(|error| Failure::system("open", "/dev/urandom", &error))?;
-    let mut draw = || -> Result<u128, Failure> {
-        let mut bytes = [0; 16];
-        random.read_exact(&mut bytes).map_err(|error| Failure::system("read", "/dev/urandom", &error))?;
-        Ok(u128::from_le_bytes(bytes))
-    };
+    make_log(&config.log, named, output)?;
     let new = NewPool {
-        id: PoolId(draw()?),
-        device_ids: config.pool.devices.iter().map(|_| draw()).collect::<Result<_, _>>()?,
+        id: PoolId(random_id()?),
+        device_ids: config.pool.devices.iter().map(|_| random_id()).collect::<Result<_, _>>()?,
+        portion: PortionId(random_id()?),
         lane_count: u16::try_from(config.reactors.count).expect("bounded by the configuration"),
         time_ns: wall_clock_ns(),
     };
@@ -103,11 +102,44 @@ pub(crate) fn make_log_and_pool(config: &NodeConfig, overwrite: &[PathBuf], outp
     compose::create_pool(config, &new, !overwrite.is_empty())
 }
 
-fn make_log(config: &NodeConfig, named: impl Fn(&PathBuf) -> bool, output: &Output) -> Result<(), Failure> {
-    let Some(path) = config.log.path.as_ref().filter(|_| config.log.backend != LogBackend::Memory) else {
+/// Makes the node's portion of its partner's change log: written through, if it is a file that does not exist, and formatted for the
+/// partner's pool, which exists.
+pub(crate) fn make_mirror(config: &NodeConfig, output: &Output) -> Result<(), Failure> {
+    let (Some(mirror), Some(pool)) = (&config.mirror, &config.partner_pool) else { return Ok(()) };
+    make_log(mirror, |_| false, output)?;
+    let superblock = superblocks::assemble(&pool.devices)?.superblock;
+    let lane_count = u16::try_from(superblock.applied.len()).expect("at most LANES_MAX");
+    compose::create_portion(mirror, superblock.pool, PortionRole::Mirror, lane_count, PortionId(random_id()?))
+}
+
+/// Makes the secret of a pair, which only this user can read.
+pub(crate) fn make_key(path: &Path) -> Result<(), Failure> {
+    let digits = format!("{:032x}{:032x}", random_id()?, random_id()?);
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).and_then(|mut file| {
+        writeln!(file, "{digits}")?;
+        file.sync_all()
+    });
+    made.map_err(|error| Failure::system("make", path.display(), &error))
+}
+
+/// Makes the mailbox of a pair: it holds no register yet.
+pub(crate) fn make_mailbox(path: &Path, nodes: [&str; 2]) -> Result<(), Failure> {
+    let mut nodes = nodes.map(str::to_owned);
+    nodes.sort();
+    let header = MailboxHeader { pair: PairId(random_id()?), nodes };
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).and_then(|file| {
+        file.write_all_at(&header.encode()[..], HEADER_BLOCK * BLOCK_BYTES)?;
+        file.set_len(MAILBOX_BLOCKS * BLOCK_BYTES)?;
+        file.sync_all()
+    });
+    made.map_err(|error| Failure::system("make", path.display(), &error))
+}
+
+fn make_log(config: &LogConfig, named: impl Fn(&PathBuf) -> bool, output: &Output) -> Result<(), Failure> {
+    let Some(path) = config.path.as_ref().filter(|_| config.backend != LogBackend::Memory) else {
         return Ok(());
     };
-    let size = config.log.size.bytes();
+    let size = config.size.bytes();
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let bar = progress_bar(output, "writing the log through");

@@ -5,7 +5,6 @@ use super::{
     compose,
     layout::ProcessLock,
     output::{Exit, Failure},
-    superblocks,
 };
 use nix::{
     sys::{prctl::set_pdeathsig, signal::Signal},
@@ -17,10 +16,10 @@ use signal_hook::{
 };
 use std::thread::Builder;
 use twinlog::{
-    base::PoolId,
     control::{
         admin::{AdminServer, NodeHandle},
         config::{self, NodeConfig},
+        events::EventLog,
         logging,
         metrics::MetricsServer,
     },
@@ -33,20 +32,20 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Exit, Failure> {
         die_with(supervisor)?;
     }
     let config = config::load(&args.config)?;
-    logging::start(config.logging.level, config.logging.format);
+    let events = logging::start(config.logging.level, config.logging.format);
     abort_on_panic();
     let name = format!("node {}", config.name);
     let _lock = args.pid_file.as_ref().map(|path| ProcessLock::acquire(path, &name)).transpose()?;
-    run_node(&config)
+    run_node(&config, events)
 }
 
 /// Runs the node of `config` until it was stopped by a signal or an admin request.
-fn run_node(config: &NodeConfig) -> Result<Exit, Failure> {
+fn run_node(config: &NodeConfig, events: EventLog) -> Result<Exit, Failure> {
     // Signals that come from here on wait for the node.
     let system = |error: std::io::Error| Failure::system("watch signals of", "this process", &error);
     let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(system)?;
-    let node = compose::start(&assembled(config)?)?;
-    let _admin = AdminServer::start(&config.admin, node.handle.clone())
+    let node = compose::start(config)?;
+    let _admin = AdminServer::start(&config.admin, node.handle.clone().with_events(events))
         .map_err(|error| Failure::system("listen at", config.admin.display(), &error))?;
     let start_metrics = |address| {
         let server = MetricsServer::start(address, &config.name, node.handle.clone());
@@ -65,18 +64,6 @@ fn run_node(config: &NodeConfig) -> Result<Exit, Failure> {
     node.wait()?;
     tracing::info!(node = config.name, "node has stopped");
     Ok(Exit::Done)
-}
-
-/// The configuration with the pool's devices in the order of its table; the pool's id, and the number of its lanes.
-fn assembled(config: &NodeConfig) -> Result<(NodeConfig, PoolId, u16), Failure> {
-    let found = superblocks::assemble(&config.pool.devices)?;
-    for stranger in &found.strangers {
-        tracing::warn!(device = %stranger.display(), "configured, but not part of the pool: `twinlog pool grow` adds it");
-    }
-    let mut config = config.clone();
-    config.pool.devices = found.devices;
-    let lane_count = found.superblock.applied.len();
-    Ok((config, found.superblock.pool, u16::try_from(lane_count).expect("at most LANES_MAX")))
 }
 
 /// Asks the node to stop when a signal comes.

@@ -1,4 +1,4 @@
-//! `twinlog up`: makes a node on the first start, then runs it under a supervisor in the foreground.
+//! `twinlog up`: makes a pair on the first start, or a single node, then runs it under a supervisor in the foreground.
 
 use super::{
     args::UpArgs,
@@ -18,71 +18,107 @@ use twinlog::{
     base::limits::{BLOCK_BYTES, VOLUME_BYTES_MAX},
     control::{
         client::AdminClient,
-        config::{self, LogConfig, MetricsConfig, NbdConfig, NodeConfig, PoolConfig, ReactorsConfig},
+        config::{self, LogConfig, MetricsConfig, NbdConfig, NodeConfig, PairConfig, PoolConfig, ReactorsConfig},
         size::ByteSize,
     },
     node::admin::{AdminReply, AdminRequest, VolumeStatus},
 };
 
-/// The node of this release; the partner's name will be `b`.
-const NODE: &str = "a";
-/// The node's volume.
-const VOLUME: &str = "vol-a";
+/// The nodes of a pair, which are also the names of their pools. A single node is the first.
+const NODES: [&str; 2] = ["a", "b"];
 const SIZE_DEFAULT: ByteSize = ByteSize(4 << 30);
 const LOG_SIZE_DEFAULT: ByteSize = ByteSize(256 << 20);
 
+/// The volume that `up` makes in a node's pool.
+fn volume_of(node: &str) -> String {
+    format!("vol-{node}")
+}
+
 /// Runs until stopped.
 pub(crate) fn run(args: &UpArgs, output: &Output) -> Result<Exit, Failure> {
-    let layout = Layout::new(&args.dir, NODE);
-    make_directory(&layout.dir)?;
-    let _lock = ProcessLock::acquire(&layout.lock(), &format!("`twinlog up {}`", shell_word(&args.dir)))?;
-    if args.single {
-        output.say("one node, as asked for by --single: its log is not mirrored");
+    let pair = NODES.map(|node| Layout::new(&args.dir, node));
+    let [first, second] = &pair;
+    make_directory(&first.dir)?;
+    let _lock = ProcessLock::acquire(&first.lock(), &format!("`twinlog up {}`", shell_word(&args.dir)))?;
+    // The first node's configuration is written last, whatever is made.
+    let is_single = if first.config().exists() {
+        let is_single = config::load(&first.config())?.pair.is_none();
+        if args.single && !is_single {
+            let message = format!("{} holds a pair", args.dir.display());
+            return Err(Failure::new(Exit::Usage, message, "leave --single out, or give another directory"));
+        }
+        is_single
     } else {
-        output.say("one node: pairs come with a later release; its log is not mirrored");
+        args.single
+    };
+    let layouts = if is_single { &pair[..1] } else { &pair[..] };
+    if is_single {
+        output.say("one node: its log is not mirrored");
     }
-    if layout.config().exists() {
-        remove(&layout.making())?;
-        check_options(args, &layout, output)?;
-        output.say(&format!("found node {NODE} in {}", layout.home().display()));
+    if first.config().exists() {
+        for layout in layouts {
+            remove(&layout.making())?;
+            check_options(args, layout, output)?;
+            output.say(&format!("found node {} in {}", layout.node, layout.home().display()));
+        }
+    } else if is_single {
+        make(args, first, None, output)?;
+        finish(first)?;
     } else {
-        make(args, &layout, output)?;
+        make(args, first, Some(second), output)?;
+        make(args, second, Some(first), output)?;
+        make_shared(first)?;
+        for layout in layouts {
+            provision::make_mirror(&drafted(layout)?, output)?;
+        }
+        finish(second)?;
+        finish(first)?;
     }
-    Supervisor { layout: &layout, restart: !args.no_restart, on_first_serving: introduce, output }.run()
+    Supervisor { layouts, restart: !args.no_restart, on_first_serving: introduce, output }.run()
 }
 
 /// What the options say, for a new directory.
-fn configuration(args: &UpArgs, layout: &Layout) -> NodeConfig {
+fn configuration(args: &UpArgs, layout: &Layout, partner: Option<&Layout>) -> NodeConfig {
     let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    // The second node of a pair listens at the port after the first one's.
+    let offset = u16::from(layout.node != NODES[0]);
+    let port = args.port.map(|port| loopback(port.saturating_add(offset)));
     let reactors = ReactorsConfig { count: args.reactors.unwrap_or(1), ..ReactorsConfig::default() };
     let mut memory = config::MemoryConfig::default();
     memory.limit = ByteSize(memory.limit.bytes().max(config::MEMORY_BYTES_MIN * reactors.count as u64));
+    let log = |path: &str| LogConfig {
+        backend: config::LogBackend::File,
+        path: Some(path.into()),
+        size: args.log_size.unwrap_or(LOG_SIZE_DEFAULT),
+        allow_volatile: false,
+    };
+    let pool =
+        |node: &str| PoolConfig { name: node.to_owned(), devices: vec![format!("../disks/pool-{node}.img").into()] };
     NodeConfig {
         name: layout.node.clone(),
         admin: "admin.sock".into(),
-        nbd: NbdConfig { tcp: args.port.map(loopback).into_iter().collect(), ..NbdConfig::default() },
+        nbd: NbdConfig { tcp: port.into_iter().collect(), ..NbdConfig::default() },
         metrics: MetricsConfig::default(),
         reactors,
         memory,
-        log: LogConfig {
-            backend: config::LogBackend::File,
-            path: Some("log".into()),
-            size: args.log_size.unwrap_or(LOG_SIZE_DEFAULT),
-            allow_volatile: false,
-        },
-        pool: PoolConfig { name: NODE.to_owned(), devices: vec![format!("../disks/pool-{NODE}.img").into()] },
+        log: log("log"),
+        pool: pool(&layout.node),
+        pair: partner.map(|partner| PairConfig::on_one_machine(&partner.node)),
+        partner_pool: partner.map(|partner| pool(&partner.node)),
+        mirror: partner.map(|_| log("mirror")),
         logging: config::LoggingConfig::default(),
     }
 }
 
-/// Makes everything that a new directory needs. Interrupted, it leaves no `node.toml`, and the next start begins anew.
+/// Makes everything that a node of a new directory needs. Interrupted before [`finish`], it leaves no `node.toml`, and the next start
+/// begins anew.
 ///
 /// 1. `making`: until `node.toml` is there, nothing here can hold data;
 /// 2. log and device, after what an interrupted start left has been removed. Without `making`, files that are there belong to a node
 ///    whose `node.toml` was lost, and are left alone;
 /// 3. `first-start`, with the size of the volume that is made when the node serves;
-/// 4. `node.toml`, whole or not at all; then `making` goes.
-fn make(args: &UpArgs, layout: &Layout, output: &Output) -> Result<(), Failure> {
+/// 4. the configuration, as `node.toml.draft`.
+fn make(args: &UpArgs, layout: &Layout, partner: Option<&Layout>, output: &Output) -> Result<(), Failure> {
     let size = args.size.unwrap_or(SIZE_DEFAULT);
     if size.bytes() == 0 || !size.bytes().is_multiple_of(BLOCK_BYTES) || size.bytes() > VOLUME_BYTES_MAX {
         let message =
@@ -91,12 +127,13 @@ fn make(args: &UpArgs, layout: &Layout, output: &Output) -> Result<(), Failure> 
     }
     make_directory(&layout.home())?;
     make_directory(&layout.disks())?;
-    let text = config::to_text(&configuration(args, layout));
+    let text = config::to_text(&configuration(args, layout, partner));
     let home =
         std::path::absolute(layout.home()).map_err(|error| Failure::system("find", layout.home().display(), &error))?;
     let config = config::parse(&text, &layout.config(), &home)?;
-    output.say(&format!("making node {NODE} in {}", layout.home().display()));
-    for path in config.pool.devices.iter().chain(&config.log.path).filter(|path| path.exists()) {
+    output.say(&format!("making node {} in {}", layout.node, layout.home().display()));
+    let mirror = config.mirror.iter().flat_map(|mirror| &mirror.path);
+    for path in config.pool.devices.iter().chain(&config.log.path).chain(mirror).filter(|path| path.exists()) {
         if !layout.making().exists() {
             let (path, config) = (path.display(), layout.config());
             let message =
@@ -110,10 +147,34 @@ fn make(args: &UpArgs, layout: &Layout, output: &Output) -> Result<(), Failure> 
         remove(path)?;
     }
     write_durably(&layout.making(), "")?;
+    remove(&layout.config())?;
     provision::make_image(&config.pool.devices[0], provision::image_bytes(size.bytes()))?;
     provision::make_log_and_pool(&config, &[], output)?;
     write_durably(&layout.first_start(), &size.to_string())?;
-    write_durably(&layout.config(), &text)?;
+    write_durably(&layout.draft(), &text)
+}
+
+/// The configuration of a node that is being made.
+fn drafted(layout: &Layout) -> Result<NodeConfig, Failure> {
+    Ok(config::load(&layout.draft())?)
+}
+
+/// What both nodes of a pair share: the secret, and the registers.
+fn make_shared(layout: &Layout) -> Result<(), Failure> {
+    let config = drafted(layout)?;
+    let pair = config.pair.as_ref().expect("a pair is being made");
+    remove(&pair.key)?;
+    let mailbox = pair.mailbox.as_ref().expect("up configures one");
+    remove(mailbox)?;
+    provision::make_key(&pair.key)?;
+    provision::make_mailbox(mailbox, [&config.name, &pair.partner])
+}
+
+/// The node is made: its configuration becomes valid, whole or not at all.
+fn finish(layout: &Layout) -> Result<(), Failure> {
+    fs::rename(layout.draft(), layout.config())
+        .and_then(|()| fs::File::open(layout.home())?.sync_all())
+        .map_err(|error| Failure::system("write", layout.config().display(), &error))?;
     remove(&layout.making())
 }
 
@@ -128,7 +189,8 @@ fn remove(path: &Path) -> Result<(), Failure> {
 /// Refuses options that a directory made earlier contradicts.
 fn check_options(args: &UpArgs, layout: &Layout, output: &Output) -> Result<(), Failure> {
     let config = config::load(&layout.config())?;
-    let port = |port: &u16| config.nbd.tcp.iter().any(|address| address.port() == *port);
+    let offset = u16::from(layout.node != NODES[0]);
+    let port = |port: &u16| config.nbd.tcp.iter().any(|address| address.port() == port.saturating_add(offset));
     let wrong = if args.log_size.is_some_and(|size| size != config.log.size) {
         Some(("--log-size", "log.size"))
     } else if args.reactors.is_some_and(|count| count != config.reactors.count) {
@@ -145,7 +207,8 @@ fn check_options(args: &UpArgs, layout: &Layout, output: &Output) -> Result<(), 
         return Err(Failure::new(Exit::Usage, message, format!("leave {option} out, or edit {key} there")));
     }
     if args.size.is_some() && !layout.first_start().exists() {
-        output.say(&format!("--size is not used: {VOLUME} was made earlier; see `twinlog volume resize`"));
+        let volume = volume_of(&layout.node);
+        output.say(&format!("--size is not used: {volume} was made earlier; see `twinlog volume resize`"));
     }
     Ok(())
 }
@@ -164,25 +227,29 @@ struct Export {
     uris: Vec<String>,
 }
 
-/// Makes the volume if this is the first start, and says how to connect.
-fn introduce(layout: &Layout, client: &mut AdminClient, output: &Output) -> Result<(), Failure> {
-    let marker = layout.first_start();
-    if marker.exists() {
-        make_volume(&marker, client)?;
+/// Makes the volumes if this is the first start, and says how to connect.
+fn introduce(layouts: &[Layout], output: &Output) -> Result<(), Failure> {
+    let mut volumes = Vec::new();
+    for layout in layouts {
+        let mut client = AdminClient::connect(&layout.admin())?;
+        let marker = layout.first_start();
+        if marker.exists() {
+            make_volume(&marker, &volume_of(&layout.node), &mut client)?;
+        }
+        let nbd = config::load(&layout.config())?.nbd;
+        let listed = match client.call(&AdminRequest::VolumeList)? {
+            AdminReply::Volumes { volumes } => volumes,
+            other => return Err(unexpected(other)),
+        };
+        volumes.extend(listed.into_iter().map(|volume: VolumeStatus| {
+            let (name, size_bytes) = (volume.name, volume.size_bytes);
+            let socket = socket_uri(&name, &layout.nbd());
+            let tcp = nbd.tcp.iter().map(|address| format!("nbd://{address}/{name}"));
+            Export { uris: std::iter::once(socket).chain(tcp).collect(), name, size_bytes }
+        }));
     }
-    let nbd = config::load(&layout.config())?.nbd;
-    let volumes = match client.call(&AdminRequest::VolumeList)? {
-        AdminReply::Volumes { volumes } => volumes,
-        other => return Err(unexpected(other)),
-    };
-    let export = |volume: VolumeStatus| {
-        let (name, size_bytes) = (volume.name, volume.size_bytes);
-        let socket = socket_uri(&name, &layout.nbd());
-        let tcp = nbd.tcp.iter().map(|address| format!("nbd://{address}/{name}"));
-        Export { uris: std::iter::once(socket).chain(tcp).collect(), name, size_bytes }
-    };
-    let volumes = volumes.into_iter().map(export).collect();
-    let serving = Serving { event: "serving", admin: layout.admin(), volumes };
+    let first = &layouts[0];
+    let serving = Serving { event: "serving", admin: first.admin(), volumes };
     output.event(&serving, || {
         let mut text = "twinlog: serving\n".to_owned();
         for Export { name, size_bytes, uris } in &serving.volumes {
@@ -193,23 +260,23 @@ fn introduce(layout: &Layout, client: &mut AdminClient, output: &Output) -> Resu
         if let Some(uri) = serving.volumes.first().and_then(|volume| volume.uris.first()) {
             text.push_str(&format!("twinlog:   try: nbdinfo '{uri}'\n"));
         }
-        text.push_str(&format!("twinlog:   try: twinlog status --dir {}\n", shell_word(&layout.dir)));
+        text.push_str(&format!("twinlog:   try: twinlog status --dir {}\n", shell_word(&first.dir)));
         text
     });
     Ok(())
 }
 
-fn make_volume(marker: &Path, client: &mut AdminClient) -> Result<(), Failure> {
+fn make_volume(marker: &Path, name: &str, client: &mut AdminClient) -> Result<(), Failure> {
     let text = fs::read_to_string(marker).map_err(|error| Failure::system("read", marker.display(), &error))?;
     let size: ByteSize = text
         .parse()
         .map_err(|error| Failure::new(Exit::Error, format!("{}: {error}", marker.display()), "remove the file"))?;
     let there = match client.call(&AdminRequest::VolumeList)? {
-        AdminReply::Volumes { volumes } => volumes.iter().any(|volume| volume.name == VOLUME),
+        AdminReply::Volumes { volumes } => volumes.iter().any(|volume| volume.name == name),
         other => return Err(unexpected(other)),
     };
     if !there {
-        match client.call(&AdminRequest::VolumeCreate { name: VOLUME.to_owned(), size_bytes: size.bytes() })? {
+        match client.call(&AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes: size.bytes() })? {
             AdminReply::Volumes { .. } | AdminReply::Done => {}
             other => return Err(unexpected(other)),
         }
@@ -236,7 +303,7 @@ mod tests {
     #[test]
     fn options_become_a_configuration_that_is_accepted() {
         let args = args("twinlog up d --log-size 64MiB --reactors 8 --port 10809");
-        let text = config::to_text(&configuration(&args, &Layout::new(Path::new("d"), NODE)));
+        let text = config::to_text(&configuration(&args, &Layout::new(Path::new("d"), "a"), None));
         let config = config::parse(&text, Path::new("node.toml"), Path::new("/d/a")).expect("within every bound");
         assert_eq!((config.reactors.count, config.log.size), (8, ByteSize(64 << 20)));
         assert_eq!(config.nbd.tcp, ["127.0.0.1:10809".parse().expect("an address")]);
@@ -245,9 +312,9 @@ mod tests {
     #[test]
     fn options_that_contradict_an_old_directory_are_refused() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let layout = Layout::new(directory.path(), NODE);
+        let layout = Layout::new(directory.path(), "a");
         make_directory(&layout.home()).expect("made");
-        let text = config::to_text(&configuration(&args("twinlog up d --port 10809"), &layout));
+        let text = config::to_text(&configuration(&args("twinlog up d --port 10809"), &layout, None));
         write_durably(&layout.config(), &text).expect("written");
         let output = Output::new(OutputFormat::Text);
         for good in ["twinlog up d", "twinlog up d --port 10809 --reactors 1 --log-size 256MiB --size 9GiB"] {
@@ -263,26 +330,27 @@ mod tests {
     #[test]
     fn files_without_a_configuration_are_left_alone_unless_they_were_being_made() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let layout = Layout::new(directory.path(), NODE);
+        let layout = Layout::new(directory.path(), "a");
         let image = layout.disks().join("pool-a.img");
         make_directory(&layout.disks()).expect("made");
         fs::write(&image, b"somebody's data").expect("written");
         let output = Output::new(OutputFormat::Json);
         let small = args("twinlog up d --size 1MiB --log-size 8MiB");
-        assert_eq!(make(&small, &layout, &output).expect_err("data").exit, Exit::Refused);
+        assert_eq!(make(&small, &layout, None, &output).expect_err("data").exit, Exit::Refused);
         assert_eq!(fs::read(&image).expect("there"), b"somebody's data");
         write_durably(&layout.making(), "").expect("written");
-        make(&small, &layout, &output).expect("an interrupted first start");
+        make(&small, &layout, None, &output).expect("an interrupted first start");
+        finish(&layout).expect("finished");
         assert!(layout.config().exists() && layout.first_start().exists() && !layout.making().exists());
     }
 
     #[test]
     fn a_volume_size_that_cannot_be_is_refused_before_anything_is_made() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let layout = Layout::new(directory.path(), NODE);
+        let layout = Layout::new(directory.path(), "a");
         for size in ["0", "4095", "1048577GiB"] {
             let failure =
-                make(&args(&format!("twinlog up d --size {size}")), &layout, &Output::new(OutputFormat::Json));
+                make(&args(&format!("twinlog up d --size {size}")), &layout, None, &Output::new(OutputFormat::Json));
             assert_eq!(failure.expect_err(size).exit, Exit::Usage);
         }
         assert!(!layout.home().exists());

@@ -18,6 +18,7 @@
 //! `AdminServer::start` binds and accepts on a thread of its own; every connection has a thread. Dropping the server removes the socket and
 //! ends the accepting thread; connection threads end with their clients or the process.
 
+use super::events::EventLog;
 use crate::{
     node::admin::{AdminCall, AdminReply, AdminRequest},
     reactor::mailbox::{MailboxSender, SendError},
@@ -57,18 +58,28 @@ pub const CALLS_MAX: usize = 2 * CONNECTIONS_MAX;
 #[derive(Clone, Debug)]
 pub struct NodeHandle {
     calls: MailboxSender<AdminCall>,
+    events: EventLog,
 }
 
 impl NodeHandle {
     /// A handle on the reactor that takes calls from this mailbox.
     #[must_use]
     pub fn new(calls: MailboxSender<AdminCall>) -> Self {
-        Self { calls }
+        Self { calls, events: EventLog::default() }
+    }
+
+    /// The same node, with the events that its process keeps.
+    #[must_use]
+    pub fn with_events(self, events: EventLog) -> Self {
+        Self { events, ..self }
     }
 
     /// Asks and waits for the reply, at most `patience` if given. A node that is gone, full or too slow is a refusal.
     #[must_use]
     pub fn ask(&self, request: AdminRequest, patience: Option<Duration>) -> AdminReply {
+        if let AdminRequest::Events { after } = request {
+            return self.events.after(after);
+        }
         let (sender, receiver) = bounded(1);
         match self.calls.send(AdminCall { request, reply: sender }) {
             Err(SendError::Full(_)) => return refused("the node has too many control requests waiting", "try again"),

@@ -1,8 +1,10 @@
 //! Structured logs of a node, on standard error. What is logged and how comes from the configuration and the command line, never from
 //! the environment.
 
+use super::events::EventLog;
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::{filter::LevelFilter, fmt};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tracing_subscriber::{filter::LevelFilter, fmt, layer::Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Least important level that is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,8 +34,9 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends this process's events to standard error from now on. A second call changes nothing.
-pub fn start(level: LogLevel, format: LogFormat) {
+/// Sends this process's events to standard error from now on, and keeps the newest. A second call changes nothing.
+#[expect(clippy::disallowed_methods, reason = "a process's life is named by when it began")]
+pub fn start(level: LogLevel, format: LogFormat) -> EventLog {
     let filter = match level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
@@ -41,10 +44,15 @@ pub fn start(level: LogLevel, format: LogFormat) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let builder = fmt().with_max_level(filter).with_writer(std::io::stderr).with_target(false);
-    // Fails only when a subscriber is installed already: then that one stays.
-    let _installed_before = match format {
-        LogFormat::Text => builder.with_ansi(false).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let lines = match format {
+        LogFormat::Text => lines.with_ansi(false).with_filter(filter).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
     };
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let events = EventLog::new(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
+    let kept = events.clone().with_filter(LevelFilter::INFO);
+    // Fails only when a subscriber is installed already: then that one stays.
+    let _installed_before = tracing_subscriber::registry().with(lines).with(kept).try_init();
+    events
 }

@@ -8,7 +8,10 @@
 //! 2. Metrics are read from one [`NodeStatus`], so the figures of one answer belong together.
 
 use super::admin::NodeHandle;
-use crate::node::admin::{AdminReply, AdminRequest, LaneStatus, NodeStatus, ReactorStatus, VolumeStatus};
+use crate::node::admin::{
+    AdminReply, AdminRequest, LaneStatus, NodeStatus, OperationStatus, PairPoolStatus, PairStatus, ReactorStatus,
+    VolumeStatus,
+};
 use crossbeam_channel::{Receiver, bounded};
 use std::{
     fmt::Write as _,
@@ -220,6 +223,9 @@ pub fn text(name: &str, status: &NodeStatus) -> String {
     put_pool(&mut page, status);
     put_lanes(&mut page, status);
     put_volumes(&mut page, status);
+    if let Some(pair) = &status.pair {
+        put_pair(&mut page, name, pair);
+    }
     page.text
 }
 
@@ -307,9 +313,17 @@ fn put_volumes(page: &mut Page, status: &NodeStatus) {
     page.counter("volume_operations_total", "Operations since start", counts);
     let bytes = operations().map(|(labels, figures)| (labels, figure(figures.bytes)));
     page.counter("volume_transferred_bytes_total", "Bytes since start", bytes);
-    let latency = "volume_latency_seconds";
-    page.head("summary", latency, "Latency since start, submission to reply");
-    for (labels, figures) in operations() {
+    put_latency(page, "volume_latency_seconds", "Latency since start, submission to reply", operations());
+}
+
+fn put_latency<'a>(
+    page: &mut Page,
+    name: &str,
+    help: &str,
+    operations: impl Iterator<Item = (Labels, &'a OperationStatus)>,
+) {
+    page.head("summary", name, help);
+    for (labels, figures) in operations {
         for (quantile, nanos) in [
             ("0.5", figures.p50_ns),
             ("0.99", figures.p99_ns),
@@ -318,11 +332,42 @@ fn put_volumes(page: &mut Page, status: &NodeStatus) {
             ("1", figures.max_ns),
         ] {
             let labels = [labels.clone(), vec![("quantile", quantile.to_owned())]].concat();
-            page.sample(latency, "", &labels, seconds(nanos));
+            page.sample(name, "", &labels, seconds(nanos));
         }
-        page.sample(latency, "_sum", &labels, seconds(figures.total_ns));
-        page.sample(latency, "_count", &labels, figure(figures.count));
+        page.sample(name, "_sum", &labels, seconds(figures.total_ns));
+        page.sample(name, "_count", &labels, figure(figures.count));
     }
+}
+
+fn put_pair(page: &mut Page, name: &str, pair: &PairStatus) {
+    let is = |is: bool| if is { 1.0 } else { 0.0 };
+    page.gauge("pair_link_up", "1 while the partner answers", one(is(pair.link == "up")));
+    page.gauge("pair_paths_up", "Paths of the interconnect that work", one(figure(pair.paths_up)));
+    page.gauge("pair_round_trip_seconds", "Newest round trip of a heartbeat", one(seconds(pair.round_trip_ns)));
+    let pools = |value: &dyn Fn(&PairPoolStatus) -> f64| -> Vec<(Labels, f64)> {
+        pair.pools.iter().map(|pool| (vec![("pool", pool.name.clone())], value(pool))).collect()
+    };
+    page.gauge("pair_owner", "1 if this node owns the pool", pools(&|pool| is(pool.owner == name)));
+    page.gauge(
+        "pair_in_sync",
+        "1 if both logs have every answered change",
+        pools(&|pool| is(pool.mirror == "in sync")),
+    );
+    page.gauge("pair_as_it_should_be", "1 if nothing is left to do", pools(&|pool| is(pool.is_final)));
+    page.counter("pair_takeovers_total", "Takeovers by this process", pools(&|pool| figure(pool.takeovers)));
+    let unmirrored = pools(&|pool| seconds(pool.unmirrored_ns));
+    page.counter("pair_unmirrored_seconds_total", "Time in which this process answered without a mirror", unmirrored);
+    let lag = pools(&|pool| figure(pool.mirror_lag_bytes));
+    page.gauge("pair_mirror_lag_bytes", "Bytes sent to the partner's log and not acknowledged", lag);
+    let mirrored = pools(&|pool| figure(pool.mirrored.bytes));
+    page.counter("pair_mirrored_bytes_total", "Bytes that the partner's log has acknowledged", mirrored);
+    let batches = pair.pools.iter().map(|pool| (vec![("pool", pool.name.clone())], &pool.mirrored));
+    put_latency(
+        page,
+        "pair_mirror_latency_seconds",
+        "From sending a batch to the partner's word that it is durable",
+        batches,
+    );
 }
 
 #[cfg(test)]
@@ -366,10 +411,39 @@ mod tests {
         }
     }
 
+    fn of_a_pair() -> NodeStatus {
+        let pool = PairPoolStatus {
+            name: "b".to_owned(),
+            owner: "a".to_owned(),
+            mirror: "in sync".to_owned(),
+            takeovers: 2,
+            unmirrored_ns: 1_500_000_000,
+            mirrored: OperationStatus { count: 3, p99_ns: 250_000, ..OperationStatus::default() },
+            ..PairPoolStatus::default()
+        };
+        let pair = PairStatus { link: "up".to_owned(), pools: vec![pool], ..PairStatus::default() };
+        NodeStatus { pair: Some(pair), ..healthy() }
+    }
+
+    #[test]
+    fn the_pair_has_figures_of_its_own() {
+        let text = text("a", &of_a_pair());
+        for line in [
+            "twinlog_pair_link_up{node=\"a\"} 1",
+            "twinlog_pair_owner{node=\"a\",pool=\"b\"} 1",
+            "twinlog_pair_takeovers_total{node=\"a\",pool=\"b\"} 2",
+            "twinlog_pair_unmirrored_seconds_total{node=\"a\",pool=\"b\"} 1.5",
+            "twinlog_pair_mirror_latency_seconds{node=\"a\",pool=\"b\",quantile=\"0.99\"} 0.00025",
+            "twinlog_pair_mirror_latency_seconds_count{node=\"a\",pool=\"b\"} 3",
+        ] {
+            assert!(text.lines().any(|written| written == line), "{line} is missing in:\n{text}");
+        }
+    }
+
     /// What `promtool check metrics` asks for, and what a parser of the text format needs.
     #[test]
     fn the_page_keeps_the_rules_of_its_format() {
-        let mut status = healthy();
+        let mut status = of_a_pair();
         status.volumes[0].name = "a\"b\\c".to_owned();
         let text = text("a", &status);
         assert!(text.contains(r#"volume="a\"b\\c""#), "{text}");

@@ -4,7 +4,7 @@ use super::{
     size::{show_bytes, show_ns},
     status::{Judgement, Severity, permille},
 };
-use crate::node::admin::{LaneStatus, NodeStatus, OperationStatus, VolumeStatus};
+use crate::node::admin::{LaneStatus, NodeStatus, OperationStatus, PairStatus, VolumeStatus};
 use std::fmt::Write;
 
 /// Characters of a fill bar.
@@ -19,7 +19,9 @@ pub fn summary(judgement: &Judgement) -> String {
     for finding in &judgement.findings {
         let mark = match finding.severity {
             Severity::Warning => "warning",
+            Severity::Resync => "resync",
             Severity::Degraded => "degraded",
+            Severity::TakenOver => "taken over",
             Severity::Stopped => "stopped",
         };
         line(&mut text, mark, &format!("{}: {}", finding.object, finding.why));
@@ -36,16 +38,46 @@ pub fn figures(status: &NodeStatus, before: Option<&NodeStatus>) -> String {
     if status.pool.cp > 0 {
         pool_figures(&mut text, status);
     }
+    // The register of the own pool says whether its log is mirrored.
+    let own = status.pair.as_ref().and_then(|pair| pair.pools.first());
+    let is_mirrored = own.is_some_and(|own| own.mirror == "in sync");
     for one in &status.lanes {
-        lane(&mut text, one);
+        lane(&mut text, one, is_mirrored);
     }
     resources(&mut text, status, before);
+    if let Some(pair) = &status.pair {
+        self::pair(&mut text, pair);
+    }
     for volume in &status.volumes {
         let earlier = before.and_then(|before| before.volumes.iter().find(|earlier| earlier.id == volume.id));
         let seconds = before.map_or(0.0, |before| rate_seconds(status.uptime_ns - before.uptime_ns));
         self::volume(&mut text, volume, earlier, seconds);
     }
     text
+}
+
+/// The interconnect, and for each pool who serves it, whether its log is mirrored, and what would become of it if each node died now.
+fn pair(text: &mut String, pair: &PairStatus) {
+    let paths = format!("{} of {} path(s)", pair.paths_up, pair.paths);
+    line(
+        text,
+        "partner",
+        &format!("{} {}, {paths}, round trip {}", pair.partner, pair.link, show_ns(pair.round_trip_ns)),
+    );
+    for pool in &pair.pools {
+        let owner = if pool.owner.is_empty() { "nobody known" } else { &pool.owner };
+        let log = if pool.mirror.is_empty() { "unknown" } else { &pool.mirror };
+        let head = format!("pool {}", pool.name);
+        line(text, &head, &format!("served by {owner}, epoch {}, mirrored log {log}; {}", pool.epoch, pool.row));
+        for (node, outcome) in ["this node", pair.partner.as_str()].iter().zip(&pool.if_dies) {
+            if !outcome.is_empty() {
+                line(text, "", &format!("if {node} died now: {outcome}"));
+            }
+        }
+    }
+    for volume in pair.taken_over.iter().flat_map(|status| &status.volumes) {
+        self::volume(text, volume, None, 0.0);
+    }
 }
 
 /// A table of the node's pools, of which there is one.
@@ -125,11 +157,12 @@ fn pool_figures(text: &mut String, status: &NodeStatus) {
     line(text, "cp", &cp);
 }
 
-fn lane(text: &mut String, lane: &LaneStatus) {
+fn lane(text: &mut String, lane: &LaneStatus, is_mirrored: bool) {
+    let mirrored = if is_mirrored { "mirrored" } else { "not mirrored" };
     let throttle =
         if lane.throttle_ns > 0 { format!(", throttled by {}", show_ns(lane.throttle_ns)) } else { String::new() };
     let fill = format!(
-        "{} {} of {} used, {} on {}, not mirrored{throttle}",
+        "{} {} of {} used, {} on {}, {mirrored}{throttle}",
         bar(lane.used_bytes, lane.size_bytes),
         show_bytes(lane.used_bytes),
         show_bytes(lane.size_bytes),

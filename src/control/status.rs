@@ -8,7 +8,7 @@
 //! 2. Every finding names its object, why it matters, and the next command or step.
 
 use super::size::{show_bytes, show_ns};
-use crate::node::admin::NodeStatus;
+use crate::node::admin::{NodeStatus, PairStatus};
 use serde::Serialize;
 use std::fmt;
 
@@ -16,8 +16,8 @@ use std::fmt;
 const FREE_DEGRADED_PERMILLE: u64 = 50;
 /// Less free space than this, in per mille of the pool, is worth a warning.
 const FREE_WARNING_PERMILLE: u64 = 150;
-/// A log fuller than this, in per mille, slows new changes down.
-const LOG_WARNING_PERMILLE: u64 = 850;
+/// Changes that are delayed by this much each, or more, wait for disks that are much slower than the clients: 4 MiB/s in small ones.
+const THROTTLE_WARNING_NS: u64 = 1_000_000;
 /// A consistency point older than this, with changes waiting in the log, is late: they begin seconds after the oldest change.
 const CP_AGE_WARNING_NS: u64 = 60 * 1_000_000_000;
 
@@ -55,8 +55,12 @@ impl fmt::Display for Verdict {
 pub enum Severity {
     /// It will matter unless somebody acts.
     Warning,
+    /// A copy is being brought back in step.
+    Resync,
     /// Protection or space is missing now.
     Degraded,
+    /// A pool is not served by its home node.
+    TakenOver,
     /// Nothing is served.
     Stopped,
 }
@@ -97,17 +101,25 @@ pub fn judge(status: &NodeStatus) -> Judgement {
     let worst = findings.first().filter(|finding| finding.severity > Severity::Warning);
     let verdict = match worst.map(|finding| finding.severity) {
         Some(Severity::Stopped) => Verdict::Stopped,
-        Some(_) => Verdict::Degraded,
+        Some(Severity::TakenOver) => Verdict::TakenOver,
+        Some(Severity::Resync) => Verdict::Resync,
+        Some(Severity::Degraded | Severity::Warning) => Verdict::Degraded,
         None => Verdict::Ok,
     };
     let (why, next) = match worst {
         Some(finding) => (format!("{}: {}", finding.object, finding.why), finding.next.clone()),
-        None => (
-            "single node, log not mirrored (so configured); answered changes survive a power cut".to_owned(),
-            first_warning(&findings),
-        ),
+        None => (all_is_well(status), first_warning(&findings)),
     };
     Judgement { verdict, why, now: now(status), next, findings }
+}
+
+fn all_is_well(status: &NodeStatus) -> String {
+    match &status.pair {
+        None => "single node, log not mirrored (so configured); answered changes survive a power cut".to_owned(),
+        Some(pair) => {
+            format!("both pools are served by their home nodes, and {} has every answered change too", pair.partner)
+        }
+    }
 }
 
 /// The meaning of a node that does not answer.
@@ -151,7 +163,9 @@ fn finding(severity: Severity, object: &str, why: String, next: &str) -> Finding
 fn findings(status: &NodeStatus) -> Vec<Finding> {
     let mut found = Vec::new();
     match status.state.as_str() {
-        "serving" => {}
+        // What a node of a pair does with its pool is judged below.
+        "serving" | "standby" => {}
+        "opening" if status.pair.is_some() => {}
         "opening" => found.push(finding(
             Severity::Stopped,
             "node",
@@ -177,7 +191,43 @@ fn findings(status: &NodeStatus) -> Vec<Finding> {
     lane_findings(status, &mut found);
     device_findings(status, &mut found);
     pool_findings(status, &mut found);
+    if let Some(pair) = &status.pair {
+        pair_findings(pair, &mut found);
+        if let Some(taken_over) = &pair.taken_over {
+            lane_findings(taken_over, &mut found);
+            device_findings(taken_over, &mut found);
+            pool_findings(taken_over, &mut found);
+        }
+    }
     found
+}
+
+/// What the decision table says of each pool.
+fn pair_findings(pair: &PairStatus, found: &mut Vec<Finding>) {
+    for (index, pool) in pair.pools.iter().enumerate() {
+        let is_home = index == 0;
+        let is_served_here = ["serving", "draining"].contains(&pool.open.as_str());
+        let is_served_there = pool.owner == pair.partner && pool.row.starts_with("standby, ");
+        let severity = if !is_served_here && !is_served_there {
+            Severity::Stopped
+        } else if is_served_here != is_home {
+            Severity::TakenOver
+        } else if pool.is_resync || pool.row == "standby, catching up" {
+            Severity::Resync
+        } else if pool.is_final {
+            continue;
+        } else {
+            Severity::Degraded
+        };
+        let why = if pool.trouble.is_empty() { pool.why.clone() } else { format!("{} ({})", pool.why, pool.trouble) };
+        let is_fencing = pool.row.contains("fence");
+        let why = if is_fencing && !pool.fence.is_empty() {
+            format!("{why}: {}", pool.fence.replace('\n', " / "))
+        } else {
+            why
+        };
+        found.push(finding(severity, &format!("pool {}", pool.name), why, &pool.next));
+    }
 }
 
 fn device_findings(status: &NodeStatus, found: &mut Vec<Finding>) {
@@ -211,9 +261,9 @@ fn lane_findings(status: &NodeStatus, found: &mut Vec<Finding>) {
                 "put the log on a file or persistent memory: [log] backend in node.toml",
             ));
         }
-        if permille(lane.used_bytes, lane.size_bytes) > LOG_WARNING_PERMILLE {
+        if lane.throttle_ns >= THROTTLE_WARNING_NS {
             let why = format!(
-                "{} of {} in use: new changes are slowed down by {}",
+                "{} of {} in use: each change of 4 KiB is delayed by {}",
                 show_bytes(lane.used_bytes),
                 show_bytes(lane.size_bytes),
                 show_ns(lane.throttle_ns)
@@ -335,6 +385,7 @@ pub(super) mod tests {
             }],
             uptime_ns: 60_000_000_000,
             replayed_records: 3,
+            pair: None,
         }
     }
 

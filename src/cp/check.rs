@@ -218,6 +218,9 @@ impl Check {
         if visit.reference.birth() > self.superblock.cp {
             self.problem(format!("{}: written by a later consistency point", self.describe(&visit)));
         }
+        if self.bytes_below(&visit).is_some_and(|(_, bytes)| bytes.is_empty()) {
+            self.problem(format!("{}: lies beyond the volume's end", self.describe(&visit)));
+        }
         if self.mark(visit.reference.address(), 1, &visit) {
             self.report.reachable_blocks += 1;
             if visit.role == Role::SpaceMap && visit.levels == 0 {

@@ -4,7 +4,8 @@
 use super::{
     lists::{ListWriter, push_joined, total},
     map::{MapResult, MapUpdate},
-    message::{ShardOpening, ShardReport, ToCoordinator, ToShard, VolumeChange},
+    message::{Grant, MirrorNews, MirrorOrder, ShardOpening, ShardReport, ToCoordinator, ToShard, VolumeChange},
+    mirroring::MirrorProgress,
     opening::{OpenPool, Opening},
 };
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
         geometry::{Geometry, reserved_for_maps},
         space_map::{Ready, SpaceMap},
     },
-    base::{BlockAddress, CpNumber, LaneIndex, ObjectId, limits::DEVICES_MAX, planted},
+    base::{BlockAddress, CpNumber, Epoch, LaneIndex, ObjectId, limits::DEVICES_MAX, planted},
     changelog::throttle::CHECKPOINT_AGE,
     format::{
         chain::{AddressRange, Subtree, entries_per_block},
@@ -39,6 +40,8 @@ use twinlog_device::{BlockDevice, Nanos};
 const REAP_NODES_MAX: usize = 4096;
 /// Nodes of cut-off subtrees fetched ahead.
 const REAP_AHEAD: usize = 32;
+/// Cut-off subtrees that are kept although their root cannot be read: one block of the reap list.
+const UNREADABLE_MAX: usize = entries_per_block::<Subtree>();
 
 /// Owners of the coordinator's I/O events on its reactor.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +89,8 @@ struct Lists {
 /// A consistency point in the making.
 struct Run {
     cp: CpNumber,
+    /// The epoch in which every lane was when it froze: what it logged since is at least of this one (rule R4).
+    epoch: Epoch,
     phase: Phase,
     started: Nanos,
     reports: BTreeMap<LaneIndex, ShardReport>,
@@ -121,6 +126,10 @@ pub enum CoordinatorEvent {
     Joined(Result<(), String>),
     /// The pool serves: recovery is complete.
     Serving,
+    /// The partner's portion has everything that was answered.
+    MirrorInStep,
+    /// What the partner says of its portion cannot be.
+    MirrorLost(String),
     /// The pool has stopped.
     Stopped(String),
 }
@@ -140,6 +149,8 @@ pub struct CoordinatorFigures {
 pub struct Coordinator {
     owners: Owners,
     budget: Budget,
+    grant: Grant,
+    mirror: MirrorProgress,
     state: PoolState,
     opening: Option<Opening>,
     superblock: Option<Superblock>,
@@ -147,8 +158,8 @@ pub struct Coordinator {
     space: SpaceMap,
     freed: Vec<AddressRange>,
     reap: Vec<Subtree>,
-    /// Roots of `reap` that were found unreadable.
-    unreadable: BTreeSet<BlockKey>,
+    /// Of the reap list, what is not tried again before the pool is opened anew: its root could not be read. At most [`UNREADABLE_MAX`].
+    unreadable: Vec<Subtree>,
     list_blocks: Vec<AddressRange>,
     run: Option<Run>,
     wanted: bool,
@@ -178,11 +189,14 @@ impl Coordinator {
         io: &mut Io<D>,
         owners: Owners,
         budget: Budget,
+        grant: Grant,
     ) -> Result<Self, crate::pool::superblocks::PoolError> {
         let opening = Some(Opening::new(io, owners.main)?);
         Ok(Self {
             owners,
             budget,
+            grant,
+            mirror: if grant.is_mirrored { MirrorProgress::InStep } else { MirrorProgress::Off },
             state: PoolState::Opening,
             opening,
             superblock: None,
@@ -190,7 +204,7 @@ impl Coordinator {
             space: SpaceMap::new(Geometry::new(&[]), TreeRoot::default()),
             freed: Vec::new(),
             reap: Vec::new(),
-            unreadable: BTreeSet::new(),
+            unreadable: Vec::new(),
             list_blocks: Vec::new(),
             run: None,
             wanted: false,
@@ -312,6 +326,70 @@ impl Coordinator {
         self.holds_frees = false;
     }
 
+    /// The epoch that the pool is in.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.grant.epoch
+    }
+
+    /// How far the mirror is.
+    #[must_use]
+    pub fn mirror(&self) -> &MirrorProgress {
+        &self.mirror
+    }
+
+    /// Begins to bring the mirror in step, in a portion with this unit. The end is [`CoordinatorEvent::MirrorInStep`].
+    ///
+    /// # Panics
+    /// When the pool does not serve, or is mirrored.
+    pub fn start_mirroring(&mut self, unit_bytes: u32) {
+        assert_eq!(self.state, PoolState::Serving, "a pool that serves is mirrored");
+        assert_eq!(self.mirror, MirrorProgress::Off, "mirroring is ended before it starts anew");
+        self.mirror = MirrorProgress::Starting(self.lanes().into_iter().collect());
+        self.order_mirror(MirrorOrder::Start { unit_bytes });
+    }
+
+    /// The register says that the mirror is in step, at `epoch`.
+    pub fn mirror_is_in_sync(&mut self, epoch: Epoch) {
+        assert!(epoch >= self.grant.epoch, "epochs do not fall");
+        self.grant.epoch = epoch;
+        self.order_mirror(MirrorOrder::InSync(epoch));
+    }
+
+    /// The register says that the mirror is stale, at `epoch`: answers wait for nobody.
+    pub fn mirror_is_stale(&mut self, epoch: Epoch) {
+        assert!(epoch >= self.grant.epoch, "epochs do not fall");
+        self.grant.epoch = epoch;
+        self.mirror = MirrorProgress::Off;
+        self.order_mirror(MirrorOrder::Alone(epoch));
+    }
+
+    fn order_mirror(&mut self, order: MirrorOrder) {
+        for lane in self.lanes() {
+            self.events.push_back(CoordinatorEvent::Shard(lane, ToShard::Mirror(order)));
+        }
+    }
+
+    fn mirror_news(&mut self, lane: LaneIndex, news: MirrorNews) {
+        match news {
+            MirrorNews::Started => {
+                if self.mirror.started(lane) {
+                    let cp = self.superblock.as_ref().expect("it serves").cp.next();
+                    // One in progress may have frozen before.
+                    let covering = if self.run.is_some() { cp.next() } else { cp };
+                    self.mirror = MirrorProgress::Covering(covering);
+                    self.want();
+                }
+            }
+            MirrorNews::CaughtUp => {
+                if self.mirror.caught_up(lane) {
+                    self.events.push_back(CoordinatorEvent::MirrorInStep);
+                }
+            }
+            MirrorNews::Lost(reason) => self.events.push_back(CoordinatorEvent::MirrorLost(reason)),
+        }
+    }
+
     /// Whether a consistency point is in progress or asked for.
     #[must_use]
     pub fn is_busy(&self) -> bool {
@@ -400,6 +478,7 @@ impl Coordinator {
                 }
             }
             ToCoordinator::VolumeDone { call, volume } => self.volume_done(call, volume),
+            ToCoordinator::Mirror { lane, news } => self.mirror_news(lane, news),
             ToCoordinator::Failed { lane, reason } => self.stop(format!("lane {lane}: {reason}")),
         }
     }
@@ -462,6 +541,13 @@ impl Coordinator {
 
     fn opened(&mut self, pool: OpenPool) {
         self.opening = None;
+        if self.grant.epoch == Epoch(0) {
+            self.grant.epoch = pool.superblock.epoch;
+        }
+        let (granted, found) = (self.grant.epoch, pool.superblock.epoch);
+        if granted < found {
+            return self.stop(format!("the pool is in epoch {found} already, and this node was granted {granted}"));
+        }
         let geometry = Geometry::new(&pool.superblock.devices);
         self.next_object = pool.superblock.next_object;
         self.directory = pool.directory;
@@ -477,9 +563,13 @@ impl Coordinator {
             let opening = ShardOpening {
                 pool: pool.superblock.pool,
                 lane_count,
-                epoch: pool.superblock.epoch,
+                role: self.grant.role,
+                epoch_min: pool.superblock.epoch,
+                epoch: self.grant.epoch,
+                is_mirrored: self.grant.is_mirrored,
                 cp: pool.superblock.cp,
                 applied: pool.superblock.applied[usize::from(lane.0)],
+                forwarded: pool.superblock.forwarded[usize::from(lane.0)].clone(),
                 volumes: self.directory.volumes().filter(own).cloned().collect(),
             };
             self.to_replay.insert(lane);
@@ -515,6 +605,7 @@ impl Coordinator {
         let cp = superblock.cp.next();
         self.run = Some(Run {
             cp,
+            epoch: self.grant.epoch,
             phase: Phase::Gather,
             started: now,
             reports: BTreeMap::new(),
@@ -554,17 +645,8 @@ impl Coordinator {
             return Ok(());
         }
         match event {
-            // Blocks of the maps arrive through the cache; an unreadable one stops the pool. Of what is freed anyway only that is lost
-            // which lies below: it stays in use.
-            IoEvent::Fetched { key, result: Err(reason), .. } => {
-                let is_freed = self.reap.iter().any(|subtree| subtree.root.key() == key);
-                if !is_freed {
-                    return Err(reason);
-                }
-                tracing::error!(%reason, "a node of freed blocks cannot be read: the blocks below it stay in use");
-                self.unreadable.insert(key);
-                Ok(())
-            }
+            // Blocks of the maps arrive through the cache; an unreadable one stops the pool, if it is not freed anyway.
+            IoEvent::Fetched { key, result: Err(reason), .. } => self.set_aside(key, reason),
             IoEvent::Fetched { .. } => Ok(()),
             IoEvent::Done { result, .. } => match &mut run.phase {
                 Phase::Lists(lists) => {
@@ -581,6 +663,20 @@ impl Coordinator {
                 _ => Err("an I/O event that nobody waits for".to_owned()),
             },
         }
+    }
+
+    /// Keeps a subtree whose root cannot be read in the reap list, and out of the way of the others: the error may pass, or the block be
+    /// repaired.
+    fn set_aside(&mut self, root: BlockKey, reason: String) -> Result<(), String> {
+        let position = self.reap.iter().position(|subtree| subtree.root.key() == root).ok_or(&reason)?;
+        let subtree = self.reap.remove(position);
+        if self.unreadable.len() < UNREADABLE_MAX {
+            tracing::error!(%reason, "a node of freed blocks cannot be read: they stay in use until it can when the pool is opened");
+            self.unreadable.push(subtree);
+        } else {
+            tracing::error!(%reason, "one more node of freed blocks cannot be read: they stay in use for ever");
+        }
+        Ok(())
     }
 
     fn run_step<D: BlockDevice>(&mut self, io: &mut Io<D>, now: Nanos, wall_clock_ns: u64) -> Result<(), String> {
@@ -667,9 +763,6 @@ impl Coordinator {
         let Phase::Reap { nodes, ranges_max } = &mut run.phase else { unreachable!("called in this phase") };
         let tag = Tag { owner: self.owners.main, id: 0 };
         for subtree in self.reap.iter().rev().take(REAP_AHEAD).filter(|subtree| subtree.levels > 0) {
-            if self.unreadable.contains(&subtree.root.key()) {
-                continue;
-            }
             let _ = io.fetch(&subtree.root, tag);
         }
         for _ in 0..REAP_AHEAD {
@@ -678,9 +771,7 @@ impl Coordinator {
                 run.phase = Phase::Directory(None);
                 return Ok(());
             };
-            if self.unreadable.remove(&subtree.root.key()) {
-                self.reap.pop();
-            } else if subtree.levels > 0 {
+            if subtree.levels > 0 {
                 let Some(block) = io.fetch(&subtree.root, tag) else { return Ok(()) };
                 self.reap.pop();
                 for child in node(&block).iter().filter(|child| !child.is_hole()) {
@@ -759,7 +850,8 @@ impl Coordinator {
         if planted::is("free-too-early") {
             last_freed.append(&mut freed);
         }
-        let map = MapUpdate::new(&self.space, (numbers, self.clear_areas_max), last_freed, freed, self.reap.clone())?;
+        let reap = self.unreadable.iter().chain(&self.reap).copied().collect();
+        let map = MapUpdate::new(&self.space, (numbers, self.clear_areas_max), last_freed, freed, reap)?;
         run.phase = Phase::Map(Box::new(map));
         Ok(())
     }
@@ -782,6 +874,7 @@ impl Coordinator {
         let map = run.map.as_ref().expect("written before");
         let mut next = self.superblock.clone().expect("opened");
         next.cp = run.cp;
+        next.epoch = run.epoch;
         next.time_ns = wall_clock_ns;
         next.next_object = self.next_object;
         next.free_blocks = next.free_blocks + map.cleared_blocks - run.allocated_blocks;
@@ -792,6 +885,9 @@ impl Coordinator {
         next.reap = reap;
         for (lane, report) in &run.reports {
             next.applied[usize::from(lane.0)] = report.applied;
+            if let Some(forwarded) = &report.forwarded {
+                next.forwarded[usize::from(lane.0)].clone_from(forwarded);
+            }
         }
         run.phase = Phase::Commit(CommitSuperblock::new(io, self.owners.main, next, self.joining));
     }
@@ -816,6 +912,10 @@ impl Coordinator {
             self.events.push_back(CoordinatorEvent::Shard(lane, ToShard::Durable(run.cp)));
         }
         self.events.push_back(CoordinatorEvent::Durable(run.cp));
+        let lanes = self.lanes();
+        if let Some(order) = self.mirror.durable(run.cp, &lanes) {
+            self.order_mirror(order);
+        }
         if self.state == PoolState::Opening {
             self.state = PoolState::Serving;
             self.events.push_back(CoordinatorEvent::Volumes);

@@ -1,13 +1,30 @@
 //! What the coordinator of a pool and its shards tell each other. Messages between two parties arrive in order.
 
 use crate::{
-    base::{CpNumber, Epoch, LaneIndex, Lsn, ObjectId, PoolId},
+    base::{CpNumber, Epoch, ForwardedChanges, LaneIndex, Lsn, ObjectId, PoolId},
     format::{
         chain::{AddressRange, Subtree},
+        lane_header::PortionRole,
         object::VolumeRecord,
     },
     fs::directory::ObjectUpdate,
 };
+
+/// The right to open a pool, and from which portion of change log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The portion that this node has of the pool: its own pool's, or the mirror of its partner's.
+    pub role: PortionRole,
+    /// The epoch that the arbiter has granted. Without an arbiter zero: the pool goes on in the epoch that it is in.
+    pub epoch: Epoch,
+    /// Whether the register says that the mirror is in step: then answers wait for the partner from the first one on.
+    pub is_mirrored: bool,
+}
+
+impl Grant {
+    /// Of a node that has no partner.
+    pub const SINGLE: Self = Self { role: PortionRole::Own, epoch: Epoch(0), is_mirrored: false };
+}
 
 /// What a shard must know to replay its lane.
 #[derive(Clone, Debug)]
@@ -16,14 +33,53 @@ pub struct ShardOpening {
     pub pool: PoolId,
     /// Number of lanes of the portion.
     pub lane_count: u16,
-    /// The pool's epoch: records of an older one are not replayed.
+    /// The portion in which the lane lies.
+    pub role: PortionRole,
+    /// The epoch of the newest consistency point: records of an older one are not replayed.
+    pub epoch_min: Epoch,
+    /// The epoch in which the lane is used after its replay: none of its records has a newer one.
     pub epoch: Epoch,
+    /// Whether answers wait for the partner from the first one on.
+    pub is_mirrored: bool,
     /// Newest consistency point.
     pub cp: CpNumber,
     /// Changes below are in it.
     pub applied: Lsn,
+    /// Forwarded changes among them.
+    pub forwarded: ForwardedChanges,
     /// The volumes of this lane.
     pub volumes: Vec<VolumeRecord>,
+}
+
+/// What becomes of a lane's mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MirrorOrder {
+    /// Send everything from here on to a portion with this unit; answers do not wait for it yet.
+    Start {
+        /// Unit of stores of the partner's log memory.
+        unit_bytes: u32,
+    },
+    /// Answers wait for the partner from now on.
+    Require,
+    /// The register says that the mirror is in step, at this epoch.
+    InSync(Epoch),
+    /// The register says that the mirror is stale, at this epoch: answers wait for nobody.
+    Alone(Epoch),
+    /// The partner has everything before this position.
+    Mirrored(Lsn),
+    /// The partner was reached again, and expects this position.
+    Resend(Option<Lsn>),
+}
+
+/// What a lane tells of its mirror.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MirrorNews {
+    /// Everything from now on is sent.
+    Started,
+    /// Everything that may have been answered is with the partner.
+    CaughtUp,
+    /// What the partner says cannot be: it is no mirror any more.
+    Lost(String),
 }
 
 /// A change of a volume as a whole.
@@ -64,6 +120,8 @@ pub enum ToShard {
         /// What to do.
         change: VolumeChange,
     },
+    /// What becomes of the lane's mirror.
+    Mirror(MirrorOrder),
     /// The pool has stopped for this reason.
     Stop(String),
 }
@@ -73,6 +131,8 @@ pub enum ToShard {
 pub struct ShardReport {
     /// The lane position of the freeze.
     pub applied: Lsn,
+    /// Forwarded changes up to there.
+    pub forwarded: Option<ForwardedChanges>,
     /// New descriptions of volumes.
     pub objects: Vec<ObjectUpdate>,
     /// Blocks that are not reached any more.
@@ -121,6 +181,13 @@ pub enum ToCoordinator {
         call: u64,
         /// The volume now; `None`: deleted.
         volume: Result<Option<VolumeRecord>, String>,
+    },
+    /// Of the lane's mirror.
+    Mirror {
+        /// Which lane.
+        lane: LaneIndex,
+        /// What.
+        news: MirrorNews,
     },
     /// The lane or a device failed: the pool must stop.
     Failed {

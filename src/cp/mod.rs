@@ -37,5 +37,6 @@ pub mod coordinator;
 pub mod lists;
 pub mod map;
 pub mod message;
+pub mod mirroring;
 pub mod opening;
 pub mod shard;

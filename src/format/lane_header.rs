@@ -1,19 +1,21 @@
 //! The first block of a lane's region: whose log this is.
 //!
 //! ```text
-//!   0 magic "TWLLANE1"        24 pool id (128 bits)       56 reserved, zero
-//!   8 version                 40 role (1 own, 2 mirror)  4088 checksum of all before
-//!  12 features incompatible   42 lane
+//!   0 magic "TWLLANE1"        24 pool id (128 bits)       56 portion id (128 bits)
+//!   8 version                 40 role (1 own, 2 mirror)   72 reserved, zero
+//!  12 features incompatible   42 lane                   4088 checksum of all before
 //!  16 features read-only      44 lane_count
 //!  20 features compatible     46 reserved, zero
 //!                             48 ring_bytes
 //! ```
 //!
+//! Version 1 had no portion id; its lanes have the id zero.
+//!
 //! It is written once, when the lane is formatted, and never changes: a torn write of it can only happen before the pool exists.
 
 use crate::{
     base::{
-        LaneIndex, PoolId, checksum,
+        LaneIndex, PoolId, PortionId, checksum,
         limits::{BLOCK_BYTES, LANES_MAX},
     },
     format::{Unverified, Verify},
@@ -32,8 +34,9 @@ use zerocopy::{
 pub const LANE_HEADER_BYTES: u64 = BLOCK_BYTES;
 
 const MAGIC: [u8; 8] = *b"TWLLANE1";
-const VERSION: u32 = 1;
-const RESERVED_BYTES: usize = 4032;
+const VERSION: u32 = 2;
+const VERSION_WITHOUT_PORTION: u32 = 1;
+const RESERVED_BYTES: usize = 4016;
 
 /// Whose changes a portion holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,6 +86,7 @@ pub struct RawLaneHeader {
     lane_count: U16,
     reserved_lane: U16,
     ring_bytes: U64,
+    portion: U128,
     reserved: [u8; RESERVED_BYTES],
     checksum: U64,
 }
@@ -90,6 +94,7 @@ pub struct RawLaneHeader {
 const _: () = assert!(size_of::<RawLaneHeader>() as u64 == LANE_HEADER_BYTES);
 const _: () = assert!(offset_of!(RawLaneHeader, pool) == 24);
 const _: () = assert!(offset_of!(RawLaneHeader, ring_bytes) == 48);
+const _: () = assert!(offset_of!(RawLaneHeader, portion) == 56);
 const _: () = assert!(offset_of!(RawLaneHeader, checksum) == CHECKED_BYTES);
 
 /// The checksum covers everything before itself.
@@ -99,9 +104,10 @@ const CHECKED_BYTES: usize = 4088;
 const CHECKSUM_SEED: u64 = 0;
 
 impl RawLaneHeader {
-    /// The header of a lane with a ring of `ring_bytes`.
+    /// The header of a lane of this portion, with a ring of `ring_bytes`.
     #[must_use]
-    pub fn new(identity: &LaneIdentity, ring_bytes: u64) -> Self {
+    pub fn new(identity: &LaneIdentity, portion: PortionId, ring_bytes: u64) -> Self {
+        assert_ne!(portion, PortionId(0), "zero is the id of portions that have none");
         assert!(ring_bytes > 0 && ring_bytes.is_multiple_of(BLOCK_BYTES), "a ring has whole blocks");
         assert!(identity.lane.0 < identity.lane_count, "lane {} of {}", identity.lane, identity.lane_count);
         assert!(usize::from(identity.lane_count) <= LANES_MAX, "the limit of lanes");
@@ -117,6 +123,7 @@ impl RawLaneHeader {
             lane_count: identity.lane_count.into(),
             reserved_lane: 0.into(),
             ring_bytes: ring_bytes.into(),
+            portion: portion.0.into(),
             reserved: [0; RESERVED_BYTES],
             checksum: 0.into(),
         };
@@ -143,8 +150,8 @@ impl Verify for RawLaneHeader {
         if self.checksum.get() != self.compute_checksum() {
             return Err(LaneHeaderError::Damaged);
         }
-        if self.version.get() != VERSION || self.features_incompatible.get() != 0 || self.features_read_only.get() != 0
-        {
+        let is_known = matches!(self.version.get(), VERSION | VERSION_WITHOUT_PORTION);
+        if !is_known || self.features_incompatible.get() != 0 || self.features_read_only.get() != 0 {
             return Err(LaneHeaderError::Unsupported {
                 version: self.version.get(),
                 features: self.features_incompatible.get() | self.features_read_only.get(),
@@ -158,7 +165,8 @@ impl Verify for RawLaneHeader {
         let blank = self.reserved_lane.get() == 0 && self.reserved.iter().all(|&byte| byte == 0);
         let counted = self.lane < self.lane_count && usize::from(self.lane_count.get()) <= LANES_MAX;
         let ring_bytes = self.ring_bytes.get();
-        if !blank || !counted || ring_bytes == 0 || !ring_bytes.is_multiple_of(BLOCK_BYTES) {
+        let named = (self.portion.get() != 0) == (self.version.get() == VERSION);
+        if !blank || !counted || !named || ring_bytes == 0 || !ring_bytes.is_multiple_of(BLOCK_BYTES) {
             return Err(LaneHeaderError::Nonsense);
         }
         if ring_bytes.checked_add(LANE_HEADER_BYTES) != Some(*region_bytes) {
@@ -170,7 +178,7 @@ impl Verify for RawLaneHeader {
             lane: LaneIndex(self.lane.get()),
             lane_count: self.lane_count.get(),
         };
-        Ok(LaneHeader { identity, ring_bytes })
+        Ok(LaneHeader { identity, portion: PortionId(self.portion.get()), ring_bytes })
     }
 }
 
@@ -179,6 +187,8 @@ impl Verify for RawLaneHeader {
 pub struct LaneHeader {
     /// Whose log it is.
     pub identity: LaneIdentity,
+    /// The portion that it is part of.
+    pub portion: PortionId,
     /// Bytes of the ring after it.
     pub ring_bytes: u64,
 }

@@ -8,6 +8,7 @@ pub mod lane_header;
 pub mod object;
 pub mod record;
 pub mod reference;
+pub mod register;
 pub mod superblock;
 pub mod unverified;
 

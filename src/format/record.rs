@@ -152,7 +152,8 @@ pub struct Draft {
     pub flags: u16,
     /// Nanoseconds since the Unix epoch: for people who read the log, never for decisions.
     pub time_ns: u64,
-    /// The request that it came with: for people who read the log.
+    /// The request that it came with: for people who read the log, and the name of a forwarded change
+    /// ([`ForwardId`](crate::base::ForwardId)), which tells whether it was performed.
     pub request_id: u64,
 }
 

@@ -7,12 +7,14 @@
 //!
 //! 1. A superblock is written only after everything that it reaches is durable.
 //! 2. It names the applied LSN of every lane: recovery performs exactly the records above (rule R6).
-//! 3. It carries the epoch; records of an older epoch are never replayed on top of it (rule R4).
+//! 3. It names the newest change of each slot that the partner forwarded and that is contained: records above add to that (rule R6).
+//! 4. It carries the epoch; records of an older epoch are never replayed on top of it (rule R4).
 
 use super::reference::BlockRef;
 use crate::base::{
-    BlockAddress, CpNumber, Epoch, Lsn, ObjectId, PoolId, checksum,
-    limits::{DEVICES_MAX, LANES_MAX},
+    BlockAddress, CpNumber, Epoch, ForwardedChanges, Lsn, ObjectId, PoolId, checksum,
+    forwarded::forward_slots,
+    limits::{DEVICES_MAX, FORWARD_SLOTS, LANES_MAX},
 };
 use twinlog_device::{BLOCK_BYTES, BlockBytes};
 use zerocopy::{
@@ -28,6 +30,9 @@ pub const HEAD_BLOCKS: u64 = 16;
 pub const TAIL_BLOCKS: u64 = 2;
 /// Smallest device: 4 MiB.
 pub const DEVICE_BLOCKS_MIN: u64 = 1024;
+
+/// Feature, read-only compatible: the pool remembers forwarded changes. Who does not keep them up to date may not change the pool.
+const FEATURE_FORWARDED: u64 = 1;
 
 const MAGIC: [u8; 8] = *b"TWLPOOL1";
 
@@ -79,11 +84,13 @@ struct RawSuperblock {
     name: [u8; 64],
     applied: [U64; LANES_MAX],
     devices: [RawDevice; DEVICES_MAX],
+    /// Lane by lane, [`forward_slots`] of each.
+    forwarded: [U64; FORWARD_SLOTS],
     reserved: [u8; RESERVED_BYTES],
     checksum: U64,
 }
 
-const RESERVED_BYTES: usize = 4096 - 112 - 128 - 8 - 64 - 8 * LANES_MAX - 32 * DEVICES_MAX - 8;
+const RESERVED_BYTES: usize = 4096 - 112 - 128 - 8 - 64 - 8 * LANES_MAX - 32 * DEVICES_MAX - 8 * FORWARD_SLOTS - 8;
 const _: () = assert!(size_of::<RawSuperblock>() == BLOCK_BYTES);
 const _: () = assert!(std::mem::offset_of!(RawSuperblock, object_table) == 112);
 const _: () = assert!(std::mem::offset_of!(RawSuperblock, checksum) == BLOCK_BYTES - 8);
@@ -137,6 +144,8 @@ pub struct Superblock {
     pub reap: BlockRef,
     /// Per lane: changes below this position are contained.
     pub applied: Vec<Lsn>,
+    /// Per lane: forwarded changes that are contained.
+    pub forwarded: Vec<ForwardedChanges>,
     /// The pool's devices, by index.
     pub devices: Vec<PoolDevice>,
 }
@@ -184,6 +193,13 @@ impl Superblock {
         for (place, lsn) in raw.applied.iter_mut().zip(&self.applied) {
             *place = lsn.0.into();
         }
+        let slots = self.forwarded.iter().flat_map(|lane| lane.slots());
+        for (place, &bits) in raw.forwarded.iter_mut().zip(slots) {
+            *place = bits.into();
+            if bits != 0 {
+                raw.read_only_compatible = FEATURE_FORWARDED.into();
+            }
+        }
         for (place, device) in raw.devices.iter_mut().zip(&self.devices) {
             place.id = device.id.into();
             place.block_count = device.block_count.into();
@@ -216,7 +232,10 @@ impl Superblock {
         if checksum(own_block, &bytes[..BLOCK_BYTES - 8]) != raw.checksum.get() {
             return Err(Damaged("checksum, or written to another place"));
         }
-        if raw.version.get() != POOL_VERSION || raw.incompatible.get() != 0 || raw.read_only_compatible.get() != 0 {
+        if raw.version.get() != POOL_VERSION
+            || raw.incompatible.get() != 0
+            || raw.read_only_compatible.get() & !FEATURE_FORWARDED != 0
+        {
             return Err(Unsupported(raw.version.get()));
         }
         let (device_count, lane_count) = (usize::from(raw.device_count.get()), usize::from(raw.lane_count.get()));
@@ -252,6 +271,7 @@ impl Superblock {
         if raw.free_blocks.get() > blocks || raw.deferred_blocks.get() > blocks {
             return Err(Damaged("block counts"));
         }
+        let forwarded = forwarded_of(&raw.forwarded, lane_count).ok_or(Damaged("forwarded changes"))?;
         let superblock = Self {
             pool: PoolId(raw.pool.get()),
             name: name.to_owned(),
@@ -266,15 +286,26 @@ impl Superblock {
             freed: raw.freed,
             reap: raw.reap,
             applied: raw.applied[..lane_count].iter().map(|lsn| Lsn(lsn.get())).collect(),
+            forwarded,
             devices,
         };
         Ok((superblock, raw.device_index.get()))
     }
 }
 
+/// The forwarded changes of each lane; places beyond the last lane's are zero.
+fn forwarded_of(raw: &[U64; FORWARD_SLOTS], lane_count: usize) -> Option<Vec<ForwardedChanges>> {
+    let (used, rest) = raw.split_at(lane_count * forward_slots(lane_count));
+    let lanes = used.chunks(forward_slots(lane_count));
+    let lanes =
+        lanes.map(|slots| ForwardedChanges::from_slots(slots.iter().map(|bits| bits.get()).collect())).collect();
+    if rest.iter().all(|bits| bits.get() == 0) { lanes } else { None }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::ForwardId;
 
     fn sample() -> Superblock {
         Superblock {
@@ -291,8 +322,15 @@ mod tests {
             freed: BlockRef::default(),
             reap: BlockRef::default(),
             applied: vec![Lsn(128); LANES_MAX],
+            forwarded: vec![noted(); LANES_MAX],
             devices: vec![PoolDevice { id: 8, block_count: 4096, plex: 0 }; DEVICES_MAX],
         }
+    }
+
+    fn noted() -> ForwardedChanges {
+        let mut changes = ForwardedChanges::none(LANES_MAX);
+        (0..forward_slots(LANES_MAX)).for_each(|slot| changes.note(ForwardId::new(77, slot).bits()));
+        changes
     }
 
     #[test]

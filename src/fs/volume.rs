@@ -167,6 +167,14 @@ impl Volume {
         active.into_iter().chain(frozen).min().unwrap_or(u64::MAX)
     }
 
+    /// End of the newest record by which a generation in memory freed any of `range`; zero when none did.
+    #[must_use]
+    pub fn freed_lsn(&self, range: &Range<u64>) -> Lsn {
+        let frozen = self.frozen.as_ref().map(|frozen| &*frozen.dirty);
+        let generations = std::iter::once(&self.active).chain(frozen);
+        generations.filter_map(|dirty| dirty.freed_lsn(range)).max().unwrap_or(Lsn(0))
+    }
+
     /// Blocks to reserve before `count` blocks from `first` are written: an upper bound.
     #[must_use]
     pub fn write_cost(&self, first: u64, count: u64) -> u64 {

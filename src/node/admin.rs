@@ -5,6 +5,7 @@
 pub use crate::cp::check::{CheckReport, DamagedRange};
 use crossbeam_channel::Sender;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// A question or an order to the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,23 @@ pub enum AdminRequest {
     },
     /// Progress of a running check or scrub.
     Progress,
+    /// What has happened; answered by the control side.
+    Events {
+        /// Only events after this number; zero: all that are kept.
+        after: u64,
+    },
+    /// Become the owner of a pool of the pair.
+    PairTakeover {
+        /// Which pool; none: the partner's.
+        pool: Option<String>,
+        /// Although this node's log may lack answered changes.
+        force: bool,
+    },
+    /// Hand a pool to the partner.
+    PairGiveback {
+        /// Which pool; none: the partner's.
+        pool: Option<String>,
+    },
     /// Refuse new requests, take a last consistency point, reply, and end.
     Stop,
 }
@@ -83,6 +101,15 @@ pub enum AdminReply {
         /// Blocks in all, as far as known.
         total_blocks: u64,
     },
+    /// To `Events`.
+    Events {
+        /// Tells the process's life from an earlier one, whose events had numbers of their own.
+        life: u64,
+        /// The oldest first; not all of them when there are many.
+        events: Vec<NodeEvent>,
+        /// The number of the last one that happened.
+        last: u64,
+    },
     /// Not done.
     Refused {
         /// What failed, why, and of which object.
@@ -90,6 +117,21 @@ pub enum AdminReply {
         /// A next command to try, or empty.
         hint: String,
     },
+}
+
+/// Something that happened on a node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeEvent {
+    /// Counts the process's events from 1.
+    pub sequence: u64,
+    /// Nanoseconds since 1970.
+    pub time_ns: u64,
+    /// `info`, `warn` or `error`.
+    pub level: String,
+    /// What, in words that do not vary.
+    pub event: String,
+    /// What varies.
+    pub fields: Map<String, Value>,
 }
 
 /// State of a node at one instant.
@@ -119,6 +161,75 @@ pub struct NodeStatus {
     pub uptime_ns: u64,
     /// Records replayed by the recovery that opened the pool.
     pub replayed_records: u64,
+    /// The pair, of a node that has a partner. What stands above is the node's own pool then, as far as this node has it open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pair: Option<PairStatus>,
+}
+
+/// The pair as one node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PairStatus {
+    /// The partner's name.
+    pub partner: String,
+    /// `up`, `interrupted` or `cut`.
+    pub link: String,
+    /// Paths of the interconnect that work.
+    pub paths_up: u64,
+    /// Paths that are configured.
+    pub paths: u64,
+    /// Newest round trip of a heartbeat.
+    pub round_trip_ns: u64,
+    /// The node's own pool, then the partner's.
+    pub pools: Vec<PairPoolStatus>,
+    /// The partner's pool, while this node serves it.
+    pub taken_over: Option<Box<NodeStatus>>,
+}
+
+/// A pool of the pair as one node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PairPoolStatus {
+    /// Its name.
+    pub name: String,
+    /// The node that the register names as owner; empty while that is unknown.
+    pub owner: String,
+    /// The register's epoch.
+    pub epoch: u64,
+    /// `in sync`, `stale` or `in sync, but replaced`, of the log of the node that does not own the pool; empty while that is unknown.
+    pub mirror: String,
+    /// What this node does with the pool.
+    pub open: String,
+    /// The row of the decision table that decides now.
+    pub row: String,
+    /// What it makes this node do.
+    pub action: String,
+    /// Whether all is as it should be.
+    pub is_final: bool,
+    /// Whether the partner's log is being brought in step.
+    pub is_resync: bool,
+    /// Whether this node serves it for its partner.
+    pub is_away: bool,
+    /// Why.
+    pub why: String,
+    /// When that ends at the latest.
+    pub deadline: String,
+    /// What happens next, or what a person can do.
+    pub next: String,
+    /// What went wrong last; empty if nothing did.
+    pub trouble: String,
+    /// What the fences that were tried last have found; empty if none was.
+    #[serde(default)]
+    pub fence: String,
+    /// What would become of the pool if each node died now, the own one first.
+    pub if_dies: [String; 2],
+    /// Bytes that were sent to the partner's log and not acknowledged yet; zero unless this node owns the pool.
+    pub mirror_lag_bytes: u64,
+    /// Batches that the partner has acknowledged to this process; latencies run from sending to its word.
+    #[serde(default)]
+    pub mirrored: OperationStatus,
+    /// Takeovers of this pool by this process.
+    pub takeovers: u64,
+    /// Nanoseconds that this process has answered without a mirror.
+    pub unmirrored_ns: u64,
 }
 
 /// State of a pool.

@@ -20,9 +20,11 @@ use super::{
 use crate::{
     alloc::budget::Budget,
     base::{LaneIndex, ObjectId, ReactorIndex, limits::BLOCK_BYTES, planted},
+    changelog::lane::MirrorItem,
     cp::{
         coordinator::{Coordinator, CoordinatorEvent, Owners, PoolState},
-        message::{ToCoordinator, ToShard},
+        message::{Grant, MirrorOrder, ToCoordinator, ToShard},
+        mirroring::MirrorProgress,
     },
     pool::{
         io::{Io, IoEvent},
@@ -30,7 +32,10 @@ use crate::{
     },
     reactor::mailbox::{Mailbox, MailboxSender, SendError},
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 use twinlog_device::{BlockDevice, BlockPool, LogMemory, Nanos, Shares};
 
 mod admin;
@@ -51,11 +56,15 @@ pub enum ReactorMessage {
     Reply(VolumeReply),
     /// The volumes that exist, and the number of lanes.
     Volumes(Vec<VolumeInfo>, u16),
+    /// For the partner's portion of a lane.
+    Mirror(LaneIndex, MirrorItem),
+    /// The sender has heard of that.
+    VolumesKnown,
     /// Tell reactor 0 how you are.
     StatusQuery(u64),
     /// How the sender is.
     Status(u64, Box<super::admin::ReactorReport>),
-    /// The node is shutting down: refuse new requests.
+    /// The node is shutting down, or hands the pool over: refuse new requests.
     Stopping,
     /// The sender refuses new requests and has answered every old one.
     Drained,
@@ -65,6 +74,12 @@ pub enum ReactorMessage {
     DeviceOpened(Result<u64, String>),
     /// It does not join: close it. The pool has this many devices.
     CloseDevice(usize),
+    /// The pool closes: refuse new requests, and say when none is in flight.
+    Close,
+    /// The sender has no request in flight in the closing pool, and makes none any more.
+    Quiet,
+    /// Nobody sends anything more: let go of the devices.
+    LetGo,
 }
 
 /// Bounds of one reactor.
@@ -72,7 +87,7 @@ pub enum ReactorMessage {
 pub struct EngineLimits {
     /// Dirty blocks of one shard: see [`ShardOptions::dirty_blocks_max`].
     pub dirty_blocks_max: u64,
-    /// Requests in flight in one shard.
+    /// Requests of one reactor's clients in flight.
     pub requests_max: usize,
     /// Blocks that the cache leaves free.
     pub free_blocks_low: usize,
@@ -105,10 +120,37 @@ pub struct EngineParts<D, L> {
     pub budget: Budget,
     /// Bounds.
     pub limits: EngineLimits,
+    /// The right to open the pool.
+    pub grant: Grant,
     /// Where messages for this reactor arrive.
     pub mailbox: Mailbox<ReactorMessage>,
     /// The way to every reactor, by index; the own place is not used.
     pub peers: Vec<MailboxSender<ReactorMessage>>,
+    /// Shared by the pool's engines on all reactors: the count of those that have not let go of the devices.
+    pub holders: Arc<()>,
+}
+
+/// What reactor 0 tells of the pool's mirror.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PoolMirrorNews {
+    /// The partner's portion has everything that was answered: the register may say so.
+    InStep,
+    /// What the partner says of its portion cannot be: it is no mirror any more.
+    Lost(String),
+}
+
+/// How far the end of an open pool is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Closing {
+    /// It is not asked for.
+    #[default]
+    No,
+    /// New requests are refused; this reactor waits until none is in flight.
+    Quieting,
+    /// Reactor 0 was told so.
+    Quiet,
+    /// Nobody sends anything more.
+    LettingGo,
 }
 
 const COORDINATOR: Owners = Owners { main: 0, update: 1 };
@@ -134,7 +176,8 @@ pub struct Engine<D: BlockDevice, L: LogMemory> {
     coordinator: Option<Coordinator>,
     admin: admin::Admin,
     volumes: BTreeMap<ObjectId, VolumeInfo>,
-    knows_volumes: bool,
+    /// Lists of volumes that have come; zero: the pool is not open yet.
+    volumes_version: u64,
     mailbox: Mailbox<ReactorMessage>,
     peers: Vec<MailboxSender<ReactorMessage>>,
     outgoing: Vec<VecDeque<ReactorMessage>>,
@@ -150,6 +193,14 @@ pub struct Engine<D: BlockDevice, L: LogMemory> {
     cpu: Option<u64>,
     started: Option<Nanos>,
     turns: u64,
+    closing: Closing,
+    /// On reactor 0: reactors that are quiet.
+    quiet: u16,
+    /// On reactor 0: what goes to the partner. Bounded by what each lane keeps.
+    mirror_items: VecDeque<(LaneIndex, MirrorItem)>,
+    mirror_news: VecDeque<PoolMirrorNews>,
+    /// The last field: let go after the devices.
+    holders: Arc<()>,
 }
 
 impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
@@ -158,18 +209,31 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
     /// # Errors
     /// A device is too small.
     pub fn open(parts: EngineParts<D, L>) -> Result<Self, PoolError> {
-        let EngineParts { index, reactor_count, devices, lanes, blocks, budget, limits, mailbox, peers } = parts;
+        let EngineParts {
+            index,
+            reactor_count,
+            devices,
+            lanes,
+            blocks,
+            budget,
+            limits,
+            grant,
+            mailbox,
+            peers,
+            holders,
+        } = parts;
         let mut io = Io::new(devices, blocks.clone(), limits.free_blocks_low);
         let shard = |(position, (lane, log)): (usize, (LaneIndex, L))| {
             let owners = shard_owners(position);
-            let (dirty_blocks_max, requests_max) = (limits.dirty_blocks_max, limits.requests_max);
-            Shard::new(log, ShardOptions { lane, owners, budget: budget.clone(), dirty_blocks_max, requests_max })
+            let dirty_blocks_max = limits.dirty_blocks_max;
+            Shard::new(log, ShardOptions { lane, owners, budget: budget.clone(), dirty_blocks_max })
         };
         let shards = lanes.into_iter().enumerate().map(shard).collect();
         blocks.set_shares(limits.shares);
         io.hold_for(COORDINATOR.main);
         let is_first = index == ReactorIndex(0);
-        let coordinator = if is_first { Some(Coordinator::open(&mut io, COORDINATOR, budget.clone())?) } else { None };
+        let coordinator =
+            if is_first { Some(Coordinator::open(&mut io, COORDINATOR, budget.clone(), grant)?) } else { None };
         Ok(Self {
             index,
             reactor_count,
@@ -182,7 +246,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             coordinator,
             admin: admin::Admin::default(),
             volumes: BTreeMap::new(),
-            knows_volumes: false,
+            volumes_version: 0,
             mailbox,
             outgoing: peers.iter().map(|_| VecDeque::new()).collect(),
             peers,
@@ -197,6 +261,11 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             cpu: None,
             started: None,
             turns: 0,
+            closing: Closing::No,
+            quiet: 0,
+            mirror_items: VecDeque::new(),
+            mirror_news: VecDeque::new(),
+            holders,
         })
     }
 
@@ -217,14 +286,27 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
     pub fn is_serving(&self) -> bool {
         match self.pool_state() {
             Some(state) => *state == PoolState::Serving,
-            None => self.knows_volumes,
+            None => self.has_opened(),
         }
     }
 
     /// Whether recovery was completed, whatever has happened since: clients can be answered.
     #[must_use]
     pub fn has_opened(&self) -> bool {
-        self.knows_volumes
+        self.volumes_version > 0
+    }
+
+    /// Grows with every change of what [`volumes`](VolumeService::volumes) returns.
+    #[must_use]
+    pub fn volumes_version(&self) -> u64 {
+        self.volumes_version
+    }
+
+    /// Whether what is submitted now is performed, and not refused because the pool is not open yet, not any more, or handed over.
+    #[must_use]
+    pub fn takes_requests(&self) -> bool {
+        let has_stopped = matches!(self.pool_state(), Some(PoolState::Stopped(_)));
+        self.has_opened() && !has_stopped && !self.is_stopping && !self.is_closing()
     }
 
     /// The coordinator, on reactor 0.
@@ -233,16 +315,72 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         self.coordinator.as_ref()
     }
 
-    /// Whether a stop that was asked for is complete.
+    /// Whether a stop that was asked for is complete, on reactor 0.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.admin.is_stopped()
     }
 
-    /// Whether new requests are refused.
+    /// Stops the pool in order, on reactor 0: new requests are refused, what was admitted is answered, and a last consistency point leaves
+    /// nothing in the log. The end is [`Engine::is_stopped`].
+    pub fn drain(&mut self) {
+        let (reply, _nobody_waits) = crossbeam_channel::bounded(1);
+        self.call(AdminCall { request: AdminRequest::Stop, reply });
+    }
+
+    /// What goes to the partner's portion next, on reactor 0.
+    pub fn next_mirror_item(&mut self) -> Option<(LaneIndex, MirrorItem)> {
+        self.mirror_items.pop_front()
+    }
+
+    /// What has become of the mirror, on reactor 0.
+    pub fn next_mirror_news(&mut self) -> Option<PoolMirrorNews> {
+        self.mirror_news.pop_front()
+    }
+
+    /// What the partner says of a lane: it has acknowledged, or was reached again.
+    pub fn order_mirror(&mut self, lane: LaneIndex, order: MirrorOrder) {
+        self.post(self.reactor_of(lane), ReactorMessage::Shard(lane, ToShard::Mirror(order)));
+    }
+
+    /// How far the mirror is, on reactor 0.
     #[must_use]
-    pub fn is_stopping(&self) -> bool {
-        self.is_stopping
+    pub fn mirror_progress(&self) -> Option<&MirrorProgress> {
+        self.coordinator.as_ref().map(Coordinator::mirror)
+    }
+
+    /// The coordinator, on reactor 0.
+    pub fn coordinator_mut(&mut self) -> Option<&mut Coordinator> {
+        self.coordinator.as_mut()
+    }
+
+    /// Closes the pool, on reactor 0: it stops for `reason` wherever it is, every request is answered, and every reactor lets go of its
+    /// devices. What was answered is in the log or on the disks. To leave nothing in the log, stop it in order before.
+    pub fn close(&mut self, reason: &str) {
+        let coordinator = self.coordinator.as_mut().expect("the coordinator lives on reactor 0");
+        if self.closing == Closing::No {
+            coordinator.stop(reason.to_owned());
+            self.closing = Closing::Quieting;
+            self.broadcast(|| ReactorMessage::Close);
+            // At once: what becomes stable in this turn is not answered by this reactor any more.
+            if !planted::is("closed-pool-answers") {
+                self.route();
+            }
+        }
+    }
+
+    /// Whether the pool closes: requests are refused.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing != Closing::No
+    }
+
+    /// Whether this reactor's part of a pool that closes can be dropped. On reactor 0: whether all others have been.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let is_last = self.index != ReactorIndex(0) || Arc::strong_count(&self.holders) == 1;
+        let is_idle = !self.io.is_busy() && self.local.is_empty() && self.outgoing.iter().all(VecDeque::is_empty);
+        self.closing == Closing::LettingGo && is_last && is_idle
     }
 
     /// For `status`: open client connections of this reactor.
@@ -299,6 +437,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         if self.is_stopping && self.in_flight == 0 && !std::mem::replace(&mut self.is_drained, true) {
             self.post(ReactorIndex(0), ReactorMessage::Drained);
         }
+        self.close_step();
         self.admin_step(now);
         self.io.poll();
         busy |= self.dispatch();
@@ -319,6 +458,23 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             || !self.local.is_empty()
             || self.coordinator.as_ref().is_some_and(Coordinator::is_busy)
             || self.admin.is_busy()
+            || self.is_closing()
+    }
+
+    /// Goes on with the end of the pool. Only what is in flight keeps a reactor from being quiet: its shards have stopped.
+    fn close_step(&mut self) {
+        let is_quiet = self.in_flight == 0 && self.shards.iter().all(Shard::is_stopped);
+        if self.closing == Closing::Quieting && is_quiet {
+            self.closing = Closing::Quiet;
+            self.post(ReactorIndex(0), ReactorMessage::Quiet);
+        }
+    }
+
+    fn reactor_is_quiet(&mut self) {
+        self.quiet += 1;
+        if self.quiet == self.reactor_count {
+            self.broadcast(|| ReactorMessage::LetGo);
+        }
     }
 
     fn reactor_of(&self, lane: LaneIndex) -> ReactorIndex {
@@ -381,8 +537,11 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             ReactorMessage::Volumes(volumes, lane_count) => {
                 self.volumes = volumes.into_iter().map(|volume| (volume.id, volume)).collect();
                 self.lane_count = lane_count;
-                self.knows_volumes = true;
+                self.volumes_version += 1;
+                self.post(ReactorIndex(0), ReactorMessage::VolumesKnown);
             }
+            ReactorMessage::Mirror(lane, item) => self.mirror_items.push_back((lane, item)),
+            ReactorMessage::VolumesKnown => self.admin.volumes_known(),
             ReactorMessage::StatusQuery(call) => {
                 let report = Box::new(self.report());
                 self.post(ReactorIndex(0), ReactorMessage::Status(call, report));
@@ -393,6 +552,11 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             ReactorMessage::OpenDevice(name) => self.device_wanted = Some(name),
             ReactorMessage::DeviceOpened(result) => self.device_arrived(result),
             ReactorMessage::CloseDevice(count) => self.io.keep_devices(count),
+            ReactorMessage::Close if self.closing == Closing::No => self.closing = Closing::Quieting,
+            // Reactor 0 has closed it.
+            ReactorMessage::Close => {}
+            ReactorMessage::Quiet => self.reactor_is_quiet(),
+            ReactorMessage::LetGo => self.closing = Closing::LettingGo,
         }
     }
 
@@ -429,6 +593,10 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         let mut busy = false;
         loop {
             for position in 0..self.shards.len() {
+                let lane = self.shards[position].lane_index();
+                while let Some(item) = self.shards[position].next_mirror_item() {
+                    self.post(ReactorIndex(0), ReactorMessage::Mirror(lane, item));
+                }
                 while let Some(message) = self.shards[position].next_message() {
                     self.post(ReactorIndex(0), ReactorMessage::Coordinator(message));
                 }
@@ -468,6 +636,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                 let lanes = coordinator.superblock().map_or(1, |superblock| superblock.applied.len());
                 let lanes = u16::try_from(lanes).expect("at most LANES_MAX");
                 self.broadcast(|| ReactorMessage::Volumes(volumes.clone(), lanes));
+                self.admin.volumes_told(self.reactor_count);
             }
             CoordinatorEvent::VolumeDone(call, volume) => {
                 let id = volume.as_ref().ok().and_then(Option::as_ref).map(|record| record.id);
@@ -476,9 +645,15 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             }
             CoordinatorEvent::Durable(cp) => self.admin.durable(cp),
             CoordinatorEvent::Joined(result) => self.device_joined(result),
+            CoordinatorEvent::MirrorInStep => self.mirror_news.push_back(PoolMirrorNews::InStep),
+            CoordinatorEvent::MirrorLost(reason) => self.mirror_news.push_back(PoolMirrorNews::Lost(reason)),
             CoordinatorEvent::Serving => tracing::info!("the pool serves"),
             CoordinatorEvent::Stopped(reason) => {
-                tracing::error!(%reason, "the pool has stopped");
+                if self.is_closing() {
+                    tracing::info!(%reason, "the pool is closed");
+                } else {
+                    tracing::error!(%reason, "the pool has stopped");
+                }
                 self.admin.pool_stopped(&reason);
             }
         }
@@ -523,11 +698,11 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Engine<D, L> {
         named.or_else(|| self.volumes.values().next().filter(|_| name.is_empty())).cloned()
     }
 
-    fn volume_by_id(&self, id: ObjectId) -> Option<VolumeInfo> {
-        self.volumes.get(&id).cloned()
+    fn size_bytes(&self, id: ObjectId) -> Option<u64> {
+        self.volumes.get(&id).map(|volume| volume.size_bytes)
     }
 
-    fn has_room(&self) -> bool {
+    fn has_room(&self, _volume: ObjectId) -> bool {
         self.in_flight < self.limits.requests_max
     }
 

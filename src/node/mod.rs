@@ -3,6 +3,8 @@
 pub mod admin;
 pub mod engine;
 pub mod figures;
+pub mod forward;
 pub mod memory;
+pub mod pools;
 pub mod request;
 pub mod shard;

@@ -4,7 +4,7 @@
 //! order. A reply to a change means that the change is stable (rule R1); to a read, that everything it returns is (rule R5).
 
 use crate::base::ObjectId;
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 use thiserror::Error;
 use twinlog_device::{BLOCK_BYTES, BlockBuf, BlockPool, SharedBlock};
 
@@ -16,6 +16,13 @@ pub struct RequestTag {
     /// The request within the session.
     pub request: u64,
 }
+
+/// The session of requests that the partner forwards: their number is its name of them ([`ForwardId`](crate::base::ForwardId)), and
+/// their records carry it.
+pub const FORWARDED_SESSION: u64 = u64::MAX;
+
+/// The session of requests that have waited for their pool and are performed here; connections never get this far.
+pub const WAITED_SESSION: u64 = u64::MAX - 1;
 
 /// A request to a volume.
 #[derive(Debug)]
@@ -123,6 +130,17 @@ impl Payload {
         }
     }
 
+    /// A copy of the bytes.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < self.length_bytes {
+            let (block, within, length) = self.part(bytes.len() as u64);
+            bytes.extend_from_slice(&self.blocks[block][within..within + length]);
+        }
+        bytes
+    }
+
     /// The blocks, first to last, and nothing else: for the engine.
     #[must_use]
     pub fn into_blocks(self) -> Vec<BlockBuf> {
@@ -200,6 +218,9 @@ pub enum VolumeError {
     /// The change log or a device failed: nothing more is accepted.
     #[error("the pool stopped: {0}")]
     Stopped(String),
+    /// Neither node of the pair has served the pool for as long as a request waits.
+    #[error("neither node has served the pool for {} s", .0.as_secs())]
+    Unserved(Duration),
     /// The node is shutting down.
     #[error("the node is shutting down")]
     ShuttingDown,
@@ -227,11 +248,11 @@ pub trait VolumeService {
     /// The volume called `name`; the empty name is the node's own (its first) volume.
     fn volume(&self, name: &str) -> Option<VolumeInfo>;
 
-    /// Current state of a volume; `None` once it is deleted.
-    fn volume_by_id(&self, id: ObjectId) -> Option<VolumeInfo>;
+    /// The size of a volume now, in bytes; `None` once it is deleted.
+    fn size_bytes(&self, id: ObjectId) -> Option<u64>;
 
-    /// Whether a further request may be submitted now; front ends stop reading from clients while not.
-    fn has_room(&self) -> bool;
+    /// Whether a further request to this volume may be submitted now; front ends stop reading from its clients while not.
+    fn has_room(&self, volume: ObjectId) -> bool;
 
     /// Starts a request. The reply comes from `poll_reply`, never from within this call.
     fn submit(&mut self, request: VolumeRequest);

@@ -23,8 +23,9 @@ use super::{
 };
 use crate::{
     base::{
-        BlockAddress, CpNumber, Epoch, Lsn, ObjectId, PoolId,
+        BlockAddress, CpNumber, Epoch, ForwardedChanges, Lsn, ObjectId, PoolId,
         limits::{AREA_BLOCKS, DEVICES_MAX, LANES_MAX},
+        planted,
     },
     format::{
         reference::BlockRef,
@@ -180,7 +181,7 @@ impl OpenSuperblocks {
         if self.outstanding == 0 {
             let (superblock, order) = self.choose(io)?;
             io.reorder(&order);
-            if crate::base::planted::is("open-without-rewrite") {
+            if planted::is("superblocks-unordered") {
                 return Ok(Some((superblock, order)));
             }
             let commit = CommitSuperblock::new(io, self.owner, superblock.clone(), None);
@@ -272,7 +273,7 @@ impl CommitSuperblock {
     ) -> Self {
         let (old_count, step) = (superblock.devices.len(), CommitStep::Flush);
         let mut commit = Self { owner, superblock, old_count, joining, joined: None, step };
-        if crate::base::planted::is("commit-without-flush") {
+        if planted::is("commit-without-flush") || planted::is("superblocks-unordered") {
             commit.next(io);
         } else {
             io.flush(Tag { owner, id: COMMIT_ID }, old_count);
@@ -321,7 +322,12 @@ impl CommitSuperblock {
                 let larger = self.superblock.with_device(device);
                 (0..2).for_each(|copy| self.write(io, &larger, self.old_count, copy));
             }
-            (CommitStep::Heads, _) => (0..self.old_count).for_each(|index| self.write(io, &self.superblock, index, 0)),
+            (CommitStep::Heads, _) => {
+                let copies = if planted::is("superblocks-unordered") { 0..2 } else { 0..1 };
+                copies.for_each(|copy| {
+                    (0..self.old_count).for_each(|index| self.write(io, &self.superblock, index, copy));
+                });
+            }
             (CommitStep::Tails, _) => (0..self.old_count).for_each(|index| self.write(io, &self.superblock, index, 1)),
             _ => {}
         }
@@ -334,7 +340,7 @@ impl CommitSuperblock {
         buffer.copy_from_slice(&superblock.encode(device, block));
         // All writes of a step end together.
         let tag = Tag { owner: self.owner, id: COMMIT_ID };
-        let is_volatile = crate::base::planted::is("superblock-volatile");
+        let is_volatile = planted::is("superblock-volatile");
         let persistence = if is_volatile { Persistence::Volatile } else { Persistence::Durable };
         io.write(tag, BlockAddress::new(device, block), vec![buffer.freeze()], persistence);
     }
@@ -379,6 +385,7 @@ pub fn first_superblock(
         freed: BlockRef::default(),
         reap: BlockRef::default(),
         applied: vec![Lsn(0); usize::from(lane_count)],
+        forwarded: vec![ForwardedChanges::none(usize::from(lane_count)); usize::from(lane_count)],
         devices,
     }
 }

@@ -1,7 +1,7 @@
-//! The loop of one reactor: the engine, a front end and the machine take turns until the node is told to stop.
+//! The loop of one reactor: the pools, a front end and the machine take turns until the node is told to stop.
 //!
 //! ```text
-//! control calls -> engine -> front end's sessions -> idle policy -> one turn of the machine (at most one system call) -> ...
+//! control calls -> pools -> front end's sessions -> idle policy -> one turn of the machine (at most one system call) -> ...
 //! ```
 //!
 //! The daemon gives each reactor a thread that calls [`Reactor::run`]; the simulator calls [`Reactor::poll_once`] of all reactors
@@ -9,24 +9,30 @@
 //!
 //! # The end
 //!
-//! 1. Reactor 0 gets the order to stop: every engine refuses new requests, every front end answers what it owes and closes.
+//! 1. Reactor 0 gets the order to stop, and raises `stopping`: every pool refuses new requests, every front end answers what it owes and closes.
 //! 2. The last consistency point is durable, and reactor 0 has no client left (or they got their time): it raises `ended` and leaves.
 //! 3. The others leave when `ended` is raised and their own clients are gone. A crash between any of these steps is a crash: the log has it all.
 
 use super::NbdServer;
 use crate::{
     cp::coordinator::PoolState,
-    node::{admin::AdminCall, engine::Engine, request::VolumeService},
+    node::{
+        admin::{AdminCall, AdminRequest},
+        engine::Engine,
+        pools::{PoolOpener, PoolSlot, Pools},
+        request::VolumeService,
+    },
+    pair::{controller::Controller, forward::Forwarder, interconnect::Interconnect},
     reactor::{Idle, Mailbox, Waker},
 };
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
-use twinlog_device::{Nanos, Network, Platform, Wait};
+use twinlog_device::{BlockDevice, LogMemory, Nanos, Network, Platform, Wait};
 
 /// Opens the device of a name, or says why not.
 pub type OpenDevice<D> = Box<dyn FnMut(&str) -> Result<D, String>>;
@@ -64,12 +70,48 @@ impl<N: Network> FrontEnd<N> for NbdServer {
     }
 }
 
+/// How far the end of a node is. Reactor 0 raises the flags, the others follow.
+#[derive(Debug, Default)]
+pub struct NodeEnd {
+    stopping: AtomicBool,
+    ended: AtomicBool,
+    /// Until when reactors may give anything to the machine, in nanoseconds of their clock; zero: for ever. Reactor 0 writes it.
+    serves_until: AtomicU64,
+}
+
+/// The pair's part of reactor 0.
+pub struct PairParts<L: LogMemory> {
+    /// Who serves which pool.
+    pub controller: Controller<L>,
+    /// Requests at the node that does not own the pool; none: they are refused there.
+    pub forwarder: Option<Forwarder>,
+    /// The way to the partner.
+    pub way: Box<dyn Interconnect>,
+}
+
+impl<L: LogMemory> PairParts<L> {
+    /// When one of them has something to do even if nothing arrives.
+    fn next_deadline(&self) -> Option<Nanos> {
+        let of_requests = self.forwarder.as_ref().and_then(Forwarder::next_deadline);
+        self.controller.next_deadline().into_iter().chain(of_requests).min()
+    }
+
+    /// Lets requests go where their pool is served.
+    fn forward<D: BlockDevice>(&mut self, pools: &mut Pools<D, L>, now: Nanos) -> bool {
+        let Some(forwarder) = &mut self.forwarder else {
+            while self.controller.next_forward_event().is_some() {}
+            return false;
+        };
+        forwarder.poll(&mut self.controller, pools, &mut *self.way, now)
+    }
+}
+
 /// What a reactor is made of.
 pub struct ReactorParts<P: Platform, F> {
     /// The machine.
     pub platform: P,
-    /// The node's part that lives here.
-    pub engine: Engine<P::Disk, P::Log>,
+    /// The node's pools, as far as they live here.
+    pub pools: Pools<P::Disk, P::Log>,
     /// The clients' connections.
     pub net: P::Net,
     /// The front end.
@@ -80,8 +122,12 @@ pub struct ReactorParts<P: Platform, F> {
     pub calls: Option<Mailbox<AdminCall>>,
     /// Opens a device that joins the pool. The one call of the loop that may block: the file is opened and locked.
     pub open_device: OpenDevice<P::Disk>,
-    /// Raised by reactor 0 when the node has stopped; shared by all.
-    pub ended: Arc<AtomicBool>,
+    /// Opens pools.
+    pub opener: Box<dyn PoolOpener<P::Disk, P::Log>>,
+    /// The partner; reactor 0 of a pair has it.
+    pub pair: Option<Box<PairParts<P::Log>>>,
+    /// How far the end of the node is; shared by all.
+    pub end: Arc<NodeEnd>,
     /// The other reactors, to tell them.
     pub peers: Vec<Arc<dyn Waker>>,
 }
@@ -93,6 +139,8 @@ pub struct Reactor<P: Platform, F> {
     slept: Duration,
     /// Whether the machine's last turn has finished anything.
     finished: bool,
+    /// Whether it ended because the node's lease had.
+    is_overdue: bool,
 }
 
 impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
@@ -100,45 +148,83 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
     #[must_use]
     pub fn new(parts: ReactorParts<P, F>) -> Self {
         let started = parts.platform.now();
-        Self { parts, started, slept: Duration::ZERO, finished: false }
+        Self { parts, started, slept: Duration::ZERO, finished: false, is_overdue: false }
     }
 
     /// Runs until the node has stopped. Returns why the pool stopped before it was told to, if it did.
     pub fn run(mut self) -> Option<String> {
         while self.poll_once() {}
+        assert!(
+            !self.is_overdue,
+            "this node stood still over the end of its lease, with a pool open: it ends before it writes"
+        );
         self.failure()
     }
 
     /// One bounded turn, which may wait for the machine. False once the node has stopped: there are no more turns.
     pub fn poll_once(&mut self) -> bool {
         let now = self.parts.platform.now();
+        self.follow_stop();
         let worked = self.turn() | self.finished;
         if self.is_done() {
             return false;
         }
-        let ReactorParts { platform, engine, idle, .. } = &mut self.parts;
-        let wait = idle.wait(now, worked, platform.should_sleep(), engine.next_deadline());
+        let ReactorParts { platform, pools, idle, pair, .. } = &mut self.parts;
+        let pair = pair.as_ref().and_then(|pair| pair.next_deadline());
+        let deadline = pools.next_deadline().into_iter().chain(pair).min();
+        let wait = idle.wait(now, worked, platform.should_sleep(), deadline);
+        if self.is_overdue() {
+            return false;
+        }
         self.finished = self.parts.platform.turn(wait);
         let later = self.parts.platform.now();
         if matches!(wait, Wait::UpTo(_)) {
             self.slept += later.since(now);
         }
         let busy = later.since(self.started).saturating_sub(self.slept);
-        self.parts.engine.set_connections(self.parts.front.connection_count() as u64);
-        self.parts.engine.set_busy_ns(u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX));
+        let connections = self.parts.front.connection_count() as u64;
+        self.parts.pools.set_figures(connections, u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX));
         true
     }
 
-    /// The engine.
-    #[must_use]
-    pub fn engine(&self) -> &Engine<P::Disk, P::Log> {
-        &self.parts.engine
+    /// Whether this node stood still over the end of its lease, and a turn of the machine would give it writes and replies that the partner does not expect any
+    /// more. It is looked at right before every turn, after everything that the turn would carry was made.
+    fn is_overdue(&mut self) -> bool {
+        let ReactorParts { pair, end, platform, .. } = &self.parts;
+        if let Some(pair) = pair {
+            let until = pair.controller.serves_until();
+            // Never zero: a lease lasts.
+            end.serves_until.store(until.map_or(0, |until| until.0.max(1)), Ordering::Release);
+        }
+        let until = end.serves_until.load(Ordering::Acquire);
+        self.is_overdue = until != 0 && platform.now().0 >= until;
+        self.is_overdue
     }
 
-    /// Why the pool stopped, if it did.
+    /// Whatever reactor 0 was told, all do.
+    fn follow_stop(&mut self) {
+        if self.parts.pools.is_stopping() {
+            self.raise(&self.parts.end.stopping);
+        } else if self.parts.end.stopping.load(Ordering::Acquire) {
+            self.parts.pools.stop();
+        }
+    }
+
+    /// The node's pools.
+    #[must_use]
+    pub fn pools(&self) -> &Pools<P::Disk, P::Log> {
+        &self.parts.pools
+    }
+
+    /// The node's pools, for orders to one of them between two turns.
+    pub fn pools_mut(&mut self) -> &mut Pools<P::Disk, P::Log> {
+        &mut self.parts.pools
+    }
+
+    /// Why the node's own pool stopped, if it did.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
-        match self.parts.engine.pool_state() {
+        match self.parts.pools.engine(PoolSlot::Home).and_then(Engine::pool_state) {
             Some(PoolState::Stopped(reason)) => Some(reason.clone()),
             _ => None,
         }
@@ -146,44 +232,76 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
 
     /// One bounded turn of everything that is not the machine. Returns whether anything was done.
     fn turn(&mut self) -> bool {
-        let ReactorParts { platform, engine, net, front, calls, open_device, .. } = &mut self.parts;
+        let ReactorParts { platform, pools, net, front, calls, open_device, opener, pair, .. } = &mut self.parts;
         let (now, wall_clock_ns) = (platform.now(), platform.wall_clock_ns());
         let mut worked = false;
         while let Some(call) = calls.as_ref().and_then(Mailbox::receive) {
-            engine.call(call);
+            // What is not about the pair is about the pools.
+            let call = match pair {
+                Some(pair) => {
+                    if call.request == AdminRequest::Status {
+                        pools.set_pair(pair.controller.status(&*pair.way));
+                    }
+                    pair.controller.call(call)
+                }
+                None => Some(call),
+            };
+            call.into_iter().for_each(|call| pools.call(call));
             worked = true;
         }
-        worked |= engine.poll(now, wall_clock_ns);
-        while let Some(name) = engine.wanted_device() {
+        if let Some(pair) = pair {
+            worked |= pair.way.poll(now);
+            worked |= pair.controller.poll(pools, &mut **opener, &mut *pair.way, (now, wall_clock_ns));
+            worked |= pair.forward(pools, now);
+        }
+        while let Some((slot, parts)) = opener.poll() {
+            let opened = parts.and_then(|parts| pools.open(slot, parts).map_err(|error| error.to_string()));
+            if let (Err(reason), Some(pair)) = (opened, pair.as_mut()) {
+                pair.controller.open_failed(slot, reason);
+            }
+            worked = true;
+        }
+        worked |= pools.poll(now, wall_clock_ns);
+        while let Some((slot, name)) = pools.wanted_device() {
             let device = open_device(&name);
-            engine.device_opened(device);
+            pools.device_opened(slot, device);
             worked = true;
         }
         // Before the pool is open nobody knows the volumes: clients wait, instead of hearing that there are none. After it has stopped
         // they hear that it has.
-        if engine.has_opened() || engine.is_stopping() {
-            worked |= front.poll(net, engine, now);
+        if pools.has_opened() || pools.is_stopping() {
+            worked |= front.poll(net, pools, now);
         }
-        if engine.is_stopping() {
+        // What clients have just asked for leaves in this turn.
+        if let Some(pair) = pair {
+            worked |= pair.forward(pools, now);
+        }
+        if pools.is_stopping() {
             front.stop(now);
         }
         worked
     }
 
     fn is_done(&self) -> bool {
-        let ReactorParts { engine, front, calls, ended, peers, .. } = &self.parts;
+        let ReactorParts { pools, front, calls, end, .. } = &self.parts;
         if !front.is_stopped() {
             return false;
         }
         if calls.is_none() {
-            return ended.load(Ordering::Acquire);
+            return end.ended.load(Ordering::Acquire);
         }
-        if engine.is_stopped() {
-            ended.store(true, Ordering::Release);
-            for peer in peers {
+        if pools.is_stopped() {
+            self.raise(&end.ended);
+        }
+        pools.is_stopped()
+    }
+
+    /// Raises a flag and has the other reactors look at it.
+    fn raise(&self, flag: &AtomicBool) {
+        if !flag.swap(true, Ordering::AcqRel) {
+            for peer in &self.parts.peers {
                 peer.wake();
             }
         }
-        engine.is_stopped()
     }
 }

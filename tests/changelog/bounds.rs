@@ -1,13 +1,14 @@
 //! Every bound of a lane at the bound, and the small promises of its interface.
 
 use crate::support::{
-    IDENTITY, any_change, blank, formatted, index, open, pass, scan, scan_log, settle, settle_with_mark, shapes, write,
+    IDENTITY, PORTION, any_change, blank, formatted, index, open, pass, scan, scan_log, settle, settle_with_mark,
+    shapes, write,
 };
 use twinlog::{
     base::{Epoch, LaneIndex, Lsn, PoolId, Prng, limits::CHANGE_BYTES_MAX},
     changelog::{
-        Draft, EndReason, Lane, LaneHeaderError, LaneIdentity, LaneTuning, PortionRole, RecordKind, ScanError,
-        head_after_recovery, record_bytes,
+        Draft, EndReason, Lane, LaneHeaderError, LaneIdentity, LaneTuning, PortionRole, ReadHeader, RecordKind,
+        ScanError, head_after_recovery, record_bytes,
     },
 };
 use twinlog_device::{LogMemory, Nanos};
@@ -190,6 +191,22 @@ fn another_lane_is_refused_by_name() {
     grown.restore(&medium.image());
     let error = scan(&grown, Lsn(0), Epoch(1)).expect_err("another size");
     assert!(matches!(error, ScanError::Header(LaneHeaderError::OtherSize { .. })), "{error}");
+}
+
+#[test]
+fn a_region_says_which_portion_it_is_part_of() {
+    for shape in shapes(64 << 10) {
+        let medium = formatted(LogShape { latency_ns: (0, 0), ..shape });
+        let mut read = ReadHeader::new(open(&medium));
+        let header = (0..10).find_map(|_| read.poll().expect("a whole header")).expect("it was read");
+        assert_eq!((header.identity, header.portion, header.ring_bytes), (IDENTITY, PORTION, (64 << 10) - 4096));
+        // The log memory goes on to whoever uses the lane.
+        let mut lane = Lane::open_at(read.into_log(), IDENTITY, Epoch(1), Lsn(0));
+        lane.append(&write(1, 0), &[b"x"]);
+        settle(&mut lane);
+    }
+    let mut read = ReadHeader::new(open(&blank(LogShape::pmem(8192))));
+    assert!(matches!(read.poll(), Err(ScanError::Header(LaneHeaderError::NotALane))));
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 mod bounds;
 mod damage;
+mod mirror;
 mod model;
+mod pair;
 #[cfg(feature = "planted-bugs")]
 mod planted;
 mod support;

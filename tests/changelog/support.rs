@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 use twinlog::{
-    base::{Epoch, LaneIndex, Lsn, ObjectId, PoolId, Prng, checksum},
+    base::{Epoch, LaneIndex, Lsn, ObjectId, PoolId, PortionId, Prng, checksum},
     changelog::{
         Draft, FLAG_KEEP_ALLOCATED, Format, Lane, LaneIdentity, OwnedRecord, PortionRole, RecordKind, Scan, ScanEnd,
         ScanError, ScanStart, ScanStep,
@@ -19,15 +19,34 @@ pub(crate) const IDENTITY: LaneIdentity = LaneIdentity {
     lane_count: 2,
 };
 
+/// Its mirror.
+pub(crate) const MIRROR: LaneIdentity = LaneIdentity { role: PortionRole::Mirror, ..IDENTITY };
+
+/// The portion of all tests.
+pub(crate) const PORTION: PortionId = PortionId(0x7070);
+
 /// Where the ring begins.
 pub(crate) const RING_START: usize = 4096;
 
 /// Log memory with a formatted lane, which has no latency yet.
 pub(crate) fn formatted(shape: LogShape) -> LogMedium {
-    let medium = blank(shape);
-    let mut format = Format::new(open(&medium), &IDENTITY);
+    formatted_as(&SimWorld::new(1), shape, &IDENTITY)
+}
+
+/// As [`formatted`], of any lane, in a world of others.
+pub(crate) fn formatted_as(world: &SimWorld, shape: LogShape, identity: &LaneIdentity) -> LogMedium {
+    let medium = LogMedium::new(world, "log", LogShape { latency_ns: (0, 0), ..shape });
+    let mut format = Format::new(open(&medium), identity, PORTION);
     assert_eq!(format.poll(), Ok(true));
     medium
+}
+
+/// Replaces log memory that is not open by a new one.
+pub(crate) fn wipe(medium: &LogMedium, identity: &LaneIdentity) {
+    medium.restore(&vec![0; medium.image().len()]);
+    medium.set_latency_ns(0, 0);
+    let mut format = Format::new(open(medium), identity, PORTION);
+    assert_eq!(format.poll(), Ok(true));
 }
 
 /// Log memory of zeroes, which has no latency yet.
@@ -98,9 +117,24 @@ pub(crate) fn scan(
     applied: Lsn,
     epoch_min: Epoch,
 ) -> Result<(Vec<OwnedRecord>, ScanEnd, SimLog), ScanError> {
+    scan_log(open(&quick_copy(medium)), applied, epoch_min)
+}
+
+/// As [`scan`], of any lane.
+pub(crate) fn scan_as(
+    medium: &LogMedium,
+    identity: &LaneIdentity,
+    applied: Lsn,
+    epoch_min: Epoch,
+) -> Result<(Vec<OwnedRecord>, ScanEnd), ScanError> {
+    let scanned = scan_log_as(open(&quick_copy(medium)), identity, applied, epoch_min);
+    scanned.map(|(records, end, _log)| (records, end))
+}
+
+fn quick_copy(medium: &LogMedium) -> LogMedium {
     let copy = medium.copy();
     copy.set_latency_ns(0, 0);
-    scan_log(open(&copy), applied, epoch_min)
+    copy
 }
 
 /// As [`scan`], of log memory that is open.
@@ -109,7 +143,17 @@ pub(crate) fn scan_log(
     applied: Lsn,
     epoch_min: Epoch,
 ) -> Result<(Vec<OwnedRecord>, ScanEnd, SimLog), ScanError> {
-    let mut scan = Scan::new(log, ScanStart { identity: IDENTITY, applied, epoch_min });
+    scan_log_as(log, &IDENTITY, applied, epoch_min)
+}
+
+/// As [`scan_log`], of any lane.
+pub(crate) fn scan_log_as(
+    log: SimLog,
+    identity: &LaneIdentity,
+    applied: Lsn,
+    epoch_min: Epoch,
+) -> Result<(Vec<OwnedRecord>, ScanEnd, SimLog), ScanError> {
+    let mut scan = Scan::new(log, ScanStart { identity: *identity, applied, epoch_min });
     let mut records = Vec::new();
     for _ in 0..100_000 {
         match scan.poll()? {

@@ -23,9 +23,10 @@ use std::{
 use tempfile::TempDir;
 
 pub(crate) mod nbd;
+pub(crate) mod pair;
 
 /// How long a target may take to answer, or to die. Only a limit: a good one needs a fraction of a second.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Seconds that one foreign program may run.
 const PROGRAM_SECONDS_MAX: &str = "240";

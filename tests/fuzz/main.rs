@@ -68,6 +68,16 @@ fn lanes() {
 }
 
 #[test]
+fn frames_of_the_interconnect() {
+    fuzz("link-frame", 20_000);
+}
+
+#[test]
+fn sessions_of_the_interconnect() {
+    fuzz("link-session", 150);
+}
+
+#[test]
 fn superblocks() {
     fuzz("superblock", 3000);
 }
@@ -105,6 +115,11 @@ fn configurations() {
 #[test]
 fn admin_lines() {
     fuzz("admin", 10_000);
+}
+
+#[test]
+fn messages_of_a_witness_and_its_nodes() {
+    fuzz("witness", 20_000);
 }
 
 #[test]

@@ -5,8 +5,11 @@ use crate::{
     support::wire::{self, bytes, option},
 };
 use twinlog::{
-    base::{BlockAddress, CpNumber, Epoch, Lsn, ObjectId, PoolId, Prng},
-    changelog::{Draft, FLAG_KEEP_ALLOCATED, RecordKind, record_bytes},
+    base::{
+        BlockAddress, CpNumber, Epoch, ForwardId, ForwardedChanges, Incarnation, LaneIndex, Lsn, ObjectId, PairId,
+        PoolId, PortionId, Prng,
+    },
+    changelog::{Draft, FLAG_KEEP_ALLOCATED, PortionRole, RecordKind, record_bytes},
     control::admin::{ReplyLine, SCHEMA_VERSION},
     format::{
         chain::{AddressRange, Subtree, encode_chain_block},
@@ -16,6 +19,14 @@ use twinlog::{
         superblock::{PoolDevice, Superblock, TreeRoot},
     },
     node::admin::{AdminReply, AdminRequest, CheckReport, NodeStatus, VolumeStatus},
+    pair::{
+        decide::Word,
+        wire::{
+            Ack, Answer, AnswerCode, Heartbeat, Hello, Message, MirrorRefusal, MirrorRefusalReason, Order, OrderKind,
+            Outgoing, PoolFacts, PoolState, Refusal, RefusalReason, Reply, ReplyContent, ReplyStatus, Request,
+            RequestKind, Role, Seal, VolumeEntry, Volumes, write_extent,
+        },
+    },
 };
 use twinlog_device::BLOCK_BYTES;
 use zerocopy::IntoBytes;
@@ -27,6 +38,8 @@ pub(crate) fn of(name: &str) -> Vec<Vec<u8>> {
         "nbd-session" => sessions(),
         "record" => records(),
         "lane" => lanes(),
+        "link-frame" => frames(),
+        "link-session" => link_sessions(),
         "superblock" => superblocks(),
         "block" => blocks(),
         "pool" => pools(),
@@ -37,6 +50,7 @@ pub(crate) fn of(name: &str) -> Vec<Vec<u8>> {
                 .map(|text| text.as_bytes().to_vec())
                 .to_vec()
         }
+        "witness" => crate::bodies::witness::seeds(),
         _ => name.strip_prefix("load-").map_or_else(Vec::new, twinlog_load::fuzz::seeds),
     }
 }
@@ -80,6 +94,101 @@ fn sessions() -> Vec<Vec<u8>> {
         all.push(bytes![[style, 0, 0], [1, 0, 6, 0, 0, 7, 0, 0], [0, 0, 6, 0, 0, 7, 0, 0], [2, 0, 0, 0, 0, 0, 0, 0]]);
     }
     all
+}
+
+/// A frame of every kind that a session has.
+fn frames() -> Vec<Vec<u8>> {
+    let text = || "the log memory has failed".to_owned();
+    let lane = LaneIndex(1);
+    let refusal = MirrorRefusal { lane, reason: MirrorRefusalReason::Gap, expected: Lsn(256), text: text() };
+    let state = PoolState { word: Word::Mirroring, portion: Some(PortionId(8)), expected: vec![Some(Lsn(128)), None] };
+    let entry = VolumeEntry { id: ObjectId(1), size_bytes: 1 << 30, name: "vol".to_owned() };
+    let request = |kind, length_bytes| Request {
+        id: 7,
+        volume: ObjectId(3),
+        kind,
+        durable: true,
+        may_free: false,
+        offset_bytes: 512,
+        length_bytes,
+        extents_max: 0,
+    };
+    let mut extents = Vec::new();
+    write_extent(4096, true, &mut extents);
+    write_extent(8192, false, &mut extents);
+    let (status, detail) = (ReplyStatus::Done, 0);
+    let reply = |content| Message::Reply(Reply { id: 8, status, content, detail });
+    let messages: Vec<(Message, Vec<u8>)> = vec![
+        (Message::Hello(Box::new(hello())), vec![]),
+        (Message::Proof([3; 32]), vec![]),
+        (Message::Welcome, vec![]),
+        (Message::Refusal(Refusal { reason: RefusalReason::Pools, text: text() }), vec![]),
+        (Message::Heartbeat(Heartbeat { sent_ns: 1, echo_ns: 2, held_ns: 3 }), vec![]),
+        (Message::PathClosed(4), vec![]),
+        (Message::Acknowledgement, vec![]),
+        (Message::MirrorBegin { lane, start: Lsn(4096) }, vec![]),
+        (Message::MirrorWrite { lane, start: Lsn(4096), end: Lsn(8192) }, vec![1; 256]),
+        (Message::MirrorRefusal(refusal), vec![]),
+        (Message::PoolState(state), vec![]),
+        (Message::Order(Order { number: 7, kind: OrderKind::HandOver }), vec![]),
+        (Message::Answer(Answer { number: 7, code: AnswerCode::Done, text: text() }), vec![]),
+        (Message::Volumes(Volumes { generation: 3, total_count: 9, first: 7, entries: vec![entry] }), vec![]),
+        (Message::Request(request(RequestKind::Write, 100)), vec![5; 100]),
+        (Message::Request(request(RequestKind::Flush, 0)), vec![]),
+        (reply(ReplyContent::Bytes), vec![4; 77]),
+        (reply(ReplyContent::Extents), extents),
+    ];
+    let ack = Ack { pool: PoolId(1), lane, epoch: Epoch(2), durable: Lsn(128), expected: Lsn(256) };
+    let frame = |(message, payload): &(Message, Vec<u8>)| {
+        let names = message.kind().names_pool();
+        let (pool, epoch) = if names { (PoolId(1), Epoch(2)) } else { Default::default() };
+        // What is mended, tag, number.
+        let mut bytes = vec![1, 0, 0];
+        let acks = [ack];
+        Outgoing { pool, epoch, acks: &acks, message }.write(&mut Seal::default(), &[payload], &mut bytes);
+        bytes.extend_from_slice(payload);
+        bytes
+    };
+    messages.iter().map(frame).collect()
+}
+
+fn hello() -> Hello {
+    let facts = PoolFacts {
+        pool: PoolId(1),
+        role: PortionRole::Own,
+        portion: PortionId(2),
+        ring_bytes: 8 << 20,
+        unit_bytes: 4096,
+        lane_count: 2,
+    };
+    Hello {
+        role: Role::Connects,
+        path: 1,
+        features_required: 0,
+        pair: PairId(3),
+        configuration: 4,
+        incarnation: Incarnation(5),
+        session: 6,
+        connection: 7,
+        challenge: [8; 32],
+        name: "node-a".to_owned(),
+        partner: "node-b".to_owned(),
+        pools: vec![facts, facts],
+    }
+}
+
+/// Steps of four bytes: words, batches, acknowledgements, pauses, and what the one in the middle does.
+fn link_sessions() -> Vec<Vec<u8>> {
+    let mut prng = Prng::new(4);
+    (0..24)
+        .map(|_| {
+            let steps = 4 * prng.between(2, 40);
+            let mut script = vec![0; usize::try_from(steps).expect("small")];
+            prng.fill(&mut script);
+            script.extend([0, 0, 0, 0, 0, 0, 0, 1]);
+            script
+        })
+        .collect()
 }
 
 fn place(lsn: u64) -> RecordPlace {
@@ -164,14 +273,18 @@ fn sample() -> Superblock {
         freed: reference,
         reap: BlockRef::default(),
         applied: vec![Lsn(128), Lsn(1 << 40)],
+        forwarded: vec![ForwardedChanges::none(2); 2],
         devices: vec![PoolDevice { id: 8, block_count: 4096, plex: 0 }; 3],
     }
 }
 
 fn superblocks() -> Vec<Vec<u8>> {
+    let mut forwarded = ForwardedChanges::none(16);
+    (0..16).for_each(|slot| forwarded.note(ForwardId::new(9, slot).bits()));
     let full = Superblock {
         name: "n".repeat(64),
         applied: vec![Lsn(1); 16],
+        forwarded: vec![forwarded; 16],
         devices: vec![PoolDevice { id: 9, block_count: 1024, plex: 0 }; 32],
         ..sample()
     };

@@ -5,6 +5,7 @@ use crate::support::{
     byte_net::Closed,
     wire::{self, Style, bytes, u32be, u64be},
 };
+use std::time::Duration;
 use twinlog::{base::Prng, node::request::VolumeError};
 use twinlog_device::ConnectionId;
 
@@ -395,6 +396,28 @@ fn what_lies_beyond_the_end_is_refused() {
     }
 }
 
+/// A client need not connect again to use what a volume grew by, nor can it use what it shrank by.
+#[test]
+fn a_resize_counts_for_connections_that_are_open() {
+    let beyond = "the range lies beyond the end of the volume";
+    for style in STYLES {
+        let mut client = Client::new(style);
+        client.bench.service.resize(0, Some(SIZE + 8192));
+        client.write(0, SIZE - 1, b"across the old end");
+        assert_eq!(client.read(SIZE - 1, 18), b"across the old end");
+        client.expect_done(0, wire::WRITE_ZEROES, SIZE, 8192);
+        client.expect_error((0, wire::WRITE), (SIZE + 8192, 1), wire::ENOSPC, beyond);
+        client.bench.service.resize(0, Some(4096));
+        client.expect_error((0, wire::READ), (4095, 2), wire::EINVAL, beyond);
+        client.expect_error((0, wire::WRITE), (4096, 512), wire::ENOSPC, beyond);
+        client.write(0, 4000, &[7; 96]);
+        client.bench.service.resize(0, None);
+        client.expect_error((0, wire::READ), (0, 1), wire::EIO, "no such volume");
+        client.expect_error((0, wire::WRITE), (0, 512), wire::EIO, "no such volume");
+        client.expect_error((0, wire::FLUSH), (0, 0), wire::EIO, "no such volume");
+    }
+}
+
 #[test]
 fn every_flag_that_a_command_does_not_have_is_refused() {
     let allowed = |style, command| match command {
@@ -437,6 +460,7 @@ fn the_engines_errors_have_the_protocols_numbers() {
         (VolumeError::OutOfRange, wire::EINVAL, wire::ENOSPC),
         (VolumeError::NoSpace, wire::ENOSPC, wire::ENOSPC),
         (VolumeError::Stopped("the log failed".to_owned()), wire::EIO, wire::EIO),
+        (VolumeError::Unserved(Duration::from_secs(30)), wire::EIO, wire::EIO),
         (VolumeError::ShuttingDown, wire::ESHUTDOWN, wire::ESHUTDOWN),
     ];
     for style in STYLES {

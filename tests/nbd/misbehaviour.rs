@@ -247,7 +247,7 @@ fn clients_over_the_limit_are_told_so() {
     assert_eq!(bench.exchange(refused[1], &bytes![wire::client_flags(3), option(1, b"vol")]), b"");
     assert_eq!(bench.closed(refused[1]), Some(Closed::Aborted));
     let (_, _) = (bench.connect(), bench.connect());
-    let beyond = bench.net.connect();
+    let beyond = bench.net.new_client();
     assert_eq!(bench.closed(beyond), Some(Closed::Aborted), "a flood of refused clients is not talked to");
     bench.pass(Duration::from_secs(6));
     assert_eq!(bench.server.connection_count(), 4);
@@ -271,7 +271,7 @@ fn stopping_answers_what_is_in_flight_and_refuses_the_rest() {
     bench.server.stop(bench.now);
     assert_eq!(bench.closed(idle), Some(Closed::Gracefully));
     assert_eq!(bench.closed(haggling), Some(Closed::Gracefully));
-    let late = bench.net.connect();
+    let late = bench.net.new_client();
     assert_eq!(bench.closed(late), Some(Closed::Aborted));
     let refused = bytes![wire::simple(wire::ESHUTDOWN, 3, &[]), wire::simple(wire::ESHUTDOWN, 4, &[])];
     let more = bytes![wire::request(0, wire::READ, 3, 0, 512), wire::write(0, 4, 0, b"late")];

@@ -65,7 +65,8 @@ pub struct LogCompletion {
     pub result: Result<Vec<u8>, DeviceError>,
 }
 
-/// One lane's region of log memory, used by one reactor.
+/// One lane's region of log memory, used by one reactor. Dropping it waits for what is in flight, so that whoever opens the region next meets
+/// nothing of it.
 pub trait LogMemory {
     /// What the region is. Constant while it is open.
     fn info(&self) -> &LogInfo;

@@ -1,10 +1,50 @@
-//! Byte streams from clients.
+//! Byte streams: from clients, and between the two nodes of a pair.
 //!
-//! A driver receives into a bounded buffer per connection and sends from a bounded queue per connection; the caller looks at
-//! what came, consumes it, and queues what goes out. A caller that does not consume slows its client down, nobody else.
+//! A driver receives into a bounded buffer per connection and sends from a queue per connection; the caller looks at what came,
+//! consumes it, and queues what goes out. A caller that does not consume slows its peer down, nobody else.
+//!
+//! # Life of a connection
+//!
+//! ```text
+//!   accept() ------------------------> Open --peer sends no more--> InputEnded --+
+//!                                       ^ |                            |         |
+//!   connect() --> Connecting --answer---+ +---------broken-------------+--> Failed +--close()--> gone
+//!                     +------------no answer, or a refusal------------------^
+//! ```
+//!
+//! # Contract
+//!
+//! 1. Bytes arrive whole, in order and once, up to the place where the connection breaks, if it does. It can break anywhere.
+//! 2. Every change of state, new input and new room to send is named by a later [`Network::poll`], for connections that the caller
+//!    knows: those that `accept` or `connect` has returned.
+//! 3. `Failed` is final, and [`Network::failure`] says why. What was queued is dropped, what had been received stays readable.
+//! 4. A peer whose machine has vanished is not noticed by a driver in any time that matters: whoever waits sets its own limit.
+//! 5. An id is valid from `accept` or `connect` to `close`, and never used again.
 
 use crate::SharedBlock;
-use std::ops::Range;
+use std::{fmt, io, net::SocketAddr, ops::Range, path::PathBuf, sync::Arc};
+use thiserror::Error;
+
+/// Most input of one connection that a caller can ask a driver to keep.
+pub const INPUT_BYTES_MAX: usize = 8 << 20;
+
+/// Where somebody listens.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NetAddress {
+    /// A socket in the file system: at most 107 bytes.
+    Unix(PathBuf),
+    /// A TCP port.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for NetAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(formatter, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(formatter, "tcp:{address}"),
+        }
+    }
+}
 
 /// A connection of this reactor. Never reused while the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,6 +64,8 @@ pub struct Accepted {
 /// How a connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionState {
+    /// Asked for by `connect`, and not answered yet.
+    Connecting,
     /// Both directions work.
     Open,
     /// The peer has finished sending; what it sent may still wait in `input`, and sending to it may still work.
@@ -32,10 +74,40 @@ pub enum ConnectionState {
     Failed,
 }
 
-/// The client connections of one reactor.
+/// Why a connection has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ConnectionFailure {
+    /// The machine is there and nobody listens.
+    #[error("nobody listens there")]
+    Refused,
+    /// The network does not lead there.
+    #[error("the network does not lead there")]
+    Unreachable,
+    /// No answer for as long as the operating system tries.
+    #[error("there is no answer")]
+    TimedOut,
+    /// The peer, or something on the way, has broken the connection.
+    #[error("the connection was broken")]
+    Reset,
+    /// What arrives is not encrypted, or was changed on its way.
+    #[error(
+        "what arrives is not encrypted as it should be: the other end does not encrypt, or somebody has changed it"
+    )]
+    Insecure,
+    /// The operating system's error with this number.
+    #[error("{}", io::Error::from_raw_os_error(*.0))]
+    Os(i32),
+}
+
+/// The connections of one reactor.
 pub trait Network {
     /// A connection that was accepted since the last call.
     fn accept(&mut self) -> Option<Accepted>;
+
+    /// Starts to connect to `address`: the new connection is `Connecting`, and later `Open` or `Failed`. How long the machine tries is the
+    /// machine's affair (minutes, for a peer that is silent): a caller that does not want to wait closes it. What is sent meanwhile
+    /// waits. Always accepted; the caller bounds how many connections it opens.
+    fn connect(&mut self, address: &NetAddress) -> ConnectionId;
 
     /// Appends connections that got input, room to send, or another state since the last call; each at most once.
     fn poll(&mut self, ready: &mut Vec<ConnectionId>);
@@ -43,8 +115,15 @@ pub trait Network {
     /// How a connection stands.
     fn state(&self, connection: ConnectionId) -> ConnectionState;
 
-    /// Bytes received and not yet consumed. At least 64 KiB can wait here; the driver stops receiving when it is full.
+    /// Why a connection is `Failed`; `None` while it is not.
+    fn failure(&self, connection: ConnectionId) -> Option<ConnectionFailure>;
+
+    /// Bytes received and not yet consumed. At least 64 KiB can wait here, more after [`widen_input`](Self::widen_input); the driver stops
+    /// receiving when it is full.
     fn input(&self, connection: ConnectionId) -> &[u8];
+
+    /// From now on at least `count_bytes` of input can wait, up to [`INPUT_BYTES_MAX`]: for a caller that wants its messages whole.
+    fn widen_input(&mut self, connection: ConnectionId, count_bytes: usize);
 
     /// Drops the first `count_bytes` of `input`.
     fn consume(&mut self, connection: ConnectionId, count_bytes: usize);
@@ -52,12 +131,24 @@ pub trait Network {
     /// Queues a copy of `bytes` to be sent. Always accepted; the caller bounds `unsent_bytes` by what it queues.
     fn send(&mut self, connection: ConnectionId, bytes: &[u8]);
 
+    /// Queues part of `bytes` to be sent, without copying it where the driver can.
+    fn send_shared(&mut self, connection: ConnectionId, bytes: &Arc<Vec<u8>>, range: Range<usize>) {
+        self.send(connection, &bytes[range]);
+    }
+
     /// Queues part of a block to be sent, without copying it.
     fn send_block(&mut self, connection: ConnectionId, block: &SharedBlock, range: Range<usize>);
 
     /// Bytes queued that the kernel has not taken yet.
     fn unsent_bytes(&self, connection: ConnectionId) -> usize;
 
-    /// Ends a connection once what is queued has been sent, or now when `abort` is set. The id is invalid afterwards.
+    /// What only the two ends of this connection know, the same at both: whoever proves something over it proves it for this connection
+    /// alone (RFC 9266). `None`: the connection is not encrypted, or not yet.
+    fn binding(&self, _connection: ConnectionId) -> Option<[u8; 32]> {
+        None
+    }
+
+    /// Ends a connection once what is queued has been sent, or now when `abort` is set or it is not open yet and nothing is queued. The
+    /// id is invalid afterwards.
     fn close(&mut self, connection: ConnectionId, abort: bool);
 }

@@ -54,7 +54,7 @@ pub trait Platform {
     type Disk: BlockDevice;
     /// Its log memory.
     type Log: LogMemory;
-    /// Its clients.
+    /// Its connections.
     type Net: Network;
 
     /// The monotonic clock, read at the last turn of the loop (cheap; constant within a turn).

@@ -7,7 +7,8 @@ use std::{
     path::Path,
 };
 
-const UNKNOWN: &str = "another process";
+/// What is said of somebody who cannot be seen: a process of another user, or none any more.
+pub(crate) const UNKNOWN: &str = "another process";
 
 /// The process that holds a lock on the file: its `fdinfo` shows the lock with the file's device and inode.
 pub(crate) fn of_lock(metadata: &Metadata) -> String {

@@ -117,6 +117,13 @@ pub enum FileError {
 }
 
 impl FileError {
+    /// Whether a file is in use and nobody can be seen who has it: a process of another user, or one that has ended and whose open files the kernel
+    /// has not let go of yet.
+    #[must_use]
+    pub fn is_in_use_unseen(&self) -> bool {
+        matches!(self, Self::InUse { holder, .. } if holder == holder::UNKNOWN)
+    }
+
     /// A function that makes an [`FileError::Io`] of the kernel's error, for `map_err`.
     pub fn io<E: Into<io::Error>>(path: &Path, operation: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self::Io { path: path.to_owned(), operation, source: error.into() }
@@ -331,7 +338,7 @@ fn lock(file: &File, path: &Path, access: Access) -> Result<(), FileError> {
         Ok(_) => Ok(()),
         Err(Errno::EAGAIN | Errno::EACCES) => {
             let holder =
-                file.metadata().map_or_else(|_| "another process".to_owned(), |metadata| holder::of_lock(&metadata));
+                file.metadata().map_or_else(|_| holder::UNKNOWN.to_owned(), |metadata| holder::of_lock(&metadata));
             Err(FileError::InUse { path: path.to_owned(), holder })
         }
         Err(error) => Err(FileError::io(path, "lock it")(error)),

@@ -39,6 +39,6 @@ pub use disk::SimDisk;
 pub use fault::{Fault, FaultPlan};
 pub use log::{LogMedium, LogShape, SimLog};
 pub use medium::{MediumConfig, SimMedium};
-pub use net::{SimClient, SimListener, SimNet};
+pub use net::{Direction, PathCounts, PathPlan, SimClient, SimListener, SimNet, SimPath};
 pub use platform::SimPlatform;
 pub use world::{Agenda, SimWaker, SimWorld};

@@ -110,6 +110,8 @@ struct State {
     /// In the order in which they were queued and will complete.
     operations: VecDeque<Operation>,
     failed: bool,
+    /// The current opening was dropped by a process that may have gone on.
+    is_let_go: bool,
     persist_fails_in: Option<u64>,
     read_fails_in: Option<u64>,
     /// Offsets of bytes that rotted and were not read since.
@@ -152,19 +154,24 @@ impl LogMedium {
             stored: Vec::new(),
             operations: VecDeque::new(),
             failed: false,
+            is_let_go: false,
             persist_fails_in: None,
             read_fails_in: None,
             rotted: BTreeSet::new(),
         })))
     }
 
-    /// Opens the region for the reactor of `agenda`, as a process does that has just started.
+    /// Opens the region for the reactor of `agenda`. When its process lives on that had it open and let it go, what was in flight then has
+    /// landed: log memory that is dropped waits for that.
     ///
     /// # Panics
-    /// When a former opening has anything in flight: [`Self::power_cut`] ends it.
+    /// When it is open and has anything in flight.
     #[must_use]
     pub fn open(&self, agenda: &Agenda) -> SimLog {
         let mut state = self.0.borrow_mut();
+        if std::mem::take(&mut state.is_let_go) {
+            state.land();
+        }
         assert!(state.operations.is_empty() && state.stored.is_empty(), "cut the power before opening again");
         state.opening += 1;
         state.failed = false;
@@ -175,6 +182,7 @@ impl LogMedium {
     pub fn power_cut(&self, prng: &mut Prng) {
         let mut state = self.0.borrow_mut();
         state.opening += 1;
+        state.is_let_go = false;
         for operation in std::mem::take(&mut state.operations) {
             if let Work::Persist(stores) = operation.work {
                 state.tear(&stores, prng);
@@ -356,6 +364,18 @@ impl State {
         }
     }
 
+    /// Lets everything in flight end; what no persist has covered lands or not.
+    fn land(&mut self) {
+        for operation in std::mem::take(&mut self.operations) {
+            if let Work::Persist(stores) = operation.work {
+                // A failure is nobody's: who would have heard it has gone.
+                let _unheard = self.finish_persist(&stores);
+            }
+        }
+        let (stored, mut prng) = (std::mem::take(&mut self.stored), self.prng.fork());
+        self.tear(&stored, &mut prng);
+    }
+
     /// Leaves each atomic unit of `stores` old or new.
     fn tear(&mut self, stores: &[Store], prng: &mut Prng) {
         let atomic = to_index(u64::from(self.info.atomic_bytes));
@@ -473,6 +493,13 @@ impl LogMemory for SimLog {
         if state.opening == self.opening {
             completions.extend(std::iter::from_fn(|| state.next_completion()));
         }
+    }
+}
+
+impl Drop for SimLog {
+    fn drop(&mut self) {
+        let mut state = self.state.borrow_mut();
+        state.is_let_go |= state.opening == self.opening;
     }
 }
 

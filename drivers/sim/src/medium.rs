@@ -32,6 +32,8 @@ pub struct MediumConfig {
     pub info: DeviceInfo,
     /// Shortest and longest latency of an operation, in nanoseconds.
     pub latency_ns: (u64, u64),
+    /// How many times longer reads take: of a disk that answers writes from its cache.
+    pub read_slowness: u64,
     /// Unflushed blocks that the cache holds; beyond, the oldest becomes durable.
     pub cache_blocks_max: usize,
 }
@@ -51,6 +53,7 @@ impl MediumConfig {
                 durability: DurabilityClass::Durable,
             },
             latency_ns: (10_000, 100_000),
+            read_slowness: 1,
             cache_blocks_max: 4096,
         }
     }
@@ -85,6 +88,12 @@ impl SimMedium {
             queued_count: 0,
             newest_performed: 0,
         })))
+    }
+
+    /// The name that its queues say.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.0.borrow().config.info.name.clone()
     }
 
     /// A new queue for the reactor of `agenda`.
@@ -237,7 +246,8 @@ impl Medium {
             request => request,
         };
         let (shortest, longest) = self.config.latency_ns;
-        let mut latency_ns = self.prng.between(shortest, longest);
+        let slowness = if matches!(request, Request::Read { .. }) { self.config.read_slowness } else { 1 };
+        let mut latency_ns = self.prng.between(shortest, longest) * slowness;
         let is_slow = self.draw(Fault::SlowOperation);
         if is_slow {
             self.world.count_fired(Fault::SlowOperation);
@@ -387,6 +397,8 @@ impl Medium {
         blocks: &[SharedBlock],
         persistence: Persistence,
     ) -> Result<(), Crashed> {
+        // First: a crash in the middle of it leaves damage too.
+        self.lose(Fault::MisdirectedWrite, first, blocks);
         for (block, bytes) in (victim..).zip(blocks) {
             let differs = !self.content.holds(block, bytes);
             self.content.write(block, bytes, persistence)?;
@@ -394,7 +406,6 @@ impl Medium {
                 self.content.taint(block, Fault::MisdirectedWrite);
             }
         }
-        self.lose(Fault::MisdirectedWrite, first, blocks);
         Ok(())
     }
 

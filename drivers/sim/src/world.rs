@@ -2,18 +2,21 @@
 //!
 //! Time moves only in a reactor's turn: by a little in every turn, and to the next event of any reactor when one waits.
 
-use crate::fault::{Fault, FaultCounts};
+use crate::{
+    fault::{Fault, FaultCounts},
+    net::PathState,
+};
 use std::{
     cell::{Cell, RefCell},
     cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BTreeMap, BinaryHeap},
     rc::{Rc, Weak},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
-use twinlog_device::{Nanos, Prng, Wait};
+use twinlog_device::{Nanos, NetAddress, Prng, Wait};
 
 /// Virtual time that a turn of the loop takes, in nanoseconds: a loop that never waits still sees time pass.
 const TURN_NS: u64 = 500;
@@ -31,6 +34,7 @@ struct Shared {
     crashed: Cell<bool>,
     faults: FaultCounts,
     agendas: RefCell<Vec<Weak<Events>>>,
+    paths: RefCell<BTreeMap<NetAddress, Weak<PathState>>>,
 }
 
 impl SimWorld {
@@ -45,6 +49,7 @@ impl SimWorld {
             crashed: Cell::new(false),
             faults: FaultCounts::default(),
             agendas: RefCell::new(Vec::new()),
+            paths: RefCell::default(),
         }))
     }
 
@@ -111,6 +116,17 @@ impl SimWorld {
         self.0.faults.of(fault)
     }
 
+    /// Notes what leads to an address.
+    pub(crate) fn add_path(&self, address: &NetAddress, path: &Rc<PathState>) {
+        let before = self.0.paths.borrow_mut().insert(address.clone(), Rc::downgrade(path));
+        assert!(before.is_none_or(|before| before.strong_count() == 0), "one path leads to {address}");
+    }
+
+    /// What leads to an address, if anything does.
+    pub(crate) fn path(&self, address: &NetAddress) -> Option<Rc<PathState>> {
+        self.0.paths.borrow().get(address).and_then(Weak::upgrade)
+    }
+
     /// Moves the clock to the next event of any reactor, `latest` at most; never back.
     fn advance(&self, latest: u64) {
         let mut next = latest;
@@ -133,6 +149,8 @@ struct Events {
     deadline: Cell<u64>,
     /// Raised by a [`SimWaker`], lowered by the reactor's next turn.
     woken: Arc<AtomicBool>,
+    /// Nobody polls the reactor: its events hold back no other.
+    is_still: Cell<bool>,
 }
 
 /// Ends the sleep of one reactor, for whoever is no device of it: mailboxes need it to be `Send`.
@@ -148,6 +166,9 @@ impl SimWaker {
 
 impl Events {
     fn next(&self) -> u64 {
+        if self.is_still.get() {
+            return u64::MAX;
+        }
         if self.woken.load(Ordering::Relaxed) {
             return 0;
         }
@@ -159,7 +180,12 @@ impl Agenda {
     /// The agenda of a new reactor.
     #[must_use]
     pub fn new(world: &SimWorld) -> Self {
-        let events = Rc::new(Events { due: RefCell::default(), deadline: Cell::new(u64::MAX), woken: Arc::default() });
+        let events = Rc::new(Events {
+            due: RefCell::default(),
+            deadline: Cell::new(u64::MAX),
+            woken: Arc::default(),
+            is_still: Cell::new(false),
+        });
         let mut agendas = world.0.agendas.borrow_mut();
         agendas.retain(|agenda| agenda.strong_count() > 0);
         agendas.push(Rc::downgrade(&events));
@@ -181,6 +207,11 @@ impl Agenda {
     #[must_use]
     pub fn waker(&self) -> SimWaker {
         SimWaker(self.events.woken.clone())
+    }
+
+    /// Whether the reactor gets no turns for a while, or never again: then time goes on without it.
+    pub fn stand_still(&self, is_still: bool) {
+        self.events.is_still.set(is_still);
     }
 
     /// Notes that something has happened now.
@@ -235,6 +266,18 @@ mod tests {
         assert_eq!(world.steps(), 5);
         world.recover();
         assert_eq!(world.durable_steps(1), 1);
+    }
+
+    #[test]
+    fn time_goes_on_without_a_reactor_that_stands_still() {
+        let world = SimWorld::new(1);
+        let (first, second) = (Agenda::new(&world), Agenda::new(&world));
+        second.at(Nanos(30_000));
+        second.stand_still(true);
+        first.turn(Wait::UpTo(Duration::from_nanos(100_000)));
+        assert_eq!(world.now(), Nanos(100_500));
+        second.stand_still(false);
+        assert!(second.turn(Wait::No), "what was due meanwhile is found");
     }
 
     #[test]

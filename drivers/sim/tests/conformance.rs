@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 use twinlog_device::{
-    BlockPool, Prng, Wait,
-    conformance::{self, BlockHarness, NetworkHarness},
+    BlockPool, NetAddress, Prng, Wait,
+    conformance::{self, BlockHarness, ConnectHarness, NetworkHarness},
 };
-use twinlog_sim::{Agenda, MediumConfig, SimClient, SimDisk, SimListener, SimMedium, SimNet, SimWorld};
+use twinlog_sim::{
+    Agenda, MediumConfig, PathPlan, SimClient, SimDisk, SimListener, SimMedium, SimNet, SimPath, SimWorld,
+};
 
 const QUEUE_COUNT: usize = 2;
 
@@ -123,6 +125,55 @@ impl NetworkHarness for Connections {
     }
 }
 
+struct Nodes {
+    agendas: [Agenda; 2],
+    nets: [SimNet; 2],
+    blocks: BlockPool,
+    _paths: [SimPath; 2],
+}
+
+/// Where the second node listens, and where nobody does.
+fn address(index: u16) -> NetAddress {
+    NetAddress::Tcp(([10, 0, 0, 2], 7000 + index).into())
+}
+
+impl Nodes {
+    fn new(seed: u64) -> Self {
+        let world = SimWorld::new(seed);
+        let plan = PathPlan { lost_one_in: 500, ..PathPlan::default() };
+        let paths = [0, 1].map(|index| SimPath::new(&world, &address(index), plan));
+        let agendas = [Agenda::new(&world), Agenda::new(&world)];
+        let [(first, _), (second, listener)] = [SimNet::open(&agendas[0]), SimNet::open(&agendas[1])];
+        paths[0].listen(&listener, 0);
+        let blocks = BlockPool::new(16).expect("a small mapping");
+        Self { agendas, nets: [first, second], blocks, _paths: paths }
+    }
+}
+
+impl ConnectHarness for Nodes {
+    type Network = SimNet;
+
+    fn blocks(&self) -> &BlockPool {
+        &self.blocks
+    }
+
+    fn network(&mut self, index: usize) -> &mut SimNet {
+        &mut self.nets[index]
+    }
+
+    fn turn(&mut self) {
+        self.agendas.iter().for_each(turn);
+    }
+
+    fn address(&self) -> NetAddress {
+        address(0)
+    }
+
+    fn deserted_address(&self) -> NetAddress {
+        address(1)
+    }
+}
+
 #[test]
 fn disks_conform() {
     for seed in 0..8 {
@@ -152,5 +203,12 @@ fn a_disk_refuses_an_empty_transfer() {
 fn connections_conform() {
     for seed in 0..2 {
         conformance::network(|| Connections::new(seed));
+    }
+}
+
+#[test]
+fn connected_nodes_conform() {
+    for seed in 0..4 {
+        conformance::connections(|| Nodes::new(seed));
     }
 }

@@ -190,6 +190,19 @@ fn a_misdirected_write_lands_elsewhere() {
     }
 }
 
+/// Found by the simulator: damage that no fault was counted for.
+#[test]
+fn a_misdirected_write_that_a_crash_ends_has_fired() {
+    let mut rig = Rig::new(1);
+    rig.write(3, 1).unwrap();
+    rig.write(4, 2).unwrap();
+    rig.medium.arm(Fault::MisdirectedWrite, 0);
+    rig.world.crash_at_step(rig.world.steps() + 3);
+    rig.start_write(4, 9, Persistence::Durable);
+    assert!(rig.complete().is_none(), "the world crashes before the last sector");
+    assert_eq!(rig.world.faults(Fault::MisdirectedWrite).0, 1);
+}
+
 #[test]
 fn a_misdirected_write_stays_on_the_device() {
     let mut config = MediumConfig::new("tiny", 4);

@@ -3,14 +3,17 @@
 use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::Duration,
 };
 use twinlog_device::{
-    Accepted, BlockBuf, BlockCompletion, BlockDevice, BlockPool, BlockRange, ConnectionId, ConnectionState,
-    DeviceErrorKind, DeviceInfo, Network, Persistence, Prng, SharedBlock, Token, Wait,
-    conformance::{self, BlockHarness, NetworkHarness},
+    Accepted, BlockBuf, BlockCompletion, BlockDevice, BlockPool, BlockRange, ConnectionFailure, ConnectionId,
+    ConnectionState, DeviceErrorKind, DeviceInfo, NetAddress, Network, Persistence, Prng, SharedBlock, Token, Wait,
+    conformance::{self, BlockHarness, ConnectHarness, NetworkHarness},
 };
-use twinlog_sim::{Agenda, MediumConfig, SimClient, SimDisk, SimListener, SimMedium, SimNet, SimWorld};
+use twinlog_sim::{
+    Agenda, MediumConfig, PathPlan, SimClient, SimDisk, SimListener, SimMedium, SimNet, SimPath, SimWorld,
+};
 
 fn turn(agenda: &Agenda) {
     agenda.turn(Wait::UpTo(Duration::from_millis(1)));
@@ -246,10 +249,32 @@ enum NetDefect {
     ReportsNothingUnsent,
     KeepsSentBlock,
     ConsumesTooLittle,
+    /// Defects of connecting.
+    LosesEarlyBytes,
+    FailsTooEarly,
+    RefusesWithoutReason,
+    NeverRefuses,
+    HoldsWhatWasGivenUp,
+    KeepsInputNarrow,
+    HasNoBoundOnceWide,
+    KeepsSharedBytes,
+    SharesTooMuch,
 }
 
 impl NetDefect {
-    const ALL: [Self; 10] = [
+    const OF_CONNECTING: [Self; 9] = [
+        Self::LosesEarlyBytes,
+        Self::FailsTooEarly,
+        Self::RefusesWithoutReason,
+        Self::NeverRefuses,
+        Self::HoldsWhatWasGivenUp,
+        Self::KeepsInputNarrow,
+        Self::HasNoBoundOnceWide,
+        Self::KeepsSharedBytes,
+        Self::SharesTooMuch,
+    ];
+
+    const OF_CLIENTS: [Self; 10] = [
         Self::LosesByteOfBlock,
         Self::SwapsOutput,
         Self::RepeatsReady,
@@ -268,6 +293,15 @@ struct BrokenNet {
     defect: NetDefect,
     held: Vec<u8>,
     kept: Option<SharedBlock>,
+    kept_shared: Option<Arc<Vec<u8>>>,
+    /// The connection whose input was widened, and what was received on it beyond every bound.
+    hoard: Option<(ConnectionId, Vec<u8>)>,
+}
+
+impl BrokenNet {
+    fn new(net: SimNet, defect: NetDefect) -> Self {
+        Self { net, defect, held: Vec::new(), kept: None, kept_shared: None, hoard: None }
+    }
 }
 
 impl Network for BrokenNet {
@@ -275,8 +309,37 @@ impl Network for BrokenNet {
         self.net.accept()
     }
 
+    fn connect(&mut self, address: &NetAddress) -> ConnectionId {
+        self.net.connect(address)
+    }
+
+    fn failure(&self, connection: ConnectionId) -> Option<ConnectionFailure> {
+        self.net.failure(connection).filter(|_| self.defect != NetDefect::RefusesWithoutReason)
+    }
+
+    fn widen_input(&mut self, connection: ConnectionId, count_bytes: usize) {
+        match self.defect {
+            NetDefect::KeepsInputNarrow => {}
+            NetDefect::HasNoBoundOnceWide => self.hoard = Some((connection, Vec::new())),
+            _ => self.net.widen_input(connection, count_bytes),
+        }
+    }
+
+    fn send_shared(&mut self, connection: ConnectionId, bytes: &Arc<Vec<u8>>, mut range: Range<usize>) {
+        match self.defect {
+            NetDefect::KeepsSharedBytes => self.kept_shared = Some(bytes.clone()),
+            NetDefect::SharesTooMuch if range.len() == 1 => range.end += 1,
+            _ => {}
+        }
+        self.net.send_shared(connection, bytes, range);
+    }
+
     fn poll(&mut self, ready: &mut Vec<ConnectionId>) {
         self.net.poll(ready);
+        if let Some((connection, hoard)) = &mut self.hoard {
+            hoard.extend_from_slice(self.net.input(*connection));
+            self.net.consume(*connection, self.net.input(*connection).len());
+        }
         match self.defect {
             NetDefect::RepeatsReady => ready.extend_from_within(..),
             NetDefect::ForgetsReady => ready.clear(),
@@ -287,15 +350,24 @@ impl Network for BrokenNet {
     fn state(&self, connection: ConnectionId) -> ConnectionState {
         match (self.defect, self.net.state(connection)) {
             (NetDefect::HidesEnd, ConnectionState::InputEnded) => ConnectionState::Open,
+            (NetDefect::FailsTooEarly, ConnectionState::Connecting) => ConnectionState::Failed,
+            (NetDefect::NeverRefuses, ConnectionState::Failed) => ConnectionState::Connecting,
             (_, state) => state,
         }
     }
 
     fn input(&self, connection: ConnectionId) -> &[u8] {
-        self.net.input(connection)
+        match &self.hoard {
+            Some((wide, hoard)) if *wide == connection => hoard,
+            _ => self.net.input(connection),
+        }
     }
 
     fn consume(&mut self, connection: ConnectionId, count_bytes: usize) {
+        if let Some((_, hoard)) = self.hoard.as_mut().filter(|(wide, _)| *wide == connection) {
+            hoard.drain(..count_bytes);
+            return;
+        }
         let lost = usize::from(self.defect == NetDefect::ConsumesTooLittle && count_bytes > 0);
         self.net.consume(connection, count_bytes - lost);
     }
@@ -303,6 +375,10 @@ impl Network for BrokenNet {
     fn send(&mut self, connection: ConnectionId, bytes: &[u8]) {
         if self.defect == NetDefect::SwapsOutput && self.held.is_empty() {
             self.held = bytes.to_vec();
+            return;
+        }
+        let is_early = self.net.state(connection) == ConnectionState::Connecting;
+        if self.defect == NetDefect::LosesEarlyBytes && is_early {
             return;
         }
         self.net.send(connection, bytes);
@@ -323,8 +399,10 @@ impl Network for BrokenNet {
     }
 
     fn close(&mut self, connection: ConnectionId, abort: bool) {
+        let is_connecting = self.net.state(connection) == ConnectionState::Connecting;
         match self.defect {
             NetDefect::NeverCloses => {}
+            NetDefect::HoldsWhatWasGivenUp if is_connecting => {}
             NetDefect::ClosesTooEarly => self.net.close(connection, true),
             _ => self.net.close(connection, abort),
         }
@@ -342,7 +420,7 @@ impl BrokenConnections {
     fn new(defect: NetDefect) -> Self {
         let agenda = Agenda::new(&SimWorld::new(1));
         let (net, listener) = SimNet::open(&agenda);
-        let net = BrokenNet { net, defect, held: Vec::new(), kept: None };
+        let net = BrokenNet::new(net, defect);
         Self { agenda, net, listener, blocks: BlockPool::new(16).expect("a small mapping") }
     }
 }
@@ -384,10 +462,66 @@ impl NetworkHarness for BrokenConnections {
     }
 }
 
+struct BrokenNodes {
+    agendas: [Agenda; 2],
+    nets: [BrokenNet; 2],
+    blocks: BlockPool,
+    _path: SimPath,
+}
+
+fn address() -> NetAddress {
+    NetAddress::Tcp(([10, 0, 0, 2], 7000).into())
+}
+
+impl BrokenNodes {
+    fn new(defect: NetDefect) -> Self {
+        let world = SimWorld::new(1);
+        let path = SimPath::new(&world, &address(), PathPlan::default());
+        let agendas = [Agenda::new(&world), Agenda::new(&world)];
+        let [(first, _), (second, listener)] = [SimNet::open(&agendas[0]), SimNet::open(&agendas[1])];
+        path.listen(&listener, 0);
+        let nets = [first, second].map(|net| BrokenNet::new(net, defect));
+        Self { agendas, nets, blocks: BlockPool::new(16).expect("a small mapping"), _path: path }
+    }
+}
+
+impl ConnectHarness for BrokenNodes {
+    type Network = BrokenNet;
+
+    fn blocks(&self) -> &BlockPool {
+        &self.blocks
+    }
+
+    fn network(&mut self, index: usize) -> &mut BrokenNet {
+        &mut self.nets[index]
+    }
+
+    fn turn(&mut self) {
+        self.agendas.iter().for_each(turn);
+    }
+
+    fn address(&self) -> NetAddress {
+        address()
+    }
+
+    fn deserted_address(&self) -> NetAddress {
+        NetAddress::Unix("/nowhere".into())
+    }
+}
+
+#[test]
+fn every_defect_of_connected_nodes_is_found() {
+    conformance::connections(|| BrokenNodes::new(NetDefect::None));
+    for defect in NetDefect::OF_CONNECTING {
+        let found = catch_unwind(AssertUnwindSafe(|| conformance::connections(|| BrokenNodes::new(defect))));
+        assert!(found.is_err(), "{defect:?} was not found");
+    }
+}
+
 #[test]
 fn every_defect_of_a_network_is_found() {
     conformance::network(|| BrokenConnections::new(NetDefect::None));
-    for defect in NetDefect::ALL {
+    for defect in NetDefect::OF_CLIENTS {
         let found = catch_unwind(AssertUnwindSafe(|| conformance::network(|| BrokenConnections::new(defect))));
         assert!(found.is_err(), "{defect:?} was not found");
     }

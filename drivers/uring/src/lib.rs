@@ -54,7 +54,7 @@ mod waker;
 pub use any_log::{AnyLog, AtOnce};
 pub use disk::{DiskOptions, FileDisk};
 pub use file_log::FileLog;
-pub use memory_log::MemoryLog;
+pub use memory_log::{MemoryLog, MemoryRegion};
 pub use net::{ListenAddress, ListenError, Listener, UringNetwork};
 pub use platform::UringPlatform;
 pub use ring::{Ring, RingError, RingFacts, RingOptions};

@@ -1,18 +1,23 @@
 //! Log memory in plain memory: lost with the process. For tests, benchmarks, and pairs whose owners accept it.
 
+#![expect(clippy::disallowed_types, reason = "one log at a time uses a region: nobody waits")]
+
+use std::sync::{Arc, Mutex, PoisonError};
 use twinlog_device::{DurabilityClass, LogCompletion, LogInfo, LogMemory, Token};
 
 /// Operations that may wait for the next poll: the persists that the contract of [`LogMemory::persist`] allows.
 const OPERATIONS_MAX: usize = 8;
 
-/// One lane in plain memory. Whoever sleeps between an operation and the next poll wraps it in [`AtOnce`](crate::AtOnce).
-pub struct MemoryLog {
-    info: LogInfo,
-    bytes: Vec<u8>,
-    finished: Vec<LogCompletion>,
+/// The bytes of a lane, which outlive the reactor that uses them: a node of a pair keeps its portion while ownership of the pool moves.
+#[derive(Clone)]
+pub struct MemoryRegion {
+    name: String,
+    /// Used by one log at a time, so nobody ever waits for it.
+    bytes: Arc<Mutex<Vec<u8>>>,
+    size_bytes: u64,
 }
 
-impl MemoryLog {
+impl MemoryRegion {
     /// `size_bytes` of zeroes, a multiple of 4096.
     ///
     /// # Panics
@@ -20,17 +25,37 @@ impl MemoryLog {
     #[must_use]
     pub fn new(name: &str, size_bytes: u64) -> Self {
         assert!(size_bytes > 0 && size_bytes.is_multiple_of(4096), "a region has whole blocks");
+        let bytes = vec![0; usize::try_from(size_bytes).expect("a 64-bit machine")];
+        Self { name: name.to_owned(), bytes: Arc::new(Mutex::new(bytes)), size_bytes }
+    }
+}
+
+/// One lane in plain memory. Whoever sleeps between an operation and the next poll wraps it in [`AtOnce`](crate::AtOnce).
+pub struct MemoryLog {
+    info: LogInfo,
+    region: MemoryRegion,
+    finished: Vec<LogCompletion>,
+}
+
+impl MemoryLog {
+    /// The lane in a region.
+    #[must_use]
+    pub fn new(region: &MemoryRegion) -> Self {
         let info = LogInfo {
-            name: name.to_owned(),
+            name: region.name.clone(),
             backend: "memory",
-            size_bytes,
+            size_bytes: region.size_bytes,
             unit_bytes: 64,
             atomic_bytes: 8,
             durability: DurabilityClass::Volatile,
-            pending_bytes_max: size_bytes,
+            pending_bytes_max: region.size_bytes,
         };
-        let bytes = vec![0; usize::try_from(size_bytes).expect("a 64-bit machine")];
-        Self { info, bytes, finished: Vec::with_capacity(OPERATIONS_MAX) }
+        Self { info, region: region.clone(), finished: Vec::with_capacity(OPERATIONS_MAX) }
+    }
+
+    /// The bytes; a thread that panicked ended the process.
+    fn bytes(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
+        self.region.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn finish(&mut self, token: Token, bytes: Vec<u8>) {
@@ -54,7 +79,7 @@ impl LogMemory for MemoryLog {
     }
 
     fn store(&mut self, offset_bytes: u64, bytes: &[u8]) {
-        self.bytes[Self::place(offset_bytes, bytes.len())].copy_from_slice(bytes);
+        self.bytes()[Self::place(offset_bytes, bytes.len())].copy_from_slice(bytes);
     }
 
     fn persist(&mut self, token: Token) {
@@ -66,7 +91,7 @@ impl LogMemory for MemoryLog {
     }
 
     fn read(&mut self, token: Token, offset_bytes: u64, length_bytes: usize) {
-        let bytes = self.bytes[Self::place(offset_bytes, length_bytes)].to_vec();
+        let bytes = self.bytes()[Self::place(offset_bytes, length_bytes)].to_vec();
         self.finish(token, bytes);
     }
 

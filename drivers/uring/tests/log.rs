@@ -10,7 +10,8 @@ use twinlog_device::{
     conformance::{self, LogHarness},
 };
 use twinlog_uring::{
-    Access, AnyLog, AtOnce, Cache, FileLog, MemoryLog, PmemLog, Ring, RingOptions, StorageFile, create_log_file,
+    Access, AnyLog, AtOnce, Cache, FileLog, MemoryLog, MemoryRegion, PmemLog, Ring, RingOptions, StorageFile,
+    create_log_file,
 };
 
 const REGION_BYTES: u64 = 1 << 20;
@@ -52,7 +53,9 @@ impl Harness {
         let (ring, path) = (&self.ring, self.path());
         self.log = Some(match self.backend {
             Backend::File => AnyLog::File(FileLog::open(ring, &path, OFFSET_BYTES, REGION_BYTES).expect("a region")),
-            Backend::Memory => AnyLog::Memory(AtOnce::new(ring, MemoryLog::new("memory", REGION_BYTES))),
+            Backend::Memory => {
+                AnyLog::Memory(AtOnce::new(ring, MemoryLog::new(&MemoryRegion::new("memory", REGION_BYTES))))
+            }
             Backend::Pmem => {
                 let log = PmemLog::open(&path, OFFSET_BYTES, REGION_BYTES).expect("a region");
                 AnyLog::Pmem(AtOnce::new(ring, log))

@@ -2,15 +2,15 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{Shutdown, SocketAddr, TcpStream},
-    os::unix::net::UnixStream,
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
     time::Duration,
 };
 use tempfile::TempDir;
 use twinlog_device::{
-    Accepted, BlockPool, Network, Wait,
-    conformance::{self, NetworkHarness},
+    Accepted, BlockPool, ConnectionFailure, ConnectionState, NetAddress, Network, Wait,
+    conformance::{self, ConnectHarness, NetworkHarness},
 };
 use twinlog_uring::{ListenAddress, Listener, Ring, RingOptions, UringNetwork};
 
@@ -124,6 +124,138 @@ impl NetworkHarness for Harness {
     fn peer_drop(&mut self, peer: Peer) {
         drop(peer);
     }
+}
+
+/// Two networks of one ring; the second listens.
+struct Nodes {
+    // Go before the ring's other users.
+    networks: [UringNetwork; 2],
+    ring: Ring,
+    pool: BlockPool,
+    address: NetAddress,
+    deserted: NetAddress,
+    _directory: TempDir,
+}
+
+impl Nodes {
+    fn new(over_tcp: bool) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let pool = BlockPool::new(16).expect("a small pool");
+        let ring = Ring::new(RingOptions::default(), &pool).expect("io_uring");
+        let path = directory.path().join("socket");
+        let wanted = match over_tcp {
+            true => ListenAddress::Tcp("127.0.0.1:0".parse().expect("an address")),
+            false => ListenAddress::Unix { path: path.clone(), mode: 0o600 },
+        };
+        let listener = Listener::bind(&wanted).expect("a free address");
+        let (address, deserted) = match *listener.address() {
+            ListenAddress::Tcp(address) => {
+                // A port that was free a moment ago.
+                let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+                (NetAddress::Tcp(address), NetAddress::Tcp(free))
+            }
+            ListenAddress::Unix { .. } => (NetAddress::Unix(path.clone()), NetAddress::Unix(path.with_extension("x"))),
+        };
+        let networks =
+            [Vec::new(), vec![listener]].map(|listeners| UringNetwork::new(&ring, listeners, 16).expect("a network"));
+        Self { networks, ring, pool, address, deserted, _directory: directory }
+    }
+}
+
+impl ConnectHarness for Nodes {
+    type Network = UringNetwork;
+
+    fn blocks(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    fn network(&mut self, index: usize) -> &mut UringNetwork {
+        &mut self.networks[index]
+    }
+
+    fn turn(&mut self) {
+        self.ring.turn(Wait::UpTo(Duration::from_millis(1)));
+    }
+
+    fn address(&self) -> NetAddress {
+        self.address.clone()
+    }
+
+    fn deserted_address(&self) -> NetAddress {
+        self.deserted.clone()
+    }
+}
+
+#[test]
+fn nodes_connected_by_unix_sockets_conform() {
+    conformance::connections(|| Nodes::new(false));
+}
+
+#[test]
+fn nodes_connected_by_tcp_conform() {
+    conformance::connections(|| Nodes::new(true));
+}
+
+#[test]
+fn a_connect_without_an_answer_is_given_up_and_leaves_nothing_behind() {
+    let mut nodes = Nodes::new(true);
+    // A network for documentation (RFC 5737): depending on the machine nothing answers, or the network says that it leads nowhere.
+    let nowhere = NetAddress::Tcp("192.0.2.1:7000".parse().expect("an address"));
+    let connections = [0; 3].map(|_| nodes.networks[0].connect(&nowhere));
+    for _ in 0..3 {
+        nodes.turn();
+        nodes.networks[0].poll(&mut Vec::new());
+    }
+    assert!(connections.iter().all(|&connection| nodes.networks[0].state(connection) != ConnectionState::Open));
+    nodes.networks[0].close(connections[0], true);
+    nodes.networks[0].close(connections[1], false);
+    while nodes.networks[0].connection_count() > 1 {
+        nodes.turn();
+        nodes.networks[0].poll(&mut Vec::new());
+    }
+    // The last one is still being tried, or has failed: dropping the network does not wait for it.
+    drop(nodes);
+}
+
+#[test]
+fn a_socket_whose_queue_is_full_is_waited_for_and_can_be_given_up() {
+    let mut nodes = Nodes::new(false);
+    let path = nodes.address.clone();
+    // Nobody accepts: the networks get no turn of the ring while plain clients fill the queue of the socket.
+    let NetAddress::Unix(socket) = &path else { unreachable!("the address of this test") };
+    let queue = UnixListener::bind(socket.with_extension("full")).expect("a free name");
+    let full = NetAddress::Unix(socket.with_extension("full"));
+    nix::sys::socket::listen(&queue, nix::sys::socket::Backlog::new(1).expect("small")).expect("it listens");
+    let connections = [0; 6].map(|_| nodes.networks[0].connect(&full));
+    for _ in 0..5 {
+        nodes.turn();
+        nodes.networks[0].poll(&mut Vec::new());
+    }
+    let states = connections.map(|connection| nodes.networks[0].state(connection));
+    assert!(states.contains(&ConnectionState::Open), "the first find room: {states:?}");
+    assert!(states[5] != ConnectionState::Open, "the last does not: {states:?}");
+    for connection in connections {
+        nodes.networks[0].close(connection, true);
+    }
+    while nodes.networks[0].connection_count() > 0 {
+        nodes.turn();
+        nodes.networks[0].poll(&mut Vec::new());
+    }
+}
+
+#[test]
+fn an_address_that_cannot_be_fails_at_once_with_its_reason() {
+    let mut nodes = Nodes::new(false);
+    let connection = nodes.networks[0].connect(&NetAddress::Unix("/x".repeat(100).into()));
+    let mut ready = Vec::new();
+    nodes.turn();
+    nodes.networks[0].poll(&mut ready);
+    assert_eq!(ready, [connection]);
+    let failure = nodes.networks[0].failure(connection);
+    assert_eq!(failure, Some(ConnectionFailure::Os(libc::ENAMETOOLONG)));
+    nodes.networks[0].send(connection, b"ignored");
+    nodes.networks[0].close(connection, false);
+    assert_eq!(nodes.networks[0].connection_count(), 0);
 }
 
 #[test]

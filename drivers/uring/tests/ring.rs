@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 use twinlog_device::{BlockDevice, BlockPool, LogMemory, Platform, Token, Wait};
-use twinlog_uring::{AtOnce, DiskOptions, FileDisk, MemoryLog, Ring, RingOptions, UringPlatform};
+use twinlog_uring::{AtOnce, DiskOptions, FileDisk, MemoryLog, MemoryRegion, Ring, RingOptions, UringPlatform};
 
 /// Long enough that a test which sleeps through it is seen to hang.
 const LONG: Wait = Wait::UpTo(Duration::from_secs(600));
@@ -106,7 +106,7 @@ fn a_turn_hands_everything_over_in_one_system_call() {
 #[test]
 fn a_turn_does_not_sleep_over_a_log_that_needs_no_kernel() {
     let ring = ring();
-    let mut log = AtOnce::new(&ring, MemoryLog::new("memory", 4096));
+    let mut log = AtOnce::new(&ring, MemoryLog::new(&MemoryRegion::new("memory", 4096)));
     log.store(0, &[1; 64]);
     log.persist(Token(1));
     assert!(ring.turn(LONG));

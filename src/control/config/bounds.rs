@@ -1,6 +1,9 @@
 //! The bounds of every value in a configuration, with the message for each that is broken.
 
-use super::{LogBackend, NodeConfig};
+use super::{
+    FenceKind, LogBackend, LogConfig, NodeConfig, PoolConfig,
+    pair::{DEADLINE_MS, FENCE_LIMIT_S, REQUEST_WAIT_S},
+};
 use crate::{
     base::limits::{BLOCK_BYTES, DEVICES_MAX, LANE_BYTES_MIN, LANES_MAX, NAME_BYTES_MAX},
     control::size::ByteSize,
@@ -43,8 +46,181 @@ pub(super) fn check(config: &NodeConfig) -> Result<(), Broken> {
     check_nbd(config)?;
     check_reactors(config)?;
     check_memory_and_log(config)?;
-    check_log_place(config)?;
-    check_devices(config)
+    check_log_place(["log", "log.backend", "log.path"], &config.log)?;
+    check_devices("pool.devices", &config.pool, &config.log)?;
+    check_pair(config)
+}
+
+/// `[pair]` and what belongs to it.
+fn check_pair(config: &NodeConfig) -> Result<(), Broken> {
+    let together = [config.pair.is_some(), config.partner_pool.is_some(), config.mirror.is_some()];
+    let agree = together.iter().all(|there| *there == together[0]);
+    ensure(
+        agree,
+        "pair",
+        || "[pair], [partner_pool] and [mirror] belong together, and one of them is missing".to_owned(),
+        "write all three, or none for a node without a partner",
+    )?;
+    let (Some(pair), Some(pool), Some(mirror)) = (&config.pair, &config.partner_pool, &config.mirror) else {
+        return Ok(());
+    };
+    check_name("pair.partner", &pair.partner)?;
+    check_name("partner_pool.name", &pool.name)?;
+    ensure(
+        pair.partner != config.name,
+        "pair.partner",
+        || format!("`{}` is this node itself", pair.partner),
+        "name the other node",
+    )?;
+    ensure(
+        pool.name != config.pool.name,
+        "partner_pool.name",
+        || format!("`{}` is this node's own pool", pool.name),
+        "name the partner's pool",
+    )?;
+    check_devices("partner_pool.devices", pool, mirror)?;
+    check_log_place(["mirror", "mirror.backend", "mirror.path"], mirror)?;
+    ensure(
+        mirror.path.is_none() || mirror.path != config.log.path,
+        "mirror.path",
+        || "it is also the node's own log".to_owned(),
+        "give the mirror a place of its own",
+    )?;
+    if let Some(device) = pool.devices.iter().find(|device| config.pool.devices.contains(device)) {
+        let message = || format!("{} belongs to this node's own pool too", device.display());
+        ensure(false, "partner_pool.devices", message, "a device belongs to one pool")?;
+    }
+    // The partner replays this log with the memory that it was admitted with, and both have a lane for each reactor.
+    ensure(
+        mirror.size == config.log.size,
+        "mirror.size",
+        || format!("{} differs from log.size, {}", mirror.size, config.log.size),
+        "both nodes' portions have the same size",
+    )?;
+    check_interconnect(pair)?;
+    ensure(
+        DEADLINE_MS.contains(&pair.deadline_ms),
+        "pair.deadline_ms",
+        || format!("{} is outside {} to {}", pair.deadline_ms, DEADLINE_MS.start(), DEADLINE_MS.end()),
+        "1000 is a good value",
+    )?;
+    ensure(
+        REQUEST_WAIT_S.contains(&pair.request_wait_s),
+        "pair.request_wait_s",
+        || format!("{} is outside {} to {}", pair.request_wait_s, REQUEST_WAIT_S.start(), REQUEST_WAIT_S.end()),
+        "30 is a good value",
+    )?;
+    ensure(
+        !pair.fence.is_empty(),
+        "pair.fence",
+        || "without a fence nobody may take over".to_owned(),
+        "fence = [\"lock\"]",
+    )?;
+    check_arbiter(pair)?;
+    check_fence_reach(pair)?;
+    check_fence_command(pair)
+}
+
+/// Where the registers are, and that the fences fit that.
+fn check_arbiter(pair: &super::PairConfig) -> Result<(), Broken> {
+    ensure(
+        pair.mailbox.is_some() != pair.witness.is_some(),
+        "pair.mailbox",
+        || "the pair's registers are in a `mailbox` or at a `witness`: one of the two is needed".to_owned(),
+        "mailbox = \"../disks/mailbox\", or witness = \"host:port\"",
+    )?;
+    if let Some(address) = &pair.witness {
+        let is_address = address.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok_and(|port| port > 0)
+        });
+        let message = || format!("`{}` is no host and port", address.escape_debug());
+        ensure(is_address, "pair.witness", message, "witness = \"192.0.2.9:7117\"")?;
+        let needs_lock = pair.fence.iter().find(|kind| matches!(kind, FenceKind::Lock | FenceKind::Process));
+        ensure(
+            needs_lock.is_none(),
+            "pair.fence",
+            || {
+                format!(
+                    "`{}` needs the locks of a mailbox, and a witness has none",
+                    needs_lock.map_or("", |kind| kind.word())
+                )
+            },
+            "fence = [\"command\"], or [\"lease\"]",
+        )?;
+    }
+    Ok(())
+}
+
+/// Locks tell of processes of this machine only: of a partner elsewhere they would say that it is dead while it lives, and both would serve.
+fn check_fence_reach(pair: &super::PairConfig) -> Result<(), Broken> {
+    let local = pair.fence.iter().find(|kind| matches!(kind, FenceKind::Lock | FenceKind::Process));
+    let remote = pair.partner_tcp.iter().find(|address| !address.ip().is_loopback());
+    let message = || {
+        let (kind, address) =
+            (local.map_or("", |kind| kind.word()), remote.map(ToString::to_string).unwrap_or_default());
+        format!("`{kind}` sees processes of this machine only, and the partner is at {address}")
+    };
+    ensure(
+        local.is_none() || remote.is_none(),
+        "pair.fence",
+        message,
+        "fence = [\"command\"], or [\"lease\", \"command\"]",
+    )
+}
+
+fn check_fence_command(pair: &super::PairConfig) -> Result<(), Broken> {
+    let has_command = pair.fence.contains(&FenceKind::Command);
+    ensure(
+        has_command != pair.fence_command.is_empty(),
+        "pair.fence_command",
+        || "`fence` and `fence_command` disagree whether there is a command".to_owned(),
+        "name \"command\" in `fence`, and the program in `fence_command`",
+    )?;
+    ensure(
+        FENCE_LIMIT_S.contains(&pair.fence_limit_s),
+        "pair.fence_limit_s",
+        || format!("{} is outside {} to {}", pair.fence_limit_s, FENCE_LIMIT_S.start(), FENCE_LIMIT_S.end()),
+        "60 is a good value",
+    )?;
+    for (key, value) in &pair.fence_options {
+        // A line each: KEY=VALUE.
+        let is_key =
+            !key.is_empty() && key.chars().all(|letter| letter.is_ascii_alphanumeric() || "_-".contains(letter));
+        ensure(
+            is_key && !value.contains(['\n', '\r', '\0']),
+            "pair.fence_options",
+            || format!("`{}` is no option of a fence agent, or its value has more than one line", key.escape_debug()),
+            "fence_options = { ip = \"192.0.2.1\", username = \"admin\" }",
+        )?;
+    }
+    Ok(())
+}
+
+fn check_interconnect(pair: &super::PairConfig) -> Result<(), Broken> {
+    for (key, sockets) in [("pair.unix", &pair.unix), ("pair.partner_unix", &pair.partner_unix)] {
+        sockets.iter().try_for_each(|path| check_socket(key, path))?;
+    }
+    let sides = [
+        ("pair.tcp", pair.unix.len() + pair.tcp.len(), "this node"),
+        ("pair.partner_tcp", pair.partner_unix.len() + pair.partner_tcp.len(), "the partner"),
+    ];
+    for (key, count, who) in sides {
+        ensure(
+            (1..=LISTENERS_MAX).contains(&count),
+            key,
+            || format!("{count} addresses for {who}; 1 to {LISTENERS_MAX} are possible"),
+            "two on different networks survive the loss of one",
+        )?;
+    }
+    for address in &pair.tcp {
+        ensure(
+            pair.allow_remote || address.ip().is_loopback(),
+            "pair.tcp",
+            || format!("{address} can be reached from other machines"),
+            "set `allow_remote = true` in [pair], and `encrypt = true` unless nobody else reaches that network",
+        )?;
+    }
+    Ok(())
 }
 
 fn check_name(key: &'static str, name: &str) -> Result<(), Broken> {
@@ -149,47 +325,42 @@ fn check_memory_and_log(config: &NodeConfig) -> Result<(), Broken> {
     ensure(whole, "log.size", || format!("{size} is not a multiple of {BLOCK_BYTES} bytes"), "round it to MiB")
 }
 
-fn check_log_place(config: &NodeConfig) -> Result<(), Broken> {
-    let log = &config.log;
+/// The keys are those of the table, its `backend` and its `path`.
+fn check_log_place([table, backend_key, path_key]: [&'static str; 3], log: &LogConfig) -> Result<(), Broken> {
     let backend = log.backend;
     if backend == LogBackend::Memory {
         let message = || "`memory` loses every answered change when the process ends".to_owned();
         ensure(
             log.allow_volatile,
-            "log.backend",
+            backend_key,
             message,
-            "use \"file\", or set `allow_volatile = true` in [log] to accept that",
+            "use \"file\", or set `allow_volatile = true` beside it to accept that",
         )?;
         ensure(
             log.path.is_none(),
-            "log.path",
+            path_key,
             || "a log in memory has no path".to_owned(),
             "remove `path`, or use backend = \"file\"",
         )
     } else {
-        ensure(log.path.is_some(), "log", || format!("a log on `{backend}` needs a `path`"), "add path = \"log\"")
+        ensure(log.path.is_some(), table, || format!("a log on `{backend}` needs a `path`"), "add path = \"log\"")
     }
 }
 
-fn check_devices(config: &NodeConfig) -> Result<(), Broken> {
-    let devices = &config.pool.devices;
+fn check_devices(key: &'static str, pool: &PoolConfig, log: &LogConfig) -> Result<(), Broken> {
+    let devices = &pool.devices;
     let count = devices.len();
     ensure(
         (1..=DEVICES_MAX).contains(&count),
-        "pool.devices",
+        key,
         || format!("{count} devices; a pool has 1 to {DEVICES_MAX}"),
         "list files or block devices",
     )?;
     let mut seen = BTreeSet::new();
     for device in devices {
-        ensure(seen.insert(device), "pool.devices", || format!("{} is named twice", device.display()), "remove one")?;
-        let same = config.log.path.as_ref() == Some(device);
-        ensure(
-            !same,
-            "pool.devices",
-            || format!("{} is also the log", device.display()),
-            "give the log a place of its own",
-        )?;
+        ensure(seen.insert(device), key, || format!("{} is named twice", device.display()), "remove one")?;
+        let same = log.path.as_ref() == Some(device);
+        ensure(!same, key, || format!("{} is also the log", device.display()), "give the log a place of its own")?;
     }
     Ok(())
 }

@@ -8,14 +8,54 @@ use toml::{
 };
 
 /// Every key: the table (empty for the top level) and its keys. A test holds this list against the types.
-pub(super) const KEYS: [(&str, &[&str]); 8] = [
-    ("", &["name", "admin", "nbd", "metrics", "reactors", "memory", "log", "pool", "logging"]),
+pub(super) const KEYS: [(&str, &[&str]); 11] = [
+    (
+        "",
+        &[
+            "name",
+            "admin",
+            "nbd",
+            "metrics",
+            "reactors",
+            "memory",
+            "log",
+            "pool",
+            "pair",
+            "partner_pool",
+            "mirror",
+            "logging",
+        ],
+    ),
     ("nbd", &["unix", "tcp", "allow_remote"]),
     ("metrics", &["address"]),
     ("reactors", &["count", "cpus", "idle"]),
     ("memory", &["limit", "pinned"]),
     ("log", &["backend", "path", "size", "allow_volatile"]),
     ("pool", &["name", "devices"]),
+    (
+        "pair",
+        &[
+            "partner",
+            "unix",
+            "tcp",
+            "partner_unix",
+            "partner_tcp",
+            "allow_remote",
+            "encrypt",
+            "key",
+            "mailbox",
+            "witness",
+            "deadline_ms",
+            "giveback_after_s",
+            "request_wait_s",
+            "fence",
+            "fence_command",
+            "fence_options",
+            "fence_limit_s",
+        ],
+    ),
+    ("partner_pool", &["name", "devices"]),
+    ("mirror", &["backend", "path", "size", "allow_volatile"]),
     ("logging", &["level", "format"]),
 ];
 

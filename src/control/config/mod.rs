@@ -9,8 +9,10 @@
 
 mod bounds;
 mod keys;
+mod pair;
 
 pub use bounds::{LISTENERS_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN};
+pub use pair::{FenceKind, PairConfig};
 
 use crate::{
     base::limits::BLOCK_BYTES,
@@ -56,6 +58,15 @@ pub struct NodeConfig {
     pub log: LogConfig,
     /// The pool.
     pub pool: PoolConfig,
+    /// The partner; none: the node is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pair: Option<PairConfig>,
+    /// The partner's pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partner_pool: Option<PoolConfig>,
+    /// This node's portion of the partner's change log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<LogConfig>,
     /// Messages.
     #[serde(default)]
     pub logging: LoggingConfig,
@@ -298,7 +309,10 @@ impl NodeConfig {
     /// Every path in it.
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let devices = self.pool.devices.iter_mut();
-        devices.chain(&mut self.nbd.unix).chain(&mut self.log.path).chain([&mut self.admin])
+        let own = devices.chain(&mut self.nbd.unix).chain(&mut self.log.path).chain([&mut self.admin]);
+        let pair = self.pair.iter_mut().flat_map(PairConfig::paths_mut);
+        let partner = self.partner_pool.iter_mut().flat_map(|pool| &mut pool.devices);
+        own.chain(pair).chain(partner).chain(self.mirror.iter_mut().flat_map(|mirror| &mut mirror.path))
     }
 }
 

@@ -53,7 +53,13 @@ fn what_is_written_is_read_back() {
 #[test]
 fn the_list_of_keys_is_that_of_the_types() {
     let mut config = read(GOOD).expect("good");
-    config.metrics.address = Some("127.0.0.1:9745".parse().expect("an address"));
+    let address: SocketAddr = "127.0.0.1:9745".parse().expect("an address");
+    config.metrics.address = Some(address);
+    let mut pair = PairConfig::on_one_machine("b");
+    (pair.tcp, pair.partner_tcp, pair.fence_command) = (vec![address], vec![address], vec!["fence".to_owned()]);
+    (pair.witness, pair.fence_options) = (Some("h:1".to_owned()), [("ip".to_owned(), "1".to_owned())].into());
+    config.pair = Some(pair);
+    (config.partner_pool, config.mirror) = (Some(config.pool.clone()), Some(config.log.clone()));
     let table: toml::Table = to_text(&config).parse().expect("TOML");
     for (name, keys) in keys::KEYS {
         let written = if name.is_empty() { &table } else { table[name].as_table().expect("a table") };
@@ -159,4 +165,50 @@ fn a_device_is_added_to_the_text_and_nothing_else_changes() {
     assert_eq!(config.pool.devices, [Path::new("/data/a/disk"), Path::new("/d/odd \"name\"")]);
     assert_eq!(with_device("name = 3", Path::new("d")), None);
     assert_eq!(with_device("[pool]\ndevices = []", Path::new("d")), None, "there is no pool without devices");
+}
+
+/// A node of a pair.
+const PAIR: &str = "name = \"a\"\n[log]\npath = \"log\"\n[pool]\nname = \"a\"\ndevices = [\"d\"]\n\
+    [pair]\npartner = \"b\"\nunix = [\"s\"]\npartner_unix = [\"t\"]\nkey = \"k\"\nmailbox = \"m\"\n\
+    [partner_pool]\nname = \"b\"\ndevices = [\"e\"]\n[mirror]\npath = \"mirror\"\n";
+
+#[test]
+fn a_pair_is_configured_whole_and_without_contradictions() {
+    let config = read(PAIR).expect("good");
+    let pair = config.pair.as_ref().expect("there");
+    assert_eq!(
+        (pair.deadline_ms, pair.giveback_after_s, pair.fence.as_slice()),
+        (1000, Some(5), &[FenceKind::Lock][..])
+    );
+    assert_eq!(read(&to_text(&config)).expect("what is written is read back"), config);
+    let without = |from: &str, to: &str| broken(&PAIR.replace(from, to)).0;
+    assert!(without("[mirror]\npath = \"mirror\"\n", "").contains("belong together"));
+    assert!(without("partner = \"b\"", "partner = \"a\"").contains("this node itself"));
+    assert!(without("devices = [\"e\"]", "devices = [\"d\"]").contains("own pool too"));
+    assert!(without("path = \"mirror\"", "path = \"log\"").contains("also the node's own log"));
+    assert!(without("path = \"mirror\"", "path = \"mirror\"\nsize = \"512MiB\"").contains("differs from log.size"));
+    assert!(without("unix = [\"s\"]", "deadline_ms = 99\nunix = [\"s\"]").contains("outside 100"));
+    assert!(without("unix = [\"s\"]", "request_wait_s = 0\nunix = [\"s\"]").contains("outside 1 to"));
+    assert!(without("unix = [\"s\"]", "fence = []\nunix = [\"s\"]").contains("without a fence"));
+    assert!(without("unix = [\"s\"]", "fence = [\"command\"]\nunix = [\"s\"]").contains("disagree"));
+    assert!(without("unix = [\"s\"]", "tcp = [\"10.0.0.1:1\"]\nunix = [\"s\"]").contains("other machines"));
+    assert!(without("partner_unix = [\"t\"]\n", "").contains("0 addresses for the partner"));
+    assert!(without("mailbox = \"m\"\n", "").contains("one of the two is needed"));
+    assert!(without("mailbox = \"m\"\n", "mailbox = \"m\"\nwitness = \"h:1\"\n").contains("one of the two is needed"));
+    for address in ["h", "h:", ":1", "h:0", "h:65536", "h h:1"] {
+        let witness = format!("witness = \"{address}\"\nfence = [\"lease\"]\n");
+        assert!(without("mailbox = \"m\"\n", &witness).contains("no host and port"), "{address}");
+    }
+    assert!(without("mailbox = \"m\"\n", "witness = \"h:1\"\n").contains("`lock` needs the locks of a mailbox"));
+    read(&PAIR.replace("mailbox = \"m\"\n", "witness = \"h:1\"\nfence = [\"lease\"]\n")).expect("good");
+    let elsewhere = "partner_tcp = [\"10.0.0.2:1\"]\n";
+    assert!(without("partner_unix = [\"t\"]\n", elsewhere).contains("`lock` sees processes of this machine only"));
+    let lease = PAIR.replace("partner_unix = [\"t\"]\n", &format!("{elsewhere}fence = [\"lease\"]\n"));
+    read(&lease).expect("a lease reaches that far");
+    let options = "fence = [\"command\"]\nfence_command = [\"f\"]\nfence_options = { ip = \"1\" }\nunix = [\"s\"]";
+    let config = read(&PAIR.replace("unix = [\"s\"]", options)).expect("good");
+    assert_eq!(read(&to_text(&config)).expect("what is written is read back"), config);
+    assert!(without("unix = [\"s\"]", &options.replace("ip =", "\"i p\" =")).contains("no option of a fence agent"));
+    assert!(without("unix = [\"s\"]", &options.replace("\"1\"", "\"1\\n2\"")).contains("more than one line"));
+    assert!(without("unix = [\"s\"]", "fence_limit_s = 0\nunix = [\"s\"]").contains("outside 1"));
 }

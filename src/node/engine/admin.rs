@@ -37,6 +37,10 @@ pub(super) struct Admin {
     /// Calls that came before the pool was open, in their order. Bounded by the callers: each waits for its answer.
     early: Vec<AdminCall>,
     volume_calls: BTreeMap<u64, Sender<AdminReply>>,
+    /// Calls that are done, and their answers: given when every reactor has heard, so that a client finds on any of them what was answered.
+    done_calls: Vec<(Sender<AdminReply>, AdminReply)>,
+    /// Reactors that have not heard of a change of the volumes yet, summed over the changes.
+    unheard: u32,
     statuses: BTreeMap<u64, Gathering>,
     next_status: u64,
     /// Callers that wait for a consistency point with at least this number.
@@ -92,7 +96,24 @@ impl Admin {
             Ok(Some(record)) => AdminReply::Volumes { volumes: vec![describe(&record, reactor)] },
             Err(message) => refused(&message, "twinlog status"),
         };
-        answer(&reply, with);
+        self.done_calls.push((reply, with));
+    }
+
+    /// So many reactors are being told of a change of the volumes.
+    pub(super) fn volumes_told(&mut self, reactors: u16) {
+        self.unheard += u32::from(reactors);
+    }
+
+    /// One of them has heard.
+    pub(super) fn volumes_known(&mut self) {
+        self.unheard -= 1;
+        if self.unheard == 0 {
+            self.answer_done_calls();
+        }
+    }
+
+    fn answer_done_calls(&mut self) {
+        self.done_calls.drain(..).for_each(|(reply, with)| answer(&reply, with));
     }
 
     pub(super) fn durable(&mut self, cp: CpNumber) {
@@ -112,6 +133,7 @@ impl Admin {
 
     /// Nothing that waits for the pool will come any more.
     pub(super) fn pool_stopped(&mut self, reason: &str) {
+        self.answer_done_calls();
         let waiting = std::mem::take(&mut self.checkpoints).into_iter().map(|(_, reply)| reply);
         let calls = std::mem::take(&mut self.volume_calls).into_values();
         let checking = self.checking.take().map(|checking| checking.reply);
@@ -119,11 +141,18 @@ impl Admin {
         for reply in waiting.chain(calls).chain(checking).chain(growing) {
             answer(&reply, refused(&format!("the pool has stopped: {reason}"), "twinlog status"));
         }
-        if let Some((reply, _)) = &self.stop {
-            answer(reply, AdminReply::Done);
+        // One that waits for requests goes on waiting: their answers are on the way to other reactors.
+        if let Some((reply, Some(_))) = &self.stop {
+            answer(reply, no_last_cp(reason));
             self.stopped = true;
         }
     }
+}
+
+/// The answer to a stop that cannot leave everything in a consistency point.
+fn no_last_cp(reason: &str) -> AdminReply {
+    let message = format!("the node ends without a last consistency point: the pool has stopped: {reason}");
+    refused(&message, "start it again: the log has every change that was answered, if it is durable")
 }
 
 fn describe(record: &VolumeRecord, reactor: u16) -> VolumeStatus {
@@ -164,6 +193,9 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             AdminRequest::PoolGrow { device } => self.begin_grow(device, reply),
             AdminRequest::Progress => answer(&reply, self.progress()),
             AdminRequest::Stop => self.begin_stop(reply),
+            AdminRequest::Events { .. } | AdminRequest::PairTakeover { .. } | AdminRequest::PairGiveback { .. } => {
+                answer(&reply, refused("this node has no partner", "twinlog status"));
+            }
         }
     }
 
@@ -287,20 +319,26 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
 
     /// Goes on with a stop. The last consistency point is asked for when every reactor has answered what it had accepted: it contains
     /// every answered change, and the next start has nothing to replay. A pool that is not open yet is left as it is: the next
-    /// start begins where this one did.
+    /// start begins where this one did. One that has failed waits for the reactors too: reactor 0 may leave after a stop, and carries
+    /// the answers of its shards until then.
     fn stop_step(&mut self) {
         if self.admin.stopped || !matches!(self.admin.stop, Some((_, None))) {
             return;
         }
-        let serves = self.pool_state() == Some(&PoolState::Serving);
-        if serves && (self.admin.drained < self.reactor_count || !self.admin.volume_calls.is_empty()) {
+        let is_opening = self.pool_state() == Some(&PoolState::Opening);
+        let has_calls = !self.admin.volume_calls.is_empty() || !self.admin.done_calls.is_empty();
+        if !is_opening && (self.admin.drained < self.reactor_count || has_calls) {
             return;
         }
         let wanted = self.ask_for_cp().ok();
+        let without = match self.pool_state() {
+            Some(PoolState::Stopped(reason)) => no_last_cp(reason),
+            _ => AdminReply::Done,
+        };
         let Some((reply, place)) = &mut self.admin.stop else { return };
         *place = wanted;
         if wanted.is_none() {
-            answer(reply, AdminReply::Done);
+            answer(reply, without);
             self.admin.stopped = true;
         }
     }
@@ -338,6 +376,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             reactors: reports.into_iter().map(|report| report.reactor).collect(),
             uptime_ns: self.started.map_or(0, |started| (now.0).saturating_sub(started.0)),
             replayed_records: coordinator.figures().replayed_records,
+            pair: None,
         }
     }
 

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::{
-    base::PoolId,
-    changelog::lane::Format,
+    base::{Epoch, PoolId, PortionId},
+    changelog::Format,
     format::lane_header::{LaneIdentity, PortionRole},
     node::{
         admin::CheckReport,
@@ -26,8 +26,10 @@ use twinlog_sim::{
 };
 
 mod damage;
+mod forwarded;
 mod grow;
 mod memory;
+mod mirror;
 mod space;
 
 /// Wakes a reactor that has a message.
@@ -91,7 +93,7 @@ impl Machine {
         for (lane, log) in (0..).zip(&self.logs) {
             let identity =
                 LaneIdentity { pool: PoolId(7), role: PortionRole::Own, lane: LaneIndex(lane), lane_count: lanes };
-            let mut format = Format::new(log.open(&agenda), &identity);
+            let mut format = Format::new(log.open(&agenda), &identity, PortionId(9));
             while !format.poll().expect("the log is sound") {
                 agenda.turn(Wait::UpTo(Duration::from_millis(1)));
             }
@@ -106,8 +108,12 @@ impl Machine {
 
     /// A node that has not had a single turn.
     fn boot(&self, reactor_count: u16) -> Node {
+        self.boot_granted(reactor_count, Grant::SINGLE)
+    }
+
+    fn boot_granted(&self, reactor_count: u16, grant: Grant) -> Node {
         let blocks = BlockPool::new(self.memory_blocks).expect("a small mapping");
-        let budget = Budget::default();
+        let (budget, holders) = (Budget::default(), Arc::new(()));
         let alarms: Vec<Arc<Alarm>> = (0..reactor_count).map(|_| Arc::default()).collect();
         let (peers, mailboxes): (Vec<_>, Vec<_>) = alarms.iter().map(|alarm| mailbox(64, alarm.clone() as _)).unzip();
         let (platforms, engines, asleep) = (Vec::new(), Vec::new(), vec![None; usize::from(reactor_count)]);
@@ -125,8 +131,10 @@ impl Machine {
                 blocks: blocks.clone(),
                 budget: budget.clone(),
                 limits: EngineLimits::for_memory(u64::from(self.memory_blocks), self.logs.len() as u64),
+                grant,
                 mailbox,
                 peers: peers.clone(),
+                holders: holders.clone(),
             };
             node.engines.push(Engine::open(parts).expect("the devices are large enough"));
             node.platforms.push(SimPlatform::new(agenda, blocks.clone()));
@@ -176,6 +184,21 @@ impl Node {
             self.engines[0].coordinator().map(Coordinator::phase),
             self.failure()
         );
+    }
+
+    /// Closes the pool on every reactor, reactor 0 last.
+    fn close_all(&mut self) {
+        self.engines[0].close("test");
+        let mut open = self.engines.len();
+        self.run_until("every reactor lets go", |node| {
+            // All but reactor 0 can be dropped as soon as they are ready.
+            while open > 1 && node.engines[open - 1].is_closed() {
+                node.engines.pop();
+                node.platforms.pop();
+                open -= 1;
+            }
+            open == 1 && node.engines[0].is_closed()
+        });
     }
 
     fn failure(&self) -> Option<String> {
@@ -276,6 +299,27 @@ fn orders_that_come_before_the_pool_is_open_wait_for_it() {
     assert_eq!(machine.boot(1).admin(AdminRequest::Checkpoint), AdminReply::Done);
 }
 
+/// A client may reach any reactor as soon as the order is answered.
+#[test]
+fn a_volume_order_is_answered_when_every_reactor_knows_of_it() {
+    let machine = Machine::new(3, &[2048], 2, 64 << 10);
+    let mut node = machine.start(2);
+    // Volume 1 lies on lane 1, volume 2 on lane 0: the other reactor has no part in it.
+    node.create("first", 4096);
+    let (reply, replies) = crossbeam_channel::bounded(1);
+    let request = AdminRequest::VolumeCreate { name: "second".to_owned(), size_bytes: 4096 };
+    node.engines[0].call(AdminCall { request, reply });
+    for _ in 0..1000 {
+        node.platforms[0].turn(Wait::UpTo(Duration::from_micros(10)));
+        let now = node.platforms[0].now();
+        node.engines[0].poll(now, 0);
+    }
+    assert!(node.engines[0].volume("second").is_some() && node.engines[1].volume("second").is_none());
+    assert!(replies.try_recv().is_err(), "the other reactor has not heard of it");
+    node.run_until("control has its answer", |_| replies.try_recv().is_ok());
+    assert!(node.engines[1].volume("second").is_some());
+}
+
 #[test]
 fn status_shows_no_volume_before_it_exists() {
     for reactors in 1..=2 {
@@ -337,6 +381,49 @@ fn a_stop_under_load_leaves_nothing_to_replay() {
             assert_eq!(node.read(volume, block * 4096..(block + 1) * 4096).expect("readable"), [byte; 4096]);
         }
     }
+}
+
+/// Found by the simulator: reactor 0 left at once when the pool failed during a stop, with answers that had not gone to other reactors.
+#[test]
+fn a_stop_of_a_pool_that_fails_waits_until_every_reactor_has_its_answers() {
+    let machine = Machine::new(4, &[4096], 1, MIB);
+    let mut node = machine.start(2);
+    let volume = node.create("vol", MIB);
+    machine.logs[0].fail_persist_after(0);
+    // More than the way between two reactors takes at once.
+    let requests = 0..100;
+    for block in requests.clone() {
+        let range = block * 4096..(block + 1) * 4096;
+        let zeroes = VolumeOperation::WriteZeroes { range, may_free: false, durable: false };
+        node.begin(1, volume, zeroes);
+    }
+    let (reply, replies) = crossbeam_channel::bounded(1);
+    node.engines[0].call(AdminCall { request: AdminRequest::Stop, reply });
+    node.asleep[0] = None;
+    node.run_until("the pool has stopped", |node| node.engines[0].is_stopped());
+    assert!(node.failure().is_some_and(|reason| reason.contains("log")), "{:?}", node.failure());
+    assert!(matches!(replies.try_recv(), Ok(AdminReply::Refused { .. })));
+    assert_eq!(node.replies.len() as u64, requests.end, "the rest is lost when reactor 0 leaves");
+    assert!(node.replies.values().any(|reply| matches!(reply, Err(VolumeError::Stopped(_)))));
+}
+
+/// Found by the simulator: block status told of a discard that was not stable yet where holes of the tree lay before it, and a power cut
+/// brought the blocks back.
+#[test]
+fn block_status_tells_nothing_that_a_power_cut_could_take_back() {
+    let machine = Machine::new(5, &[4096], 1, MIB);
+    let mut node = machine.start(1);
+    let volume = node.create("vol", MIB);
+    node.write(volume, 4096, &[1; 4096]).expect("there is room");
+    machine.logs[0].set_latency_ns(1_000_000, 1_000_000);
+    let discard = node.begin(0, volume, VolumeOperation::Discard { range: 4096..12_288, durable: false });
+    (0..2).for_each(|_| node.turn());
+    assert!(!node.replies.contains_key(&discard), "the log is slow");
+    assert_eq!(node.extents(volume, 0..MIB), [Extent { length_bytes: MIB, allocated: false }], "it is performed");
+    assert!(
+        matches!(node.replies.get(&discard), Some(Ok(ReplyData::Done))),
+        "and stable, or a power cut takes it back"
+    );
 }
 
 #[test]

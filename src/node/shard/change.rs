@@ -16,7 +16,6 @@ use crate::{
         limits::{BLOCK_BYTES, CHANGE_BYTES_MAX},
         planted,
     },
-    changelog::throttle::delay,
     cp::message::VolumeChange,
     format::{
         record::{Draft, FLAG_KEEP_ALLOCATED, RecordKind, record_bytes},
@@ -26,7 +25,7 @@ use crate::{
     node::request::VolumeError,
     pool::io::{Io, Tag},
 };
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, time::Duration};
 use twinlog_device::{BlockBuf, BlockDevice, Loan, LogMemory, SharedBlock};
 
 /// Consistency points that a change waits for space before it is refused: the first contains what was freed, the second marks it free,
@@ -220,8 +219,10 @@ impl<L: LogMemory> Shard<L> {
         let (cost, is_urgent) = cost(volume, change, &part);
         let frees = matches!(change, Change::Discard(_) | Change::Zero(_, false));
         let lists = if frees { volume.free_list_cost() } else { 0 };
+        let mut pause = Duration::ZERO;
         let lists = if replayed.is_none() {
-            self.check_room(&mut request.admit_at, change, &part, cost)?;
+            pause = self.check_room(change, &part, cost)?;
+            self.check_pace(pause)?;
             reserve(&self.options.budget, (cost, lists), is_urgent)?
         } else {
             self.options.budget.reserve_again(cost);
@@ -234,7 +235,9 @@ impl<L: LogMemory> Shard<L> {
                 return Err(obstacle);
             }
         };
-        let draft = self.draft(request.volume, change, &part, id);
+        let request_id = request.source.record_id(id);
+        let draft = self.draft(request.volume, change, &part, request_id);
+        self.forwarded.note(draft.request_id);
         request.lsn = self.append(&draft, &step, replayed);
         let taken = self.perform(request.volume, step, request.lsn);
         assert!(taken <= cost, "{taken} blocks were taken where {cost} were reserved");
@@ -242,21 +245,15 @@ impl<L: LogMemory> Shard<L> {
         self.reserved_active += taken;
         self.reserved_lists += lists;
         self.oldest_change.get_or_insert(self.now);
-        request.admit_at = None;
+        self.pace.passed(self.now, pause);
         request.arrived.clear();
         request.loan = None;
         advance(change, part.end);
         Ok(())
     }
 
-    /// Whether lane, memory and throttle let a record pass.
-    fn check_room(
-        &mut self,
-        admit_at: &mut Option<twinlog_device::Nanos>,
-        change: &Change,
-        part: &Range<u64>,
-        cost: u64,
-    ) -> Result<(), Obstacle> {
+    /// Whether lane and memory have room for a record; returns how much it is to be delayed.
+    fn check_room(&mut self, change: &Change, part: &Range<u64>, cost: u64) -> Result<Duration, Obstacle> {
         let payload = if matches!(change, Change::Write(..)) { part.end - part.start } else { 0 };
         let State::Serving(lane) = &self.state else { return Err(Obstacle::Wait) };
         let is_memory_full = self.reserved_active + self.reserved_frozen + cost > self.options.dirty_blocks_max;
@@ -267,10 +264,13 @@ impl<L: LogMemory> Shard<L> {
         if !lane.room_for(payload) {
             return Err(Obstacle::Wait);
         }
-        let pause = delay(lane.used_bytes(), lane.ring_bytes(), record_bytes(payload));
-        let at = *admit_at.get_or_insert_with(|| self.pace.admit_at(self.now, pause));
-        self.throttled_until = at;
-        if at > self.now { Err(Obstacle::Wait) } else { Ok(()) }
+        Ok(self.pause(lane, record_bytes(payload)))
+    }
+
+    /// Whether the throttle lets a record pass that is delayed by `pause`.
+    fn check_pace(&mut self, pause: Duration) -> Result<(), Obstacle> {
+        self.throttled_until = self.pace.next_at(pause);
+        if self.throttled_until > self.now { Err(Obstacle::Wait) } else { Ok(()) }
     }
 
     /// Merges edges and takes the memory that the step needs.
@@ -388,8 +388,7 @@ impl<L: LogMemory> Shard<L> {
             }
         };
         if replayed.is_none() {
-            let mut admit_at = Some(self.now);
-            self.check_room(&mut admit_at, &Change::Done, &(0..0), cost)?;
+            self.check_room(&Change::Done, &(0..0), cost)?;
             reserve(&self.options.budget, (cost, 0), matches!(change, VolumeChange::Delete))?;
         } else {
             self.options.budget.reserve_again(cost);

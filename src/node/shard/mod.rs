@@ -11,8 +11,8 @@
 //!
 //! # Invariants
 //!
-//! 1. A change is answered when the lane is durable up to the end of its last record (rule R1), never before.
-//! 2. A read returns the content of blocks as it found them when it arrived, and is answered when the lane is durable up to the
+//! 1. A change is answered when the lane is stable up to the end of its last record (rule R1), never before.
+//! 2. A read returns the content of blocks as it found them when it arrived, and is answered when the lane is stable up to the
 //!    newest record among them (rule R5).
 //! 3. A change enters the lane only after its worst-case space is reserved, everything it needs to read is at hand, and the nodes
 //!    that its consistency point will copy were readable: from then on nothing can refuse it (rule R8).
@@ -23,6 +23,7 @@
 
 mod change;
 mod loan;
+mod mirror;
 mod read;
 mod replay;
 mod request;
@@ -32,10 +33,10 @@ pub use request::{Origin, Source};
 
 use crate::{
     alloc::budget::Budget,
-    base::{CpNumber, Epoch, LaneIndex, Lsn, ObjectId, Slab, planted},
+    base::{CpNumber, Epoch, ForwardedChanges, LaneIndex, Lsn, ObjectId, Slab, limits::BLOCK_BYTES, planted},
     changelog::{
         lane::Lane,
-        throttle::{Pace, should_checkpoint},
+        throttle::{Drain, Pace, delay, is_much, should_checkpoint},
     },
     cp::{
         message::{ToCoordinator, ToShard},
@@ -50,7 +51,10 @@ use crate::{
     pool::io::{Io, IoEvent, Tag},
 };
 use request::Request;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 use twinlog_device::{BlockDevice, DeviceError, DurabilityClass, LogMemory, Nanos, SharedBlock};
 
 /// Changes that one turn appends at most.
@@ -78,15 +82,13 @@ pub struct ShardOptions {
     pub budget: Budget,
     /// Bound of `reserved_active + reserved_frozen`.
     pub dirty_blocks_max: u64,
-    /// Requests in flight at most.
-    pub requests_max: usize,
 }
 
 /// How far a shard is.
 enum State<L: LogMemory> {
     Closed(L),
     Scanning(Box<replay::Replay<L>>),
-    Replayed { log: L, identity: LaneIdentity, epoch: Epoch, head: Lsn },
+    Replayed { log: L, identity: LaneIdentity, epoch: Epoch, head: Lsn, is_mirrored: bool },
     Serving(Box<Lane<L>>),
     Stopped(String),
 }
@@ -105,7 +107,7 @@ pub struct Shard<L: LogMemory> {
     space_waiters: VecDeque<u64>,
     /// Requests that wait for memory to read into.
     loan_waiters: VecDeque<u64>,
-    /// Requests that wait for the lane to be durable up to a position.
+    /// Requests that wait for the lane to be stable up to a position.
     stable_waiters: BTreeSet<(Lsn, u64)>,
     /// Requests that wait for a consistency point that contains a position.
     cp_waiters: BTreeSet<(Lsn, u64)>,
@@ -113,12 +115,19 @@ pub struct Shard<L: LogMemory> {
     cp: Option<ShardCp>,
     cp_asked: bool,
     cp_number: CpNumber,
+    /// Forwarded changes that were performed, replayed ones included.
+    forwarded: ForwardedChanges,
+    /// Whether the coordinator waits for the partner to have everything that may have been answered.
+    catches_up: bool,
     reserved_active: u64,
     /// Blocks reserved for the lists of what the active generation frees.
     reserved_lists: u64,
     reserved_frozen: u64,
     oldest_change: Option<Nanos>,
     pace: Pace,
+    drain: Drain,
+    /// Of the consistency point in progress: what it gives back of the lane.
+    frozen_bytes: u64,
     throttled_until: Nanos,
     zero_block: Option<SharedBlock>,
     replies: VecDeque<(Origin, VolumeReply)>,
@@ -147,11 +156,15 @@ impl<L: LogMemory> Shard<L> {
             cp: None,
             cp_asked: false,
             cp_number: CpNumber(0),
+            forwarded: ForwardedChanges::none(1),
+            catches_up: false,
             reserved_active: 0,
             reserved_lists: 0,
             reserved_frozen: 0,
             oldest_change: None,
             pace: Pace::default(),
+            drain: Drain::default(),
+            frozen_bytes: 0,
             throttled_until: Nanos(0),
             zero_block: None,
             replies: VecDeque::new(),
@@ -167,22 +180,11 @@ impl<L: LogMemory> Shard<L> {
         self.options.lane
     }
 
-    /// Its I/O owners.
+    /// Whether it has stopped and answered everything. One that was never opened has nothing to answer.
     #[must_use]
-    pub fn owners(&self) -> ShardOwners {
-        self.options.owners
-    }
-
-    /// Whether a further request may be submitted.
-    #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.requests.len() < self.options.requests_max
-    }
-
-    /// Whether nothing is under way.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.requests.is_empty() && self.cp.is_none() && self.messages.is_empty() && self.replies.is_empty()
+    pub fn is_stopped(&self) -> bool {
+        let is_over = matches!(self.state, State::Stopped(_) | State::Closed(_));
+        is_over && self.requests.is_empty() && self.replies.is_empty()
     }
 
     /// When `poll` has something to do even if nothing arrives.
@@ -219,6 +221,7 @@ impl<L: LogMemory> Shard<L> {
             }
             ToShard::Durable(cp) => self.durable(cp),
             ToShard::Volume { call, id, change } => self.submit_volume_change(call, id, change),
+            ToShard::Mirror(order) => self.mirror(order),
             ToShard::Stop(reason) => self.stop(reason),
         }
     }
@@ -297,6 +300,7 @@ impl<L: LogMemory> Shard<L> {
             return self.fail(error.to_string());
         }
         self.answer_stable();
+        self.tell_caught_up();
         self.consider_checkpoint();
     }
 
@@ -319,10 +323,19 @@ impl<L: LogMemory> Shard<L> {
     fn consider_checkpoint(&mut self) {
         let State::Serving(lane) = &self.state else { return };
         let oldest = self.oldest_change.filter(|_| lane.has_changes()).map(|at| self.now.since(at));
-        let full = self.reserved_active >= self.options.dirty_blocks_max / 3;
-        if full || should_checkpoint(lane.used_bytes(), lane.ring_bytes(), oldest) {
+        let is_full = is_much(self.reserved_active, self.options.dirty_blocks_max);
+        if is_full || should_checkpoint(lane.used_bytes(), lane.ring_bytes(), oldest) {
             self.want_cp();
         }
+    }
+
+    /// How much the next change of `record_bytes` is delayed: by the lane or by memory, whichever has less left.
+    fn pause(&self, lane: &Lane<L>, record_bytes: u64) -> Duration {
+        let used = lane.used_bytes();
+        let frozen = self.frozen_bytes.min(used);
+        let of_lane = delay(used - frozen + self.drain.owed(self.now, frozen), lane.ring_bytes(), record_bytes);
+        let blocks = self.reserved_active + self.drain.owed(self.now, self.reserved_frozen);
+        of_lane.max(delay(blocks, self.options.dirty_blocks_max, record_bytes))
     }
 
     fn freeze(&mut self, cp: CpNumber) {
@@ -339,6 +352,9 @@ impl<L: LogMemory> Shard<L> {
         let deleted = std::mem::take(&mut self.deleted);
         let mut shard_cp = ShardCp::freeze(numbers, &mut self.volumes, deleted, applied);
         self.reserved_frozen = std::mem::take(&mut self.reserved_active);
+        self.frozen_bytes = if let State::Serving(lane) = &self.state { lane.used_bytes() } else { 0 };
+        self.drain.begin(self.now, self.reserved_frozen);
+        shard_cp.set_forwarded(self.forwarded.clone());
         shard_cp.set_reserved(self.reserved_frozen + std::mem::take(&mut self.reserved_lists));
         self.cp = Some(shard_cp);
     }
@@ -348,7 +364,8 @@ impl<L: LogMemory> Shard<L> {
         assert_eq!(cp.number(), number, "one consistency point at a time");
         let applied = cp.applied();
         cp.thaw(&mut self.volumes, &mut self.deleted);
-        self.reserved_frozen = 0;
+        self.drain.end(self.now, self.options.dirty_blocks_max / 16);
+        (self.reserved_frozen, self.frozen_bytes) = (0, 0);
         self.cp_number = number;
         if let State::Serving(lane) = &mut self.state {
             lane.trim(applied);
@@ -368,12 +385,18 @@ impl<L: LogMemory> Shard<L> {
     }
 
     fn serve(&mut self) {
-        let State::Replayed { log, identity, epoch, head } =
+        let State::Replayed { log, identity, epoch, head, is_mirrored } =
             std::mem::replace(&mut self.state, State::Stopped("changing state".to_owned()))
         else {
             unreachable!("a lane serves after its replay")
         };
-        self.state = State::Serving(Box::new(Lane::open_at(log, identity, epoch, head)));
+        let mut lane = Lane::open_at(log, identity, epoch, head);
+        if is_mirrored {
+            // The partner's unit is not known yet: it is at most this.
+            lane.start_mirroring(u32::try_from(BLOCK_BYTES).expect("a block is small"));
+            lane.require_mirror();
+        }
+        self.state = State::Serving(Box::new(lane));
     }
 
     /// Whether a durable record does not survive power loss, so that a flush needs a consistency point.
@@ -383,8 +406,8 @@ impl<L: LogMemory> Shard<L> {
 
     fn answer_stable(&mut self) {
         let State::Serving(lane) = &self.state else { return };
-        let durable = if planted::is("acknowledge-early") { lane.appended() } else { lane.durable() };
-        while let Some(&(lsn, id)) = self.stable_waiters.first().filter(|(lsn, _)| *lsn <= durable) {
+        let stable = if planted::is("acknowledge-early") { lane.appended() } else { lane.stable() };
+        while let Some(&(lsn, id)) = self.stable_waiters.first().filter(|(lsn, _)| *lsn <= stable) {
             self.stable_waiters.remove(&(lsn, id));
             self.stable(id);
         }

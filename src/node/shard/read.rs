@@ -127,7 +127,12 @@ impl<L: LogMemory> Shard<L> {
                 Overlay::Below => {
                     let ask = |key| arrived.get(&key).and_then(|result| result.clone().ok()).or_else(|| io.cached(key));
                     match volume.below(ask, *next) {
-                        Below::Hole(until) => (until.min(volume.next_change(*next)), false),
+                        Below::Hole(until) => {
+                            let until = until.min(volume.next_change(*next)).min(indices.end);
+                            // Some of these may have been freed in memory: the answer tells of that, too.
+                            *lsn = volume.freed_lsn(&(*next..until)).max(*lsn);
+                            (until, false)
+                        }
                         Below::Block(_) => (*next + 1, true),
                         Below::Missing(node) => {
                             if let Some(Err(reason)) = arrived.get(&node.key()) {

@@ -8,11 +8,11 @@ use super::{
     request::{Change, Kind, Request, Source},
 };
 use crate::{
-    base::{ObjectId, planted},
+    base::{Epoch, ObjectId, planted},
     changelog::scan::{Scan, ScanEnd, ScanStart, ScanStep},
     cp::message::{ShardOpening, ToCoordinator, VolumeChange},
     format::{
-        lane_header::{LaneIdentity, PortionRole},
+        lane_header::LaneIdentity,
         object::{is_valid_name, is_valid_size},
         record::{FLAG_KEEP_ALLOCATED, OwnedRecord, RecordKind},
     },
@@ -26,6 +26,9 @@ use twinlog_device::{BlockDevice, LogMemory};
 pub(super) struct Replay<L: LogMemory> {
     scan: Scan<L>,
     identity: LaneIdentity,
+    /// In which the lane goes on, and whether it is mirrored from the start.
+    epoch: Epoch,
+    is_mirrored: bool,
     /// The record in hand: its request.
     current: Option<u64>,
     records: u64,
@@ -40,13 +43,14 @@ impl<L: LogMemory> Shard<L> {
             return;
         };
         let lane = self.options.lane;
-        let identity =
-            LaneIdentity { pool: opening.pool, role: PortionRole::Own, lane, lane_count: opening.lane_count };
-        let start = ScanStart { identity, applied: opening.applied, epoch_min: opening.epoch };
+        let identity = LaneIdentity { pool: opening.pool, role: opening.role, lane, lane_count: opening.lane_count };
+        let start = ScanStart { identity, applied: opening.applied, epoch_min: opening.epoch_min };
         self.cp_number = opening.cp;
+        self.forwarded = opening.forwarded;
         self.volumes = opening.volumes.into_iter().map(|record| (record.id, Volume::open(record))).collect();
         let scan = Scan::new(log, start);
-        let replay = Replay { scan, identity, current: None, records: 0, object_max: ObjectId(0) };
+        let ShardOpening { epoch, is_mirrored, .. } = opening;
+        let replay = Replay { scan, identity, epoch, is_mirrored, current: None, records: 0, object_max: ObjectId(0) };
         self.state = State::Scanning(Box::new(replay));
     }
 
@@ -61,6 +65,7 @@ impl<L: LogMemory> Shard<L> {
                     Ok(ScanStep::Record(record)) => {
                         replay.records += 1;
                         replay.object_max = replay.object_max.max(record.draft.object);
+                        self.forwarded.note(record.draft.request_id);
                         if planted::is("replay-skips-discards") && record.draft.kind == RecordKind::Discard {
                             continue;
                         }
@@ -155,8 +160,12 @@ impl<L: LogMemory> Shard<L> {
         }
         let state = std::mem::replace(&mut self.state, State::Stopped("changing state".to_owned()));
         let State::Scanning(replay) = state else { unreachable!("called while scanning") };
-        let Replay { scan, identity, records, object_max, .. } = *replay;
-        self.state = State::Replayed { log: scan.into_log(), identity, epoch: end.epoch, head: end.new_head };
+        let Replay { scan, identity, epoch, is_mirrored, records, object_max, .. } = *replay;
+        if end.epoch > epoch {
+            let newer = end.epoch;
+            return self.fail(format!("the log holds records of epoch {newer}, and this node was granted {epoch}"));
+        }
+        self.state = State::Replayed { log: scan.into_log(), identity, epoch, head: end.new_head, is_mirrored };
         let volumes = self.volumes.values().map(|volume| volume.record().clone()).collect();
         let lane = self.options.lane;
         self.messages.push_back(ToCoordinator::Replayed { lane, records, volumes, object_max });

@@ -2,10 +2,10 @@
 
 use super::Shard;
 use crate::{
-    base::{Lsn, ObjectId, ReactorIndex, planted},
+    base::{ForwardId, Lsn, ObjectId, ReactorIndex, planted},
     cp::message::{ToCoordinator, VolumeChange},
     format::reference::BlockKey,
-    node::request::{Extent, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply},
+    node::request::{Extent, FORWARDED_SESSION, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply},
     pool::io::Io,
 };
 use std::{collections::BTreeMap, ops::Range};
@@ -23,6 +23,16 @@ pub enum Source {
     Volume(u64),
     /// Nobody: the record that ends here is replayed.
     Replay(Lsn),
+}
+
+impl Source {
+    /// What the records of request `id` of this shard say that they came with: the partner's name of it, if it has one.
+    pub(super) fn record_id(self, id: u64) -> u64 {
+        match self {
+            Self::Client(_, tag) if tag.session == FORWARDED_SESSION => tag.request,
+            _ => ForwardId::unlike(id),
+        }
+    }
 }
 
 /// A block of a read.
@@ -85,10 +95,8 @@ pub(super) struct Request {
     pub(super) loan: Option<Loan>,
     /// Whether it is a change that left the admission queue until something arrives.
     pub(super) is_parked: bool,
-    /// Position up to which the lane must be durable before it is answered.
+    /// Position up to which the lane must be stable before it is answered.
     pub(super) lsn: Lsn,
-    /// When the throttle lets it pass.
-    pub(super) admit_at: Option<Nanos>,
     /// Consistency points that it has waited for space.
     pub(super) space_tries: u8,
 }
@@ -132,7 +140,6 @@ impl Request {
             is_woken: false,
             is_parked: false,
             lsn: Lsn(0),
-            admit_at: None,
             space_tries: 0,
         }
     }
@@ -235,7 +242,7 @@ impl<L: LogMemory> Shard<L> {
         }
     }
 
-    /// The lane is durable up to the request's position.
+    /// The lane is stable up to the request's position.
     pub(super) fn stable(&mut self, id: u64) {
         let Some(request) = self.requests.get_mut(id) else { return };
         let needs_cp = match &request.kind {

@@ -1,10 +1,7 @@
 //! What a shard tells of itself.
 
 use super::{Shard, State};
-use crate::{
-    changelog::throttle::delay,
-    node::admin::{LaneStatus, VolumeStatus},
-};
+use crate::node::admin::{LaneStatus, VolumeStatus};
 use twinlog_device::LogMemory;
 
 impl<L: LogMemory> Shard<L> {
@@ -12,7 +9,7 @@ impl<L: LogMemory> Shard<L> {
     #[must_use]
     pub fn lane_status(&self) -> Option<LaneStatus> {
         let State::Serving(lane) = &self.state else { return None };
-        let pause = delay(lane.used_bytes(), lane.ring_bytes(), 4096);
+        let pause = self.pause(lane, 4096);
         Some(LaneStatus {
             lane: self.options.lane.0,
             backend: lane.info().backend.to_owned(),

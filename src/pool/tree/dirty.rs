@@ -119,6 +119,12 @@ impl Dirty {
             .filter(|hole| hole.start < hole.end)
     }
 
+    /// End of the newest record that freed anything, if any of `range` was freed.
+    #[must_use]
+    pub fn freed_lsn(&self, range: &Range<u64>) -> Option<Lsn> {
+        self.holes_in(range.clone()).next().map(|_| self.holes_lsn)
+    }
+
     /// Written blocks in `range`, ascending.
     pub fn blocks_in(&self, range: Range<u64>) -> impl Iterator<Item = (u64, &DirtyBlock)> + '_ {
         self.blocks.range(range).map(|(&index, block)| (index, block))

@@ -61,8 +61,6 @@ pub(super) enum Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Export {
     pub(super) volume: ObjectId,
-    /// Bytes of the volume when it was entered: the client knows no other size.
-    pub(super) size_bytes: u64,
     pub(super) style: ReplyStyle,
     /// `base:allocation` is selected.
     pub(super) allocation_context: bool,
@@ -288,8 +286,9 @@ impl Negotiation {
     ) -> Result<Verdict, OptionError> {
         let usable = self.refusal.is_none() && self.style != ReplyStyle::Extended;
         let name = str::from_utf8(data).ok().filter(|_| usable).ok_or(UNKNOWN_EXPORT)?;
-        let export = self.export(&service.volume(name).ok_or(UNKNOWN_EXPORT)?);
-        write_export_name_reply(output, export.size_bytes, export.transmission_flags(), !self.no_zeroes);
+        let volume = service.volume(name).ok_or(UNKNOWN_EXPORT)?;
+        let export = self.export(&volume);
+        write_export_name_reply(output, volume.size_bytes, export.transmission_flags(), !self.no_zeroes);
         Ok(Verdict::Enter(export))
     }
 
@@ -307,7 +306,7 @@ impl Negotiation {
         let export = self.export(&volume);
         let description = describe(&volume);
         let mut info = |info| write_info_reply(output, option, info);
-        info(InfoReply::Export { size_bytes: export.size_bytes, flags: export.transmission_flags() });
+        info(InfoReply::Export { size_bytes: volume.size_bytes, flags: export.transmission_flags() });
         if request.wants_name {
             info(InfoReply::Name(&volume.name));
         }
@@ -355,12 +354,7 @@ impl Negotiation {
     }
 
     fn export(&self, volume: &VolumeInfo) -> Export {
-        Export {
-            volume: volume.id,
-            size_bytes: volume.size_bytes,
-            style: self.style,
-            allocation_context: self.allocation_context == Some(volume.id),
-        }
+        Export { volume: volume.id, style: self.style, allocation_context: self.allocation_context == Some(volume.id) }
     }
 }
 

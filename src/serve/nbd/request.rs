@@ -46,7 +46,10 @@ impl Failure {
             VolumeError::OutOfRange if command.grows() => ErrorCode::NoSpace,
             VolumeError::OutOfRange => ErrorCode::Invalid,
             VolumeError::NoSpace => ErrorCode::NoSpace,
-            VolumeError::NoSuchVolume | VolumeError::Unreadable { .. } | VolumeError::Stopped(_) => ErrorCode::Io,
+            VolumeError::NoSuchVolume
+            | VolumeError::Unreadable { .. }
+            | VolumeError::Stopped(_)
+            | VolumeError::Unserved(_) => ErrorCode::Io,
             VolumeError::ShuttingDown => ErrorCode::Shutdown,
         };
         let offset = match error {
@@ -73,8 +76,12 @@ pub(super) fn payload_bytes(style: ReplyStyle, header: &RequestHeader) -> u64 {
     if said || header.command == command::WRITE { header.length_bytes } else { 0 }
 }
 
-/// Decides what `header` asks for. For a block status request with a payload, `length_bytes` is the effect length.
-pub(super) fn check(export: &Export, header: &RequestHeader) -> Result<Command, Failure> {
+/// Decides what `header` asks for of a volume of `size_bytes` (`None`: it was deleted). For a block status request with a payload,
+/// `length_bytes` is the effect length.
+pub(super) fn check(export: &Export, size_bytes: Option<u64>, header: &RequestHeader) -> Result<Command, Failure> {
+    let Some(size_bytes) = size_bytes else {
+        return Err(Failure { code: ErrorCode::Io, text: VolumeError::NoSuchVolume.to_string().into(), offset: None });
+    };
     let invalid = |text| Err(Failure::new(ErrorCode::Invalid, text));
     let flag = |bit: u16| header.flags & bit != 0;
     let durable = flag(command_flag::FUA);
@@ -102,11 +109,11 @@ pub(super) fn check(export: &Export, header: &RequestHeader) -> Result<Command, 
     if header.flags & !(flags | command_flag::FUA) != 0 {
         return invalid("the command does not have this flag");
     }
-    check_range(export, header, command)?;
+    check_range(export, size_bytes, header, command)?;
     Ok(command)
 }
 
-fn check_range(export: &Export, header: &RequestHeader, command: Command) -> Result<(), Failure> {
+fn check_range(export: &Export, size_bytes: u64, header: &RequestHeader, command: Command) -> Result<(), Failure> {
     if command == Command::Flush {
         let zero = header.offset == 0 && header.length_bytes == 0;
         return if zero {
@@ -116,7 +123,7 @@ fn check_range(export: &Export, header: &RequestHeader, command: Command) -> Res
         };
     }
     let end = header.offset.checked_add(header.length_bytes);
-    if end.is_none_or(|end| end > export.size_bytes) {
+    if end.is_none_or(|end| end > size_bytes) {
         let code = if command.grows() { ErrorCode::NoSpace } else { ErrorCode::Invalid };
         return Err(Failure::new(code, "the range lies beyond the end of the volume"));
     }

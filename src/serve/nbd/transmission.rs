@@ -227,7 +227,7 @@ impl Transmission {
         if turn.input().is_empty() {
             return Pace::WaitsForClient;
         }
-        if full || !turn.service.has_room() {
+        if full || !turn.service.has_room(self.export.volume) {
             return Pace::WaitsForRoom;
         }
         let style = self.export.style;
@@ -258,7 +258,8 @@ impl Transmission {
         if turn.stopping {
             result = Err(Failure::new(ErrorCode::Shutdown, "the server is being stopped"));
         }
-        match result.and_then(|()| check(&self.export, &header)) {
+        let size_bytes = turn.service.size_bytes(self.export.volume);
+        match result.and_then(|()| check(&self.export, size_bytes, &header)) {
             Ok(command) => self.admit(turn, header, command),
             Err(failure) if payload_bytes == 0 => self.refuse(turn, &header, &failure),
             Err(failure) => {
@@ -345,7 +346,7 @@ impl Transmission {
         if input.is_empty() && filled_bytes < part_bytes {
             return Pace::WaitsForClient;
         }
-        if !turn.service.has_room() {
+        if !turn.service.has_room(self.export.volume) {
             return Pace::WaitsForRoom;
         }
         if filling.is_none() {
@@ -388,7 +389,7 @@ impl Transmission {
     /// Whether a part of a read may start: its bytes will wait to be sent.
     fn has_room_to_read<N: Network, S: VolumeService>(&self, turn: &Turn<'_, N, S>, range: &Range<u64>) -> bool {
         let waiting_bytes = self.bytes_in_flight + turn.unsent_bytes();
-        turn.service.has_room() && waiting_bytes + (range.end - range.start) <= CONNECTION_BYTES_MAX
+        turn.service.has_room(self.export.volume) && waiting_bytes + (range.end - range.start) <= CONNECTION_BYTES_MAX
     }
 
     fn submit_read<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, slot: u16, index: u16) -> Pace {

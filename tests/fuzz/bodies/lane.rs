@@ -3,7 +3,7 @@
 use super::take;
 use std::{collections::BTreeSet, io};
 use twinlog::{
-    base::{Epoch, LaneIndex, Lsn, PoolId, checksum},
+    base::{Epoch, LaneIndex, Lsn, PoolId, PortionId, checksum},
     changelog::{
         LaneIdentity, PortionRole, Ring,
         inspect::{Inspector, Row},
@@ -68,7 +68,7 @@ pub(crate) fn record(data: &[u8]) -> bool {
 pub(crate) fn lane(data: &[u8]) -> bool {
     let ([low, high, laps, epoch, mend], data) = take::<5>(data);
     let applied = Lsn(u64::from(u16::from_le_bytes([low, high])) * 128 + u64::from(laps) * RING_BYTES as u64);
-    let header = RawLaneHeader::new(&IDENTITY, RING_BYTES as u64);
+    let header = RawLaneHeader::new(&IDENTITY, PortionId(9), RING_BYTES as u64);
     let mut image = header.as_bytes().to_vec();
     image.extend_from_slice(&data[..data.len().min(RING_BYTES)]);
     image.resize(4096 + RING_BYTES, 0);

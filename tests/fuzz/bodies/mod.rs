@@ -4,25 +4,30 @@ mod admin;
 mod config;
 mod format;
 pub(crate) mod lane;
+mod link;
 mod nbd;
 mod pool;
 mod ram;
+pub(crate) mod witness;
 
 /// A body: any bytes in; whether they were valid out.
 pub(crate) type Body = fn(&[u8]) -> bool;
 
 /// Every target by its name.
-pub(crate) const TARGETS: [(&str, Body); 14] = [
+pub(crate) const TARGETS: [(&str, Body); 17] = [
     ("nbd-handshake", nbd::handshake),
     ("nbd-session", nbd::session),
     ("record", lane::record),
     ("lane", lane::lane),
+    ("link-frame", link::frame),
+    ("link-session", link::session),
     ("superblock", format::superblock),
     ("block", format::block),
     ("pool", pool::pool),
     ("config", config::config),
     ("admin", admin::admin),
     ("size", config::size),
+    ("witness", witness::witness),
     ("load-handshake", twinlog_load::fuzz::handshake),
     ("load-replies", twinlog_load::fuzz::replies),
     ("load-journal", twinlog_load::fuzz::journal),

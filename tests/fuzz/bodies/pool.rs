@@ -11,9 +11,9 @@ use super::{
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 use twinlog::{
     alloc::budget::Budget,
-    base::{BlockAddress, CpNumber, LaneIndex, ObjectId, PoolId, ReactorIndex, checksum},
+    base::{BlockAddress, CpNumber, LaneIndex, ObjectId, PoolId, PortionId, ReactorIndex, checksum},
     changelog::{Format, LaneIdentity, PortionRole},
-    cp::coordinator::PoolState,
+    cp::{coordinator::PoolState, message::Grant},
     format::{
         reference::BlockRef,
         superblock::{Superblock, TreeRoot, slot_blocks},
@@ -62,8 +62,10 @@ impl Node {
             blocks,
             budget: Budget::default(),
             limits: EngineLimits::for_memory(u64::from(MEMORY_BLOCKS), 1),
+            grant: Grant::SINGLE,
             mailbox,
             peers: vec![peer],
+            holders: Arc::default(),
         };
         let engine = Engine::open(parts).ok()?;
         let mut node = Self { engine, now: Nanos(0), request: 0 };
@@ -154,7 +156,7 @@ impl Template {
             }
         }
         let identity = LaneIdentity { pool: PoolId(7), role: PortionRole::Own, lane: LaneIndex(0), lane_count: 1 };
-        let mut format = Format::new(RamLog::new(&log), &identity);
+        let mut format = Format::new(RamLog::new(&log), &identity, PortionId(9));
         while !format.poll().expect("sound memory") {}
         Self::live(&disk, &log);
         let (disk, log) = (disk.borrow().clone(), log.borrow().clone());

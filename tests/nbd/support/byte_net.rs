@@ -1,7 +1,7 @@
 //! Connections in memory: the test puts bytes in at one end, and takes bytes out, as many at a time as it likes.
 
 use std::{collections::BTreeMap, ops::Range};
-use twinlog_device::{Accepted, ConnectionId, ConnectionState, Network, SharedBlock};
+use twinlog_device::{Accepted, ConnectionFailure, ConnectionId, ConnectionState, NetAddress, Network, SharedBlock};
 
 /// What a driver holds of a client's input at most: the smallest that the trait allows.
 const INPUT_BYTES_MAX: usize = 64 << 10;
@@ -12,6 +12,8 @@ struct Wire {
     to_server: Vec<u8>,
     consumed: usize,
     to_client: Vec<u8>,
+    /// Input that waits at most; what the trait promises unless more was asked for.
+    input_bytes_max: usize,
     input_ended: bool,
     failed: bool,
     /// The server has closed it.
@@ -37,11 +39,16 @@ pub(crate) struct ByteNet {
 
 impl ByteNet {
     /// A new client.
-    pub(crate) fn connect(&mut self) -> ConnectionId {
-        let connection = ConnectionId(self.wires.len() as u64 + 1);
-        self.wires.insert(connection, Wire::default());
+    pub(crate) fn new_client(&mut self) -> ConnectionId {
+        let connection = ConnectionId(self.connection_count() + 1);
+        self.wires.insert(connection, Wire { input_bytes_max: INPUT_BYTES_MAX, ..Wire::default() });
         self.waiting.push(connection);
         connection
+    }
+
+    /// Connections that there ever were: their ids are the numbers from 1 to this.
+    pub(crate) fn connection_count(&self) -> u64 {
+        self.wires.len() as u64
     }
 
     /// The client sends.
@@ -104,6 +111,23 @@ impl Network for ByteNet {
         Some(Accepted { connection, listener: 0, peer: format!("memory:{}", connection.0) })
     }
 
+    /// The test plays the peer, which answers at once.
+    fn connect(&mut self, _address: &NetAddress) -> ConnectionId {
+        let connection = self.new_client();
+        self.waiting.retain(|&other| other != connection);
+        self.changed.push(connection);
+        connection
+    }
+
+    fn failure(&self, connection: ConnectionId) -> Option<ConnectionFailure> {
+        self.open(connection).failed.then_some(ConnectionFailure::Reset)
+    }
+
+    fn widen_input(&mut self, connection: ConnectionId, count_bytes: usize) {
+        let wire = self.wire(connection);
+        wire.input_bytes_max = wire.input_bytes_max.max(count_bytes);
+    }
+
     fn poll(&mut self, ready: &mut Vec<ConnectionId>) {
         let mut changed = std::mem::take(&mut self.changed);
         changed.sort_unstable();
@@ -116,7 +140,7 @@ impl Network for ByteNet {
         let wire = self.open(connection);
         if wire.failed {
             ConnectionState::Failed
-        } else if wire.input_ended && wire.to_server.len() - wire.consumed <= INPUT_BYTES_MAX {
+        } else if wire.input_ended && wire.to_server.len() - wire.consumed <= wire.input_bytes_max {
             ConnectionState::InputEnded
         } else {
             ConnectionState::Open
@@ -126,7 +150,7 @@ impl Network for ByteNet {
     fn input(&self, connection: ConnectionId) -> &[u8] {
         let wire = self.open(connection);
         let unread = &wire.to_server[wire.consumed..];
-        &unread[..unread.len().min(INPUT_BYTES_MAX)]
+        &unread[..unread.len().min(wire.input_bytes_max)]
     }
 
     fn consume(&mut self, connection: ConnectionId, count_bytes: usize) {

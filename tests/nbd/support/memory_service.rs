@@ -117,6 +117,14 @@ impl MemoryService {
         self
     }
 
+    /// Gives the volume `index` another size; `None` deletes it.
+    pub(crate) fn resize(&mut self, index: usize, size_bytes: Option<u64>) {
+        match size_bytes {
+            Some(size_bytes) => self.volumes[index].size_bytes = size_bytes,
+            None => self.volumes.truncate(index),
+        }
+    }
+
     /// Blocks of the pool that nobody holds.
     pub(crate) fn blocks_free(&self) -> usize {
         self.pool.free_count()
@@ -301,27 +309,31 @@ impl VolumeService for MemoryService {
     }
 
     fn volumes(&self) -> Vec<VolumeInfo> {
-        (0..self.volumes.len()).filter_map(|index| self.volume_by_id(ObjectId(index as u64))).collect()
+        let info = |(index, volume): (u64, &Volume)| VolumeInfo {
+            id: ObjectId(index),
+            name: volume.name.clone(),
+            size_bytes: volume.size_bytes,
+        };
+        (0..).zip(&self.volumes).map(info).collect()
     }
 
     fn volume(&self, name: &str) -> Option<VolumeInfo> {
         if name.is_empty() {
-            return self.volume_by_id(ObjectId(0));
+            return self.volumes().into_iter().next();
         }
         self.volumes().into_iter().find(|volume| volume.name == name)
     }
 
-    fn volume_by_id(&self, id: ObjectId) -> Option<VolumeInfo> {
-        let volume = self.volumes.get(usize::try_from(id.0).ok()?)?;
-        Some(VolumeInfo { id, name: volume.name.clone(), size_bytes: volume.size_bytes })
+    fn size_bytes(&self, id: ObjectId) -> Option<u64> {
+        self.volumes.get(usize::try_from(id.0).ok()?).map(|volume| volume.size_bytes)
     }
 
-    fn has_room(&self) -> bool {
+    fn has_room(&self, _volume: ObjectId) -> bool {
         self.pending.len() < self.room
     }
 
     fn submit(&mut self, request: VolumeRequest) {
-        assert!(self.has_room(), "the front end asks before it submits");
+        assert!(self.has_room(request.volume), "the front end asks before it submits");
         if !matches!(request.operation, VolumeOperation::Flush) {
             assert!(!range_of(&request.operation).is_empty(), "no operation is empty");
         }

@@ -54,7 +54,7 @@ impl Bench {
     /// A client that has connected and taken the greeting.
     #[track_caller]
     pub(crate) fn connect(&mut self) -> ConnectionId {
-        let connection = self.net.connect();
+        let connection = self.net.new_client();
         assert_eq!(self.exchange(connection, &[]), wire::greeting());
         connection
     }

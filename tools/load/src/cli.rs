@@ -97,6 +97,9 @@ pub(crate) struct Cli {
     /// When the connection is lost, try again for so long and send unanswered requests once more
     #[arg(long, value_name = "SECONDS", value_parser = parse_duration)]
     pub(crate) reconnect: Option<Duration>,
+    /// Another way to the same export, tried in turn after the connection is lost; may be given several times
+    #[arg(long, value_name = "URI", value_parser = parse_target, requires = "reconnect")]
+    pub(crate) alternate: Vec<Target>,
     /// The target counts as lost when it answers nothing for so long
     #[arg(long, value_name = "SECONDS", value_parser = parse_duration, default_value = "60")]
     pub(crate) timeout: Duration,
@@ -112,6 +115,12 @@ pub(crate) struct Cli {
     /// Write a page with pictures to this file
     #[arg(long, value_name = "FILE.html")]
     pub(crate) report: Option<PathBuf>,
+    /// Moments to mark in the pictures; per line of FILE, which is read at the end: seconds since 1970, a space, what happened
+    #[arg(long, value_name = "FILE", requires = "report")]
+    pub(crate) marks: Option<PathBuf>,
+    /// The command line's words, for reports.
+    #[arg(skip)]
+    pub(crate) arguments: Vec<String>,
 }
 
 /// The kinds of load.

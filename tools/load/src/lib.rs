@@ -33,14 +33,16 @@ mod units;
 mod uring;
 mod workload;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::Parser as _;
 
-/// Runs what the command line says.
+/// Runs what `arguments` say, the program's name not among them. A wrong command line ends the process.
 #[must_use]
-pub fn main() -> ExitCode {
-    match session::run(&cli::Cli::parse()) {
+pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    let words = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let parsed = cli::Cli::parse_from(std::iter::once("twinlog-load".into()).chain(arguments));
+    match session::run(&cli::Cli { arguments: words, ..parsed }) {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("twinlog-load: {failure}");

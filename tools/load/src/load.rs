@@ -93,6 +93,8 @@ pub(crate) struct Outcome {
     pub(crate) answers: u64,
     pub(crate) errors: BTreeMap<i32, u64>,
     pub(crate) pauses: Vec<Pause>,
+    /// The longest time without an answer while requests were in flight, warm-up included.
+    pub(crate) longest_pause: Duration,
     /// Open loop: requests that were due and never sent.
     pub(crate) backlog: u64,
 }
@@ -133,12 +135,17 @@ pub(crate) struct Load<'a, E> {
     answered: Instant,
     /// When an answer came, or the first request was sent after there was none in flight.
     progress: Instant,
+    /// The same, whatever reconnections there were meanwhile.
+    silent_since: Instant,
     acknowledged: Instant,
     durable: Option<Instant>,
     errors: BTreeMap<i32, u64>,
     pauses: Vec<Pause>,
     /// When the last answer before a loss came, until the next answer; with the number of requests sent again.
     paused: Option<(Instant, usize)>,
+    longest_pause: Duration,
+    /// How many answers had come when the target was last opened again.
+    recovered: Option<u64>,
 }
 
 impl<'a, E: Engine> Load<'a, E> {
@@ -164,11 +171,14 @@ impl<'a, E: Engine> Load<'a, E> {
             answers: 0,
             answered: start,
             progress: start,
+            silent_since: start,
             acknowledged: start,
             durable: None,
             errors: BTreeMap::new(),
             pauses: Vec::new(),
             paused: None,
+            longest_pause: Duration::ZERO,
+            recovered: None,
         }
     }
 
@@ -268,7 +278,7 @@ impl<'a, E: Engine> Load<'a, E> {
 
     fn start_request(&mut self, choice: Choice, intended: Instant, now: Instant) {
         if self.free.len() == self.pace.depth {
-            self.progress = now;
+            (self.progress, self.silent_since) = (now, now);
         }
         let slot = self.free.pop().expect("the caller saw a free slot");
         let flight = &mut self.flights[slot];
@@ -301,8 +311,8 @@ impl<'a, E: Engine> Load<'a, E> {
         if !done.is_empty() {
             self.end_pause(now);
             self.answers += done.len() as u64;
-            self.answered = now;
-            self.progress = now;
+            self.longest_pause = self.longest_pause.max(now.saturating_duration_since(self.silent_since));
+            (self.answered, self.progress, self.silent_since) = (now, now, now);
         }
         for completion in done.drain(..) {
             self.take_answer(completion, now);
@@ -354,16 +364,22 @@ impl<'a, E: Engine> Load<'a, E> {
             self.end = End::Lost(lost.0);
             return false;
         };
-        live.say(&format!("connection lost ({lost}): trying again for {} s", limit.as_secs_f64()));
+        // A server that lets clients in and goes away at once is not asked in a tight loop, nor reported each time.
+        let is_repeated = self.recovered.replace(self.answers) == Some(self.answers);
+        if is_repeated {
+            std::thread::sleep(RETRY);
+        } else {
+            live.say(&format!("connection lost ({lost}): trying again for {} s", limit.as_secs_f64()));
+        }
         let since = Instant::now();
         let mut reason = lost;
         while since.elapsed() < limit && !self.stop.load(Ordering::Relaxed) {
             match self.engine.recover() {
                 Ok(again) => {
-                    live.say(&format!(
-                        "connected again after {:.3} s, {again} requests are sent again",
-                        since.elapsed().as_secs_f64()
-                    ));
+                    if !is_repeated {
+                        let took = since.elapsed().as_secs_f64();
+                        live.say(&format!("connected again after {took:.3} s, {again} requests are sent again"));
+                    }
                     let before = self.paused.map_or(self.answered, |(before, _)| before);
                     self.paused = Some((before, again));
                     self.progress = Instant::now();
@@ -408,6 +424,7 @@ impl<'a, E: Engine> Load<'a, E> {
             answers: self.answers,
             errors: self.errors,
             pauses: self.pauses,
+            longest_pause: self.longest_pause,
             backlog,
         }
     }

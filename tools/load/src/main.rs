@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    twinlog_load::main()
+    twinlog_load::run(std::env::args_os().skip(1).collect())
 }

@@ -19,13 +19,13 @@ use crate::{
     live::Live,
     load::{End, Load, Outcome, Pace},
     model::Model,
-    nbd::NbdEngine,
+    nbd::{NbdEngine, Place},
     plan::Plan,
     prng::mix,
     proof::{Findings, Proof},
     readback::{Level, Reading, read_back},
-    report::{Circumstances, Cpu, Report, SCHEMA_VERSION, Verify, html, text},
-    target::{Address, Target},
+    report::{Circumstances, Cpu, Mark, Report, SCHEMA_VERSION, Verify, html, text},
+    target::Target,
     units::nanoseconds,
     uring::{FileEngine, FileOptions},
     workload::Workload,
@@ -65,6 +65,7 @@ struct Work {
     proof: Option<Proof>,
     read_back: Option<Reading>,
     cpu: Cpu,
+    measured_from: f64,
 }
 
 /// What `--prove` prints with `-o json`.
@@ -86,7 +87,14 @@ pub(crate) fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let known = known_journal(cli)?;
     match &cli.target {
         Target::Nbd { address, export } => {
-            let engine = connect(cli, address, export)?;
+            let mut places = vec![(address.clone(), export.clone())];
+            for alternate in &cli.alternate {
+                let Target::Nbd { address, export } = alternate else {
+                    return Err(Failure::Usage(format!("--alternate {alternate} is no NBD export")));
+                };
+                places.push((address.clone(), export.clone()));
+            }
+            let engine = connect(cli, &places)?;
             let plan = plan(cli, &engine, known.as_ref())?;
             if plan.prove && cli.connections > 1 && !engine.geometry().multi_conn {
                 eprintln!(
@@ -119,11 +127,11 @@ fn known_journal(cli: &Cli) -> Result<Option<Replay>, Failure> {
 }
 
 /// Connects. With `--reconnect`, tries for that long; a proof, which comes after a crash, for a minute by itself.
-fn connect(cli: &Cli, address: &Address, export: &str) -> Result<NbdEngine, Lost> {
+fn connect(cli: &Cli, places: &[Place]) -> Result<NbdEngine, Lost> {
     let start = Instant::now();
     let patience = cli.reconnect.or(cli.prove.is_some().then_some(RECOVERY_LIMIT)).unwrap_or_default();
     loop {
-        match NbdEngine::open(address, export, usize::from(cli.connections)) {
+        match NbdEngine::open(places, usize::from(cli.connections)) {
             Err(unopened) if unopened.may_come && start.elapsed() < patience => std::thread::sleep(RETRY),
             result => return result.map_err(|unopened| unopened.lost),
         }
@@ -209,11 +217,17 @@ fn load<E: Engine>(cli: &Cli, engine: &mut E, plan: Plan, known: Option<Replay>)
         let mut next = Workload::fill(plan.header.region, plan.fill_bytes);
         let filled = Load::new(engine, proof.as_mut(), pace, &stop).run(&mut next, &mut live);
         if filled.end != End::Finished {
-            return finish(cli, &plan, &filled, Work { started, proof, read_back: None, cpu: Cpu::default() });
+            return finish(
+                cli,
+                &plan,
+                &filled,
+                Work { started, proof, read_back: None, cpu: Cpu::default(), measured_from: 0.0 },
+            );
         }
     }
     let mut workload = Workload::new(plan.shape, plan.seed);
     let before = cpu_seconds();
+    let measured_from = (since_1970() + plan.pace.warmup).as_secs_f64();
     let mut outcome = Load::new(engine, proof.as_mut(), plan.pace, &stop).run(&mut || Some(workload.next()), &mut live);
     let after = cpu_seconds();
     let (user_seconds, system_seconds) = (after.0 - before.0, after.1 - before.1);
@@ -229,15 +243,24 @@ fn load<E: Engine>(cli: &Cli, engine: &mut E, plan: Plan, known: Option<Replay>)
         }
     }
     live.clear();
-    finish(cli, &plan, &outcome, Work { started, proof, read_back: reading, cpu })
+    finish(cli, &plan, &outcome, Work { started, proof, read_back: reading, cpu, measured_from })
 }
 
 /// Writes the reports; gives the exit code.
 fn finish(cli: &Cli, plan: &Plan, outcome: &Outcome, work: Work) -> Result<ExitCode, Failure> {
-    let Work { started, proof, read_back, cpu } = work;
+    let Work { started, proof, read_back, cpu, measured_from } = work;
     let verify = proof.map(|proof| Verify { examined_sectors: proof.examined, read_back, findings: proof.findings });
     let wrong = verify.as_ref().is_some_and(|verify| verify.findings.count() > 0);
-    let about = Circumstances { target: cli.target.to_string(), started, seed: plan.seed, cpu, verify };
+    let marks = cli.marks.as_deref().map_or(Ok(Vec::new()), |path| marks(path, measured_from))?;
+    let about = Circumstances {
+        target: cli.target.to_string(),
+        started,
+        arguments: cli.arguments.clone(),
+        seed: plan.seed,
+        cpu,
+        verify,
+        marks,
+    };
     let report = Report::new(outcome, about);
     match cli.output {
         Output::Json => print_json(&report),
@@ -257,6 +280,19 @@ fn finish(cli: &Cli, plan: &Plan, outcome: &Outcome, work: Work) -> Result<ExitC
         (_, _, true) => EXIT_FAILED.into(),
         (_, _, false) => ExitCode::SUCCESS,
     })
+}
+
+/// The moments in a file, in seconds since `measured_from`.
+fn marks(path: &Path, measured_from: f64) -> Result<Vec<Mark>, Failure> {
+    let unusable = |reason: &str| Failure::Usage(format!("the marks in {} cannot be used: {reason}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| unusable(&error.to_string()))?;
+    let mark = |line: &str| {
+        let (time, label) = line.split_once(' ')?;
+        let time: f64 = time.parse().ok()?;
+        Some(Mark { at_seconds: time - measured_from, label: label.trim().to_owned() })
+    };
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    lines.map(|line| mark(line).ok_or_else(|| unusable(&format!("`{line}` is not: SECONDS WORDS")))).collect()
 }
 
 /// The model of a fresh run or of a continued journal, and the journal itself.

@@ -143,6 +143,28 @@ fn reconnection_sends_unanswered_requests_once_more() {
 }
 
 #[test]
+fn an_alternate_server_is_tried_when_the_first_is_gone() {
+    let (gone, other) = (Server::start(SIZE, Fault::Gone(100)), Server::start(SIZE, Fault::None));
+    let load = format!("--rw randwrite --ops 1000 --warmup 0 --reconnect 20 -o json --alternate {}", other.uri());
+    let json = gone.load(&load).ends(0).json();
+    assert_eq!((json["acknowledged"]["ops"].as_u64(), json["end"].as_str()), (Some(1000), Some("finished")));
+    gone.load("--reconnect 1 --alternate /a/file").ends(2).says("is no NBD export");
+}
+
+#[test]
+fn moments_are_marked_in_the_report() {
+    let server = Server::start(SIZE, Fault::None);
+    let (marks, report) = (server.path("marks"), server.path("report.html"));
+    let load = format!("--ops 100 --warmup 0 --report {report} --marks {marks}");
+    server.load(&load).ends(2).says("No such file");
+    std::fs::write(&marks, "0.5 long ago\n\n").unwrap();
+    server.load(&load).ends(0);
+    assert!(!std::fs::read_to_string(&report).unwrap().contains("long ago"), "outside the picture");
+    std::fs::write(&marks, "soon\n").unwrap();
+    server.load(&load).ends(2).says("`soon` is not");
+}
+
+#[test]
 fn reconnection_to_a_server_that_lost_data_is_a_finding() {
     let load = "--rw randrw --size 64k --time 60 --warmup 0 --verify --reconnect 20";
     Server::start(SIZE, Fault::Crash(300)).load(load).ends(1).says("LOST");

@@ -1,6 +1,6 @@
 //! Faults beyond those of the drivers, what excuses an error, and how often each class fired and mattered.
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::collections::BTreeMap;
 use twinlog_sim::{Fault, SimWorld};
 
@@ -41,6 +41,10 @@ pub enum Class {
     PowerCut,
     /// Everything ended at one exact durable step.
     StepCrash,
+    /// The same, but what was not durable by then landed, each part or not.
+    StepLanding,
+    /// The crash came while a disk was joining the pool; it mattered when the disk had been written to.
+    CrashInGrowth,
     /// The crash came while the pool was being opened.
     CrashInRecovery,
     /// A write met a full pool.
@@ -55,10 +59,12 @@ pub enum Class {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Kill,
         Self::PowerCut,
         Self::StepCrash,
+        Self::StepLanding,
+        Self::CrashInGrowth,
         Self::CrashInRecovery,
         Self::FullPool,
         Self::FullLog,
@@ -73,6 +79,8 @@ impl Class {
             Self::Kill => "process kill",
             Self::PowerCut => "power cut",
             Self::StepCrash => "crash at a durable step",
+            Self::StepLanding => "landing at a durable step",
+            Self::CrashInGrowth => "crash in growth",
             Self::CrashInRecovery => "crash in recovery",
             Self::FullPool => "full pool",
             Self::FullLog => "full log",
@@ -83,7 +91,8 @@ impl Class {
 }
 
 /// How often a class fired and mattered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Count {
     /// It happened.
     pub fired: u64,
@@ -103,7 +112,31 @@ impl Default for Tally {
     }
 }
 
+impl<'de> Deserialize<'de> for Tally {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (known, mut tally) = ([Self::default(), crate::pair::tally()], BTreeMap::new());
+        for (name, count) in BTreeMap::<String, Count>::deserialize(deserializer)? {
+            let known = known.iter().find_map(|known| known.0.get_key_value(name.as_str()));
+            let known = known.ok_or_else(|| D::Error::custom(format_args!("no class of faults is called {name}")))?;
+            tally.insert(*known.0, count);
+        }
+        Ok(Self(tally))
+    }
+}
+
 impl Tally {
+    /// Counts of these.
+    pub fn of(names: impl Iterator<Item = &'static str>) -> Self {
+        Self(names.map(|name| (name, Count::default())).collect())
+    }
+
+    /// Something of this name happened, and perhaps mattered.
+    pub fn count_named(&mut self, name: &'static str, (fired, mattered): (u64, u64)) {
+        let count = self.0.entry(name).or_default();
+        count.fired += fired;
+        count.mattered += mattered;
+    }
+
     /// A class fired, and perhaps mattered.
     pub fn count(&mut self, class: Class, mattered: bool) {
         let count = self.0.entry(class.name()).or_default();

@@ -7,6 +7,7 @@
 //! pattern   bytes that tell which write they are from
 //! model     the oracle of data: linearizable, nothing answered lost, nothing half applied
 //! fault     classes of faults, what excuses an error, how often each fired and mattered
+//! pair      two nodes with shared disks, interconnect, arbiter and fences: takeover, giveback, and all that fails on the way
 //! history   lives, crashes, verification, the workload, the end in which everything must work
 //! run       many histories on many threads
 //! bank      planted bugs, each of which must be found
@@ -23,6 +24,8 @@ pub mod cluster;
 pub mod fault;
 pub mod history;
 pub mod model;
+pub mod pair;
 pub mod pattern;
+pub mod resume;
 pub mod run;
 pub mod setup;

@@ -1,8 +1,12 @@
 //! `twinlog-simulator`: histories from a seed, a summary, and the command that repeats a failure.
 
 use clap::{Parser, ValueEnum};
-use std::{process::ExitCode, thread::available_parallelism};
-use twinlog_simulator::run::{self, Plan, Summary};
+use std::{path::PathBuf, process::ExitCode, thread::available_parallelism};
+use twinlog_simulator::{
+    history::Watch,
+    resume::{self, Observer},
+    run::{self, Mode, Plan, Summary},
+};
 
 /// Faults that matter less often than once in so many histories: only a longer run must show every class.
 const ALL_CLASSES_FROM: u64 = 2000;
@@ -17,9 +21,9 @@ enum Output {
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Histories to run.
-    #[arg(long, default_value_t = 1000)]
-    histories: u64,
+    /// Histories to run: 1000 if not given. With --bank, those in which a bug must be found: 30000.
+    #[arg(long)]
+    histories: Option<u64>,
     /// Seed of the first history: a number, or any text, such as a commit's hash.
     #[arg(long, default_value = "1")]
     seed: String,
@@ -29,10 +33,16 @@ struct Arguments {
     /// Run every history twice: the same seed must give the same bytes.
     #[arg(long)]
     twice: bool,
+    /// Simulate a pair: two nodes, their interconnect, an arbiter and fences.
+    #[arg(long)]
+    pair: bool,
+    /// Keep in this file what is done; where it exists, go on from there. A run that was ended loses a second of work.
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
     /// Print everything that happens in the first history.
     #[arg(long)]
     trace: bool,
-    /// Run the bank of planted bugs instead: each must be found within so many histories.
+    /// Run the bank of planted bugs instead: each must be found.
     #[cfg(feature = "planted-bugs")]
     #[arg(long)]
     bank: bool,
@@ -60,16 +70,19 @@ fn main() -> anyhow::Result<ExitCode> {
     if let Some(bug) = &arguments.bug {
         twinlog_simulator::bank::choose(bug)?;
     }
+    let mode = if arguments.pair { Mode::Pair } else { Mode::Node };
     if arguments.trace {
-        return Ok(trace(seed));
+        return Ok(trace(mode, seed));
     }
     let jobs = jobs(&arguments);
-    let plan = Plan { seed, histories: arguments.histories, jobs, twice: arguments.twice };
-    let summary = run::run(plan, |done, elapsed| {
-        if done.is_multiple_of(20_000) {
-            eprintln!("{done} histories, {:.0} s", elapsed.as_secs_f64());
-        }
-    });
+    let plan = Plan { mode, seed, histories: arguments.histories.unwrap_or(1000), jobs, twice: arguments.twice };
+    let before = match &arguments.resume {
+        Some(path) => resume::load(path, &plan)?,
+        None => Summary::new(&plan),
+    };
+    let mut observer = Observer::new(&plan, &before, arguments.resume.clone());
+    let summary = run::run(&plan, &before, |summary| observer.tell(summary));
+    observer.end(&summary)?;
     match arguments.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&summary)?),
         Output::Text => print(&summary),
@@ -85,7 +98,12 @@ fn jobs(arguments: &Arguments) -> usize {
 
 #[cfg(feature = "planted-bugs")]
 fn bank(arguments: &Arguments, seed: u64) -> anyhow::Result<ExitCode> {
-    let rows = twinlog_simulator::bank::run(seed, arguments.bug.as_deref(), jobs(arguments))?;
+    let histories = arguments.histories.unwrap_or(30_000);
+    let mode = if arguments.pair { Mode::Pair } else { Mode::Node };
+    let plan = Plan { mode, seed, histories, jobs: jobs(arguments), twice: false };
+    let rows = twinlog_simulator::bank::run(plan, arguments.bug.as_deref(), |row| {
+        eprintln!("{}: {}", row.bug, row.oracle.as_deref().unwrap_or("NOT FOUND"));
+    })?;
     match arguments.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&rows)?),
         Output::Text => print!("{}", twinlog_simulator::bank::table(&rows)),
@@ -94,8 +112,11 @@ fn bank(arguments: &Arguments, seed: u64) -> anyhow::Result<ExitCode> {
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn trace(seed: u64) -> ExitCode {
-    let outcome = run::run_one(seed, true);
+fn trace(mode: Mode, seed: u64) -> ExitCode {
+    // What the nodes say themselves, between what happens to them.
+    let log = tracing_subscriber::fmt().with_env_filter("twinlog=debug").without_time();
+    log.with_target(false).with_ansi(false).init();
+    let outcome = mode.run_one(seed, Watch::Trace);
     match outcome.violation {
         Some(violation) => {
             println!("{}: {}", violation.oracle, violation.what);
@@ -108,18 +129,23 @@ fn trace(seed: u64) -> ExitCode {
 fn print(summary: &Summary) {
     let figures = &summary.figures;
     println!(
-        "{} histories in {:.1} s: {:.0} per second",
-        summary.histories, summary.seconds, summary.histories_per_second
+        "{} histories of commit {} in {:.1} s: {:.0} per second, {:.0} per second of a processor",
+        summary.histories,
+        summary.commit,
+        summary.seconds,
+        summary.histories_per_second,
+        summary.histories_per_cpu_second
     );
     println!(
         "{} lives, {} verified recoveries, {} records replayed, {} pool checks, {} turns",
         figures.lives, figures.recoveries, figures.replayed_records, figures.checks, figures.turns
     );
     println!(
-        "{} answered changes, {} reads, {} MiB compared; {} histories ended refused, for damage that was named",
+        "{} answered changes, {} reads, {} MiB compared; {} disks joined; {} histories ended refused, for damage that was named",
         figures.answered_changes,
         figures.reads,
         figures.verified_bytes >> 20,
+        figures.joined_disks,
         figures.refused_for_damage
     );
     println!("{:<30} {:>12} {:>12}", "fault", "fired", "mattered");
@@ -130,7 +156,9 @@ fn print(summary: &Summary) {
         println!("never mattered: {}", summary.idle_classes.join(", "));
     }
     for failure in &summary.failures {
-        println!("FAILED {}: {}", failure.oracle, failure.what);
-        println!("  repeat: cargo simulator --histories 1 --seed {:#x} --trace", failure.seed);
+        println!("{failure}");
+    }
+    if summary.gave_up() {
+        println!("gave up after {} failures", summary.failures.len());
     }
 }

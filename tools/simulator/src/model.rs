@@ -6,6 +6,11 @@
 //! bytes a read returns. Time is a counter of events. A write is *settled* once it has certainly happened: it was answered, or a read has
 //! returned it (rule R5: what was read never vanishes), or the process that had it in hand is gone.
 //!
+//! A volume has bytes without end, of which its size shows the first. A resize to `s` writes zeroes from byte `s` on, as far as bytes are
+//! concerned: a smaller size cuts off what lies beyond, and what a larger size adds is empty. So a resize is under way, is answered and
+//! crashes as any other write does, and what is in flight beside it needs no rule of its own. Only the size itself is more than bytes:
+//! whoever submits a request keeps the sizes that were possible while it was in flight.
+//!
 //! # Rules (register linearizability per byte)
 //!
 //! 1. When a write `w` is answered, every candidate that was settled before `w` was submitted is dead: certainly overwritten.
@@ -15,6 +20,7 @@
 //!    *lasting* write has overwritten: one that a flush, FUA or a consistency point has made durable.
 //! 5. A change of at most one record is atomic across a crash: bytes of a write that was not answered, and in the same range bytes that
 //!    it has certainly overwritten, are a change half applied.
+//! 6. A change that was refused never happens: nothing may have read it before.
 //!
 //! Different writes can have the same bytes (zeroes). A read that fits several candidates proves only what is true of all of them.
 
@@ -33,6 +39,8 @@ pub enum DataOracle {
     HalfApplied,
     /// Bytes that nobody wrote there.
     Corrupt,
+    /// A change was refused after a read had returned it.
+    Undone,
 }
 
 impl fmt::Display for DataOracle {
@@ -42,6 +50,7 @@ impl fmt::Display for DataOracle {
             Self::Lost => "answered change lost",
             Self::HalfApplied => "change half applied",
             Self::Corrupt => "corrupt data",
+            Self::Undone => "refused change read",
         })
     }
 }
@@ -88,6 +97,8 @@ struct Write {
     /// Whether a read has returned it before it was answered.
     was_read: bool,
     is_pending: bool,
+    /// A crash found it unanswered, or lost the log that it was in: settled, and it may have never happened.
+    is_doubtful: bool,
 }
 
 /// A volume's possible content.
@@ -115,6 +126,8 @@ pub enum Loss {
 #[derive(Debug)]
 pub struct Model {
     volumes: BTreeMap<ObjectId, VolumeModel>,
+    /// Volumes that were deleted in this life: requests that were in flight then may still be answered.
+    gone: BTreeMap<ObjectId, VolumeModel>,
     writes: Vec<Write>,
     now: u64,
     /// Submission times of reads in flight.
@@ -141,9 +154,11 @@ impl Model {
             settled: 0,
             was_read: false,
             is_pending: false,
+            is_doubtful: false,
         };
         Self {
             volumes: BTreeMap::new(),
+            gone: BTreeMap::new(),
             writes: vec![zeroes],
             now: 0,
             reads: Vec::new(),
@@ -162,38 +177,28 @@ impl Model {
 
     /// A volume was made: zeroes.
     pub fn create(&mut self, id: ObjectId, name: &str, size_bytes: u64) {
-        let segments = vec![Segment { start: 0, end: size_bytes, candidates: vec![Candidate::new(WriteId(0))] }];
+        let segments = vec![Segment { start: 0, end: u64::MAX, candidates: vec![Candidate::new(WriteId(0))] }];
         self.volumes
             .insert(id, VolumeModel { name: name.to_owned(), size_bytes, is_lasting: self.answers_last, segments });
     }
 
     /// A volume is gone.
     pub fn delete(&mut self, id: ObjectId) {
-        self.volumes.remove(&id);
+        self.gone.extend(self.volumes.remove_entry(&id));
     }
 
-    /// A volume has another size. What is new reads as zeroes, or as a write that is still under way.
-    pub fn resize(&mut self, id: ObjectId, size_bytes: u64) {
-        let old = self.volumes[&id].size_bytes;
-        let pending: Vec<WriteId> = self.pending(id).collect();
-        let volume = self.volumes.get_mut(&id).expect("the caller names a volume that exists");
-        volume.size_bytes = size_bytes;
-        if size_bytes <= old {
-            volume.segments.retain(|segment| segment.start < size_bytes);
-            if let Some(last) = volume.segments.last_mut() {
-                last.end = last.end.min(size_bytes);
-            }
-            return;
-        }
-        volume.segments.push(Segment { start: old, end: size_bytes, candidates: vec![Candidate::new(WriteId(0))] });
-        for write in pending {
-            self.add(write, old..size_bytes);
-        }
+    /// A volume is about to get another size: returns the write that cuts off what lies beyond.
+    pub fn begin_resize(&mut self, id: ObjectId, size_bytes: u64) -> WriteId {
+        self.begin_write(id, size_bytes..u64::MAX, Fill::Zeroes)
     }
 
-    fn pending(&self, volume: ObjectId) -> impl Iterator<Item = WriteId> + '_ {
-        let of_volume = move |(_, write): &(u32, &Write)| write.is_pending && write.volume == volume;
-        (0..).zip(&self.writes).filter(of_volume).map(|(index, _)| WriteId(index))
+    /// A volume has another size.
+    pub fn end_resize(&mut self, cut: WriteId) {
+        self.end_write(cut, false);
+        let Write { volume, range, .. } = &self.writes[index(cut)];
+        if let Some(volume) = self.volumes.get_mut(volume) {
+            volume.size_bytes = range.start;
+        }
     }
 
     fn tick(&mut self) -> u64 {
@@ -205,20 +210,23 @@ impl Model {
     pub fn begin_write(&mut self, volume: ObjectId, range: Range<u64>, fill: Fill) -> WriteId {
         let submitted = self.tick();
         let id = WriteId(u32::try_from(self.writes.len()).expect("histories are short"));
-        let write = Write { volume, range, fill, submitted, settled: u64::MAX, was_read: false, is_pending: true };
-        self.writes.push(write);
-        self.add(id, 0..u64::MAX);
-        id
-    }
-
-    /// Makes a write a candidate wherever it and `within` meet its volume.
-    fn add(&mut self, id: WriteId, within: Range<u64>) {
-        let write = &self.writes[index(id)];
-        let range = write.range.start.max(within.start)..write.range.end.min(within.end);
-        let Some(volume) = self.volumes.get_mut(&write.volume) else { return };
-        for segment in volume.cut(&range) {
-            segment.candidates.push(Candidate::new(id));
+        let write = Write {
+            volume,
+            range,
+            fill,
+            submitted,
+            settled: u64::MAX,
+            was_read: false,
+            is_pending: true,
+            is_doubtful: false,
+        };
+        if let Some(volume) = self.volumes.get_mut(&write.volume) {
+            for segment in volume.cut(&write.range) {
+                segment.candidates.push(Candidate::new(id));
+            }
         }
+        self.writes.push(write);
+        id
     }
 
     /// A write was answered with success; `is_lasting`: durably, whatever happens.
@@ -233,7 +241,7 @@ impl Model {
 
     /// Rule 1 for `id` in `range`.
     fn overwrite(&mut self, volume: ObjectId, range: &Range<u64>, id: WriteId, is_lasting: bool) {
-        let Some(volume) = self.volumes.get_mut(&volume) else { return };
+        let Some(volume) = find(&mut self.volumes, &mut self.gone, volume) else { return };
         let (writes, now) = (&self.writes, self.now);
         let oldest_read = self.reads.iter().copied().min().unwrap_or(now);
         let submitted = writes[index(id)].submitted;
@@ -249,11 +257,25 @@ impl Model {
     }
 
     /// A write was refused: it never happens.
-    pub fn refuse_write(&mut self, id: WriteId) {
+    ///
+    /// # Errors
+    /// It had been read (rule 6).
+    pub fn refuse_write(&mut self, id: WriteId) -> Result<(), DataFault> {
+        let Write { volume, range, was_read, .. } = &self.writes[index(id)];
+        if *was_read {
+            let what = format!("object {volume}: write {} of bytes {range:?} was refused, and had been read", id.0);
+            return Err((DataOracle::Undone, what));
+        }
+        self.withdraw(id);
+        Ok(())
+    }
+
+    /// A write was not submitted after all.
+    pub fn withdraw(&mut self, id: WriteId) {
         let write = &mut self.writes[index(id)];
         write.is_pending = false;
         let (volume, range) = (write.volume, write.range.clone());
-        let Some(volume) = self.volumes.get_mut(&volume) else { return };
+        let Some(volume) = find(&mut self.volumes, &mut self.gone, volume) else { return };
         for segment in volume.meeting(&range) {
             segment.candidates.retain(|candidate| candidate.write != id);
         }
@@ -289,7 +311,11 @@ impl Model {
         let oldest_read = self.reads.iter().copied().min().unwrap_or(self.now);
         let chosen = self.volumes.iter_mut().filter(|(id, _)| volume.is_none_or(|only| only == **id));
         for segment in chosen.flat_map(|(_, volume)| &mut volume.segments) {
-            let settled = segment.candidates.iter().filter(|candidate| writes[index(candidate.write)].settled <= began);
+            // One that may have never happened outlives nothing: where nobody could read after the crash, both may be there.
+            let settled = segment.candidates.iter().filter(|candidate| {
+                let write = &writes[index(candidate.write)];
+                write.settled <= began && !write.is_doubtful
+            });
             let newest = settled.map(|candidate| writes[index(candidate.write)].submitted).max().unwrap_or(0);
             for candidate in &mut segment.candidates {
                 let older = &writes[index(candidate.write)];
@@ -306,7 +332,7 @@ impl Model {
     pub fn check_read(&mut self, id: ObjectId, offset: u64, bytes: &[u8], began: u64) -> Result<(), DataFault> {
         let now = self.tick();
         self.verified_bytes += bytes.len() as u64;
-        let Some(volume) = self.volumes.get_mut(&id) else { return Ok(()) };
+        let Some(volume) = find(&mut self.volumes, &mut self.gone, id) else { return Ok(()) };
         let range = offset..offset + bytes.len() as u64;
         let mut seen = Vec::new();
         for segment in volume.meeting(&range) {
@@ -349,12 +375,14 @@ impl Model {
     pub fn crash(&mut self, loss: Loss) {
         let now = self.tick();
         self.reads.clear();
-        self.at_crash.clear();
+        self.gone.clear();
         for (id, write) in (0..).zip(&mut self.writes) {
             let may_be_lost = loss == Loss::NotLasting && write.submitted > self.recovered_at;
-            if write.is_pending || may_be_lost {
+            // A crash in recovery leaves those of the crash before to be judged.
+            if (write.is_pending || may_be_lost) && !self.at_crash.contains(&WriteId(id)) {
                 self.at_crash.push(WriteId(id));
             }
+            write.is_doubtful |= write.is_pending || may_be_lost;
             if write.is_pending {
                 write.is_pending = false;
                 write.settled = write.settled.min(now);
@@ -397,8 +425,10 @@ impl Model {
             let (writes, start) = (&self.writes, segment.start);
             let fits =
                 |candidate: &Candidate| matches(candidate.write, writes[index(candidate.write)].fill, start, bytes);
-            if !segment.candidates.iter().any(|candidate| candidate.is_alive() && fits(candidate)) {
-                let (part, held) = (segment.start..segment.end, format!("{:?}", segment.candidates));
+            let held = segment.candidates.clone();
+            segment.candidates.retain(|candidate| !candidate.is_alive() || fits(candidate));
+            if !segment.candidates.iter().any(Candidate::is_alive) {
+                let (part, held) = (segment.start..segment.end, format!("{held:?}"));
                 let what = explain(&self.writes, id, part.start, bytes);
                 let oracle = if what.is_some() { DataOracle::Lost } else { DataOracle::Corrupt };
                 let what = what.unwrap_or_else(|| "nothing that was ever written there".to_owned());
@@ -407,7 +437,6 @@ impl Model {
                     format!("object {id}, bytes {part:?}: after the crash they are {what}, not {held}"),
                 ));
             }
-            segment.candidates.retain(|candidate| !candidate.is_alive() || fits(candidate));
         }
         Ok(())
     }
@@ -421,7 +450,9 @@ impl Model {
             let write = &self.writes[index(id)];
             let Some(volume) = self.volumes.get_mut(&write.volume) else { continue };
             let (mut is_there, mut is_missing) = (write.was_read && self.answers_last, None);
-            for segment in volume.meeting(&write.range) {
+            // What lies beyond the size was not read.
+            let range = write.range.start..write.range.end.min(volume.size_bytes);
+            for segment in volume.meeting(&range) {
                 let mut alive = segment.candidates.iter().filter(|candidate| candidate.is_alive());
                 if let (Some(&Candidate { write: found, .. }), None) = (alive.next(), alive.next()) {
                     is_there |= found == id;
@@ -442,12 +473,22 @@ impl Model {
             for segment in &mut volume.segments {
                 segment.candidates.retain(Candidate::is_alive);
             }
+            volume.empty_beyond_size();
             volume.join();
         }
         self.recovered_at = self.tick();
         self.all_last();
         Ok(())
     }
+}
+
+/// A volume that exists, or did when a request was submitted.
+fn find<'a>(
+    volumes: &'a mut BTreeMap<ObjectId, VolumeModel>,
+    gone: &'a mut BTreeMap<ObjectId, VolumeModel>,
+    id: ObjectId,
+) -> Option<&'a mut VolumeModel> {
+    volumes.get_mut(&id).or_else(|| gone.get_mut(&id))
 }
 
 /// Which of all writes that ever covered the place the bytes are from.
@@ -490,10 +531,8 @@ impl VolumeModel {
         self.segments[first..end.max(first)].iter_mut()
     }
 
-    /// Segments of exactly `range`, as far as it lies in the volume.
+    /// Segments of exactly `range`.
     fn cut(&mut self, range: &Range<u64>) -> impl Iterator<Item = &mut Segment> {
-        let range =
-            range.start.min(self.size_bytes)..range.end.min(self.size_bytes).max(range.start.min(self.size_bytes));
         for bound in [range.start, range.end] {
             let place = self.segments.partition_point(|segment| segment.end <= bound);
             if let Some(segment) = self.segments.get_mut(place).filter(|segment| segment.start < bound) {
@@ -509,6 +548,14 @@ impl VolumeModel {
         );
         let end = if range.is_empty() { first } else { end };
         self.segments[first..end].iter_mut()
+    }
+
+    /// Nothing is under way: what lies beyond the size is zeroes.
+    fn empty_beyond_size(&mut self) {
+        let beyond = self.size_bytes..u64::MAX;
+        for segment in self.cut(&beyond) {
+            segment.candidates = vec![Candidate::new(WriteId(0))];
+        }
     }
 
     /// Joins neighbours that hold the same single write.
@@ -527,101 +574,4 @@ impl VolumeModel {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pattern::fill;
-
-    const V: ObjectId = ObjectId(1);
-
-    fn model(answers_last: bool) -> Model {
-        let mut model = Model::new(answers_last);
-        model.create(V, "v", 8192);
-        model
-    }
-
-    fn bytes(id: WriteId, range: Range<u64>) -> Vec<u8> {
-        let mut bytes = vec![0; small(range.end - range.start)];
-        fill(id, range.start, &mut bytes);
-        bytes
-    }
-
-    fn oracle(result: Result<(), DataFault>) -> Option<DataOracle> {
-        result.err().map(|(oracle, _)| oracle)
-    }
-
-    #[test]
-    fn an_answered_write_hides_what_was_before() {
-        let mut model = model(true);
-        let first = model.begin_write(V, 0..4096, Fill::Pattern);
-        model.end_write(first, false);
-        let second = model.begin_write(V, 100..200, Fill::Pattern);
-        let read = model.begin();
-        assert_eq!(oracle(model.check_read(V, 100, &bytes(first, 100..200), read)), None, "the second is under way");
-        model.end_write(second, false);
-        assert_eq!(oracle(model.check_read(V, 100, &bytes(first, 100..200), read)), None, "the read began before");
-        model.end(read);
-        let read = model.begin();
-        assert_eq!(oracle(model.check_read(V, 100, &bytes(first, 100..200), read)), Some(DataOracle::StaleRead));
-        assert_eq!(oracle(model.check_read(V, 100, &[7; 9], read)), Some(DataOracle::Corrupt));
-        let mut both = bytes(first, 0..300);
-        both[100..200].copy_from_slice(&bytes(second, 100..200));
-        assert_eq!(oracle(model.check_read(V, 0, &both, read)), None);
-    }
-
-    #[test]
-    fn what_was_read_does_not_vanish() {
-        let mut model = model(true);
-        let first = model.begin_write(V, 0..4096, Fill::Pattern);
-        model.end_write(first, false);
-        let second = model.begin_write(V, 0..8192, Fill::Pattern);
-        let read = model.begin();
-        assert_eq!(oracle(model.check_read(V, 0, &bytes(second, 0..10), read)), None);
-        model.end(read);
-        model.crash(Loss::Unanswered);
-        assert_eq!(oracle(model.check_recovered(V, 0, &bytes(first, 0..4096))), Some(DataOracle::Lost));
-    }
-
-    #[test]
-    fn a_change_is_there_whole_or_not_at_all() {
-        let mut model = model(true);
-        let first = model.begin_write(V, 0..8192, Fill::Pattern);
-        model.end_write(first, false);
-        let second = model.begin_write(V, 1000..6000, Fill::Pattern);
-        model.crash(Loss::Unanswered);
-        let mut mixed = bytes(first, 0..8192);
-        mixed[1000..4096].copy_from_slice(&bytes(second, 1000..4096));
-        assert_eq!(oracle(model.check_recovered(V, 0, &mixed[..4096])), None);
-        assert_eq!(oracle(model.check_recovered(V, 4096, &mixed[4096..])), None);
-        assert_eq!(oracle(model.judge_crash()), Some(DataOracle::HalfApplied));
-    }
-
-    #[test]
-    fn answered_flushed_and_fua_are_told_apart() {
-        for (flush, fua) in [(false, false), (true, false), (false, true)] {
-            let mut model = model(false);
-            let first = model.begin_write(V, 0..4096, Fill::Pattern);
-            model.end_write(first, true);
-            let second = model.begin_write(V, 0..4096, Fill::Pattern);
-            model.end_write(second, fua);
-            let began = model.begin();
-            if flush {
-                model.flushed(Some(V), began);
-            }
-            model.crash(Loss::NotLasting);
-            let older = model.check_recovered(V, 0, &bytes(first, 0..4096));
-            assert_eq!(oracle(older), (flush || fua).then_some(DataOracle::Lost));
-        }
-    }
-
-    #[test]
-    fn a_volume_that_grows_again_is_empty_there() {
-        let mut model = model(true);
-        let first = model.begin_write(V, 0..8192, Fill::Pattern);
-        model.end_write(first, false);
-        model.resize(V, 4096);
-        model.resize(V, 8192);
-        let read = model.begin();
-        assert_eq!(oracle(model.check_read(V, 4096, &[0; 4096], read)), None);
-        assert_eq!(oracle(model.check_read(V, 4096, &bytes(first, 4096..5000), read)), Some(DataOracle::StaleRead));
-    }
-}
+mod tests;

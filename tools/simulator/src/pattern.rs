@@ -23,35 +23,45 @@ fn index(number: u64) -> usize {
     usize::try_from(number).expect("64-bit machines only")
 }
 
+/// Bytes that lie side by side: those up to the first whole word of the volume, whole words, and the rest.
+fn split(offset: u64, length: usize) -> (usize, usize) {
+    let head = index(offset.next_multiple_of(8) - offset).min(length);
+    (head, head + (length - head) / 8 * 8)
+}
+
 /// Puts the bytes of write `id` at byte `offset` of a volume into `bytes`.
-pub fn fill(id: WriteId, mut offset: u64, mut bytes: &mut [u8]) {
-    while !bytes.is_empty() {
-        let within = index(offset % 8);
-        let count = bytes.len().min(8 - within);
-        let (part, rest) = bytes.split_at_mut(count);
-        part.copy_from_slice(&word_bytes(id, offset / 8)[within..within + count]);
-        bytes = rest;
-        offset += count as u64;
+pub fn fill(id: WriteId, offset: u64, bytes: &mut [u8]) {
+    let (head, tail) = split(offset, bytes.len());
+    let at = |position: usize| offset + position as u64;
+    for position in (0..head).chain(tail..bytes.len()) {
+        bytes[position] = word_bytes(id, at(position) / 8)[index(at(position) % 8)];
+    }
+    let first = at(head) / 8;
+    for (word, part) in (first..).zip(bytes[head..tail].as_chunks_mut::<8>().0) {
+        *part = word_bytes(id, word);
     }
 }
 
 /// Whether `bytes` at `offset` are those of write `id`, filled as `fill`.
 #[must_use]
-pub fn matches(id: WriteId, fill: Fill, mut offset: u64, mut bytes: &[u8]) -> bool {
+pub fn matches(id: WriteId, fill: Fill, offset: u64, bytes: &[u8]) -> bool {
     if fill == Fill::Zeroes {
-        return bytes.iter().all(|&byte| byte == 0);
+        return are_zeroes(bytes);
     }
-    while !bytes.is_empty() {
-        let within = index(offset % 8);
-        let count = bytes.len().min(8 - within);
-        let (part, rest) = bytes.split_at(count);
-        if *part != word_bytes(id, offset / 8)[within..within + count] {
-            return false;
-        }
-        bytes = rest;
-        offset += count as u64;
-    }
-    true
+    let (head, tail) = split(offset, bytes.len());
+    let at = |position: usize| offset + position as u64;
+    let first = at(head) / 8;
+    (0..head)
+        .chain(tail..bytes.len())
+        .all(|position| bytes[position] == word_bytes(id, at(position) / 8)[index(at(position) % 8)])
+        && (first..).zip(bytes[head..tail].as_chunks::<8>().0).all(|(word, part)| *part == word_bytes(id, word))
+}
+
+/// Most of what is ever compared is zeroes, so this goes by many bytes at once.
+fn are_zeroes(bytes: &[u8]) -> bool {
+    let (chunks, rest) = bytes.as_chunks::<128>();
+    let is_zero = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte) == 0;
+    chunks.iter().all(|chunk| is_zero(chunk)) && is_zero(rest)
 }
 
 #[cfg(test)]
@@ -71,5 +81,24 @@ mod tests {
         part[12] ^= 1;
         assert!(!matches(WriteId(3), Fill::Pattern, 1017, &part));
         assert!(matches(WriteId(3), Fill::Zeroes, 0, &[0; 9]) && !matches(WriteId(3), Fill::Zeroes, 0, &[0, 1]));
+    }
+
+    #[test]
+    fn every_place_of_a_difference_is_seen() {
+        for (offset, length) in [(0, 0), (3, 2), (3, 300), (8, 256), (4095, 1), (129, 135)] {
+            let (mut bytes, mut zeroes) = (vec![0; length], vec![0; length]);
+            fill(WriteId(9), offset, &mut bytes);
+            assert!(
+                matches(WriteId(9), Fill::Pattern, offset, &bytes) && matches(WriteId(0), Fill::Zeroes, 0, &zeroes)
+            );
+            for position in 0..length {
+                bytes[position] ^= 4;
+                zeroes[position] ^= 4;
+                assert!(!matches(WriteId(9), Fill::Pattern, offset, &bytes));
+                assert!(!matches(WriteId(0), Fill::Zeroes, 0, &zeroes));
+                bytes[position] ^= 4;
+                zeroes[position] ^= 4;
+            }
+        }
     }
 }

@@ -2,17 +2,25 @@
 
 use crate::{
     fault::Tally,
-    history::{self, Figures, Oracle, Outcome, Violation},
+    history::{self, Figures, Oracle, Outcome, Violation, Watch},
+    pair,
 };
-use serde::Serialize;
+use anyhow::ensure;
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::TimeVal,
+};
+use serde::{Deserialize, Serialize};
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 use twinlog::base::checksum;
 
@@ -48,10 +56,33 @@ pub fn seed_of(run: u64, index: u64) -> u64 {
     run.wrapping_add(index.wrapping_mul(SEED_STEP))
 }
 
-/// Runs one history; a panic is a violation.
-#[must_use]
-pub fn run_one(seed: u64, is_traced: bool) -> Outcome {
-    guarded(seed, || history::run(seed, is_traced))
+/// What is simulated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// One node and its disks.
+    #[default]
+    Node,
+    /// A pair.
+    Pair,
+}
+
+impl Mode {
+    /// Runs one history; a panic is a violation.
+    #[must_use]
+    pub fn run_one(self, seed: u64, watch: Watch) -> Outcome {
+        guarded(seed, || match self {
+            Self::Node => history::run(seed, watch),
+            Self::Pair => pair::run(seed, watch),
+        })
+    }
+
+    fn tally(self) -> Tally {
+        match self {
+            Self::Node => Tally::default(),
+            Self::Pair => pair::tally(),
+        }
+    }
 }
 
 /// Runs `body`, the history of `seed`; a panic is a violation.
@@ -60,7 +91,7 @@ pub fn guarded(seed: u64, body: impl FnOnce() -> Outcome) -> Outcome {
         seed,
         violation: Some(Violation { oracle: Oracle::Assertion, what: PANIC.with(|panic| panic.borrow().clone()) }),
         figures: Figures::default(),
-        tally: Tally::default(),
+        tally: Tally::of(std::iter::empty()),
         digest: 0,
     })
 }
@@ -68,6 +99,8 @@ pub fn guarded(seed: u64, body: impl FnOnce() -> Outcome) -> Outcome {
 /// What to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
+    /// Of what.
+    pub mode: Mode,
     /// The first history's seed.
     pub seed: u64,
     /// Histories.
@@ -78,32 +111,46 @@ pub struct Plan {
     pub twice: bool,
 }
 
-/// The sum of a run.
-#[derive(Clone, Debug, Default, Serialize)]
+/// The sum of a run, or of as much of it as is done.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Version of this structure.
     pub schema_version: u32,
+    /// What was run: the commit that it was built from.
+    pub commit: String,
+    /// Of what.
+    pub mode: Mode,
     /// The run's seed.
     pub seed: u64,
-    /// Histories that were run.
+    /// Whether every history was run twice.
+    pub twice: bool,
+    /// Histories that were run: the first so many of the run.
     pub histories: u64,
-    /// Of these, with a violation.
+    /// Those with a violation.
     pub failures: Vec<Failure>,
     /// Seconds.
     pub seconds: f64,
+    /// Seconds of processors, of all threads.
+    pub cpu_seconds: f64,
     /// Histories per second, of all threads.
     pub histories_per_second: f64,
+    /// Histories per second of one processor.
+    pub histories_per_cpu_second: f64,
     /// What the histories did.
     pub figures: Figures,
     /// Faults by class.
     pub faults: Tally,
     /// Classes that never mattered.
+    #[serde(skip_deserializing)]
     pub idle_classes: Vec<&'static str>,
 }
 
 /// A history with a violation.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Failure {
+    /// Of what.
+    pub mode: Mode,
     /// Its seed.
     pub seed: u64,
     /// Who found it.
@@ -112,65 +159,134 @@ pub struct Failure {
     pub what: String,
 }
 
-/// Failures after which a run gives up.
-const FAILURES_MAX: usize = 20;
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(formatter, "FAILED {}: {}", self.oracle, self.what)?;
+        let flag = if self.mode == Mode::Pair { " --pair" } else { "" };
+        write!(formatter, "  repeat: cargo simulator{flag} --histories 1 --seed {:#x} --trace", self.seed)
+    }
+}
 
-/// Runs a plan; `tell` hears the number of histories done, now and then.
-pub fn run(plan: Plan, mut tell: impl FnMut(u64, Duration)) -> Summary {
-    let started = now();
-    let (next, enough) = (AtomicU64::new(0), AtomicBool::new(false));
-    let mut summary = Summary { schema_version: 1, seed: plan.seed, ..Summary::default() };
+/// Version of [`Summary`].
+const SCHEMA_VERSION: u32 = 3;
+
+/// Failures after which a run gives up: what breaks a few histories must not keep the others from being counted, and what breaks most
+/// of them is known by then.
+const FAILURES_MAX: usize = 100;
+
+impl Summary {
+    /// Nothing is done of `plan`.
+    #[must_use]
+    pub fn new(plan: &Plan) -> Self {
+        let commit = twinlog::COMMIT.to_owned();
+        let Plan { mode, seed, twice, .. } = *plan;
+        let faults = mode.tally();
+        Self { schema_version: SCHEMA_VERSION, commit, mode, seed, twice, faults, ..Self::default() }
+    }
+
+    /// Whether `plan` can go on from here.
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn must_be_of(&self, plan: &Plan) -> anyhow::Result<()> {
+        ensure!(self.schema_version == SCHEMA_VERSION, "it is of another version of this program");
+        let commit = twinlog::COMMIT;
+        ensure!(self.commit == commit, "it is of commit {}, and this program of {commit}", self.commit);
+        ensure!(self.mode == plan.mode, "one of the two is of pairs");
+        ensure!(self.seed == plan.seed, "it is of seed {:#x}, not {:#x}", self.seed, plan.seed);
+        ensure!(self.twice == plan.twice, "one of the two runs every history twice");
+        Ok(())
+    }
+
+    /// Whether so many histories failed that no more are run.
+    #[must_use]
+    pub fn gave_up(&self) -> bool {
+        self.failures.len() >= FAILURES_MAX
+    }
+
+    fn take(&mut self, outcome: Outcome, is_same: bool) {
+        self.histories += 1;
+        self.figures.add(&outcome.figures);
+        self.faults.add(&outcome.tally);
+        let (mode, seed) = (self.mode, outcome.seed);
+        if let Some(Violation { oracle, what }) = outcome.violation {
+            self.failures.push(Failure { mode, seed, oracle: oracle.to_string(), what });
+        }
+        if !is_same {
+            let what = "two runs of the same seed differ".to_owned();
+            self.failures.push(Failure { mode, seed, oracle: "determinism".to_owned(), what });
+        }
+    }
+
+    /// Fills in what follows from the rest, when a run that began with `before` has lasted so long.
+    fn sum_up(&mut self, before: &Self, seconds: f64, cpu_seconds: f64) {
+        self.seconds = before.seconds + seconds;
+        self.cpu_seconds = before.cpu_seconds + cpu_seconds;
+        self.histories_per_second = self.histories as f64 / self.seconds.max(1e-9);
+        self.histories_per_cpu_second = self.histories as f64 / self.cpu_seconds.max(1e-9);
+        self.idle_classes = self.faults.idle();
+    }
+}
+
+/// A history that has been run, with its index.
+type Finished = (u64, Outcome, bool);
+
+/// Runs what is left of a plan after `before`. `tell` hears the sum whenever a history joins it: always in their order, so a sum is that of
+/// the first so many histories, and nothing is lost or doubled by whoever goes on from it.
+pub fn run(plan: &Plan, before: &Summary, mut tell: impl FnMut(&Summary)) -> Summary {
+    let (started, cpu_before) = (now(), cpu_seconds());
+    let (next, enough) = (AtomicU64::new(before.histories), AtomicBool::new(false));
+    let mut summary = before.clone();
     std::thread::scope(|scope| {
-        let (sender, outcomes) = mpsc::sync_channel::<(Outcome, bool)>(1024);
+        let (sender, outcomes) = mpsc::sync_channel::<Finished>(1024);
         for _ in 0..plan.jobs {
             let (sender, next, enough) = (sender.clone(), &next, &enough);
-            scope.spawn(move || {
-                while !enough.load(Ordering::Relaxed) {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= plan.histories {
-                        break;
-                    }
-                    let seed = seed_of(plan.seed, index);
-                    let outcome = run_one(seed, false);
-                    let is_same = !plan.twice || run_one(seed, false).digest == outcome.digest;
-                    if sender.send((outcome, is_same)).is_err() {
-                        break;
-                    }
-                }
-            });
+            scope.spawn(move || work(plan, next, enough, &sender));
         }
         drop(sender);
-        for (outcome, is_same) in outcomes {
-            take(&mut summary, outcome, is_same);
-            if summary.failures.len() >= FAILURES_MAX {
-                enough.store(true, Ordering::Relaxed);
+        let mut early = BTreeMap::new();
+        for (index, outcome, is_same) in outcomes {
+            early.insert(index, (outcome, is_same));
+            while !summary.gave_up()
+                && let Some((outcome, is_same)) = early.remove(&summary.histories)
+            {
+                summary.take(outcome, is_same);
+                summary.sum_up(before, started.elapsed().as_secs_f64(), cpu_seconds() - cpu_before);
+                tell(&summary);
             }
-            if summary.histories.is_multiple_of(1000) {
-                tell(summary.histories, started.elapsed());
-            }
+            enough.store(summary.gave_up(), Ordering::Relaxed);
         }
     });
-    summary.seconds = started.elapsed().as_secs_f64();
-    summary.histories_per_second = summary.histories as f64 / summary.seconds.max(1e-9);
-    summary.idle_classes = summary.faults.idle();
+    summary.sum_up(before, started.elapsed().as_secs_f64(), cpu_seconds() - cpu_before);
     summary
 }
 
-fn take(summary: &mut Summary, outcome: Outcome, is_same: bool) {
-    summary.histories += 1;
-    summary.figures.add(&outcome.figures);
-    summary.faults.add(&outcome.tally);
-    let seed = outcome.seed;
-    if let Some(Violation { oracle, what }) = outcome.violation {
-        summary.failures.push(Failure { seed, oracle: oracle.to_string(), what });
-    }
-    if !is_same {
-        let what = "two runs of the same seed differ".to_owned();
-        summary.failures.push(Failure { seed, oracle: "determinism".to_owned(), what });
+/// One thread of a run.
+fn work(plan: &Plan, next: &AtomicU64, enough: &AtomicBool, finished: &mpsc::SyncSender<Finished>) {
+    while !enough.load(Ordering::Relaxed) {
+        let index = next.fetch_add(1, Ordering::Relaxed);
+        if index >= plan.histories {
+            break;
+        }
+        let seed = seed_of(plan.seed, index);
+        let watch = if plan.twice { Watch::Digest } else { Watch::Verdict };
+        let outcome = plan.mode.run_one(seed, watch);
+        let is_same = !plan.twice || plan.mode.run_one(seed, watch).digest == outcome.digest;
+        if finished.send((index, outcome, is_same)).is_err() {
+            break;
+        }
     }
 }
 
+/// Seconds that this process has had of processors.
+fn cpu_seconds() -> f64 {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("asked for as the manual says");
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    seconds(usage.user_time()) + seconds(usage.system_time())
+}
+
+/// The real time.
 #[expect(clippy::disallowed_methods, reason = "the rate of histories is real time")]
-fn now() -> Instant {
+pub fn now() -> Instant {
     Instant::now()
 }

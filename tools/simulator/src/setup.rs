@@ -12,10 +12,14 @@ pub const BLOCK: u64 = 4096;
 pub struct Setup {
     /// Blocks of each device.
     pub device_blocks: Vec<u64>,
+    /// Whether there is a further disk, empty, that the pool can grow by: as large as the first.
+    pub has_spare: bool,
     /// Lanes of the pool.
     pub lanes: u16,
     /// Most reactors that a life has.
     pub reactors_max: u16,
+    /// Messages that wait between two reactors: so few that the bound is met.
+    pub messages_max: usize,
     /// Blocks of each lane's ring.
     pub ring_blocks: u64,
     /// Whether log memory is persistent memory; else a file.
@@ -32,6 +36,8 @@ pub struct Setup {
     pub cache_blocks_max: usize,
     /// Longest latency of a disk and of the log.
     pub latency_ns: (u64, u64),
+    /// How many times longer reads of disks take.
+    pub read_slowness: u64,
     /// Blocks of the largest volume.
     pub volume_blocks_max: u64,
     /// Volumes at most.
@@ -50,6 +56,8 @@ pub struct Setup {
     pub write_bytes_max: u64,
     /// Whether writes may begin and end anywhere; else on sectors of 512 bytes.
     pub any_byte: bool,
+    /// Whether every write is of one whole block: then records are of one length, and those of a torn tail may fit behind new ones.
+    pub is_uniform: bool,
     /// Whether the workload tries to fill the pool.
     pub fills_pool: bool,
     /// Whether devices report errors in some lives.
@@ -73,11 +81,16 @@ impl Setup {
         let fills_pool = prng.chance(1, 24);
         let damage = (prng.chance(1, 5) && durability == DurabilityClass::Durable).then(|| *prng.pick(&Damage::ALL));
         let ring_blocks = prng.between(4, 24);
+        let requests_max = *prng.pick(&[4, 12, 30]);
+        // Short lives are many: crash upon crash.
+        let lives = prng.between(1, if requests_max == 4 { 6 } else { 3 });
         let (disk_ns, log_ns) = (prng.between(1000, 8000), prng.between(500, 5000));
-        Self {
+        let mut setup = Self {
             device_blocks: if prng.chance(1, 5) { vec![1024, 1024] } else { vec![1024] },
+            has_spare: false,
             lanes,
             reactors_max: if prng.chance(1, 3) { 2 } else { 1 },
+            messages_max: *prng.pick(&[1, 2, 8]),
             ring_blocks,
             is_pmem: prng.chance(1, 3),
             pending_blocks: *prng.pick(&[1, 2, 8, 1024]),
@@ -86,18 +99,57 @@ impl Setup {
             sector_bytes: *prng.pick(&[512, 512, 4096]),
             cache_blocks_max: *prng.pick(&[4, 64, 4096]),
             latency_ns: (disk_ns, log_ns),
+            read_slowness: *prng.pick(&[1, 1, 1, 20]),
             volume_blocks_max: *prng.pick(&[4, 12, 40]),
             volumes_max: index(prng.between(1, 3)),
             is_nbd: prng.chance(1, 6),
             sessions: index(prng.between(1, 3)),
             depth: index(prng.between(1, 6)),
-            lives: u32::try_from(prng.between(1, 3)).expect("small"),
-            requests_max: *prng.pick(&[4, 12, 30]),
+            lives: u32::try_from(lives).expect("small"),
+            requests_max,
             write_bytes_max: (ring_blocks / 4 * BLOCK).min(24 << 10),
             any_byte: prng.chance(1, 3),
+            is_uniform: prng.chance(1, 4),
             fills_pool,
             has_errors: damage.is_none() && prng.chance(1, 4),
             damage,
+            weakness: None,
+        };
+        setup.has_spare = prng.chance(1, 2);
+        setup
+    }
+
+    /// One node without faults: a disk, a lane in a file, one reactor, clients that call the engine. Tests change what they are about.
+    #[must_use]
+    pub fn plain(durability: DurabilityClass) -> Self {
+        Self {
+            device_blocks: vec![1024],
+            has_spare: false,
+            lanes: 1,
+            reactors_max: 1,
+            messages_max: 8,
+            ring_blocks: 64,
+            is_pmem: false,
+            pending_blocks: 1024,
+            durability,
+            memory_blocks: 384,
+            sector_bytes: 512,
+            cache_blocks_max: 4096,
+            latency_ns: (8000, 5000),
+            read_slowness: 1,
+            volume_blocks_max: 64,
+            volumes_max: 3,
+            is_nbd: false,
+            sessions: 1,
+            depth: 6,
+            lives: 1,
+            requests_max: 30,
+            write_bytes_max: 24 << 10,
+            any_byte: true,
+            is_uniform: false,
+            fills_pool: false,
+            has_errors: false,
+            damage: None,
             weakness: None,
         }
     }
@@ -112,19 +164,22 @@ impl Setup {
     pub fn weaken(&mut self, weakness: Weakness) {
         self.weakness = Some(weakness);
         match weakness {
-            Weakness::NoErrors => self.has_errors = false,
+            // A persist that fails is torn, too.
+            Weakness::NoErrors | Weakness::WholeLog => self.has_errors = false,
             Weakness::NoDamage => self.damage = None,
             Weakness::RoomyPool => self.fills_pool = false,
-            Weakness::NoPowerCut | Weakness::WholeLog | Weakness::NoCrash => {}
+            Weakness::NoPowerCut | Weakness::NoCrash => {}
         }
     }
 
-    /// The disk with this index.
+    /// The disk with this index; the spare one comes last.
     #[must_use]
     pub fn medium(&self, position: usize) -> MediumConfig {
-        let mut config = MediumConfig::new(["disk-0", "disk-1"][position], self.device_blocks[position]);
+        let block_count = *self.device_blocks.get(position).unwrap_or(&self.device_blocks[0]);
+        let mut config = MediumConfig::new(&format!("disk-{position}"), block_count);
         config.info.sector_bytes = self.sector_bytes;
         config.latency_ns = (500, self.latency_ns.0);
+        config.read_slowness = self.read_slowness;
         config.cache_blocks_max = self.cache_blocks_max;
         config
     }
@@ -132,19 +187,7 @@ impl Setup {
     /// The log memory of a lane.
     #[must_use]
     pub fn log(&self) -> LogShape {
-        let size_bytes = (1 + self.ring_blocks) * BLOCK;
-        let durability = self.durability;
-        if self.is_pmem {
-            LogShape { durability, ..LogShape::pmem(size_bytes) }
-        } else {
-            let pending_bytes_max = self.pending_blocks * BLOCK;
-            LogShape {
-                latency_ns: (200, self.latency_ns.1),
-                durability,
-                pending_bytes_max,
-                ..LogShape::file(size_bytes)
-            }
-        }
+        log_shape(self.durability, self.is_pmem, (self.ring_blocks, self.pending_blocks), self.latency_ns.1)
     }
 }
 
@@ -170,6 +213,27 @@ impl Weakness {
     pub const ALL: [Self; 6] =
         [Self::NoPowerCut, Self::WholeLog, Self::NoCrash, Self::NoErrors, Self::NoDamage, Self::RoomyPool];
 
+    /// Classes of faults that do not matter any more: how the weakness is noticed.
+    #[must_use]
+    pub fn silences(self) -> &'static [&'static str] {
+        match self {
+            Self::NoPowerCut => &["power cut", "cached write lost", "torn write"],
+            Self::WholeLog => &["log store lost", "torn log persist"],
+            Self::NoCrash => &[
+                "power cut",
+                "crash at a durable step",
+                "landing at a durable step",
+                "crash in recovery",
+                "crash in growth",
+            ],
+            Self::NoErrors => {
+                &["read error", "write error", "device gone", "no space", "log persist error", "log read error"]
+            }
+            Self::NoDamage => &["bit rot", "lost write", "misdirected write", "log bit rot"],
+            Self::RoomyPool => &["full pool"],
+        }
+    }
+
     /// Name and what is missing.
     #[must_use]
     pub fn describe(self) -> (&'static str, &'static str) {
@@ -188,4 +252,19 @@ impl Weakness {
 #[must_use]
 pub fn index(number: u64) -> usize {
     usize::try_from(number).expect("64-bit machines only")
+}
+
+/// The log memory of a lane: in blocks its ring, and what a file may have in flight; and the longest latency of a file.
+pub(crate) fn log_shape(
+    durability: DurabilityClass,
+    is_pmem: bool,
+    (ring_blocks, pending_blocks): (u64, u64),
+    latency_ns_max: u64,
+) -> LogShape {
+    let size_bytes = (1 + ring_blocks) * BLOCK;
+    if is_pmem {
+        return LogShape { durability, ..LogShape::pmem(size_bytes) };
+    }
+    let pending_bytes_max = pending_blocks * BLOCK;
+    LogShape { latency_ns: (200, latency_ns_max), durability, pending_bytes_max, ..LogShape::file(size_bytes) }
 }

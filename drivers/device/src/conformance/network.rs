@@ -1,6 +1,6 @@
 //! The contracts of [`Network`].
 
-use super::{TURNS_MAX, pattern};
+use super::{pattern, turn_until};
 use crate::{BLOCK_BYTES, BlockPool, ConnectionId, ConnectionState, Network};
 
 /// Bytes of input that can wait at least.
@@ -82,14 +82,8 @@ impl<H: NetworkHarness> Driver<'_, H> {
 
     /// Turns until `done`, which says whether it is and what has changed since the last time.
     #[track_caller]
-    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> Option<usize>) {
-        let (mut idle_turns, mut progress) = (0, usize::MAX);
-        while let Some(now) = done(self) {
-            idle_turns = if now == progress { idle_turns + 1 } else { 0 };
-            progress = now;
-            assert!(idle_turns < TURNS_MAX, "{what}");
-            self.harness.turn();
-        }
+    fn until(&mut self, what: &str, done: impl FnMut(&mut Self) -> Option<usize>) {
+        turn_until(self, what, |driver| driver.harness.turn(), done);
     }
 
     fn open(&mut self) -> (ConnectionId, H::Peer) {

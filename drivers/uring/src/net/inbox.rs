@@ -9,7 +9,7 @@
 //! 1. `head <= filled <= capacity`. A receive in flight writes at `filled..capacity` only.
 //! 2. Bytes move, and the buffer grows, only while no receive is in flight, and only in calls that have the inbox mutably: a
 //!    borrow of the input never sees it.
-//! 3. A receive is in flight, or can be, whenever less than [`FULL_BYTES`] wait; from there on the client is slowed down.
+//! 3. A receive is in flight, or can be, whenever less than `full_bytes` wait; from there on the peer is slowed down.
 
 // The kernel writes into the buffer while the input is being looked at.
 #![expect(unsafe_code, reason = "memory shared with a receive in flight")]
@@ -17,10 +17,11 @@
 use crate::buffer::PageBuffer;
 
 /// Input that must be able to wait, by the contract of [`twinlog_device::Network::input`].
-pub(super) const FULL_BYTES: usize = 64 << 10;
+const FULL_BYTES: usize = 64 << 10;
 
-/// First and largest capacity. A buffer grows when a receive has filled it: then more comes at once.
-const CAPACITY_BYTES: [usize; 2] = [64 << 10, 256 << 10];
+/// First and largest capacity. A buffer grows when a receive has filled it: then more comes at once. The largest is four times what must be able to
+/// wait: input that is not whole yet is moved to the front when the end is reached, and of four parts at most one is moved.
+const CAPACITY_BYTES: [usize; 2] = [64 << 10, 4 * FULL_BYTES];
 
 /// A receive into less room than this is not worth its entry: the input is moved to the front first.
 const ROOM_BYTES_MIN: usize = 16 << 10;
@@ -30,13 +31,32 @@ pub(super) struct Inbox {
     head: usize,
     filled: usize,
     in_flight: bool,
+    /// Input that must be able to wait.
+    full_bytes: usize,
     /// The last receive filled all the room that it had: more may wait in the socket.
     was_filled: bool,
 }
 
 impl Inbox {
     pub(super) fn new() -> Self {
-        Self { buffer: PageBuffer::new(CAPACITY_BYTES[0]), head: 0, filled: 0, in_flight: false, was_filled: false }
+        Self {
+            buffer: PageBuffer::new(CAPACITY_BYTES[0]),
+            head: 0,
+            filled: 0,
+            in_flight: false,
+            full_bytes: FULL_BYTES,
+            was_filled: false,
+        }
+    }
+
+    /// From now on at least `count` bytes can wait.
+    pub(super) fn widen(&mut self, count: usize) {
+        self.full_bytes = self.full_bytes.max(count);
+    }
+
+    /// Largest capacity.
+    fn capacity_max(&self) -> usize {
+        CAPACITY_BYTES[1].max(4 * self.full_bytes)
     }
 
     pub(super) fn is_receiving(&self) -> bool {
@@ -61,20 +81,20 @@ impl Inbox {
     /// Room for a receive that is to be queued now, or `None` while one is in flight or the inbox is full.
     pub(super) fn begin(&mut self) -> Option<(*mut u8, u32)> {
         let waiting = self.filled - self.head;
-        if self.in_flight || waiting >= FULL_BYTES {
+        if self.in_flight || waiting >= self.full_bytes {
             return None;
         }
         self.make_room(waiting);
         self.in_flight = true;
         let room = self.filled..self.buffer.len();
-        let length = u32::try_from(room.len()).expect("at most 256 KiB");
+        let length = u32::try_from(room.len()).expect("at most 32 MiB");
         Some((self.buffer.address(&room), length))
     }
 
     fn make_room(&mut self, waiting: usize) {
         let capacity = self.buffer.len();
-        if self.was_filled && capacity < CAPACITY_BYTES[1] {
-            let larger = PageBuffer::new(CAPACITY_BYTES[1]);
+        if self.was_filled && capacity < self.capacity_max() {
+            let larger = PageBuffer::new(self.capacity_max());
             // SAFETY: the new buffer is ours alone.
             unsafe { larger.write(0, self.input()) };
             self.buffer = larger;
@@ -157,5 +177,27 @@ mod tests {
         assert!(inbox.begin().is_none(), "full at the bound");
         inbox.consume(1);
         assert!(inbox.begin().is_some(), "not full below the bound");
+    }
+
+    #[test]
+    fn a_message_of_the_promised_size_can_wait_whole_wherever_it_begins() {
+        const MESSAGE_BYTES: usize = 1_100_000;
+        let stream: Vec<u8> =
+            (0..12_000_000_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let mut inbox = Inbox::new();
+        inbox.widen(MESSAGE_BYTES);
+        let (mut received, mut seen) = (0, 0);
+        while seen + MESSAGE_BYTES <= stream.len() {
+            while inbox.input().len() < MESSAGE_BYTES {
+                let end = (received + 90_001).min(stream.len());
+                let count = receive(&mut inbox, &stream[received..end]);
+                assert!(count > 0 || received == stream.len(), "a receive is possible until a message is whole");
+                received += count;
+            }
+            assert!(inbox.input()[..MESSAGE_BYTES] == stream[seen..seen + MESSAGE_BYTES]);
+            assert!(inbox.buffer.len() <= 4 * MESSAGE_BYTES, "memory stays bounded");
+            inbox.consume(MESSAGE_BYTES);
+            seen += MESSAGE_BYTES;
+        }
     }
 }

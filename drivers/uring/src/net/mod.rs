@@ -1,14 +1,15 @@
-//! Client connections on the ring: Unix and TCP sockets.
+//! Connections on the ring: Unix and TCP sockets, accepted from clients or made to the partner.
 //!
 //! # Life of a connection
 //!
 //! ```text
 //!   accepted --accept()--> Serving --close(abort)--------------------------> Ending --> gone
-//!                             |                                               ^
-//!                             +--close--> Sending --all sent--> Lingering ----+
+//!   connect() ---------------^ |                                               ^
+//!                              +--close--> Sending --all sent--> Lingering ----+
 //! ```
 //!
-//! - *Serving*: a receive is in flight while the inbox has room, a send while there is something to send.
+//! - *Serving*: a receive is in flight while the inbox has room, a send while there is something to send; before either, the connect
+//!   of a connection that we have made ourselves.
 //! - *Sending*: the caller is gone; what is queued goes out. Without progress for [`SENDING_LIMIT`] it ends.
 //! - *Lingering*: our side is shut; what still comes is thrown away until the client closes, at most for [`LINGERING_LIMIT`]. Closing a
 //!   TCP socket with unread input would reset it, and the client might lose the last reply.
@@ -17,7 +18,8 @@
 //! # Invariants
 //!
 //! 1. A slot is used again only when none of its operations is in flight, so an event always belongs to the slot's connection.
-//! 2. A connection counts against the limit until its slot is free. A client beyond the limit is disconnected at once.
+//! 2. A connection that was accepted counts against the limit until its slot is free. A client beyond the limit is disconnected at once.
+//!    Connections of our own making have slots behind those, as many as the caller opens.
 //!
 //! # Failure cases
 //!
@@ -27,13 +29,15 @@
 // Entries name buffers by address, and accepted descriptors come as numbers.
 #![expect(unsafe_code, reason = "submission entries carry raw addresses")]
 
+mod connect;
 mod inbox;
 mod listener;
 mod outbox;
 
 pub use listener::{ListenAddress, ListenError, Listener};
 
-use crate::ring::{BeforeEnter, Event, Port, RegisteredFile, Ring};
+use crate::ring::{BeforeEnter, Event, Port, RegisteredFile, Ring, Target};
+use connect::{KernelAddress, failure_of};
 use inbox::Inbox;
 use io_uring::{opcode, types};
 use nix::sys::socket::{
@@ -48,9 +52,13 @@ use std::{
     ops::Range,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
-use twinlog_device::{Accepted, ConnectionId, ConnectionState, Nanos, Network, SharedBlock};
+use twinlog_device::{
+    Accepted, ConnectionFailure, ConnectionId, ConnectionState, Nanos, NetAddress, Network, SharedBlock,
+    net::INPUT_BYTES_MAX,
+};
 
 /// How long a connection that is to be closed may make no progress in sending.
 const SENDING_LIMIT: Duration = Duration::from_secs(30);
@@ -77,21 +85,23 @@ enum Operation {
     Send = 1,
     Accept = 2,
     Retry = 3,
+    Connect = 4,
 }
 
 /// The port's index of an operation of a slot (or of a listener).
 fn operation_index(operation: Operation, slot: u32) -> u32 {
-    slot << 2 | operation as u32
+    slot << 3 | operation as u32
 }
 
 fn operation_of(index: u32) -> (Operation, u32) {
-    let operation = match index & 3 {
+    let operation = match index & 7 {
         0 => Operation::Receive,
         1 => Operation::Send,
         2 => Operation::Accept,
-        _ => Operation::Retry,
+        3 => Operation::Retry,
+        _ => Operation::Connect,
     };
-    (operation, index >> 2)
+    (operation, index >> 3)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,18 +112,57 @@ enum Phase {
     Ending,
 }
 
-struct Connection {
-    // Declared before the socket: the table's entry goes before the descriptor can be used again.
+struct Socket {
+    // Declared before the descriptor: the table's entry goes before the descriptor can be used again.
     registered: RegisteredFile,
-    socket: OwnedFd,
+    descriptor: OwnedFd,
+}
+
+impl Socket {
+    fn new(ring: &Ring, descriptor: OwnedFd) -> Self {
+        Self { registered: RegisteredFile::new(ring, &descriptor), descriptor }
+    }
+
+    fn target(&self) -> Target {
+        self.registered.target()
+    }
+
+    fn shut(&self, how: Shutdown) {
+        // Fails only when the peer has gone, which ends the operations too.
+        let _ = shutdown(self.descriptor.as_raw_fd(), how);
+    }
+}
+
+struct Connection {
+    /// `None` when the machine had none for it: then it has failed.
+    socket: Option<Socket>,
     id: ConnectionId,
     inbox: Inbox,
     state: ConnectionState,
+    failure: Option<ConnectionFailure>,
     phase: Phase,
+    /// Where to, while a connect is in flight.
+    connecting: Option<Box<KernelAddress>>,
     /// The caller knows it.
     named: bool,
     /// Something has changed since the last poll.
     changed: bool,
+}
+
+impl Connection {
+    fn new(id: ConnectionId, socket: Option<Socket>) -> Self {
+        Self {
+            socket,
+            id,
+            inbox: Inbox::new(),
+            state: ConnectionState::Open,
+            failure: None,
+            phase: Phase::Serving,
+            connecting: None,
+            named: false,
+            changed: false,
+        }
+    }
 }
 
 struct ListenerSlot {
@@ -122,13 +171,16 @@ struct ListenerSlot {
     multishot: bool,
 }
 
-/// The client connections of one reactor.
+/// The connections of one reactor.
 pub struct UringNetwork {
     // First, so that it is dropped, and the kernel has finished, before buffers and sockets go.
     port: Port,
     outbox: Rc<RefCell<Outbox>>,
     connections: Vec<Option<Connection>>,
+    /// Slots that belong to accepted connections; the others are behind them.
+    accepted_slots: u32,
     free: Vec<u32>,
+    free_outgoing: Vec<u32>,
     listeners: Vec<ListenerSlot>,
     accepted: VecDeque<Accepted>,
     changed: Vec<ConnectionId>,
@@ -162,7 +214,9 @@ impl UringNetwork {
             port,
             outbox,
             connections: (0..slots).map(|_| None).collect(),
+            accepted_slots: slot_count,
             free: (0..slot_count).rev().collect(),
+            free_outgoing: Vec::new(),
             listeners: listeners.collect(),
             accepted: VecDeque::new(),
             changed: Vec::new(),
@@ -195,7 +249,7 @@ impl UringNetwork {
     /// Connections that exist now, those that are being closed included.
     #[must_use]
     pub fn connection_count(&self) -> usize {
-        self.connections.len() - self.free.len()
+        self.connections.iter().flatten().count()
     }
 
     /// Clients that were turned away because of the limit.
@@ -255,22 +309,28 @@ impl UringNetwork {
             ListenAddress::Tcp(_) => prepare_tcp(&socket),
             ListenAddress::Unix { .. } => name_unix(&socket),
         };
-        self.connection_count += 1;
-        let id = ConnectionId(self.connection_count << SLOT_BITS | u64::from(slot));
-        let registered = RegisteredFile::new(self.port.ring(), &socket);
-        self.outbox.borrow_mut().open(slot, registered.target());
-        self.connections[slot as usize] = Some(Connection {
-            registered,
-            socket,
-            id,
-            inbox: Inbox::new(),
-            state: ConnectionState::Open,
-            phase: Phase::Serving,
-            named: false,
-            changed: false,
-        });
+        let id = self.new_id(slot);
+        let socket = Socket::new(self.port.ring(), socket);
+        self.outbox.borrow_mut().open(slot, Some(socket.target()));
+        self.outbox.borrow_mut().release(slot);
+        self.connections[slot as usize] = Some(Connection::new(id, Some(socket)));
         self.accepted.push_back(Accepted { connection: id, listener: listener as usize, peer });
         self.receive(slot);
+    }
+
+    fn new_id(&mut self, slot: u32) -> ConnectionId {
+        self.connection_count += 1;
+        ConnectionId(self.connection_count << SLOT_BITS | u64::from(slot))
+    }
+
+    /// A slot for a connection of our own making.
+    fn outgoing_slot(&mut self) -> u32 {
+        self.free_outgoing.pop().unwrap_or_else(|| {
+            assert!(self.connections.len() < SLOTS_MAX, "the caller bounds the connections that it opens");
+            self.connections.push(None);
+            self.outbox.borrow_mut().add_slot();
+            u32::try_from(self.connections.len() - 1).expect("at most 65536")
+        })
     }
 
     fn at(&mut self, slot: u32) -> &mut Connection {
@@ -283,8 +343,8 @@ impl UringNetwork {
         if connection.state != ConnectionState::Open || connection.phase == Phase::Ending {
             return;
         }
+        let Some(target) = connection.socket.as_ref().map(Socket::target) else { return };
         let Some((address, length)) = connection.inbox.begin() else { return };
-        let target = connection.registered.target();
         // When there was nothing left in the socket, waiting at once saves an attempt that most likely finds nothing.
         let has_drained = connection.inbox.has_drained();
         let poll_first = if has_drained { self.poll_first } else { 0 };
@@ -300,11 +360,13 @@ impl UringNetwork {
         connection.inbox.end(count);
         match result {
             1.. => {}
+            // A failure that a send has met is final.
+            0 if connection.state == ConnectionState::Failed => return,
             0 => connection.state = ConnectionState::InputEnded,
             _ if matches!(-result, libc::EINTR | libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
                 return self.receive(slot);
             }
-            _ => return self.lose(slot),
+            error => return self.lose(slot, failure_of(-error)),
         }
         if connection.phase != Phase::Serving {
             connection.inbox.discard();
@@ -314,15 +376,18 @@ impl UringNetwork {
     }
 
     fn on_send(&mut self, slot: u32, result: i32) {
-        if self.outbox.borrow_mut().sent(slot, result).is_err() {
-            return self.lose(slot);
+        let sent = self.outbox.borrow_mut().sent(slot, result);
+        if let Err(error) = sent {
+            return self.lose(slot, failure_of(error));
         }
         self.mark(slot);
     }
 
     /// The connection is broken: nothing more comes or goes.
-    fn lose(&mut self, slot: u32) {
-        self.at(slot).state = ConnectionState::Failed;
+    fn lose(&mut self, slot: u32, failure: ConnectionFailure) {
+        let connection = self.at(slot);
+        connection.state = ConnectionState::Failed;
+        connection.failure.get_or_insert(failure);
         self.outbox.borrow_mut().fail(slot);
         self.mark(slot);
     }
@@ -347,6 +412,7 @@ impl UringNetwork {
                 (Operation::Send, slot) => self.on_send(slot, event.result),
                 (Operation::Accept, listener) => self.on_accept(listener, event),
                 (Operation::Retry, listener) => self.arm_accept(listener),
+                (Operation::Connect, slot) => self.on_connect(slot, event.result),
             }
         }
         self.events = events;
@@ -368,8 +434,7 @@ impl UringNetwork {
             Phase::Serving => unreachable!("only closing connections are listed"),
             Phase::Sending { .. } if failed => self.end(slot),
             Phase::Sending { .. } if unsent_now == 0 => {
-                // Fails only when the client is gone, which the receive will tell.
-                let _ = shutdown(connection.socket.as_raw_fd(), Shutdown::Write);
+                connection.socket.as_ref().inspect(|socket| socket.shut(Shutdown::Write));
                 connection.phase = Phase::Lingering { until: now + LINGERING_LIMIT };
                 connection.inbox.discard();
                 self.receive(slot);
@@ -383,23 +448,32 @@ impl UringNetwork {
             Phase::Sending { .. } | Phase::Lingering { .. } | Phase::Ending => {}
         }
         let connection = self.at(slot);
-        let quiet = !connection.inbox.is_receiving() && !self.outbox.borrow().is_flying(slot);
-        if quiet && self.at(slot).phase == Phase::Ending {
+        let quiet = !connection.inbox.is_receiving() && connection.connecting.is_none();
+        if quiet && connection.phase == Phase::Ending && !self.outbox.borrow().is_flying(slot) {
             self.outbox.borrow_mut().close(slot);
             self.connections[slot as usize] = None;
-            self.free.push(slot);
+            let free = if slot < self.accepted_slots { &mut self.free } else { &mut self.free_outgoing };
+            free.push(slot);
             return true;
         }
         false
     }
 
-    /// Shuts both directions, which ends the operations in flight.
+    /// Ends the operations in flight.
     fn end(&mut self, slot: u32) {
-        let connection = self.at(slot);
-        connection.phase = Phase::Ending;
-        // Fails only when the client has gone, which ends the operations too.
-        let _ = shutdown(connection.socket.as_raw_fd(), Shutdown::Both);
+        self.at(slot).phase = Phase::Ending;
+        self.stop_operations(slot);
         self.outbox.borrow_mut().fail(slot);
+    }
+
+    /// Shuts both directions, or gives up a connect; either ends what is in flight.
+    fn stop_operations(&self, slot: u32) {
+        let Some(connection) = &self.connections[slot as usize] else { return };
+        if connection.connecting.is_some() {
+            self.cancel_connect(slot);
+        } else if let Some(socket) = &connection.socket {
+            socket.shut(Shutdown::Both);
+        }
     }
 
     /// The slot of a connection that the caller may use.
@@ -448,6 +522,10 @@ impl Network for UringNetwork {
         Some(accepted)
     }
 
+    fn connect(&mut self, address: &NetAddress) -> ConnectionId {
+        self.start_connect(address)
+    }
+
     fn poll(&mut self, ready: &mut Vec<ConnectionId>) {
         self.pump();
         for index in 0..self.changed.len() {
@@ -461,8 +539,19 @@ impl Network for UringNetwork {
         self.get(connection).state
     }
 
+    fn failure(&self, connection: ConnectionId) -> Option<ConnectionFailure> {
+        self.get(connection).failure
+    }
+
     fn input(&self, connection: ConnectionId) -> &[u8] {
         self.get(connection).inbox.input()
+    }
+
+    fn widen_input(&mut self, connection: ConnectionId, count_bytes: usize) {
+        assert!(count_bytes <= INPUT_BYTES_MAX, "input that waits is bounded");
+        let slot = self.slot(connection);
+        self.at(slot).inbox.widen(count_bytes);
+        self.receive(slot);
     }
 
     fn consume(&mut self, connection: ConnectionId, count_bytes: usize) {
@@ -481,6 +570,11 @@ impl Network for UringNetwork {
         self.outbox.borrow_mut().send_block(slot, block, range);
     }
 
+    fn send_shared(&mut self, connection: ConnectionId, bytes: &Arc<Vec<u8>>, range: Range<usize>) {
+        let slot = self.slot(connection);
+        self.outbox.borrow_mut().send_shared(slot, bytes, range);
+    }
+
     fn unsent_bytes(&self, connection: ConnectionId) -> usize {
         self.outbox.borrow().unsent_bytes(self.slot(connection))
     }
@@ -490,7 +584,7 @@ impl Network for UringNetwork {
         self.changed.retain(|&other| other != connection);
         let now = self.port.ring().now();
         let unsent_bytes = self.outbox.borrow().unsent_bytes(slot);
-        if abort {
+        if abort || (unsent_bytes == 0 && self.at(slot).connecting.is_some()) {
             self.end(slot);
         } else {
             let connection = self.at(slot);
@@ -509,9 +603,8 @@ impl Drop for UringNetwork {
         let hook: Rc<RefCell<dyn BeforeEnter>> = self.outbox.clone();
         self.port.ring().remove_hook(&hook);
         self.unlisten();
-        for connection in self.connections.iter().flatten() {
-            // Fails only when the client has gone, which ends the operations too.
-            let _ = shutdown(connection.socket.as_raw_fd(), Shutdown::Both);
+        for slot in 0..self.connections.len() {
+            self.stop_operations(u32::try_from(slot).expect("at most 65536"));
         }
         self.port.drain();
         // Clients that were accepted meanwhile are disconnected, rather than left hanging.

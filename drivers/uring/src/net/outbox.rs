@@ -1,7 +1,7 @@
 //! What connections have to send.
 //!
-//! Everything that a caller queues between two turns goes out in one `sendmsg`: copied bytes and blocks mixed, blocks without a
-//! copy. While a batch is with the kernel, the next one is collected.
+//! Everything that a caller queues between two turns goes out in one `sendmsg`: copied bytes, blocks and shared bytes mixed, the latter
+//! two without a copy. While a batch is with the kernel, the next one is collected; before a connection is open, all of it waits.
 //!
 //! ```text
 //!   send, send_block --> collecting --before the kernel is entered--> flying --> gone
@@ -10,7 +10,8 @@
 //! # Invariants
 //!
 //! 1. While a batch flies, nothing of it changes: not its bytes, its blocks, its vector, nor the header that names the vector.
-//! 2. A sender is in `dirty` once exactly when it has something to hand over, collected or the rest of a batch, and nothing in flight.
+//! 2. A sender is in `dirty` once exactly when it has something to hand over, collected or the rest of a batch, nothing in flight, and is
+//!    not held.
 
 // Entries name headers and vectors by address.
 #![expect(unsafe_code, reason = "submission entries carry raw addresses")]
@@ -18,7 +19,7 @@
 use super::{Operation, operation_index};
 use crate::ring::{BeforeEnter, Core, Target};
 use io_uring::opcode;
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 use twinlog_device::SharedBlock;
 
 /// Most elements of one `sendmsg`: `UIO_MAXIOV` of the kernel. What is longer goes in several.
@@ -32,12 +33,15 @@ enum Part {
     Bytes(Range<usize>),
     /// Bytes of the block with this index.
     Block(usize, Range<usize>),
+    /// Bytes of the shared bytes with this index.
+    Shared(usize, Range<usize>),
 }
 
 #[derive(Default)]
 struct Batch {
     bytes: Vec<u8>,
     blocks: Vec<SharedBlock>,
+    shared: Vec<Arc<Vec<u8>>>,
     parts: Vec<Part>,
 }
 
@@ -45,6 +49,7 @@ impl Batch {
     fn clear(&mut self) {
         self.parts.clear();
         self.blocks.clear();
+        self.shared.clear();
         self.bytes.clear();
         self.bytes.shrink_to(KEPT_BYTES);
     }
@@ -60,6 +65,8 @@ struct Sender {
     sent_elements: usize,
     header: Box<libc::msghdr>,
     in_flight: bool,
+    /// The connection is not open yet.
+    is_held: bool,
     /// In `dirty`.
     is_listed: bool,
     unsent_bytes: usize,
@@ -79,6 +86,7 @@ impl Sender {
             sent_elements: 0,
             header,
             in_flight: false,
+            is_held: true,
             is_listed: false,
             unsent_bytes: 0,
             failed: false,
@@ -90,11 +98,12 @@ impl Sender {
         std::mem::swap(&mut self.collecting, &mut self.flying);
         self.sent_elements = 0;
         self.vector.clear();
-        let Batch { bytes, blocks, parts } = &self.flying;
+        let Batch { bytes, blocks, shared, parts } = &self.flying;
         let element = |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         self.vector.extend(parts.iter().map(|part| match part {
             Part::Bytes(range) => element(&bytes[range.clone()]),
             Part::Block(index, range) => element(&blocks[*index][range.clone()]),
+            Part::Shared(index, range) => element(&shared[*index][range.clone()]),
         }));
     }
 
@@ -138,8 +147,25 @@ impl Outbox {
         Self { port, senders: (0..slots).map(|_| None).collect(), dirty: Vec::with_capacity(slots) }
     }
 
-    pub(super) fn open(&mut self, slot: u32, target: Target) {
-        self.senders[slot as usize] = Some(Sender::new(target));
+    /// One slot more.
+    pub(super) fn add_slot(&mut self) {
+        self.senders.push(None);
+    }
+
+    /// A sender that keeps what it gets until it is released, or drops it when there is no socket to send it to.
+    pub(super) fn open(&mut self, slot: u32, target: Option<Target>) {
+        let mut sender = Sender::new(target.unwrap_or(Target::plain(-1)));
+        sender.failed = target.is_none();
+        self.senders[slot as usize] = Some(sender);
+    }
+
+    /// The connection is open: what was kept goes, and what comes.
+    pub(super) fn release(&mut self, slot: u32) {
+        let sender = self.sender(slot);
+        sender.is_held = false;
+        if sender.has_collected() {
+            self.list(slot);
+        }
     }
 
     /// Forgets a sender that has nothing in flight.
@@ -182,6 +208,15 @@ impl Outbox {
         });
     }
 
+    /// Queues a part of shared bytes.
+    pub(super) fn send_shared(&mut self, slot: u32, bytes: &Arc<Vec<u8>>, range: Range<usize>) {
+        assert!(range.start <= range.end && range.end <= bytes.len(), "the part lies in the bytes");
+        self.collect(slot, range.len(), |batch| {
+            batch.parts.push(Part::Shared(batch.shared.len(), range));
+            batch.shared.push(bytes.clone());
+        });
+    }
+
     fn collect(&mut self, slot: u32, length: usize, add: impl FnOnce(&mut Batch)) {
         let sender = self.sender(slot);
         if length == 0 || sender.failed {
@@ -192,10 +227,10 @@ impl Outbox {
         self.list(slot);
     }
 
-    /// Has the sender go on with the next turn, unless the kernel has to finish first.
+    /// Has the sender go on with the next turn, unless the kernel has to finish first or the connection is not open.
     fn list(&mut self, slot: u32) {
         let sender = self.sender(slot);
-        if !sender.in_flight && !std::mem::replace(&mut sender.is_listed, true) {
+        if !sender.in_flight && !sender.is_held && !std::mem::replace(&mut sender.is_listed, true) {
             self.dirty.push(slot);
         }
     }
@@ -256,7 +291,7 @@ impl BeforeEnter for Outbox {
             let flags = u32::try_from(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).expect("positive constants");
             let message = opcode::SendMsg::new(sender.target.fd(), &raw const *sender.header).flags(flags).build();
             sender.in_flight = true;
-            // SAFETY: header, vector, bytes and blocks stay as they are while the batch flies (invariant 1); the header is on the
+            // SAFETY: header, vector, bytes, blocks and shared bytes stay as they are while the batch flies (invariant 1); the header is on the
             // heap; the network's port is dropped before the outbox.
             unsafe { core.push(*port, operation_index(Operation::Send, slot), sender.target.seal(message)) };
         }

@@ -6,13 +6,17 @@
 //!    coherence between connections (no NBD_FLAG_CAN_MULTI_CONN): it goes over all, and is done when all have answered.
 //! 2. A reply is believed only when its cookie names a request that is open on that very connection.
 //! 3. After a loss, `recover` opens the lost connections and sends every unanswered request of theirs once more, with the same cookie,
-//!    range and data. An export that came back with another size or as read-only is refused.
+//!    range and data. An export that came back with another size or as read-only is refused. Each attempt tries one of the addresses: the
+//!    next one after a failure.
 
 pub(crate) mod connection;
 pub(crate) mod handshake;
 mod wire;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use nix::{
     errno::Errno,
@@ -38,10 +42,13 @@ pub(crate) struct Unopened {
     pub(crate) may_come: bool,
 }
 
+/// Where an export can be reached: its server and its name there.
+pub(crate) type Place = (Address, String);
+
 /// A set of connections to one export.
 pub(crate) struct NbdEngine {
-    address: Address,
-    export: String,
+    /// Where the export can be reached, at least one; the first was used last.
+    places: VecDeque<Place>,
     geometry: Geometry,
     /// None: lost, to be opened by `recover`.
     connections: Vec<Option<Connection>>,
@@ -52,26 +59,18 @@ pub(crate) struct NbdEngine {
 }
 
 impl NbdEngine {
-    /// Connects `connections` times (1 to [`CONNECTIONS_LIMIT`]).
-    pub(crate) fn open(address: &Address, export: &str, connections: usize) -> Result<Self, Unopened> {
+    /// Connects `connections` times (1 to [`CONNECTIONS_LIMIT`]) to the first of `places`; the others are for [`Engine::recover`].
+    pub(crate) fn open(places: &[Place], connections: usize) -> Result<Self, Unopened> {
         assert!((1..=CONNECTIONS_LIMIT).contains(&connections), "checked by the command line");
         let mut opened: Vec<Option<Connection>> = Vec::with_capacity(connections);
         let mut geometry = wire::unknown_geometry();
         for number in 0..connections {
-            let (connection, seen) = connect(address, export, number)?;
+            let (connection, seen) = connect(&places[0], number)?;
             geometry = seen;
             opened.push(Some(connection));
         }
         let slots = Slots::new(Buffers::new(0, 0), 0, false);
-        Ok(Self {
-            address: address.clone(),
-            export: export.to_owned(),
-            geometry,
-            connections: opened,
-            slots,
-            open: 0,
-            fresh: 0,
-        })
+        Ok(Self { places: places.iter().cloned().collect(), geometry, connections: opened, slots, open: 0, fresh: 0 })
     }
 
     /// Gives the engine its slots; `keep_data` says whether what is read is wanted.
@@ -180,8 +179,13 @@ impl Engine for NbdEngine {
             if self.connections[number].is_some() {
                 continue;
             }
-            let (mut connection, geometry) =
-                connect(&self.address, &self.export, number).map_err(|unopened| unopened.lost)?;
+            let (mut connection, geometry) = match connect(&self.places[0], number) {
+                Ok(connected) => connected,
+                Err(unopened) => {
+                    self.places.rotate_left(1);
+                    return Err(unopened.lost);
+                }
+            };
             if geometry.size_bytes != self.geometry.size_bytes || geometry.read_only != self.geometry.read_only {
                 return Err(Lost(format!("the export came back changed: {geometry:?} instead of {:?}", self.geometry)));
             }
@@ -201,7 +205,7 @@ impl Drop for NbdEngine {
     }
 }
 
-fn connect(address: &Address, export: &str, number: usize) -> Result<(Connection, Geometry), Unopened> {
+fn connect((address, export): &Place, number: usize) -> Result<(Connection, Geometry), Unopened> {
     Connection::open(address, export, 1 << number).map_err(|error| Unopened {
         lost: Lost(format!("connecting to {address} failed: {error}")),
         may_come: matches!(error, HandshakeError::Io(_) | HandshakeError::Silent),

@@ -1,5 +1,7 @@
 //! A result as one page: no script, nothing loaded from elsewhere.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use super::{
     Report,
     svg::{Line, Plot, Tick, round_ticks},
@@ -20,7 +22,7 @@ h1 { font-size: 1.3em; } h2 { font-size: 1.05em; margin: 1.6em 0 .3em; font-weig
 pre { overflow-x: auto; padding: .8em; border: 1px solid #8884; border-radius: 6px; font-size: 12.5px; }
 svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: currentColor; }
 .command { white-space: pre-wrap; overflow-wrap: anywhere; }
-.grid { stroke: #8884; } polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
+.grid { stroke: #8884; } .mark { stroke: currentColor; stroke-dasharray: 2 3; } polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
 .c0 { stroke: #1f77b4; color: #1f77b4; } .c1 { stroke: #e67e22; color: #e67e22; } .c2 { stroke: #c0392b; color: #c0392b; }
 .dashed { stroke-dasharray: 4 4; }
 .c3 { stroke: #27ae60; color: #27ae60; } .c4 { stroke: #8e44ad; color: #8e44ad; }
@@ -42,7 +44,7 @@ pub(crate) fn render(report: &Report) -> String {
          <title>{}</title><style>{STYLE}</style></head><body><h1>{}</h1><p>{}</p><pre class=\"command\">{}</pre><pre>{}</pre>{}</body></html>\n",
         escape(&title),
         escape(&title),
-        escape(&format!("{} UTC, {} {}, seed {}", date(report.started), report.tool, report.version, report.seed)),
+        escape(&format!("{}, {} {}, seed {}", started(report), report.tool, report.version, report.seed)),
         escape(&command),
         escape(&text::render(report)),
         sections.concat(),
@@ -98,12 +100,14 @@ fn percentiles(report: &Report) -> Plot {
     let (y_ticks, y) = decades(&lines);
     let x_ticks =
         [0.0, 90.0, 99.0, 99.9, 99.99, 99.999].map(|percentile| (nines(percentile), format!("{percentile} %")));
-    Plot { lines, x_ticks: x_ticks.to_vec(), y_ticks, x: (0.0, 5.3), y }
+    Plot { lines, x_ticks: x_ticks.to_vec(), y_ticks, marks: Vec::new(), x: (0.0, 5.3), y }
 }
 
 fn over_time(lines: Vec<Line>, report: &Report, y_ticks: Vec<Tick>, y: (f64, f64)) -> Plot {
     let seconds = whole_points(report).len() as f64 * report.series.interval_ms as f64 / 1000.0;
-    Plot { lines, x_ticks: round_ticks(seconds, |value| format!("{value} s")), y_ticks, x: (0.0, seconds), y }
+    let marks = report.marks.iter().filter(|mark| (0.0..=seconds).contains(&mark.at_seconds));
+    let marks = marks.map(|mark| (mark.at_seconds, escape(&mark.label))).collect();
+    Plot { lines, x_ticks: round_ticks(seconds, |value| format!("{value} s")), y_ticks, marks, x: (0.0, seconds), y }
 }
 
 /// One value per point of the series, or per group of points when there are very many; the first is the time in seconds.
@@ -139,38 +143,10 @@ fn nines(percentile: f64) -> f64 {
     if percentile >= 100.0 { 5.3 } else { -(1.0 - percentile / 100.0).log10() }
 }
 
-/// Seconds since 1970 as a date and a time, by the calendar's cycle of 400 years that begin in March.
-fn date(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02}", rest / 3600, rest / 60 % 60, rest % 60)
+fn started(report: &Report) -> impl std::fmt::Display {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(report.started))
 }
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates_follow_the_calendar() {
-        for (seconds, expected) in [
-            (0, "1970-01-01 00:00:00"),
-            (951_782_399, "2000-02-28 23:59:59"),
-            (951_868_799, "2000-02-29 23:59:59"),
-            (951_868_800, "2000-03-01 00:00:00"),
-            (1_735_689_599, "2024-12-31 23:59:59"),
-            (4_107_542_400, "2100-03-01 00:00:00"),
-        ] {
-            assert_eq!(date(seconds), expected);
-        }
-    }
 }

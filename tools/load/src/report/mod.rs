@@ -48,7 +48,10 @@ pub(crate) struct Report {
     pub(crate) errors: Vec<ErrorCount>,
     pub(crate) verify: Option<Verify>,
     pub(crate) pauses: Vec<Pause>,
+    /// The longest time without an answer while requests were in flight, whatever the reason.
     pub(crate) longest_pause_seconds: f64,
+    /// What happened meanwhile, as `--marks` says.
+    pub(crate) marks: Vec<Mark>,
     /// Open loop: requests that were due and never sent.
     pub(crate) backlog: u64,
     pub(crate) cpu: Cpu,
@@ -128,9 +131,19 @@ pub(crate) struct Cpu {
 pub(crate) struct Circumstances {
     pub(crate) target: String,
     pub(crate) started: u64,
+    pub(crate) arguments: Vec<String>,
     pub(crate) seed: u64,
     pub(crate) cpu: Cpu,
     pub(crate) verify: Option<Verify>,
+    pub(crate) marks: Vec<Mark>,
+}
+
+/// A moment that is marked in the pictures.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Mark {
+    /// Since the measurement began.
+    pub(crate) at_seconds: f64,
+    pub(crate) label: String,
 }
 
 impl Report {
@@ -145,7 +158,7 @@ impl Report {
             version: env!("CARGO_PKG_VERSION"),
             target: about.target,
             started: about.started,
-            arguments: std::env::args().skip(1).collect(),
+            arguments: about.arguments,
             seed: about.seed,
             end,
             end_reason,
@@ -159,7 +172,8 @@ impl Report {
             errors: outcome.errors.iter().map(|(errno, count)| ErrorCount::new(*errno, *count)).collect(),
             verify: about.verify,
             pauses: outcome.pauses.clone(),
-            longest_pause_seconds: outcome.pauses.iter().map(|pause| pause.seconds).fold(0.0, f64::max),
+            longest_pause_seconds: outcome.longest_pause.as_secs_f64(),
+            marks: about.marks,
             backlog: outcome.backlog,
             cpu: about.cpu,
         }
@@ -272,12 +286,15 @@ mod tests {
             answers: 1000,
             errors: [(28, 2)].into(),
             pauses: vec![pause],
+            longest_pause: Duration::from_millis(50),
             backlog: 7,
         }
     }
 
     fn report() -> Report {
-        let about = Circumstances { target: "<t>".to_owned(), started: 1, seed: 2, cpu: Cpu::default(), verify: None };
+        let marks = vec![Mark { at_seconds: 0.5, label: "a <died>".to_owned() }];
+        let (target, arguments, cpu) = ("<t>".to_owned(), Vec::new(), Cpu::default());
+        let about = Circumstances { target, started: 1, arguments, seed: 2, cpu, verify: None, marks };
         Report::new(&outcome(), about)
     }
 
@@ -341,6 +358,7 @@ mod tests {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         let page = html::render(&report);
+        assert_eq!(page.matches("a &lt;died&gt;").count(), 2, "in both pictures over time");
         assert!(page.contains("&lt;t&gt;") && page.contains("gone &lt;now&gt;") && !page.contains("<t>"));
         assert!(
             page.matches("<svg").count() == 3 && !page.contains("http://") && !page.contains("https://"),

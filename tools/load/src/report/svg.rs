@@ -21,6 +21,8 @@ pub(super) struct Plot {
     pub(super) lines: Vec<Line>,
     pub(super) x_ticks: Vec<Tick>,
     pub(super) y_ticks: Vec<Tick>,
+    /// Moments of the x axis, with what happened, ready for a page.
+    pub(super) marks: Vec<Tick>,
     /// First and last value of each axis.
     pub(super) x: (f64, f64),
     pub(super) y: (f64, f64),
@@ -43,6 +45,12 @@ impl Plot {
             let x = self.place_x(*value);
             add(&mut svg, &format!("<path class=\"grid\" d=\"M{x:.1} {}V{bottom}\"/>", MARGIN.2));
             add(&mut svg, &format!("<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>", bottom + 18.0));
+        }
+        for (number, (value, label)) in self.marks.iter().enumerate() {
+            let (x, y) = (self.place_x(*value), MARGIN.2 + 12.0 + 14.0 * (number % 4) as f64);
+            add(&mut svg, &format!("<path class=\"mark\" d=\"M{x:.1} {}V{bottom}\"/>", MARGIN.2));
+            let (anchor, place) = if x > WIDTH / 2.0 { ("end", x - 4.0) } else { ("start", x + 4.0) };
+            add(&mut svg, &format!("<text x=\"{place:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{label}</text>"));
         }
         for line in &self.lines {
             let places = line.points.iter().map(|(x, y)| format!("{:.1},{:.1}", self.place_x(*x), self.place_y(*y)));
@@ -100,7 +108,9 @@ mod tests {
     #[test]
     fn points_stay_inside_the_frame() {
         let lines = vec![Line { class: "a", points: vec![(0.0, -5.0), (1.0, 5.0), (9.0, 0.5)] }];
-        let svg = Plot { lines, x_ticks: Vec::new(), y_ticks: Vec::new(), x: (0.0, 2.0), y: (0.0, 1.0) }.render();
+        let (ticks, marks) = (Vec::new(), vec![(1.0, "half".to_owned())]);
+        let svg = Plot { lines, x_ticks: ticks.clone(), y_ticks: ticks, marks, x: (0.0, 2.0), y: (0.0, 1.0) }.render();
+        assert!(svg.contains("M486.0 12V224") && svg.contains(">half<"), "{svg}");
         assert!(svg.contains("points=\"84.0,224.0 486.0,12.0 888.0,118.0\""), "{svg}");
     }
 }

@@ -9,6 +9,9 @@ use crate::{
     units::{show_bytes, show_count, show_latency},
 };
 
+/// A shorter time without an answer is not worth a line.
+const PAUSE_SHOWN_SECONDS: f64 = 0.1;
+
 /// The report as lines of text.
 pub(crate) fn render(report: &Report) -> String {
     let mut text = format!("{}\n", report.target);
@@ -34,9 +37,12 @@ pub(crate) fn render(report: &Report) -> String {
     for error in &report.errors {
         line(&mut text, "errors", &format!("{} x {}", error.count, error.message));
     }
+    let longest = report.longest_pause_seconds;
     if !report.pauses.is_empty() {
-        let longest = report.longest_pause_seconds;
-        line(&mut text, "reconnected", &format!("{} times, longest pause {longest:.3} s", report.pauses.len()));
+        line(&mut text, "reconnected", &format!("{} times", report.pauses.len()));
+    }
+    if longest >= PAUSE_SHOWN_SECONDS || !report.pauses.is_empty() {
+        line(&mut text, "longest pause", &format!("{longest:.3} s without an answer"));
     }
     if let Some(verify) = &report.verify {
         text.push_str(&verified(verify));

@@ -17,7 +17,11 @@ use twinlog::{
 use twinlog_device::{BlockPool, Nanos, Network};
 use twinlog_sim::SimWaker;
 
-use crate::pattern::{self, WriteId};
+use crate::{
+    model::Model,
+    pattern::{self, Fill, WriteId},
+    setup::BLOCK,
+};
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +40,46 @@ pub enum Ask {
     Status(Range<u64>),
 }
 
+impl Ask {
+    /// Where the bytes end that it is about; 0 when it is about none.
+    #[must_use]
+    pub fn end_bytes(&self) -> u64 {
+        match self {
+            Self::Read(range)
+            | Self::Write(range, ..)
+            | Self::Discard(range, _)
+            | Self::Zero(range, ..)
+            | Self::Status(range) => range.end,
+            Self::Flush => 0,
+        }
+    }
+
+    /// Tells the model of it, before it is sent: of a write its id and nothing else, of anything else when it began. A write gets its id here.
+    pub(crate) fn begin(&mut self, model: &mut Model, volume: ObjectId) -> (Option<WriteId>, u64) {
+        match self {
+            Self::Write(range, id, _) => {
+                *id = model.begin_write(volume, range.clone(), Fill::Pattern);
+                (Some(*id), 0)
+            }
+            Self::Discard(range, _) => {
+                let whole = range.start.next_multiple_of(BLOCK)..range.end / BLOCK * BLOCK;
+                let whole = whole.start..whole.end.max(whole.start);
+                (Some(model.begin_write(volume, whole, Fill::Zeroes)), 0)
+            }
+            Self::Zero(range, ..) => (Some(model.begin_write(volume, range.clone(), Fill::Zeroes)), 0),
+            Self::Read(_) | Self::Flush | Self::Status(_) => (None, model.begin()),
+        }
+    }
+}
+
+/// What began with [`Ask::begin`] was not sent after all.
+pub(crate) fn withdraw(model: &mut Model, begun: (Option<WriteId>, u64)) {
+    match begun {
+        (Some(write), _) => model.withdraw(write),
+        (None, began) => model.end(began),
+    }
+}
+
 /// What a client hears.
 #[derive(Debug)]
 pub enum Answer {
@@ -52,11 +96,13 @@ pub enum Answer {
 /// Why something was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No such volume, or beyond its end.
-    NotThere,
+    /// No such volume.
+    NoVolume,
+    /// Beyond the volume's end.
+    Beyond,
     /// The pool is full.
     NoSpace,
-    /// A block cannot be read, or the pool has stopped: NBD does not tell these apart.
+    /// A block cannot be read, or the pool has stopped; over NBD, which does not tell these apart, no such volume as well.
     Failed(String),
     /// The node is shutting down.
     ShuttingDown,
@@ -118,9 +164,12 @@ impl Port {
             Ok(ReplyData::Data(runs)) => Answer::Data(bytes_of(&runs)),
             Ok(ReplyData::Extents(extents)) => Answer::Extents(extents),
             Err(error) => Answer::Refused(match error {
-                VolumeError::NoSuchVolume | VolumeError::OutOfRange => Refusal::NotThere,
+                VolumeError::NoSuchVolume => Refusal::NoVolume,
+                VolumeError::OutOfRange => Refusal::Beyond,
                 VolumeError::NoSpace => Refusal::NoSpace,
-                VolumeError::Unreadable { .. } | VolumeError::Stopped(_) => Refusal::Failed(error.to_string()),
+                VolumeError::Unreadable { .. } | VolumeError::Stopped(_) | VolumeError::Unserved(_) => {
+                    Refusal::Failed(error.to_string())
+                }
                 VolumeError::ShuttingDown => Refusal::ShuttingDown,
             }),
         };
@@ -154,7 +203,8 @@ impl<N: Network> FrontEnd<N> for Front {
             Self::Direct(port) => {
                 let mut state = port.state.borrow_mut();
                 let mut moved = false;
-                while service.has_room()
+                while let Some(request) = state.outgoing.front()
+                    && service.has_room(request.volume)
                     && let Some(request) = state.outgoing.pop_front()
                 {
                     state.in_flight += 1;

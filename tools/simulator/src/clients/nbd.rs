@@ -40,8 +40,6 @@ pub struct Session {
     client: SimClient,
     /// The volume.
     pub volume: ObjectId,
-    /// Its size when the session began: the client knows no other.
-    pub size_bytes: u64,
     name: String,
     is_structured: bool,
     stage: Stage,
@@ -70,16 +68,10 @@ fn length32(bytes: &[u8]) -> [u8; 4] {
 impl Session {
     /// Connects; the handshake goes on with [`Self::poll`].
     #[must_use]
-    pub fn connect(
-        listener: &SimListener,
-        (volume, size_bytes): (ObjectId, u64),
-        name: &str,
-        is_structured: bool,
-    ) -> Self {
+    pub fn connect(listener: &SimListener, volume: ObjectId, name: &str, is_structured: bool) -> Self {
         Self {
             client: listener.connect(0),
             volume,
-            size_bytes,
             name: name.to_owned(),
             is_structured,
             stage: Stage::Greeting,
@@ -289,7 +281,7 @@ impl Session {
             None if waiting.range.is_empty() => Answer::Done,
             None => Answer::Data(waiting.data),
             Some(ENOSPC) => Answer::Refused(Refusal::NoSpace),
-            Some(EINVAL) => Answer::Refused(Refusal::NotThere),
+            Some(EINVAL) => Answer::Refused(Refusal::Beyond),
             Some(ESHUTDOWN) => Answer::Refused(Refusal::ShuttingDown),
             Some(number) => Answer::Refused(Refusal::Failed(format!("error {number}"))),
         };

@@ -1,6 +1,6 @@
 //! What happens to media between two lives.
 
-use super::{Ending, Halt, History, Oracle, Violation, found};
+use super::{Halt, History, Oracle, Order, Violation, found};
 use crate::{
     fault::{Class, Damage, Excuse},
     setup::index,
@@ -18,6 +18,7 @@ impl History {
     /// Lets the node be quiet until every lane has proved its newest record.
     pub(super) fn rest(&mut self) -> Result<(), Halt> {
         self.finish_requests()?;
+        self.node.as_mut().expect("a life has a node").hurry();
         let end = self.cluster.world.now() + REST;
         let mut turns = 0;
         self.until(|history| {
@@ -34,6 +35,8 @@ impl History {
             Some(Damage::RotAtRest) => self.rot_at_rest(),
             // Twice could hit the newest record and the mark that proves it.
             Some(Damage::LogRot) if self.has_rested && !self.is_damaged() => self.rot_log(),
+            // Which disks a start needs is not known then.
+            None if matches!(self.uncertain, Some(Order::Grow)) => {}
             None if self.setup.answers_last() && self.prng.chance(1, 12) => return self.poison(),
             _ => {}
         }
@@ -41,11 +44,15 @@ impl History {
     }
 
     fn rot_at_rest(&mut self) {
-        let disk = index(self.prng.below(self.machine().media.len() as u64));
-        let written = self.machine().media[disk].written_blocks();
+        let disk = index(self.prng.below(self.machine().disks().len() as u64));
+        let written = self.machine().disks()[disk].written_blocks();
+        if written.is_empty() {
+            // A disk that was about to join.
+            return;
+        }
         for _ in 0..self.prng.between(1, 3) {
             let (block, bit) = (*self.prng.pick(&written), self.prng.below(32_768));
-            self.machine().media[disk].flip_bit(block, bit);
+            self.machine().disks()[disk].flip_bit(block, bit);
             self.note(|_| format!("bit {bit} of block {block} of disk {disk} flips"));
         }
     }
@@ -109,7 +116,7 @@ impl History {
         };
         self.tally.count(Class::PoisonedRecord, reason.is_some());
         let keeps = self.uncertain.take();
-        self.end_again(Ending::Kill);
+        self.end_again();
         self.uncertain = keeps;
         if let Some(reason) = reason {
             if !reason.contains(&end_lsn.to_string()) {
@@ -125,8 +132,7 @@ impl History {
     }
 
     /// Ends a process that changed nothing that a client could know of.
-    fn end_again(&mut self, ending: Ending) {
-        debug_assert_eq!(ending, Ending::Kill, "nothing else is needed");
+    pub(super) fn end_again(&mut self) {
         self.node = None;
         let mut prng = self.prng.fork();
         self.machine().process_kill(&mut prng);

@@ -17,6 +17,7 @@
 mod damage;
 mod recovery;
 mod replies;
+pub mod script;
 mod work;
 
 use crate::{
@@ -27,17 +28,16 @@ use crate::{
     pattern::WriteId,
     setup::{Setup, Weakness},
 };
-use serde::Serialize;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt};
 use twinlog::{base::ObjectId, node::admin::AdminReply};
 use twinlog_device::{Prng, Wait};
 use twinlog_sim::{Agenda, Fault, FaultPlan, LogMedium};
 
 /// Turns in which something must happen: a client that waits for longer waits for ever.
 const PATIENCE: u64 = 40_000;
+/// Turns of a history, of which the usual one takes two thousand: one that never waits, and never comes to its end, must be seen too.
+const TURNS_MAX: u64 = 2_000_000;
 
 /// What found something wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +58,10 @@ pub enum Oracle {
     Protocol,
     /// The engine's own assertions.
     Assertion,
+    /// Two nodes have a pool open, or one answers that does not own it.
+    TwoOwners,
+    /// A node answers after its lease has ended.
+    Lease,
 }
 
 impl fmt::Display for Oracle {
@@ -71,6 +75,8 @@ impl fmt::Display for Oracle {
             Self::Damage => "damage not named",
             Self::Protocol => "protocol",
             Self::Assertion => "assertion",
+            Self::TwoOwners => "two owners",
+            Self::Lease => "lease over",
         })
     }
 }
@@ -113,7 +119,8 @@ enum Ending {
 }
 
 /// What one history did.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Figures {
     /// Lives.
     pub lives: u64,
@@ -129,6 +136,8 @@ pub struct Figures {
     pub checks: u64,
     /// Recoveries that ended with verified volumes.
     pub recoveries: u64,
+    /// Disks that joined a pool, and were answered.
+    pub joined_disks: u64,
     /// Histories that ended because unrepairable damage was named and the pool refused.
     pub refused_for_damage: u64,
     /// Turns of all reactors.
@@ -145,9 +154,21 @@ impl Figures {
         self.replayed_records += other.replayed_records;
         self.checks += other.checks;
         self.recoveries += other.recoveries;
+        self.joined_disks += other.joined_disks;
         self.refused_for_damage += other.refused_for_damage;
         self.turns += other.turns;
     }
+}
+
+/// What a history is run for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// What is wrong, if anything.
+    Verdict,
+    /// That, and a digest: every byte that was read or lies on a medium at the end is summed, which takes a tenth of the time.
+    Digest,
+    /// All this, and everything that happens is printed.
+    Trace,
 }
 
 /// What came of a history.
@@ -161,7 +182,7 @@ pub struct Outcome {
     pub figures: Figures,
     /// Faults.
     pub tally: Tally,
-    /// A number that differs when anything differs.
+    /// A number that differs when anything differs; with [`Watch::Verdict`], when any answer or its time does.
     pub digest: u64,
 }
 
@@ -171,22 +192,70 @@ struct Flying {
     volume: ObjectId,
     write: Option<WriteId>,
     began: u64,
-    /// Its volume is being made smaller or deleted: it may not be there.
-    may_be_absent: bool,
+    sizes: Sizes,
     /// It belongs to the verification after a recovery.
     is_verification: bool,
+    /// The turn in which it was sent.
+    turn: u64,
+}
+
+/// What a volume may have been while a request to it was under way. Only what lies beyond the smallest size may be refused, and
+/// what lies beyond the largest must be.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    smallest: u64,
+    largest: u64,
+    may_be_gone: bool,
+}
+
+impl Sizes {
+    fn exactly(size_bytes: u64) -> Self {
+        Self { smallest: size_bytes, largest: size_bytes, may_be_gone: false }
+    }
+
+    /// An order that may be carried out meanwhile.
+    fn beside(&mut self, order: &Order, volume: ObjectId) {
+        match order {
+            Order::Resize { id, size_bytes, .. } if *id == volume => {
+                self.smallest = self.smallest.min(*size_bytes);
+                self.largest = self.largest.max(*size_bytes);
+            }
+            Order::Delete { id } if *id == volume => self.may_be_gone = true,
+            _ => {}
+        }
+    }
 }
 
 /// An order to the control side under way.
 enum Order {
-    Create { name: String, size_bytes: u64 },
-    Resize { id: ObjectId, size_bytes: u64, cut: Option<WriteId> },
-    Delete { id: ObjectId },
-    Checkpoint { began: u64 },
+    Create {
+        name: String,
+        size_bytes: u64,
+    },
+    Resize {
+        id: ObjectId,
+        size_bytes: u64,
+        cut: WriteId,
+    },
+    Delete {
+        id: ObjectId,
+    },
+    /// The spare disk joins the pool.
+    Grow,
+    Checkpoint {
+        began: u64,
+    },
     Check,
     Status,
     List,
     Stop,
+}
+
+impl Order {
+    /// Whether it changes what the pool is, so that a crash leaves it done or not.
+    fn is_lasting(&self) -> bool {
+        matches!(self, Self::Create { .. } | Self::Resize { .. } | Self::Delete { .. } | Self::Grow)
+    }
 }
 
 /// A history being run.
@@ -198,18 +267,17 @@ pub struct History {
     node: Option<Node>,
     sessions: Vec<Option<nbd::Session>>,
     flying: BTreeMap<u64, Flying>,
-    /// Volumes that were resized in this life. An NBD connection keeps the size that it was told when it began.
-    resized: BTreeSet<ObjectId>,
     next_id: u64,
     order: Option<(Order, crossbeam_channel::Receiver<AdminReply>)>,
-    /// The last answer to `List` or `Check`.
+    /// The last answer to `List`.
     listed: Option<Vec<(ObjectId, String, u64)>>,
-    checked: Option<Vec<String>>,
     /// An order whose effect a crash has made uncertain.
     uncertain: Option<Order>,
     excuse: Excuse,
     /// Turns left before the planned crash.
     turns_left: u64,
+    /// Whether what is not durable at a planned durable step can land.
+    lands_at_step: bool,
     is_recovering: bool,
     is_stopping: bool,
     is_steady: bool,
@@ -221,37 +289,27 @@ pub struct History {
     tally: Tally,
     figures: Figures,
     digest: u64,
-    is_traced: bool,
+    watch: Watch,
 }
 
 /// Runs the history of `seed`.
 #[must_use]
-pub fn run(seed: u64, is_traced: bool) -> Outcome {
+pub fn run(seed: u64, watch: Watch) -> Outcome {
     let mut prng = Prng::new(seed);
     let setup = Setup::draw(&mut prng);
-    run_as(seed, setup, is_traced)
+    run_as(seed, setup, watch)
 }
 
 /// Runs a history with a setup that is not drawn.
 #[must_use]
-pub fn run_as(seed: u64, setup: Setup, is_traced: bool) -> Outcome {
-    let mut history = History::new(seed, setup, is_traced);
+pub fn run_as(seed: u64, setup: Setup, watch: Watch) -> Outcome {
+    let mut history = History::new(seed, setup, watch);
     let result = history.lives();
-    history.figures.verified_bytes = history.model.verified_bytes;
-    history.tally.add_world(&history.cluster.world);
-    let end =
-        history.cluster.machines[0].digest() ^ history.cluster.world.now().0 ^ history.cluster.world.steps() << 20;
-    Outcome {
-        seed,
-        violation: result.err(),
-        digest: history.digest ^ end,
-        figures: history.figures,
-        tally: history.tally,
-    }
+    history.outcome(seed, result)
 }
 
 impl History {
-    fn new(seed: u64, setup: Setup, is_traced: bool) -> Self {
+    fn new(seed: u64, setup: Setup, watch: Watch) -> Self {
         let cluster = Cluster::new(seed, &setup);
         let model = Model::new(setup.answers_last());
         let history = Self {
@@ -262,14 +320,13 @@ impl History {
             model,
             node: None,
             flying: BTreeMap::new(),
-            resized: BTreeSet::new(),
             next_id: 0,
             order: None,
             listed: None,
-            checked: None,
             uncertain: None,
             excuse: Excuse::default(),
             turns_left: u64::MAX,
+            lands_at_step: false,
             is_recovering: false,
             is_stopping: false,
             is_steady: false,
@@ -279,14 +336,23 @@ impl History {
             tally: Tally::default(),
             figures: Figures::default(),
             digest: 0,
-            is_traced,
+            watch,
         };
         history.note(|history| format!("{:?}", history.setup));
         history
     }
 
+    fn outcome(mut self, seed: u64, result: Result<(), Violation>) -> Outcome {
+        let world = &self.cluster.world;
+        self.figures.verified_bytes = self.model.verified_bytes;
+        self.tally.add_world(world);
+        let media = if self.watch == Watch::Verdict { 0 } else { self.machine().digest() };
+        let end = media ^ world.now().0 ^ world.steps() << 20;
+        Outcome { seed, violation: result.err(), digest: self.digest ^ end, figures: self.figures, tally: self.tally }
+    }
+
     fn note(&self, line: impl FnOnce(&Self) -> String) {
-        if self.is_traced {
+        if self.watch == Watch::Trace {
             // At once: a panic must not take it along.
             println!("{:>12} {}", self.cluster.world.now().0, line(self));
         }
@@ -369,6 +435,7 @@ impl History {
             0 => {
                 let steps = self.cluster.world.steps() + self.prng.below(600);
                 self.cluster.world.crash_at_step(steps);
+                self.lands_at_step = self.prng.chance(1, 2);
             }
             1 => self.turns_left = self.prng.between(1, 150),
             2 => self.turns_left = self.prng.between(1, 2000),
@@ -397,7 +464,7 @@ impl History {
     /// Arms one error of a device.
     fn plan_error(&mut self) {
         let (skipped, lane) = (self.prng.below(60), self.prng.below(u64::from(self.setup.lanes)));
-        let disk = self.prng.below(self.setup.device_blocks.len() as u64);
+        let disk = self.prng.below(self.machine().disks().len() as u64);
         let medium = self.machine().media[crate::setup::index(disk)].clone();
         let log = self.machine().logs[crate::setup::index(lane)].clone();
         self.excuse.stop = true;
@@ -425,6 +492,11 @@ impl History {
         // Clients go with the node: their ends are closed before anything else happens.
         self.sessions.iter_mut().for_each(|session| *session = None);
         self.node = None;
+        let lands = at_step && self.lands_at_step;
+        if lands {
+            // Then the crash is no end of the world: what was not durable can become so.
+            self.cluster.world.recover();
+        }
         let mut prng = self.prng.fork();
         if self.setup.weakness == Some(Weakness::WholeLog) {
             self.machine().logs.iter().for_each(LogMedium::land_all);
@@ -445,19 +517,23 @@ impl History {
             let class = if is_process { Class::Kill } else { Class::PowerCut };
             self.tally.count(class, had_work);
             if at_step {
-                self.tally.count(Class::StepCrash, had_work);
+                self.tally.count(if lands { Class::StepLanding } else { Class::StepCrash }, had_work);
             }
             if is_recovering {
                 self.tally.count(Class::CrashInRecovery, true);
             }
             if let Some((order, _)) = self.order.take()
-                && matches!(order, Order::Create { .. } | Order::Resize { .. } | Order::Delete { .. })
+                && order.is_lasting()
             {
+                if matches!(order, Order::Grow) {
+                    let is_written =
+                        self.machine().media.last().is_some_and(|spare| !spare.written_blocks().is_empty());
+                    self.tally.count(Class::CrashInGrowth, is_written);
+                }
                 self.uncertain = Some(order);
             }
         }
         self.flying.clear();
-        self.resized.clear();
         self.order = None;
         self.machine().heal();
         self.settle_clock();
@@ -532,7 +608,8 @@ impl History {
         self.checkpoint()?;
         self.check_pool()?;
         self.stop()?;
-        self.end_process(Ending::PowerCut, true);
+        let is_weak = self.setup.weakness == Some(Weakness::NoPowerCut);
+        self.end_process(if is_weak { Ending::Kill } else { Ending::PowerCut }, true);
         self.recover()
     }
 }

@@ -16,13 +16,9 @@ impl History {
     pub(super) fn recover(&mut self) -> Result<(), Halt> {
         let reactors_max = u64::from(self.setup.reactors_max);
         let count = u16::try_from(self.prng.between(1, reactors_max)).expect("at most two");
-        self.note(|_| format!("start with {count} reactors"));
-        self.node = Some(self.machine().start(count));
-        self.quiet_turns = 0;
         self.unreadable = None;
         self.has_rested = false;
-        self.is_recovering = true;
-        self.until(|history| history.node().is_serving())?;
+        self.open(count)?;
         self.ask(Order::Status, AdminRequest::Status)?;
         self.compare_volumes()?;
         self.read_everything()?;
@@ -32,6 +28,40 @@ impl History {
         self.figures.recoveries += 1;
         self.excuse.hole = false;
         Ok(())
+    }
+
+    /// Starts a process and waits until it serves. A disk that may have joined is configured, as people are told to; if it has not, the
+    /// node says so, and is started without it.
+    fn open(&mut self, reactors: u16) -> Result<(), Halt> {
+        let may_have_grown = matches!(self.uncertain, Some(Order::Grow));
+        if may_have_grown {
+            self.machine().configure_spare(true);
+        }
+        let excused = self.excuse.stop;
+        self.excuse.stop |= may_have_grown;
+        let mut halt = self.start(reactors);
+        self.excuse.stop = excused;
+        if let (true, Err(Halt::Stopped(reason))) = (may_have_grown, &halt)
+            && reason.contains("belongs to pool")
+        {
+            self.end_again();
+            self.machine().configure_spare(false);
+            halt = self.start(reactors);
+        }
+        if may_have_grown && halt.is_ok() {
+            self.uncertain = None;
+        }
+        halt
+    }
+
+    fn start(&mut self, reactors: u16) -> Result<(), Halt> {
+        self.note(|_| format!("start with {reactors} reactors"));
+        let mut node = self.machine().start(reactors);
+        node.draw_laziness(&mut self.prng);
+        self.node = Some(node);
+        self.quiet_turns = 0;
+        self.is_recovering = true;
+        self.until(|history| history.node().is_serving())
     }
 
     fn ask(&mut self, order: Order, request: AdminRequest) -> Result<(), Halt> {
@@ -59,9 +89,9 @@ impl History {
             Some(Order::Resize { id, size_bytes, cut }) => {
                 let has_happened = listed.get(&id).is_some_and(|(_, size)| *size == size_bytes);
                 if has_happened {
-                    self.model.resize(id, size_bytes);
-                } else if let Some(cut) = cut {
-                    self.model.refuse_write(cut);
+                    self.model.end_resize(cut);
+                } else {
+                    self.model.refuse_write(cut)?;
                 }
             }
             Some(Order::Delete { id }) if !listed.contains_key(&id) => self.model.delete(id),

@@ -1,9 +1,9 @@
 //! The workload: requests that overlap, orders between them, and the ends in good order.
 
-use super::{Flying, Halt, History, Oracle, Order, found};
+use super::{Flying, Halt, History, Oracle, Order, Sizes, found};
 use crate::{
-    clients::{Ask, nbd},
-    pattern::{Fill, WriteId},
+    clients::{Ask, nbd, withdraw},
+    pattern::WriteId,
     setup::{BLOCK, index},
 };
 use std::ops::Range;
@@ -22,7 +22,7 @@ impl History {
             if self.flying.len() < self.setup.depth && self.prng.chance(eagerness, 4) && self.submit() {
                 left -= 1;
             }
-            if self.order.is_none() && self.prng.chance(1, 64) {
+            if self.order.is_none() && self.prng.chance(1, 32) {
                 self.draw_order();
             }
             if self.setup.is_nbd && self.prng.chance(1, 200) {
@@ -41,8 +41,7 @@ impl History {
         if !self.model.volumes().is_empty() {
             return Ok(());
         }
-        let count = if self.setup.answers_last() { self.setup.volumes_max } else { 1 };
-        for name in &NAMES[..count] {
+        for name in &NAMES[..self.volume_count()] {
             let size_bytes = self.draw_size();
             self.until(|history| history.order.is_none())?;
             self.create(name, size_bytes);
@@ -54,9 +53,16 @@ impl History {
         Ok(())
     }
 
+    /// Volumes that a machine begins with.
+    fn volume_count(&self) -> usize {
+        if self.setup.answers_last() { self.setup.volumes_max } else { 1 }
+    }
+
     fn draw_size(&mut self) -> u64 {
         if self.setup.fills_pool {
-            return 3072 * BLOCK;
+            // Three times the pool in all: it fills, and no more holes are read after every recovery than that takes.
+            let pool_blocks: u64 = self.setup.device_blocks.iter().sum();
+            return 3 * pool_blocks / self.volume_count() as u64 * BLOCK;
         }
         self.prng.between(1, self.setup.volume_blocks_max) * BLOCK
     }
@@ -64,60 +70,76 @@ impl History {
     fn call(&mut self, order: Order, request: AdminRequest) {
         if let Some(replies) = self.node().call(request.clone()) {
             self.note(|_| format!("order {request:?}"));
+            self.flying.values_mut().for_each(|flying| flying.sizes.beside(&order, flying.volume));
             self.order = Some((order, replies));
         }
     }
 
-    fn create(&mut self, name: &str, size_bytes: u64) {
+    pub(super) fn create(&mut self, name: &str, size_bytes: u64) {
         let order = Order::Create { name: name.to_owned(), size_bytes };
         self.call(order, AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes });
     }
 
     /// An order of any kind.
     fn draw_order(&mut self) {
-        let volumes: Vec<(ObjectId, String, u64)> =
-            self.model.volumes().iter().map(|(&id, volume)| (id, volume.name.clone(), volume.size_bytes)).collect();
+        let volumes: Vec<(ObjectId, &str)> =
+            self.model.volumes().iter().map(|(&id, volume)| (id, volume.name.as_str())).collect();
         let changes_volumes = self.setup.answers_last() && !volumes.is_empty();
-        match self.prng.below(10) {
+        match self.prng.below(14) {
             0..=3 => self.ask_checkpoint(),
-            4 => self.call(Order::Check, AdminRequest::PoolCheck),
-            5 | 6 => self.call(Order::Status, AdminRequest::Status),
+            4 | 5 => self.call(Order::Check, AdminRequest::PoolCheck),
+            6 => self.call(Order::Status, AdminRequest::Status),
             7 if changes_volumes && volumes.len() < self.setup.volumes_max => {
-                let unused = NAMES.iter().find(|name| volumes.iter().all(|(_, used, _)| used != *name));
+                let unused = NAMES.into_iter().find(|name| volumes.iter().all(|(_, used)| used != name));
                 let size_bytes = self.draw_size();
                 if let Some(name) = unused {
                     self.create(name, size_bytes);
                 }
             }
-            8 if changes_volumes => {
-                let (id, name, old) = self.prng.pick(&volumes).clone();
+            8..=10 if changes_volumes => {
+                let (id, _) = *self.prng.pick(&volumes);
                 let size_bytes = self.draw_size();
-                let cut = (size_bytes < old).then(|| self.model.begin_write(id, size_bytes..old, Fill::Zeroes));
-                self.may_be_absent(id);
-                self.resized.insert(id);
-                self.call(Order::Resize { id, size_bytes, cut }, AdminRequest::VolumeResize { name, size_bytes });
-                if self.order.is_none()
-                    && let Some(cut) = cut
-                {
-                    self.model.refuse_write(cut);
-                }
+                self.resize(id, size_bytes);
             }
-            9 if changes_volumes && volumes.len() > 1 => {
-                let (id, name, _) = self.prng.pick(&volumes).clone();
-                self.may_be_absent(id);
-                self.call(Order::Delete { id }, AdminRequest::VolumeDelete { name });
+            11 if changes_volumes && volumes.len() > 1 => {
+                let (id, _) = *self.prng.pick(&volumes);
+                self.delete(id);
             }
+            _ if self.machine().can_grow() => self.grow(),
             _ => {}
         }
     }
 
-    fn may_be_absent(&mut self, id: ObjectId) {
-        for flying in self.flying.values_mut().filter(|flying| flying.volume == id) {
-            flying.may_be_absent = true;
+    pub(super) fn resize(&mut self, id: ObjectId, size_bytes: u64) {
+        let name = self.model.volumes()[&id].name.clone();
+        let cut = self.model.begin_resize(id, size_bytes);
+        self.call(Order::Resize { id, size_bytes, cut }, AdminRequest::VolumeResize { name, size_bytes });
+        if self.order.is_none() {
+            self.model.withdraw(cut);
         }
     }
 
-    fn ask_checkpoint(&mut self) {
+    pub(super) fn delete(&mut self, id: ObjectId) {
+        let name = self.model.volumes()[&id].name.clone();
+        self.call(Order::Delete { id }, AdminRequest::VolumeDelete { name });
+    }
+
+    /// The spare disk joins the pool.
+    pub(super) fn grow(&mut self) {
+        let device = self.machine().media.last().expect("there is a spare disk").name();
+        self.call(Order::Grow, AdminRequest::PoolGrow { device });
+    }
+
+    /// What a volume may be now.
+    fn sizes(&self, volume: ObjectId) -> Sizes {
+        let mut sizes = Sizes::exactly(self.model.volumes()[&volume].size_bytes);
+        if let Some((order, _)) = &self.order {
+            sizes.beside(order, volume);
+        }
+        sizes
+    }
+
+    pub(super) fn ask_checkpoint(&mut self) {
         let began = self.model.begin();
         self.call(Order::Checkpoint { began }, AdminRequest::Checkpoint);
         if self.order.is_none() {
@@ -129,6 +151,7 @@ impl History {
     fn draw_range(&mut self, size_bytes: u64, length_max: u64) -> Range<u64> {
         let grain = match self.prng.below(4) {
             0 | 1 => BLOCK,
+            _ if self.setup.is_uniform => BLOCK,
             _ if self.setup.any_byte => 1,
             _ => 512,
         };
@@ -141,34 +164,34 @@ impl History {
         first * grain..(first + count) * grain
     }
 
+    /// Where a request may end: as a rule inside its volume, whatever comes of an order under way; now and then beyond.
+    fn draw_end(&mut self, sizes: Sizes) -> u64 {
+        match self.prng.below(64) {
+            0 => sizes.largest + BLOCK,
+            1..=7 => sizes.largest,
+            _ => sizes.smallest,
+        }
+    }
+
     /// Submits a request by any client; false when it could not.
     fn submit(&mut self) -> bool {
-        let volumes: Vec<(ObjectId, u64)> =
-            self.model.volumes().iter().map(|(&id, volume)| (id, volume.size_bytes)).collect();
+        let volumes: Vec<ObjectId> = self.model.volumes().keys().copied().collect();
         if volumes.is_empty() {
             return false;
         }
         let session = index(self.prng.below(self.setup.sessions as u64));
-        let (mut volume, mut size_bytes) = *self.prng.pick(&volumes);
+        let mut volume = *self.prng.pick(&volumes);
         // A connection stays with its volume for a while.
         if let Some(open) = &self.sessions[session]
-            && let Some(stays) = volumes.iter().find(|(id, _)| *id == open.volume)
+            && volumes.contains(&open.volume)
             && self.prng.chance(31, 32)
         {
-            (volume, size_bytes) = *stays;
-        }
-        // What a resize under way leaves.
-        if let Some((Order::Resize { id, size_bytes: next, .. }, _)) = &self.order
-            && *id == volume
-        {
-            size_bytes = size_bytes.min(*next);
+            volume = open.volume;
         }
         if self.setup.is_nbd && !self.is_connected(session, volume) {
             return false;
         }
-        if let Some(session) = &self.sessions[session] {
-            size_bytes = size_bytes.min(session.size_bytes);
-        }
+        let size_bytes = self.draw_end(self.sizes(volume));
         let durable = self.prng.chance(1, 6);
         let ask = match self.prng.below(100) {
             _ if self.setup.fills_pool && self.prng.chance(1, 2) => {
@@ -177,7 +200,8 @@ impl History {
                 Ask::Zero(first * BLOCK..end * BLOCK, false, false)
             }
             0..=49 => {
-                let range = self.draw_range(size_bytes, self.setup.write_bytes_max);
+                let length_max = if self.setup.is_uniform { BLOCK } else { self.setup.write_bytes_max };
+                let range = self.draw_range(size_bytes, length_max);
                 Ask::Write(range, WriteId(0), durable)
             }
             50..=71 => Ask::Read(self.draw_range(size_bytes, 8 * BLOCK)),
@@ -195,20 +219,7 @@ impl History {
 
     /// Sends a request; false while memory is short.
     pub(super) fn fly(&mut self, session: usize, volume: ObjectId, mut ask: Ask, is_verification: bool) -> bool {
-        let (mut write, mut began) = (None, 0);
-        match &mut ask {
-            Ask::Write(range, id, _) => {
-                *id = self.model.begin_write(volume, range.clone(), Fill::Pattern);
-                write = Some(*id);
-            }
-            Ask::Discard(range, _) => {
-                let whole = range.start.next_multiple_of(BLOCK)..range.end / BLOCK * BLOCK;
-                let whole = whole.start..whole.end.max(whole.start);
-                write = Some(self.model.begin_write(volume, whole, Fill::Zeroes));
-            }
-            Ask::Zero(range, ..) => write = Some(self.model.begin_write(volume, range.clone(), Fill::Zeroes)),
-            Ask::Read(_) | Ask::Flush | Ask::Status(_) => began = self.model.begin(),
-        }
+        let begun = ask.begin(&mut self.model, volume);
         self.next_id += 1;
         let id = self.next_id;
         let is_sent = if self.setup.is_nbd {
@@ -220,20 +231,14 @@ impl History {
             self.node().port(reactor).submit(&self.machine().blocks, id, volume, &ask)
         };
         if !is_sent {
-            match write {
-                Some(write) => self.model.refuse_write(write),
-                None => self.model.end(began),
-            }
+            withdraw(&mut self.model, begun);
             return false;
         }
+        let (write, began) = begun;
         self.note(|_| format!("  {id}: {ask:?} of {volume}"));
-        let may_be_absent = self.is_order_on(volume);
-        self.flying.insert(id, Flying { ask, volume, write, began, may_be_absent, is_verification });
+        let (sizes, turn) = (self.sizes(volume), self.figures.turns);
+        self.flying.insert(id, Flying { ask, volume, write, began, sizes, is_verification, turn });
         true
-    }
-
-    fn is_order_on(&self, volume: ObjectId) -> bool {
-        matches!(&self.order, Some((Order::Delete { id } | Order::Resize { id, .. }, _)) if *id == volume)
     }
 
     /// Whether a session is connected to a volume; connects it otherwise.
@@ -248,13 +253,11 @@ impl History {
             }
             return false;
         }
-        let (name, size_bytes) = (self.model.volumes()[&volume].name.clone(), self.model.volumes()[&volume].size_bytes);
+        let name = self.model.volumes()[&volume].name.clone();
         let reactor = session % self.node().reactor_count();
         let is_structured = session % 2 == 1;
-        let connected = self
-            .node()
-            .listener(reactor)
-            .map(|listener| nbd::Session::connect(listener, (volume, size_bytes), &name, is_structured));
+        let connected =
+            self.node().listener(reactor).map(|listener| nbd::Session::connect(listener, volume, &name, is_structured));
         self.sessions[session] = connected;
         false
     }
@@ -287,13 +290,11 @@ impl History {
     pub(super) fn check_pool(&mut self) -> Result<(), Halt> {
         self.until(|history| history.order.is_none())?;
         self.call(Order::Check, AdminRequest::PoolCheck);
-        self.until(|history| history.order.is_none())?;
-        self.judge_check()
+        self.until(|history| history.order.is_none())
     }
 
-    /// Judges the report of a check that has come in.
-    pub(super) fn judge_check(&mut self) -> Result<(), Halt> {
-        let Some(problems) = self.checked.take() else { return Ok(()) };
+    /// Judges the report of a check.
+    pub(super) fn judge_check(&mut self, problems: &[String]) -> Result<(), Halt> {
         let unreadable = self.unreadable.take();
         let may_have_some = self.is_damaged() || self.excuse.read;
         match problems.first() {

@@ -1,0 +1,402 @@
+//! The composition: the only folder that names concrete drivers. Everything else is generic over them.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `mod.rs` | starting a node: its reactors' threads, and what lies on each |
+//! | [`storage`] | files and sockets, open and locked |
+//! | [`opener`] | opening a pool's devices, for every reactor |
+//! | [`pair`] | a partner: the way to it, and what both share |
+//! | [`registers`], [`partner_beats`] | a node's way to the registers of its pair, wherever they are |
+//! | [`mailbox_file`], [`mailbox_worker`] | in a file that both nodes reach |
+//! | [`witness_client`], [`witness_server`] | at a process on a third machine, and that process |
+//! | [`fence`], [`process`], [`command`] | how its partner is stopped |
+//! | [`offline`] | files of a node that does not run: made, checked, tried |
+//!
+//! Each reactor's thread makes a ring of its own and its queues to the node's open files on it. Starting takes two steps, because a
+//! reactor's mailbox needs the waker that only its own thread can make:
+//!
+//! ```text
+//! main thread:     spawn all -------- collect wakers -- make mailboxes -- send them -------- collect results -- serve
+//! reactor thread:        make ring -- send waker --------------------- receive them -- open -- send result -- run
+//! ```
+
+#![expect(
+    clippy::disallowed_types,
+    reason = "taken only when a device joins the pool, never while requests are served"
+)]
+
+mod command;
+mod fence;
+mod mailbox_file;
+mod mailbox_worker;
+mod offline;
+mod opener;
+mod pair;
+mod partner_beats;
+mod process;
+mod registers;
+mod storage;
+mod witness_client;
+mod witness_server;
+
+pub(crate) use offline::{
+    NewPool, check, create_log_file, create_pool, create_portion, random_id, try_direct, try_io_uring, wipe,
+};
+
+pub(crate) use witness_server::serve as serve_witness;
+
+use super::{
+    foreign::{self, Foreign},
+    output::{Exit, Failure},
+    superblocks,
+};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    sys::prctl::set_timerslack,
+    unistd::Pid,
+};
+use opener::{Deliveries, Opener, ReactorOpener};
+use pair::PairStart;
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    thread::{Builder, JoinHandle},
+};
+use storage::{Portion, QUEUE_DEPTH, nbd_listeners};
+use twinlog::{
+    base::{
+        Epoch, PortionId,
+        limits::{BLOCK_BYTES, CONNECTIONS_MAX},
+    },
+    changelog::PortionRole,
+    control::{
+        admin::{CALLS_MAX, NodeHandle},
+        config::{LogConfig, NodeConfig, PoolConfig},
+    },
+    cp::message::Grant,
+    node::{
+        admin::AdminCall,
+        engine::EngineLimits,
+        forward::ForwardPort,
+        pools::{PoolOpener, PoolSlot, Pools},
+    },
+    reactor::{Idle, Mailbox, Waker, mailbox},
+    serve::{
+        NbdServer, Reactor, ReactorParts,
+        reactor::{NodeEnd, OpenDevice},
+    },
+};
+use twinlog_device::BlockPool;
+use twinlog_uring::{Access, Cache, FileDisk, Listener, Ring, RingOptions, StorageFile, UringNetwork, UringPlatform};
+
+fn no_ring(error: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Error, error, "twinlog doctor")
+}
+
+fn no_memory(error: std::io::Error) -> Failure {
+    Failure::new(Exit::Error, format!("no memory for blocks: {error}"), "a smaller `limit` in [memory] of node.toml")
+}
+
+/// The driver's waker as the engine's trait.
+struct RingWaker(twinlog_uring::Waker);
+
+impl Waker for RingWaker {
+    fn wake(&self) {
+        self.0.wake();
+    }
+}
+
+/// What the main thread gives to a reactor's thread once all wakers are known.
+struct Connections {
+    deliveries: Deliveries,
+    wakers: Vec<Arc<dyn Waker>>,
+    /// Of a pair.
+    port: Option<ForwardPort>,
+    first: Option<First>,
+}
+
+/// What only reactor 0 has.
+struct First {
+    calls: Mailbox<AdminCall>,
+    /// Of a pair: what was opened for it, and where pools are asked for.
+    pair: Option<(PairStart, Sender<(PoolSlot, Grant)>)>,
+}
+
+/// A reactor's thread and the main thread's ways to it.
+struct Starting {
+    thread: JoinHandle<Option<String>>,
+    waker: Receiver<Result<Arc<dyn Waker>, Failure>>,
+    connections: Sender<Connections>,
+    result: Receiver<Result<(), Failure>>,
+}
+
+/// A node whose reactors run.
+pub(crate) struct RunningNode {
+    pub(crate) handle: NodeHandle,
+    threads: Vec<JoinHandle<Option<String>>>,
+}
+
+impl RunningNode {
+    /// Waits until all reactors have ended.
+    pub(crate) fn wait(self) -> Result<(), Failure> {
+        let mut failure = None;
+        for thread in self.threads {
+            match thread.join() {
+                Ok(reason) => failure = failure.or(reason),
+                // A panic has ended the process already, see `serve`.
+                Err(_) => failure = Some("a reactor's thread panicked".to_owned()),
+            }
+        }
+        match failure {
+            Some(reason) => Err(Failure::new(
+                Exit::Error,
+                format!("the pool had stopped: {reason}"),
+                "twinlog pool check --config FILE",
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Opens everything that the configuration names and starts the reactors: they recover the pool, then serve; a pair's when they own it.
+pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
+    let blocks = u32::try_from(config.memory.limit.bytes() / BLOCK_BYTES).expect("bounded by the configuration");
+    let partner = config.partner_pool.as_ref().zip(config.mirror.as_ref());
+    let shared = Arc::new(Shared {
+        config: config.clone(),
+        blocks: BlockPool::new(blocks).map_err(no_memory)?,
+        listeners: nbd_listeners(&config.nbd)?,
+        home: Held::open(&config.pool, &config.log, PortionRole::Own)?,
+        partner: partner.map(|(pool, log)| Held::open(pool, log, PortionRole::Mirror)).transpose()?,
+        end: Arc::default(),
+        joining: Joining::default(),
+    });
+    let reactors = (0..shared.reactor_count()).map(|index| spawn(&shared, index)).collect::<Result<Vec<_>, _>>()?;
+    let wakers = reactors.iter().map(|reactor| hear(&reactor.waker)).collect::<Result<Vec<_>, _>>()?;
+    let (opener, deliveries) = Opener::new(&shared, &wakers);
+    let (calls, called) = mailbox(CALLS_MAX, Arc::clone(&wakers[0]));
+    let mut ports = Vec::new();
+    let mut first = match &config.pair {
+        None => {
+            opener.open(PoolSlot::Home, Grant::SINGLE)?;
+            Some(First { calls: called, pair: None })
+        }
+        Some(pair) => {
+            let hub;
+            (hub, ports) = pair::ports(&shared, &wakers);
+            let start = pair::start(config, pair, hub, Arc::clone(&wakers[0]))?;
+            let requests = opener.start().map_err(|error| Failure::system("start", "a thread", &error))?;
+            Some(First { calls: called, pair: Some((start, requests)) })
+        }
+    };
+    let mut ports = ports.into_iter();
+    for (reactor, deliveries) in reactors.iter().zip(deliveries) {
+        let (port, first) = (ports.next(), first.take());
+        let connections = Connections { deliveries, wakers: wakers.clone(), port, first };
+        // A thread that is gone has said why: heard below.
+        let _thread_gone = reactor.connections.send(connections);
+    }
+    for reactor in &reactors {
+        hear(&reactor.result)?;
+    }
+    Ok(RunningNode {
+        handle: NodeHandle::new(calls),
+        threads: reactors.into_iter().map(|reactor| reactor.thread).collect(),
+    })
+}
+
+fn hear<T>(from: &Receiver<Result<T, Failure>>) -> Result<T, Failure> {
+    from.recv().unwrap_or_else(|_| Err(no_ring("a reactor's thread ended before it was ready")))
+}
+
+/// A pool that this node may have open, and its portion of that pool's log.
+struct Held {
+    name: String,
+    portion: Portion,
+    /// `None`: it cannot be used as it is.
+    portion_id: Option<PortionId>,
+    /// Of the newest superblock.
+    epoch: Epoch,
+}
+
+impl Held {
+    fn open(pool: &PoolConfig, log: &LogConfig, role: PortionRole) -> Result<Self, Failure> {
+        let superblock = superblocks::assemble(&pool.devices)?.superblock;
+        let lane_count = u16::try_from(superblock.applied.len()).expect("at most LANES_MAX");
+        let portion = Portion::open(log, superblock.pool, role, lane_count)?;
+        if portion.is_new() {
+            offline::format_portion(&portion, PortionId(random_id()?))?;
+        }
+        let portion_id = offline::portion_id(&portion)?;
+        Ok(Self { name: pool.name.clone(), portion, portion_id, epoch: superblock.epoch })
+    }
+}
+
+/// What all reactors' threads share.
+struct Shared {
+    config: NodeConfig,
+    blocks: BlockPool,
+    listeners: Vec<Listener>,
+    home: Held,
+    partner: Option<Held>,
+    end: Arc<NodeEnd>,
+    joining: Joining,
+}
+
+impl Shared {
+    /// A slot's pool.
+    fn held(&self, slot: PoolSlot) -> &Held {
+        match slot {
+            PoolSlot::Home => &self.home,
+            PoolSlot::Partner => self.partner.as_ref().expect("a node of a pair"),
+        }
+    }
+
+    /// The memory of each pool, when all that this node may have open are.
+    fn limits(&self) -> EngineLimits {
+        let lanes = |held: &Held| u64::from(held.portion.lane_count());
+        let all = lanes(&self.home) + self.partner.as_ref().map_or(0, lanes);
+        EngineLimits::for_memory(self.blocks.block_count() as u64, all)
+    }
+
+    /// The devices of a slot's pool, in any order.
+    fn devices(&self, slot: PoolSlot) -> &[PathBuf] {
+        match slot {
+            PoolSlot::Home => &self.config.pool.devices,
+            PoolSlot::Partner => self.config.partner_pool.as_ref().map_or(&[], |pool| &pool.devices),
+        }
+    }
+
+    fn reactor_count(&self) -> u16 {
+        u16::try_from(self.config.reactors.count).expect("bounded by the configuration")
+    }
+}
+
+/// Devices on their way into the pool: opened and locked by the first reactor that is told, shared by the others.
+#[derive(Default)]
+struct Joining(Mutex<BTreeMap<String, (StorageFile, usize)>>);
+
+impl Joining {
+    /// The open file, for one of `reactor_count` reactors; the last one takes it out.
+    fn file(&self, name: &str, reactor_count: usize) -> Result<StorageFile, String> {
+        let mut files = self.0.lock().map_err(|_| "another reactor has panicked".to_owned())?;
+        let (file, waiting) = match files.remove(name) {
+            Some(joining) => joining,
+            None => {
+                let path = Path::new(name);
+                let file = StorageFile::open(path, Access::Exclusive, Cache::Bypass);
+                let file = file.map_err(|error| error.to_string())?;
+                refuse_foreign(path, file.size_bytes())?;
+                (file, reactor_count)
+            }
+        };
+        if waiting > 1 {
+            files.insert(name.to_owned(), (file.clone(), waiting - 1));
+        }
+        Ok(file)
+    }
+}
+
+/// The engine looks where its superblocks go; labels of others lie beside those places. Not everywhere: a reactor waits for this.
+fn refuse_foreign(path: &Path, bytes: u64) -> Result<(), String> {
+    let found = File::open(path).and_then(|file| foreign::find(&file, path, bytes, false));
+    match found.map_err(|error| error.to_string())? {
+        None => Ok(()),
+        Some(Foreign { what, byte }) => Err(format!("it holds {what} (byte {byte})")),
+    }
+}
+
+fn open_device(shared: &Arc<Shared>, ring: &Ring) -> OpenDevice<FileDisk> {
+    let (shared, ring) = (Arc::clone(shared), ring.clone());
+    Box::new(move |name| {
+        let file = shared.joining.file(name, shared.config.reactors.count)?;
+        FileDisk::new(&ring, &file, QUEUE_DEPTH).map_err(|error| error.to_string())
+    })
+}
+
+fn spawn(shared: &Arc<Shared>, index: u16) -> Result<Starting, Failure> {
+    let (waker_sender, waker) = bounded(1);
+    let (connections, connections_receiver) = bounded::<Connections>(1);
+    let (result_sender, result) = bounded(1);
+    let shared = Arc::clone(shared);
+    let body = move || {
+        let ring = match make_ring(&shared, index) {
+            Ok(ring) => ring,
+            Err(failure) => {
+                // The main thread has given up already if it does not listen.
+                let _unheard = waker_sender.send(Err(failure));
+                return None;
+            }
+        };
+        let waker: Arc<dyn Waker> = Arc::new(RingWaker(ring.waker()));
+        let _unheard = waker_sender.send(Ok(waker));
+        // Closed when another reactor failed: this one ends too.
+        let connections = connections_receiver.recv().ok()?;
+        let (reactor, said) = match open(&shared, index, &ring, connections) {
+            Ok(reactor) => (Some(reactor), Ok(())),
+            Err(failure) => (None, Err(failure)),
+        };
+        let _unheard = result_sender.send(said);
+        reactor?.run()
+    };
+    let thread = Builder::new().name(format!("reactor {index}")).spawn(body);
+    let thread = thread.map_err(|error| Failure::system("start", format!("reactor {index}"), &error))?;
+    Ok(Starting { thread, waker, connections, result })
+}
+
+fn make_ring(shared: &Shared, index: u16) -> Result<Ring, Failure> {
+    if let Some(&cpu) = shared.config.reactors.cpus.get(usize::from(index)) {
+        let mut set = CpuSet::new();
+        let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+        pinned.map_err(|error| Failure::system("pin a reactor to CPU", cpu, &error.into()))?;
+    }
+    // The kernel may round a sleep up by this much; the default of 50 us is as long as a whole durable write.
+    set_timerslack(1).map_err(|error| Failure::system("set the timer slack of", "a reactor", &error.into()))?;
+    let options = RingOptions { register_buffers: shared.config.memory.pinned, ..RingOptions::default() };
+    Ring::new(options, &shared.blocks).map_err(no_ring)
+}
+
+/// Opens one reactor's part of the node, on the reactor's own thread.
+fn open(
+    shared: &Arc<Shared>,
+    index: u16,
+    ring: &Ring,
+    connections: Connections,
+) -> Result<Reactor<UringPlatform, NbdServer>, Failure> {
+    let config = &shared.config;
+    let Connections { deliveries, mut wakers, port, first } = connections;
+    let (calls, pair) = first.map_or((None, None), |first| (Some(first.calls), first.pair));
+    let (start, requests) = pair.unzip();
+    wakers.remove(usize::from(index));
+    let cpu = config.reactors.cpus.get(usize::from(index)).map(|cpu| *cpu as u64);
+    let mut pools = Pools::new(shared.blocks.clone(), cpu);
+    if let Some(port) = port {
+        pools.set_port(port);
+    }
+    let mut opener = ReactorOpener::new(shared, index, ring, deliveries, requests);
+    while let Some((slot, opened)) = opener.poll() {
+        let opened = opened.and_then(|parts| pools.open(slot, parts).map_err(|error| error.to_string()));
+        opened.map_err(|error| {
+            let hint = "twinlog inspect; the devices of node.toml must be all of the pool's";
+            Failure::new(Exit::Error, error, hint)
+        })?;
+    }
+    let connections_max = CONNECTIONS_MAX / config.reactors.count;
+    let net = UringNetwork::new(ring, shared.listeners.clone(), connections_max).map_err(no_ring)?;
+    Ok(Reactor::new(ReactorParts {
+        platform: UringPlatform::new(ring.clone()),
+        pools,
+        net,
+        front: NbdServer::new(connections_max),
+        idle: Idle::new(config.reactors.idle),
+        calls,
+        open_device: open_device(shared, ring),
+        opener: Box::new(opener),
+        pair: start.map(|start| pair::parts(shared, ring, start)).transpose()?.map(Box::new),
+        end: Arc::clone(&shared.end),
+        peers: wakers,
+    }))
+}

@@ -1,0 +1,174 @@
+//! The process that holds a lock of a file: found by the kernel's own list of its locks, and killed without a doubt about who it is.
+//!
+//! # Invariants
+//!
+//! 1. A process is known by a handle (pidfd), never by its number alone: the kernel gives a number to another process once its process has ended, a handle
+//!    never names another one. That the process of the handle holds the lock is read after the handle was made, and the signal reaches that process or none.
+//! 2. Only a process that holds exactly the lock in question is found. What cannot be looked into (another user's, another machine's) is not found, and so not
+//!    killed; whoever asked has to try something else.
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::{
+    fs::{self, File},
+    io,
+    ops::Range,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::Path,
+};
+
+/// A process that holds a lock.
+pub(super) struct Holder {
+    pid: Pid,
+    handle: OwnedFd,
+    /// Number and name, for people.
+    name: String,
+}
+
+impl Holder {
+    /// Every other process of this machine that has locked exactly these bytes of `file` for itself. This process must have a lock of its own on the file: the
+    /// kernel's words for it say how the file is called in such lists.
+    pub(super) fn find(file: &File, bytes: &Range<u64>) -> io::Result<Vec<Self>> {
+        let own = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+        let place = own.lines().find_map(Lock::parse).map(|lock| lock.file.to_owned());
+        let place = place.ok_or_else(|| io::Error::other("this process has no lock on the file"))?;
+        let mut found = Vec::new();
+        for process in fs::read_dir("/proc")?.flatten() {
+            let number = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+            let Some(pid) = number.and_then(Pid::from_raw) else { continue };
+            if pid != rustix::process::getpid() && holds(&process.path(), &place, bytes) {
+                found.extend(Self::identify(pid, &process.path(), &place, bytes));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The process, if it still holds the lock once nothing can be mistaken for it.
+    fn identify(pid: Pid, process: &Path, place: &str, bytes: &Range<u64>) -> Option<Self> {
+        let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        let command = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        let name = format!("process {} ({})", pid.as_raw_nonzero(), command.trim());
+        holds(process, place, bytes).then_some(Self { pid, handle, name })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.pid == other.pid
+    }
+
+    /// Ends it by SIGKILL, which a stopped process does not survive either.
+    pub(super) fn kill(&self) -> io::Result<()> {
+        match pidfd_send_signal(&self.handle, Signal::KILL) {
+            // It has ended already.
+            Err(rustix::io::Errno::SRCH) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
+    /// Whether it has ended, with all its threads.
+    pub(super) fn has_ended(&self) -> bool {
+        let mut handles = [PollFd::new(self.handle.as_fd(), PollFlags::POLLIN)];
+        poll(&mut handles, PollTimeout::ZERO).is_ok_and(|ready| ready == 1)
+    }
+}
+
+/// Whether the process has the lock.
+fn holds(process: &Path, place: &str, bytes: &Range<u64>) -> bool {
+    let is_it = |text: String| {
+        let mut locks = text.lines().filter_map(Lock::parse);
+        locks.any(|lock| lock.file == place && lock.is_exclusive && lock.bytes == *bytes)
+    };
+    let Ok(files) = fs::read_dir(process.join("fdinfo")) else { return false };
+    files.flatten().any(|file| fs::read_to_string(file.path()).is_ok_and(is_it))
+}
+
+/// A lock of an open file, as `/proc/PID/fdinfo/FD` shows it (Linux Documentation/filesystems/proc.rst, 3.8).
+struct Lock<'a> {
+    is_exclusive: bool,
+    /// Device and inode.
+    file: &'a str,
+    bytes: Range<u64>,
+}
+
+impl<'a> Lock<'a> {
+    /// `lock:  1: OFDLCK  ADVISORY  WRITE -1 fd:01:1234 4096 8191`
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut words = line.strip_prefix("lock:")?.split_whitespace().skip(1);
+        if words.next()? != "OFDLCK" {
+            return None;
+        }
+        let is_exclusive = words.nth(1)? == "WRITE";
+        let file = words.nth(1)?;
+        let first = words.next()?.parse().ok()?;
+        let last = match words.next()? {
+            "EOF" => i64::MAX as u64,
+            last => last.parse().ok()?,
+        };
+        Some(Self { is_exclusive, file, bytes: first..last + 1 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::{
+        fcntl::{FcntlArg, fcntl},
+        libc,
+    };
+    use std::process::Command;
+
+    #[test]
+    fn locks_are_read_as_the_kernel_writes_them() {
+        let lock = Lock::parse("lock:\t1: OFDLCK ADVISORY  WRITE -1 fe:01:77 4096 8191").expect("a lock");
+        assert_eq!((lock.is_exclusive, lock.file, lock.bytes), (true, "fe:01:77", 4096..8192));
+        let lock = Lock::parse("lock:\t2: OFDLCK ADVISORY  READ -1 fe:01:77 0 EOF").expect("a lock");
+        assert_eq!((lock.is_exclusive, lock.bytes.end), (false, 1 << 63));
+        for other in ["pos:\t0", "lock:\t1: POSIX  ADVISORY  WRITE 12 fe:01:77 0 EOF", "lock:\t1: OFDLCK", "lock:", ""]
+        {
+            assert!(Lock::parse(other).is_none(), "{other}");
+        }
+    }
+
+    fn lock(file: &File, bytes: &Range<u64>) {
+        let narrow = |value: i32| i16::try_from(value).expect("lock constants are small");
+        let place = |value: u64| i64::try_from(value).expect("small");
+        let lock = libc::flock {
+            l_type: narrow(libc::F_WRLCK),
+            l_whence: narrow(libc::SEEK_SET),
+            l_start: place(bytes.start),
+            l_len: place(bytes.end - bytes.start),
+            l_pid: 0,
+        };
+        fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).expect("nobody has it");
+    }
+
+    #[test]
+    fn only_the_holder_of_that_very_lock_is_found_and_killed() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("file");
+        let (mine, theirs, nobodys) = (0..10, 10..20, 20..30);
+        let file = File::create(&path).expect("made");
+        Holder::find(&file, &theirs).err().expect("what is not locked here cannot be recognised");
+        lock(&file, &mine);
+        // A process that inherits an open file has its locks too.
+        let other = File::options().write(true).open(&path).expect("there");
+        lock(&other, &theirs);
+        let mut child = Command::new("sleep").arg("60").stdin(other).spawn().expect("coreutils' sleep starts");
+        assert!(Holder::find(&file, &nobodys).expect("looked").is_empty());
+        assert!(Holder::find(&file, &mine).expect("looked").is_empty(), "not itself");
+        let found = Holder::find(&file, &theirs).expect("looked");
+        let [holder] = &found[..] else { panic!("one process holds it, not {}", found.len()) };
+        assert!(holder.name().contains(&child.id().to_string()), "{}", holder.name());
+        assert!(!holder.has_ended());
+        holder.kill().expect("a child of ours");
+        while !holder.has_ended() {
+            std::thread::yield_now();
+        }
+        assert!(!child.wait().expect("a child of ours").success());
+        holder.kill().expect("it has ended, and nobody else is meant");
+        assert!(Holder::find(&file, &theirs).expect("looked").is_empty());
+    }
+}

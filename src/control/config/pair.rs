@@ -1,0 +1,151 @@
+//! `[pair]`: the partner node, how it is reached, and what both nodes share.
+//!
+//! # Invariants
+//!
+//! 1. `[pair]` stands together with `[partner_pool]` and `[mirror]`, or none of them does.
+//! 2. The interconnect can be reached from other machines only with `allow_remote = true`; it is authenticated in any case, and encrypted
+//!    with `encrypt = true`.
+
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+/// `[pair]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PairConfig {
+    /// Name of the partner node.
+    pub partner: String,
+    /// Unix sockets at which the partner is awaited.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unix: Vec<PathBuf>,
+    /// Addresses at which the partner is awaited.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tcp: Vec<SocketAddr>,
+    /// The partner's sockets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partner_unix: Vec<PathBuf>,
+    /// The partner's addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partner_tcp: Vec<SocketAddr>,
+    /// Whether `tcp` may be reachable from other machines.
+    #[serde(default)]
+    pub allow_remote: bool,
+    /// Whether what the nodes tell each other is encrypted; the same at both.
+    #[serde(default)]
+    pub encrypt: bool,
+    /// File with the secret that both nodes share: 32 bytes or more, for this user only.
+    pub key: PathBuf,
+    /// The file or device with the pair's registers, which both nodes reach; none: a witness keeps them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mailbox: Option<PathBuf>,
+    /// Host and port of the witness that keeps the pair's registers; none: they are in a mailbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<String>,
+    /// Milliseconds without a sign of the partner after which it is taken for gone.
+    #[serde(default = "default_deadline_ms")]
+    pub deadline_ms: u64,
+    /// Seconds that the partner must have been back before its pool is given back to it; none: only by command.
+    #[serde(default = "default_giveback_after_s", skip_serializing_if = "Option::is_none")]
+    pub giveback_after_s: Option<u64>,
+    /// Seconds that a request waits for a pool which neither node serves, before it fails.
+    #[serde(default = "default_request_wait_s")]
+    pub request_wait_s: u64,
+    /// Ways to make sure that the partner has stopped, in the order in which they are tried.
+    #[serde(default = "default_fence")]
+    pub fence: Vec<FenceKind>,
+    /// Program and arguments for `command`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fence_command: Vec<String>,
+    /// Seconds that `command` may take.
+    #[serde(default = "default_fence_limit_s")]
+    pub fence_limit_s: u64,
+    /// What `command` reads from its standard input, beside `action` and the partner's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fence_options: BTreeMap<String, String>,
+}
+
+/// A way to make sure that the partner has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FenceKind {
+    /// The kernel has released the locks of its process: for nodes on one machine.
+    Lock,
+    /// The process of this machine that has those locks is killed: for nodes on one machine, of which one may stand still.
+    Process,
+    /// It has given no sign of life at the arbiter for as long as it may serve without: for nodes that never stand still.
+    Lease,
+    /// A command says so: see `fence_command`.
+    Command,
+}
+
+impl FenceKind {
+    /// As the configuration names it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Lock => "lock",
+            Self::Process => "process",
+            Self::Lease => "lease",
+            Self::Command => "command",
+        }
+    }
+}
+
+/// Bounds of [`PairConfig::deadline_ms`].
+pub(super) const DEADLINE_MS: std::ops::RangeInclusive<u64> = 100..=60_000;
+/// Bounds of [`PairConfig::fence_limit_s`].
+pub(super) const FENCE_LIMIT_S: std::ops::RangeInclusive<u64> = 1..=3600;
+
+/// Bounds of [`PairConfig::request_wait_s`].
+pub(super) const REQUEST_WAIT_S: std::ops::RangeInclusive<u64> = 1..=3_600;
+
+fn default_request_wait_s() -> u64 {
+    30
+}
+
+fn default_deadline_ms() -> u64 {
+    1_000
+}
+
+fn default_giveback_after_s() -> Option<u64> {
+    Some(5)
+}
+
+fn default_fence_limit_s() -> u64 {
+    60
+}
+
+fn default_fence() -> Vec<FenceKind> {
+    vec![FenceKind::Lock]
+}
+
+impl PairConfig {
+    /// For a node whose partner runs on the same machine, in the directory beside its own.
+    #[must_use]
+    pub fn on_one_machine(partner: &str) -> Self {
+        Self {
+            partner: partner.to_owned(),
+            unix: vec!["pair.sock".into()],
+            tcp: Vec::new(),
+            partner_unix: vec![format!("../{partner}/pair.sock").into()],
+            partner_tcp: Vec::new(),
+            allow_remote: false,
+            encrypt: false,
+            key: "../pair.key".into(),
+            mailbox: Some("../disks/mailbox".into()),
+            witness: None,
+            deadline_ms: default_deadline_ms(),
+            giveback_after_s: default_giveback_after_s(),
+            request_wait_s: default_request_wait_s(),
+            fence: vec![FenceKind::Lock, FenceKind::Process],
+            fence_command: Vec::new(),
+            fence_options: BTreeMap::new(),
+            fence_limit_s: default_fence_limit_s(),
+        }
+    }
+
+    /// Every path in it.
+    pub(super) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        self.unix.iter_mut().chain(&mut self.partner_unix).chain([&mut self.key]).chain(&mut self.mailbox)
+    }
+}

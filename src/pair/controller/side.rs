@@ -1,0 +1,354 @@
+//! One pool of the pair, as this node sees it: everything that a decision depends on, and what is under way.
+
+use super::{flight::Flight, portion::LocalPortion};
+use crate::{
+    base::{Epoch, LaneIndex, Lsn, PoolId, PortionId, planted},
+    changelog::{PortionRole, lane::MirrorItem},
+    format::register::{Register, Side as PoolSide},
+    node::{admin::AdminReply, pools::PoolSlot},
+    pair::{
+        decide::{self, Command, Decision, Fence, Link, Mirror, Open, Owner, Place, Portion, Replies, View, Word},
+        interconnect::{Message, PoolWord},
+        ownership::Reader,
+    },
+};
+use crossbeam_channel::Sender;
+use twinlog_device::{LogMemory, Nanos};
+
+/// A pool of the pair, as the node finds it at its start.
+pub struct PairPool<L: LogMemory> {
+    /// Its id.
+    pub pool: PoolId,
+    /// Its name.
+    pub name: String,
+    /// Its lanes.
+    pub lane_count: u16,
+    /// The epoch of its newest superblock.
+    pub epoch_min: Epoch,
+    /// This node's portion of its log.
+    pub portion: LocalPortion<L>,
+}
+
+/// The epoch of a pool that no pair has served: that of its first superblock.
+const EPOCH_UNSERVED: Epoch = Epoch(1);
+
+/// What the arbiter has said of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Nothing that could be read, for this reason.
+    Unreadable(String),
+    /// There is no register.
+    Absent,
+    /// This, or none, although more is known of the pool.
+    Outdated(Option<Register>),
+    /// This.
+    Register(Register),
+}
+
+/// A change of the register that is at the arbiter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Swap {
+    Claim,
+    TakeOver,
+    GoStale,
+    GoInSync,
+    HandOver,
+}
+
+/// One pool.
+pub(super) struct Side<L: LogMemory> {
+    pub(super) slot: PoolSlot,
+    pub(super) pool: PoolId,
+    pub(super) name: String,
+    pub(super) known: Known,
+    /// The epoch of the last change that this process made as the owner.
+    pub(super) held: Option<Epoch>,
+    pub(super) swap: Option<Swap>,
+    /// What the register was asked to become, while a change is at the arbiter or nobody knows how it ended.
+    pub(super) asked: Option<(Swap, Register)>,
+    /// Whether the register is being read.
+    pub(super) is_reading: bool,
+    pub(super) portion: LocalPortion<L>,
+    /// Whether it may hold records that this node made as an owner whose time is over.
+    pub(super) has_own_records: bool,
+    pub(super) open: Open,
+    /// Whether the engine was told to close.
+    pub(super) is_closing: bool,
+    pub(super) replies: Replies,
+    pub(super) fence: (Epoch, Fence),
+    /// When that was heard.
+    pub(super) fence_at: Nanos,
+    /// What the fences that were tried last have found, for people.
+    pub(super) fence_said: String,
+    pub(super) command: Command,
+    /// Who waits for the command's end.
+    pub(super) caller: Option<Sender<AdminReply>>,
+    /// Unit of stores of the partner's log memory, as its hello said; zero before there was one.
+    pub(super) partner_unit_bytes: u32,
+    /// What the partner said last, since the interconnect is up.
+    pub(super) heard: Option<PoolWord>,
+    /// Since when the partner has said nothing at this node's epoch.
+    pub(super) unheard_since: Option<Nanos>,
+    /// A mirror that acknowledged nothing is not tried again before.
+    pub(super) mirror_rests_until: Nanos,
+    pub(super) is_mirror_resting: bool,
+    /// Why the partner's portion is no mirror although the interconnect is up.
+    pub(super) mirror_lost: Option<String>,
+    /// The position that goes to the partner next, by lane; `None`: a lane's mirror has not begun.
+    pub(super) next: Vec<Option<Lsn>>,
+    /// What the partner has acknowledged, by lane, since it is attached.
+    pub(super) acknowledged: Vec<Option<Lsn>>,
+    /// What is on its way there.
+    pub(super) flight: Flight,
+    /// What it has acknowledged in this session before it was attached, by lane.
+    pub(super) early: Vec<Option<Lsn>>,
+    /// Whether the partner's mirror takes what the lanes hand out.
+    pub(super) is_attached: bool,
+    /// The mirror is in step, and the register is to say so.
+    pub(super) is_in_step: bool,
+    /// Whether the partner knows of a newer register.
+    pub(super) wants_read: bool,
+    /// The highest epoch that is known of the pool: of its superblock when the node started, or of a register since.
+    pub(super) epoch_seen: Epoch,
+    /// The lease began anew after it had ended, and what this process held when it ended has not been claimed again.
+    pub(super) is_lease_over: bool,
+    /// What the node does with the pool after its engine has closed.
+    pub(super) after_close: Open,
+    /// Since when it is counted as answering alone.
+    pub(super) alone_since: Nanos,
+    pub(super) decided: Option<(Decision, Nanos)>,
+    /// When what was decided was last begun.
+    pub(super) begun_at: Option<Nanos>,
+    /// What went wrong last, for people.
+    pub(super) trouble: Option<String>,
+    pub(super) takeovers: u64,
+    pub(super) unmirrored_ns: u64,
+    /// What was said to the partner last.
+    pub(super) said: Option<PoolWord>,
+}
+
+impl<L: LogMemory> Side<L> {
+    pub(super) fn new(slot: PoolSlot, pool: PairPool<L>) -> Self {
+        let PairPool { pool, name, lane_count, epoch_min, portion } = pool;
+        Self {
+            slot,
+            pool,
+            name,
+            known: Known::Unreadable("it was not asked yet".to_owned()),
+            held: None,
+            swap: None,
+            asked: None,
+            is_reading: false,
+            portion,
+            // Nobody knows what an earlier life left.
+            has_own_records: true,
+            open: Open::Closed,
+            is_closing: false,
+            replies: Replies::Alone,
+            fence: (Epoch(0), Fence::NotTried),
+            fence_at: Nanos(0),
+            fence_said: String::new(),
+            command: Command::None,
+            caller: None,
+            partner_unit_bytes: 0,
+            heard: None,
+            unheard_since: None,
+            mirror_rests_until: Nanos(0),
+            is_mirror_resting: false,
+            mirror_lost: None,
+            next: vec![None; usize::from(lane_count)],
+            acknowledged: vec![None; usize::from(lane_count)],
+            flight: Flight::new(lane_count),
+            early: vec![None; usize::from(lane_count)],
+            is_attached: false,
+            is_in_step: false,
+            wants_read: false,
+            epoch_seen: epoch_min,
+            is_lease_over: false,
+            after_close: Open::Closed,
+            alone_since: Nanos(0),
+            decided: None,
+            begun_at: None,
+            trouble: None,
+            takeovers: 0,
+            unmirrored_ns: 0,
+            said: None,
+        }
+    }
+
+    /// Which side of the pool this node is.
+    pub(super) fn me(&self) -> PoolSide {
+        match self.slot {
+            PoolSlot::Home => PoolSide::Home,
+            PoolSlot::Partner => PoolSide::Away,
+        }
+    }
+
+    /// What this node's portion is formatted as.
+    pub(super) fn role(&self) -> PortionRole {
+        match self.slot {
+            PoolSlot::Home => PortionRole::Own,
+            PoolSlot::Partner => PortionRole::Mirror,
+        }
+    }
+
+    pub(super) fn register(&self) -> Option<&Register> {
+        match &self.known {
+            Known::Register(register) => Some(register),
+            Known::Unreadable(_) | Known::Absent | Known::Outdated(_) => None,
+        }
+    }
+
+    /// What is to be believed of what the arbiter has. An epoch never falls: a register below what this node has seen, or none of a pool that a pair has served,
+    /// is of another time (rule R4).
+    pub(super) fn believe(&mut self, found: Option<Register>) -> Known {
+        match found {
+            Some(register) if register.epoch < self.epoch_seen => Known::Outdated(found),
+            None if self.epoch_seen > EPOCH_UNSERVED => Known::Outdated(None),
+            None => Known::Absent,
+            Some(register) => {
+                self.epoch_seen = register.epoch;
+                Known::Register(register)
+            }
+        }
+    }
+
+    /// The epoch in force, as far as this node knows; zero: it does not. Before there is a register it is that of the superblock.
+    pub(super) fn epoch(&self) -> Epoch {
+        match &self.known {
+            Known::Register(register) => register.epoch,
+            // Both nodes read the same.
+            Known::Outdated(Some(register)) => register.epoch,
+            Known::Absent | Known::Outdated(None) => self.epoch_seen,
+            Known::Unreadable(_) => Epoch(0),
+        }
+    }
+
+    pub(super) fn partner_portion(&self) -> Option<PortionId> {
+        // This node's own portion is nobody else's, whatever a partner says.
+        let portion = self.heard.as_ref().and_then(|heard| heard.portion);
+        portion.filter(|portion| Some(*portion) != self.portion.id())
+    }
+
+    /// Whether the partner's portion follows this node's lanes, and replies wait for it.
+    fn is_followed(&self) -> bool {
+        self.is_attached && self.replies == Replies::Mirrored
+    }
+
+    /// What the partner's word counts for here.
+    fn word(&self) -> Word {
+        match &self.heard {
+            None => Word::Unknown,
+            Some(_) if self.mirror_lost.is_some() || self.is_mirror_resting => Word::Leaving,
+            // Its portion follows something; whether that is what this node's lanes hand out is known once they have gone on where it is.
+            Some(heard) if heard.epoch == self.epoch() && heard.word == Word::Mirroring && !self.is_followed() => {
+                Word::Standby
+            }
+            Some(heard) if heard.epoch == self.epoch() || planted::is("word-epoch-not-compared") => heard.word,
+            Some(_) => Word::Unknown,
+        }
+    }
+
+    /// Everything that a decision depends on. `link` is that of the interconnect, `beat` and `lease` are the node's.
+    pub(super) fn view(&self, link: Link, beat: decide::Beat, lease: decide::Lease) -> View {
+        let reader = Reader {
+            me: self.me(),
+            held: if planted::is("open-without-claim") { Some(self.epoch()) } else { self.held },
+            portion: self.portion.id(),
+            has_own_records: self.has_own_records && !planted::is("void-log-kept"),
+            partner_portion: self.partner_portion(),
+        };
+        let (owner, mirror, portion) = match &self.known {
+            Known::Unreadable(_) => (Owner::Unreadable, Mirror::Stale, self.usable()),
+            Known::Absent => (Owner::Absent, Mirror::Stale, self.usable()),
+            Known::Outdated(_) => (Owner::Outdated, Mirror::Stale, self.usable()),
+            Known::Register(register) => reader.read(register),
+        };
+        let mirror =
+            if planted::is("takeover-while-stale") && owner == Owner::Partner { Mirror::Named } else { mirror };
+        View {
+            place: if self.slot == PoolSlot::Home { Place::Home } else { Place::Away },
+            owner,
+            mirror,
+            open: self.open,
+            replies: self.replies,
+            link,
+            word: self.word(),
+            beat,
+            fence: if planted::is("fence-not-awaited") {
+                Fence::Confirmed
+            } else if self.fence.0 == self.epoch() || planted::is("fence-epoch-not-compared") {
+                self.fence.1
+            } else {
+                Fence::NotTried
+            },
+            portion,
+            command: self.command,
+            lease: if self.is_lease_over { decide::Lease::Ended } else { lease },
+        }
+    }
+
+    fn usable(&self) -> Portion {
+        if self.portion.id().is_some() { Portion::Usable } else { Portion::Void }
+    }
+
+    /// What this node says to its partner.
+    pub(super) fn own_word(&self, view: &View) -> PoolWord {
+        PoolWord {
+            pool: self.pool,
+            word: view.own_word(self.portion.is_mirroring()),
+            epoch: self.epoch(),
+            portion: self.portion.id(),
+            expected: self.portion.expected(),
+        }
+    }
+
+    /// The message that carries a batch, unless the partner has it or cannot take it yet: after a reconnect batches that were handed out
+    /// before meet those that are sent again.
+    pub(super) fn message(&mut self, lane: LaneIndex, item: MirrorItem, now: Nanos) -> Option<Message> {
+        let next = self.next.get_mut(usize::from(lane.0))?;
+        let acknowledged = self.acknowledged.get(usize::from(lane.0)).copied().flatten();
+        let pool = self.pool;
+        match item {
+            MirrorItem::Begin { epoch, start } => {
+                // Said again to a partner that has begun it changes nothing there.
+                *next = Some(start).max(acknowledged);
+                Some(Message::Begin { pool, lane, epoch, start })
+            }
+            MirrorItem::Write { epoch, start, end, bytes } => {
+                if *next != Some(start) {
+                    return None;
+                }
+                *next = Some(end);
+                self.flight.sent(lane, (end, bytes.len()), now);
+                Some(Message::Write { pool, lane, epoch, start, end, bytes })
+            }
+        }
+    }
+
+    /// The partner has everything of a lane before `durable`. Returns whether the lane is to hear of it now: before it is attached it does when
+    /// it is.
+    pub(super) fn note_acknowledged(&mut self, lane: LaneIndex, durable: Lsn) -> bool {
+        let place = usize::from(lane.0);
+        let acknowledged = if self.is_attached { &mut self.acknowledged } else { &mut self.early };
+        let (Some(acknowledged), Some(next)) = (acknowledged.get_mut(place), self.next.get_mut(place)) else {
+            return false;
+        };
+        // An older word may come later, on another path.
+        *acknowledged = (*acknowledged).max(Some(durable));
+        if self.is_attached {
+            // What was to be sent again may have arrived after all.
+            *next = (*next).max(Some(durable));
+        }
+        self.is_attached
+    }
+
+    /// Ends the command, with its answer.
+    pub(super) fn answer(&mut self, with: AdminReply) {
+        self.command = Command::None;
+        if let Some(caller) = self.caller.take() {
+            // A caller that has gone away needs no answer.
+            let _ = caller.try_send(with);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The pair for people.
+
+use super::{Controller, side::Known};
+use crate::{
+    format::register::MirrorState,
+    node::{
+        admin::{PairPoolStatus, PairStatus},
+        pools::PoolSlot,
+    },
+    pair::{
+        decide::{Action, Names, Open},
+        interconnect::Interconnect,
+    },
+};
+use twinlog_device::LogMemory;
+
+impl<L: LogMemory> Controller<L> {
+    /// How the pair is. The engines' part is added by whoever has them.
+    #[must_use]
+    pub fn status(&self, way: &dyn Interconnect) -> PairStatus {
+        let paths = way.paths();
+        PairStatus {
+            partner: self.partner.clone(),
+            link: self.link().words().to_owned(),
+            paths_up: paths.up as u64,
+            paths: paths.all as u64,
+            round_trip_ns: u64::try_from(paths.round_trip.as_nanos()).unwrap_or(u64::MAX),
+            pools: (0..self.sides.len()).map(|index| self.pool_status(index)).collect(),
+            taken_over: None,
+        }
+    }
+
+    pub(super) fn names(&self, index: usize) -> Names<'_> {
+        Names { me: &self.name, partner: &self.partner, pool: &self.sides[index].name }
+    }
+
+    fn pool_status(&self, index: usize) -> PairPoolStatus {
+        let side = &self.sides[index];
+        let names = self.names(index);
+        let mut status = PairPoolStatus {
+            name: side.name.clone(),
+            open: side.open.words().to_owned(),
+            takeovers: side.takeovers,
+            unmirrored_ns: side.unmirrored_ns,
+            fence: side.fence_said.clone(),
+            mirror_lag_bytes: side.flight.waiting_bytes(),
+            mirrored: side.flight.figures().status(),
+            ..PairPoolStatus::default()
+        };
+        if let Known::Register(register) = &side.known {
+            let owner = if register.owner == side.me() { &self.name } else { &self.partner };
+            status.owner.clone_from(owner);
+            status.epoch = register.epoch.0;
+            status.mirror = match register.mirror {
+                MirrorState::Stale => "stale",
+                MirrorState::InSync(_) => "in sync",
+            }
+            .to_owned();
+            status.if_dies = self.if_dies(register.owner == side.me(), register.mirror != MirrorState::Stale);
+        }
+        if let Some((decision, _)) = side.decided {
+            status.row = decision.name().to_owned();
+            status.action = decision.action().words().to_owned();
+            // A pool that serves away from home is as it should be only until it is given back.
+            status.is_final = decision.is_final();
+            status.is_resync = matches!(decision.action(), Action::Resync);
+            status.is_away = side.open == Open::Serving && side.slot == PoolSlot::Partner;
+            status.why = decision.why(&names);
+            status.deadline = decision.deadline().words().to_owned();
+            status.next = decision.next(&names);
+        }
+        if let Some(trouble) = side.trouble.as_deref().or(side.portion.failure()) {
+            status.trouble = trouble.to_owned();
+        }
+        match &side.known {
+            Known::Unreadable(reason) => status.trouble.clone_from(reason),
+            Known::Outdated(found) => {
+                let found = found.map_or("none".to_owned(), |register| format!("one of epoch {}", register.epoch));
+                let seen = side.epoch_seen;
+                status.trouble = format!("the arbiter has {found}, and the pool was served at epoch {seen}");
+            }
+            Known::Absent | Known::Register(_) => {}
+        }
+        status
+    }
+
+    /// What would become of a pool if each node died now, this one first.
+    fn if_dies(&self, is_owner: bool, in_sync: bool) -> [String; 2] {
+        let (owner, other) = if is_owner { (&self.name, &self.partner) } else { (&self.partner, &self.name) };
+        let owner_dies = if in_sync {
+            format!("{other} takes over; nothing that was answered is lost")
+        } else {
+            format!("not served until {owner} is back: only its log has every answered change")
+        };
+        let other_dies = if in_sync { format!("{owner} serves on, alone") } else { format!("{owner} serves on") };
+        if is_owner { [owner_dies, other_dies] } else { [other_dies, owner_dies] }
+    }
+}

@@ -1,0 +1,349 @@
+//! Requests of this node's clients to a pool that is not open here, or was not when they came.
+//!
+//! ```text
+//!            owner serves             reply
+//! Waiting ----------------> Sent --------------> answered
+//!  |  ^                      |
+//!  |  +--- link lost, or refused unperformed ---+   (after a lost link a change is *unsure* until its name is found, or not)
+//!  |
+//!  +--- this node serves --> Performing -------> answered
+//!  +--- nobody serves for too long ------------> answered with an error
+//! ```
+//!
+//! A change keeps its name, and the slot of it, until it is answered ([`ForwardId`]).
+
+use super::convert::{is_change, name_of, next_part, request_of, result_of};
+use crate::{
+    base::{Epoch, ForwardId, ForwardedChanges, ObjectId, PoolId, ReactorIndex, forwarded::forward_slots},
+    node::{
+        engine::Engine,
+        forward::{ToHub, ToPort},
+        pools::PoolSlot,
+        request::{
+            Payload, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply, VolumeRequest, VolumeService,
+            WAITED_SESSION,
+        },
+    },
+    pair::{
+        interconnect::{Interconnect, Message},
+        wire::{Reply, ReplyStatus, Request},
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use twinlog_device::{BlockDevice, BlockPool, LogMemory, Nanos};
+
+/// Requests that may be with the partner at a time: as many as there are names of changes.
+pub(super) const SENT_MAX: usize = 256;
+/// Bytes that they may carry, there or back: eight of the largest.
+pub(super) const SENT_BYTES_MAX: u64 = 8 << 20;
+
+/// How far a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Waiting,
+    Sent,
+    Performing,
+}
+
+/// A name, and the slot that it takes in its lane.
+#[derive(Clone, Copy, Debug)]
+struct Name {
+    id: u64,
+    place: Option<(usize, usize)>,
+}
+
+/// A request.
+struct Entry {
+    from: ReactorIndex,
+    slot: PoolSlot,
+    /// As its port counts them.
+    bytes: u64,
+    tag: RequestTag,
+    volume: ObjectId,
+    /// `None` while it is performed here.
+    operation: Option<VolumeOperation>,
+    phase: Phase,
+    /// Of the part that is sent.
+    name: Option<Name>,
+    /// Where the bytes of a read go.
+    buffer: Option<Payload>,
+    since: Nanos,
+}
+
+impl Entry {
+    fn sent_bytes(&self) -> u64 {
+        match &self.operation {
+            Some(operation @ (VolumeOperation::Read(_) | VolumeOperation::Write { .. })) => {
+                let part = next_part(operation);
+                part.end - part.start
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// One pool's requests.
+struct Lot {
+    pool: PoolId,
+    /// Keys of those that wait, in the order in which they came.
+    waiting: BTreeSet<u64>,
+    /// Free slots of each lane.
+    free: Vec<Vec<usize>>,
+}
+
+/// All of them.
+pub(super) struct Client {
+    entries: BTreeMap<u64, Entry>,
+    lots: [Lot; 2],
+    /// Who waits for which reply.
+    sent: BTreeMap<u64, u64>,
+    sent_bytes: u64,
+    next_key: u64,
+    next_number: u64,
+    /// What goes to the ports.
+    pub(super) done: Vec<(ReactorIndex, ToPort)>,
+    /// Something waits for memory.
+    pub(super) is_starved: bool,
+}
+
+impl Client {
+    /// Nothing has come yet. Names are numbered from `first_number`, which is random.
+    pub(super) fn new(pools: [(PoolId, u16); 2], first_number: u64) -> Self {
+        let lot = |(pool, lane_count): (PoolId, u16)| {
+            let lanes = usize::from(lane_count);
+            Lot { pool, waiting: BTreeSet::new(), free: vec![(0..forward_slots(lanes)).collect(); lanes] }
+        };
+        Self {
+            entries: BTreeMap::new(),
+            lots: pools.map(lot),
+            sent: BTreeMap::new(),
+            sent_bytes: 0,
+            next_key: 0,
+            next_number: first_number,
+            done: Vec::new(),
+            is_starved: false,
+        }
+    }
+
+    /// A request has come.
+    pub(super) fn take(&mut self, message: ToHub, now: Nanos) {
+        let ToHub { from, slot, bytes, request: VolumeRequest { tag, volume, operation } } = message;
+        let key = self.next_key;
+        self.next_key += 1;
+        let (phase, operation) = (Phase::Waiting, Some(operation));
+        let entry = Entry { from, slot, bytes, tag, volume, operation, phase, name: None, buffer: None, since: now };
+        self.entries.insert(key, entry);
+        self.lots[slot.index()].waiting.insert(key);
+    }
+
+    /// What is with the partner may not have arrived, or its reply may not: it is asked for again, by the same name.
+    pub(super) fn recall(&mut self, slot: PoolSlot, now: Nanos) {
+        let keys: Vec<u64> = self.sent.values().copied().filter(|key| self.entries[key].slot == slot).collect();
+        for key in keys {
+            self.call_back(key, now);
+        }
+    }
+
+    /// A request waits again, by its name.
+    fn call_back(&mut self, key: u64, now: Nanos) {
+        let entry = self.entries.get_mut(&key).expect("it is under way");
+        if entry.phase == Phase::Sent {
+            let name = entry.name.expect("what is sent has a name");
+            self.sent.remove(&name.id);
+            self.sent_bytes -= entry.sent_bytes();
+        }
+        (entry.phase, entry.since) = (Phase::Waiting, now);
+        entry.buffer = None;
+        self.lots[entry.slot.index()].waiting.insert(key);
+    }
+
+    /// This node has opened the pool, which contains the changes of these names: who has one of them is answered.
+    pub(super) fn resolve(&mut self, slot: PoolSlot, contained: &[ForwardedChanges], now: Nanos) {
+        self.recall(slot, now);
+        let keys: Vec<u64> = self.lots[slot.index()].waiting.iter().copied().collect();
+        for key in keys {
+            let entry = self.entries.get_mut(&key).expect("it waits");
+            let Some(name) = entry.name else { continue };
+            let is_contained = name.place.is_some_and(|(lane, _)| {
+                let id = ForwardId::of(name.id).expect("changes have such names");
+                contained.get(lane).is_some_and(|changes| changes.contains(id))
+            });
+            if is_contained {
+                self.part_is_done(key, Ok(ReplyData::Done), now);
+            } else {
+                self.forget_name(key);
+            }
+        }
+    }
+
+    /// Hands what waits to this node's own engine.
+    pub(super) fn perform<D: BlockDevice, L: LogMemory>(&mut self, slot: PoolSlot, engine: &mut Engine<D, L>) -> bool {
+        let mut is_any = false;
+        while let Some(&key) = self.lots[slot.index()].waiting.first() {
+            let entry = self.entries.get_mut(&key).expect("it waits");
+            if !engine.has_room(entry.volume) {
+                return is_any;
+            }
+            self.lots[slot.index()].waiting.remove(&key);
+            entry.phase = Phase::Performing;
+            let operation = entry.operation.take().expect("it has not been performed");
+            let tag = RequestTag { session: WAITED_SESSION, request: key };
+            engine.submit(VolumeRequest { tag, volume: entry.volume, operation });
+            is_any = true;
+        }
+        is_any
+    }
+
+    /// The own engine's reply.
+    pub(super) fn performed(&mut self, reply: VolumeReply) {
+        self.answer(reply.tag.request, reply.result);
+    }
+
+    /// Sends what waits to the owner, as far as there is room.
+    pub(super) fn send(
+        &mut self,
+        (slot, epoch): (PoolSlot, Epoch),
+        way: &mut dyn Interconnect,
+        blocks: &BlockPool,
+    ) -> bool {
+        let mut is_any = false;
+        if !way.has_room_to_forward() || self.sent.len() >= SENT_MAX {
+            return is_any;
+        }
+        let keys: Vec<u64> = self.lots[slot.index()].waiting.iter().copied().take(SENT_MAX).collect();
+        for key in keys {
+            if !way.has_room_to_forward() || self.sent.len() >= SENT_MAX {
+                return is_any;
+            }
+            let Some((request, bytes)) = self.prepare(key, blocks) else { continue };
+            let entry = self.entries.get_mut(&key).expect("it waits");
+            entry.phase = Phase::Sent;
+            self.sent_bytes += entry.sent_bytes();
+            self.sent.insert(request.id, key);
+            self.lots[slot.index()].waiting.remove(&key);
+            let pool = self.lots[slot.index()].pool;
+            way.send(Message::Request { pool, epoch, request, bytes: Arc::new(bytes) });
+            is_any = true;
+        }
+        is_any
+    }
+
+    /// The frame of a request, if it has a name and memory for its reply, and the window has room for it.
+    fn prepare(&mut self, key: u64, blocks: &BlockPool) -> Option<(Request, Vec<u8>)> {
+        let entry = self.entries.get_mut(&key).expect("it waits");
+        let operation = entry.operation.as_ref().expect("it has not been performed");
+        if self.sent_bytes > 0 && self.sent_bytes + entry.sent_bytes() > SENT_BYTES_MAX {
+            return None;
+        }
+        if let VolumeOperation::Read(range) = operation {
+            entry.buffer = Payload::allocate(blocks, range.clone());
+            if entry.buffer.is_none() {
+                self.is_starved = true;
+                return None;
+            }
+        }
+        if entry.name.is_none() {
+            entry.name = Some(new_name(&mut self.lots[entry.slot.index()], &mut self.next_number, entry)?);
+        }
+        let name = entry.name.expect("given just now");
+        let operation = entry.operation.as_ref().expect("it has not been performed");
+        let (request, bytes) = request_of(name.id, entry.volume, operation);
+        debug_assert!(name_of(&request, crate::base::limits::FORWARD_SLOTS).is_ok(), "the partner understands it");
+        Some((request, bytes))
+    }
+
+    /// The partner's reply. Returns whether it refuses the request unperformed: whoever is asked again at once would say the same.
+    pub(super) fn hear(&mut self, reply: &Reply, bytes: &[u8], now: Nanos) -> bool {
+        // A reply that comes again, or to a request that was given up, is nobody's.
+        let Some(&key) = self.sent.get(&reply.id) else { return false };
+        if matches!(reply.status, ReplyStatus::NotOwner | ReplyStatus::ShuttingDown | ReplyStatus::Stopped) {
+            // Whether an earlier asking has performed it is not known by this.
+            self.call_back(key, now);
+            return true;
+        }
+        let entry = self.entries.get_mut(&key).expect("it is under way");
+        let operation = entry.operation.as_ref().expect("it has not been performed");
+        let result = result_of(operation, (reply, bytes), entry.buffer.take());
+        let result = result.unwrap_or_else(|| {
+            tracing::error!(?reply, "the partner's reply is none to the request");
+            Err(VolumeError::Stopped("the partner's reply is none to the request".to_owned()))
+        });
+        self.call_back(key, now);
+        self.part_is_done(key, result, now);
+        false
+    }
+
+    /// A part of a request has ended: it is answered, or its next part waits.
+    fn part_is_done(&mut self, key: u64, result: Result<ReplyData, VolumeError>, now: Nanos) {
+        let entry = self.entries.get_mut(&key).expect("it waits");
+        if let (Ok(_), Some(operation)) = (&result, &mut entry.operation) {
+            let part = next_part(operation);
+            if let VolumeOperation::WriteZeroes { range, .. } = operation
+                && part.end < range.end
+            {
+                range.start = part.end;
+                entry.since = now;
+                return self.forget_name(key);
+            }
+        }
+        self.answer(key, result);
+    }
+
+    /// Gives up waiting for a pool that nobody has served since `unserved_since`.
+    pub(super) fn expire(&mut self, slot: PoolSlot, unserved_since: Nanos, (now, deadline): (Nanos, Duration)) {
+        let is_over = |entry: &Entry| now.since(entry.since.max(unserved_since)) >= deadline;
+        self.give_up(slot, &VolumeError::Unserved(deadline), is_over);
+    }
+
+    /// The node stops: nothing waits any more.
+    pub(super) fn stop(&mut self) {
+        for slot in PoolSlot::ALL {
+            self.give_up(slot, &VolumeError::ShuttingDown, |_| true);
+        }
+    }
+
+    fn give_up(&mut self, slot: PoolSlot, error: &VolumeError, is_over: impl Fn(&Entry) -> bool) {
+        let waiting = self.lots[slot.index()].waiting.iter().copied();
+        let keys: Vec<u64> = waiting.filter(|key| is_over(&self.entries[key])).collect();
+        keys.into_iter().for_each(|key| self.answer(key, Err(error.clone())));
+    }
+
+    /// Whether something waits for a pool.
+    pub(super) fn is_waiting(&self, slot: PoolSlot) -> bool {
+        !self.lots[slot.index()].waiting.is_empty()
+    }
+
+    fn answer(&mut self, key: u64, result: Result<ReplyData, VolumeError>) {
+        self.forget_name(key);
+        let Some(entry) = self.entries.remove(&key) else { return };
+        self.lots[entry.slot.index()].waiting.remove(&key);
+        let reply = VolumeReply { tag: entry.tag, result };
+        self.done.push((entry.from, ToPort::Reply { slot: entry.slot, bytes: entry.bytes, reply }));
+    }
+
+    /// The slot of a name may be used again: nobody asks for the change any more.
+    fn forget_name(&mut self, key: u64) {
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        if let Some(Name { place: Some((lane, place)), .. }) = entry.name.take() {
+            self.lots[entry.slot.index()].free[lane].push(place);
+        }
+    }
+}
+
+/// A name for a request; `None` while every slot of a change's lane is taken.
+fn new_name(lot: &mut Lot, next_number: &mut u64, entry: &Entry) -> Option<Name> {
+    let operation = entry.operation.as_ref().expect("it has not been performed");
+    let place = if is_change(operation) {
+        let lane = usize::try_from(entry.volume.0 % lot.free.len() as u64).expect("at most LANES_MAX");
+        Some((lane, lot.free[lane].pop()?))
+    } else {
+        None
+    };
+    *next_number = next_number.wrapping_add(1);
+    let id = ForwardId::new(*next_number, place.map_or(0, |(_, slot)| slot)).bits();
+    Some(Name { id: if place.is_some() { id } else { ForwardId::unlike(id) }, place })
+}

@@ -1,0 +1,429 @@
+//! The forwarder of a node of a pair: requests at either node reach the node that serves the pool. It lives on reactor 0, beside the
+//! controller, and is a value that moves when it is polled.
+//!
+//! ```text
+//! front ends --port--> client ---frames---> partner's server --> its engine
+//!                         |
+//!                         +--- the pool is served here after all ---> engine
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. A request is answered exactly once, and a change is performed at most once, whatever happens between the two nodes: see decision 0008.
+//! 2. A change is answered `Done` only by a node that has the pool open and finds it stable there.
+//! 3. A request is sent only to a partner that says that it serves the pool, and performed only by a node whose engine takes requests, of a frame
+//!    that was sent in this ownership or a later one.
+//! 4. While nobody serves the pool requests wait, for at most the deadline. What is with the partner has no deadline: it is the partner's.
+//! 5. Everything is bounded: what waits, by the ports; what is with the partner, in number and bytes; what came from it, likewise. Memory for a read's
+//!    reply is there before the read is sent, so nothing that arrives ever waits for memory in front of batches and acknowledgements.
+//!
+//! # What happens when
+//!
+//! | what | then |
+//! |---|---|
+//! | the owner dies, this node takes over | changes whose names the pool contains are answered, everything else is performed here |
+//! | the owner dies and is back before that | everything is asked for again; the owner knows the names that its pool contains |
+//! | the link is lost, the owner lives | the same after the next session begins |
+//! | a path is lost, others are left | everything is asked for again at once, and once more when the partner has noticed too; it knows what it has in hand |
+//! | the pool is handed over, in either direction | the former owner answers what it has admitted and refuses the rest unperformed; that goes to the next owner |
+//! | the partner's pool fails | what it has in hand is unsure, and waits for the next owner |
+//! | this node dies | its clients are gone; its names are found by nobody |
+
+mod client;
+mod convert;
+mod server;
+
+use super::{
+    controller::{Controller, ForwardEvent},
+    interconnect::{Interconnect, Message},
+    wire::{VOLUMES_PER_FRAME_MAX, VolumeEntry, Volumes},
+};
+use crate::{
+    base::{PoolId, ReactorIndex},
+    node::{
+        engine::Engine,
+        forward::{ToHub, ToPort},
+        pools::{PoolSlot, Pools},
+        request::{FORWARDED_SESSION, VolumeInfo, VolumeService},
+    },
+    reactor::mailbox::{Mailbox, MailboxSender, SendError},
+};
+use client::Client;
+use server::Server;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+use twinlog_device::{BlockDevice, LogMemory, Nanos};
+
+/// Until the volumes of a pool are known clients wait for so long after the node's start, then they hear that there are none.
+const LIST_WAIT: Duration = Duration::from_secs(5);
+/// After a refusal the partner is asked again when its word about the pool has had time to come.
+const REFUSED_PAUSE: Duration = Duration::from_millis(5);
+/// When a path is lost both nodes notice within a second; what was sent in between is asked for again after this long.
+const PATH_PAUSE: Duration = Duration::from_secs(3);
+/// Who waits for memory looks again after this long.
+const STARVED_PAUSE: Duration = Duration::from_millis(1);
+/// Volumes of a partner's pool that are listened to.
+const VOLUMES_MAX: usize = 1 << 20;
+
+/// What a forwarder is made of.
+pub struct ForwarderParts {
+    /// The pools' ids and lanes: the own one, the partner's.
+    pub pools: [(PoolId, u16); 2],
+    /// Where the ports' requests arrive.
+    pub mailbox: Mailbox<ToHub>,
+    /// The ports, by reactor.
+    pub ports: Vec<MailboxSender<ToPort>>,
+    /// How long a request waits for a pool that nobody serves.
+    pub deadline: Duration,
+    /// Where names begin: random.
+    pub first_number: u64,
+}
+
+/// Who serves a pool, as far as its requests are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    Here,
+    There,
+    /// Since then.
+    Nowhere(Nanos),
+}
+
+/// A pool.
+struct Side {
+    pool: PoolId,
+    service: Service,
+    /// The partner is not asked before.
+    pause_until: Nanos,
+    /// The volumes, as far as they are known.
+    list: Option<Arc<Vec<VolumeInfo>>>,
+    /// A list that is not complete.
+    part: Vec<VolumeInfo>,
+    /// Which version of the own engine's list the partner was told in this session, and the ports.
+    told: Option<u64>,
+    listed: Option<u64>,
+}
+
+/// The forwarder.
+pub struct Forwarder {
+    mailbox: Mailbox<ToHub>,
+    ports: Vec<(MailboxSender<ToPort>, VecDeque<ToPort>)>,
+    deadline: Duration,
+    sides: [Side; 2],
+    client: Client,
+    server: Server,
+    is_up: bool,
+    /// When what is with the partner is asked for once more, after a lost path.
+    recall_at: Option<Nanos>,
+    born: Option<Nanos>,
+    now: Nanos,
+}
+
+impl Forwarder {
+    /// A forwarder that has heard of nothing yet.
+    #[must_use]
+    pub fn new(parts: ForwarderParts) -> Self {
+        let ForwarderParts { pools, mailbox, ports, deadline, first_number } = parts;
+        let ids = pools.map(|(pool, _)| pool);
+        let side = |pool| Side {
+            pool,
+            service: Service::Nowhere(Nanos(0)),
+            pause_until: Nanos(0),
+            list: None,
+            part: Vec::new(),
+            told: None,
+            listed: None,
+        };
+        Self {
+            mailbox,
+            ports: ports.into_iter().map(|port| (port, VecDeque::new())).collect(),
+            deadline,
+            sides: ids.map(side),
+            client: Client::new(pools, first_number),
+            server: Server::new(ids),
+            is_up: false,
+            recall_at: None,
+            born: None,
+            now: Nanos(0),
+        }
+    }
+
+    /// One bounded turn, after the controller's. Returns whether anything was done.
+    pub fn poll<D: BlockDevice, L: LogMemory>(
+        &mut self,
+        controller: &mut Controller<L>,
+        pools: &mut Pools<D, L>,
+        way: &mut dyn Interconnect,
+        now: Nanos,
+    ) -> bool {
+        self.now = now;
+        let born = *self.born.get_or_insert(now);
+        (self.client.is_starved, self.server.is_starved) = (false, false);
+        let mut is_busy = self.follow(controller, pools);
+        is_busy |= self.hear(controller);
+        while let Some((slot, reply)) = pools.next_hub_reply() {
+            is_busy = true;
+            if reply.tag.session == FORWARDED_SESSION {
+                self.server.performed(slot, reply);
+            } else {
+                self.client.performed(reply);
+            }
+        }
+        while let Some(message) = self.mailbox.receive() {
+            is_busy = true;
+            self.client.take(message, now);
+        }
+        is_busy |= self.serve(controller, pools, way);
+        is_busy |= self.server.poll(pools, way);
+        self.tell_volumes(controller, pools, way);
+        self.stop_waiting_for_lists(now.since(born) >= LIST_WAIT || is_alone(controller, pools, now.since(born)));
+        is_busy | self.post()
+    }
+
+    /// When [`poll`](Self::poll) has something to do even if nothing arrives.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        let is_starved = self.client.is_starved || self.server.is_starved;
+        let is_held = self.server.is_busy() || self.ports.iter().any(|(_, waiting)| !waiting.is_empty());
+        let soon = (is_starved || is_held).then(|| self.now + STARVED_PAUSE);
+        let paused = |slot: &PoolSlot| self.client.is_waiting(*slot);
+        let pauses = PoolSlot::ALL.into_iter().filter(paused).map(|slot| {
+            let side = &self.sides[slot.index()];
+            let until = side.pause_until;
+            if until > self.now { until } else { self.now + self.deadline.min(Duration::from_millis(250)) }
+        });
+        let lists = self.sides.iter().any(|side| side.list.is_none()).then(|| self.now + Duration::from_millis(250));
+        soon.into_iter().chain(pauses).chain(self.recall_at).chain(lists).min()
+    }
+
+    /// Who serves which pool; what is unsure is resolved as soon as this node does.
+    fn follow<D: BlockDevice, L: LogMemory>(&mut self, controller: &Controller<L>, pools: &Pools<D, L>) -> bool {
+        let mut is_news = false;
+        for slot in PoolSlot::ALL {
+            let engine = pools.engine(slot);
+            self.server.follow(slot, engine);
+            let side = &mut self.sides[slot.index()];
+            let service = if engine.is_some_and(Engine::takes_requests) {
+                Service::Here
+            } else if controller.served_by_partner(slot).is_some() {
+                Service::There
+            } else if let Service::Nowhere(since) = side.service {
+                Service::Nowhere(since)
+            } else {
+                Service::Nowhere(self.now)
+            };
+            if service == side.service {
+                continue;
+            }
+            is_news = true;
+            side.service = service;
+            match service {
+                Service::Here => self.client.resolve(slot, self.server.contained(slot), self.now),
+                // What it had in hand when it stopped serving was answered, or is asked for again.
+                Service::There => self.client.recall(slot, self.now),
+                Service::Nowhere(_) => {}
+            }
+        }
+        is_news
+    }
+
+    fn hear<L: LogMemory>(&mut self, controller: &mut Controller<L>) -> bool {
+        let mut is_busy = false;
+        while let Some(event) = controller.next_forward_event() {
+            is_busy = true;
+            match event {
+                ForwardEvent::Up => {
+                    self.is_up = true;
+                    self.begin_session();
+                }
+                ForwardEvent::Down => {
+                    self.is_up = false;
+                    self.begin_session();
+                }
+                ForwardEvent::PathLost => {
+                    self.recall_all();
+                    self.recall_at = Some(self.now + PATH_PAUSE);
+                    self.sides.iter_mut().for_each(|side| side.told = None);
+                }
+                ForwardEvent::Message(message) => self.hear_message(message),
+            }
+        }
+        if self.recall_at.is_some_and(|at| self.now >= at) {
+            self.recall_at = None;
+            self.recall_all();
+        }
+        is_busy
+    }
+
+    fn begin_session(&mut self) {
+        self.server.disconnect();
+        self.recall_all();
+        self.recall_at = None;
+        for side in &mut self.sides {
+            side.told = None;
+            side.part.clear();
+        }
+    }
+
+    fn recall_all(&mut self) {
+        PoolSlot::ALL.into_iter().for_each(|slot| self.client.recall(slot, self.now));
+    }
+
+    fn hear_message(&mut self, message: Message) {
+        let Some(slot) = PoolSlot::ALL.into_iter().find(|slot| self.sides[slot.index()].pool == message.pool()) else {
+            return;
+        };
+        match message {
+            Message::Request { epoch, request, bytes, .. } => self.server.hear(slot, epoch, request, bytes),
+            Message::Reply { reply, bytes, .. } => {
+                let is_refused = self.client.hear(&reply, &bytes, self.now);
+                if is_refused {
+                    self.sides[slot.index()].pause_until = self.now + REFUSED_PAUSE;
+                }
+            }
+            Message::Volumes { list, .. } => self.hear_volumes(slot, list),
+            _ => {}
+        }
+    }
+
+    /// Lets what waits go where the pool is served.
+    fn serve<D: BlockDevice, L: LogMemory>(
+        &mut self,
+        controller: &Controller<L>,
+        pools: &mut Pools<D, L>,
+        way: &mut dyn Interconnect,
+    ) -> bool {
+        if pools.is_stopping() {
+            self.client.stop();
+        }
+        let (mut is_busy, blocks) = (false, pools.blocks().clone());
+        for slot in PoolSlot::ALL {
+            let side = &self.sides[slot.index()];
+            match side.service {
+                Service::Here => {
+                    let engine = pools.engine_mut(slot);
+                    is_busy |= engine.is_some_and(|engine| self.client.perform(slot, engine));
+                }
+                Service::There if self.is_up && self.now >= side.pause_until => {
+                    if let Some(epoch) = controller.served_by_partner(slot) {
+                        is_busy |= self.client.send((slot, epoch), way, &blocks);
+                    }
+                }
+                Service::There => {}
+                Service::Nowhere(since) => self.client.expire(slot, since, (self.now, self.deadline)),
+            }
+        }
+        is_busy
+    }
+
+    /// Tells the partner and the ports of the volumes of pools that are open here.
+    fn tell_volumes<D: BlockDevice, L: LogMemory>(
+        &mut self,
+        controller: &Controller<L>,
+        pools: &Pools<D, L>,
+        way: &mut dyn Interconnect,
+    ) {
+        for slot in PoolSlot::ALL {
+            let side = &mut self.sides[slot.index()];
+            let Some(engine) = pools.engine(slot).filter(|engine| engine.has_opened()) else {
+                (side.told, side.listed) = (None, None);
+                continue;
+            };
+            let version = Some(engine.volumes_version());
+            if side.listed != version {
+                side.listed = version;
+                self.list(slot, engine.volumes());
+            }
+            let side = &mut self.sides[slot.index()];
+            let epoch = controller.epoch(slot);
+            if side.told != version && self.is_up && way.has_room_to_forward() && epoch.0 > 0 {
+                side.told = version;
+                for list in frames_of(&engine.volumes()) {
+                    way.send(Message::Volumes { pool: side.pool, epoch, list });
+                }
+            }
+        }
+    }
+
+    /// What the partner says of a pool that it has open.
+    fn hear_volumes(&mut self, slot: PoolSlot, list: Volumes) {
+        let side = &mut self.sides[slot.index()];
+        if side.listed.is_some() {
+            // This node has it open itself: the partner's word is old.
+            return;
+        }
+        if list.first == 0 {
+            side.part.clear();
+        }
+        if side.part.len() as u64 != u64::from(list.first) || side.part.len() > VOLUMES_MAX {
+            side.part.clear();
+            return;
+        }
+        let info = |entry: VolumeEntry| VolumeInfo { id: entry.id, name: entry.name, size_bytes: entry.size_bytes };
+        side.part.extend(list.entries.into_iter().map(info));
+        if side.part.len() as u64 == u64::from(list.total_count) {
+            let volumes = std::mem::take(&mut side.part);
+            self.list(slot, volumes);
+        }
+    }
+
+    /// Tells the ports of a pool's volumes.
+    fn list(&mut self, slot: PoolSlot, volumes: Vec<VolumeInfo>) {
+        let volumes = Arc::new(volumes);
+        self.sides[slot.index()].list = Some(volumes.clone());
+        for (_, waiting) in &mut self.ports {
+            waiting.push_back(ToPort::Volumes(slot, volumes.clone()));
+        }
+    }
+
+    /// Clients that wait for the volumes of a pool that nobody tells hear that there are none.
+    fn stop_waiting_for_lists(&mut self, is_over: bool) {
+        for slot in PoolSlot::ALL {
+            if is_over && self.sides[slot.index()].list.is_none() {
+                self.list(slot, Vec::new());
+            }
+        }
+    }
+
+    /// Hands the ports what is theirs.
+    fn post(&mut self) -> bool {
+        for (reactor, message) in self.client.done.drain(..) {
+            let ReactorIndex(index) = reactor;
+            self.ports[usize::from(index)].1.push_back(message);
+        }
+        let mut is_busy = false;
+        for (port, waiting) in &mut self.ports {
+            while let Some(message) = waiting.pop_front() {
+                match port.send(message) {
+                    Ok(()) => is_busy = true,
+                    Err(SendError::Full(message)) => {
+                        waiting.push_front(message);
+                        break;
+                    }
+                    // The reactor has ended, and its clients are gone.
+                    Err(SendError::Closed(_)) => {}
+                }
+            }
+        }
+        is_busy
+    }
+}
+
+/// Whether the partner was away since the start of this node, which is old enough to know.
+fn is_alone<D: BlockDevice, L: LogMemory>(controller: &Controller<L>, pools: &Pools<D, L>, age: Duration) -> bool {
+    let is_opening =
+        PoolSlot::ALL.into_iter().any(|slot| pools.engine(slot).is_some_and(|engine| !engine.has_opened()));
+    controller.is_partner_away() && !is_opening && age >= LIST_WAIT / 2
+}
+
+fn frames_of(volumes: &[VolumeInfo]) -> Vec<Volumes> {
+    let count = |number: usize| u32::try_from(number).expect("memory does not hold so many volumes");
+    let entry =
+        |volume: &VolumeInfo| VolumeEntry { id: volume.id, size_bytes: volume.size_bytes, name: volume.name.clone() };
+    let starts = (0..volumes.len().max(1)).step_by(VOLUMES_PER_FRAME_MAX);
+    let frame = |first: usize| Volumes {
+        generation: 0,
+        total_count: count(volumes.len()),
+        first: count(first),
+        entries: volumes.iter().skip(first).take(VOLUMES_PER_FRAME_MAX).map(entry).collect(),
+    };
+    starts.map(frame).collect()
+}

@@ -1,0 +1,205 @@
+//! Requests that the partner forwards to a pool which this node has open.
+//!
+//! A change whose name the pool contains is answered and not performed again. A session's requests begin when those of an earlier one have
+//! ended: what the partner asks for again is then either contained, or will never be.
+
+use super::convert::{bare_reply, name_of, operation_of, reply_of};
+use crate::{
+    base::{Epoch, ForwardId, ForwardedChanges, ObjectId, PoolId},
+    node::{
+        engine::Engine,
+        pools::{PoolSlot, Pools},
+        request::{FORWARDED_SESSION, RequestTag, VolumeError, VolumeReply, VolumeRequest, VolumeService},
+    },
+    pair::{
+        interconnect::{Interconnect, Message},
+        wire::{Reply, ReplyStatus, Request},
+    },
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+use twinlog_device::{BlockDevice, LogMemory};
+
+/// Frames that may wait here: what the partner may have sent, and the same again after a lost path.
+const ARRIVED_MAX: usize = 2 * super::client::SENT_MAX;
+
+/// A frame that waits.
+struct Arrived {
+    slot: PoolSlot,
+    epoch: Epoch,
+    request: Request,
+    bytes: Arc<Vec<u8>>,
+}
+
+/// A request that the engine has.
+struct InHand {
+    epoch: Epoch,
+    volume: ObjectId,
+    name: Option<ForwardId>,
+    /// Its session is over: nobody waits for the reply.
+    is_old: bool,
+}
+
+/// What is known of a pool since it was opened here.
+struct Opened {
+    /// Frames of an earlier one were meant for an earlier ownership.
+    epoch: Epoch,
+    /// By lane.
+    contained: Vec<ForwardedChanges>,
+}
+
+/// All of them.
+pub(super) struct Server {
+    pools: [PoolId; 2],
+    opened: [Option<Opened>; 2],
+    arrived: VecDeque<Arrived>,
+    /// By the request's id.
+    in_hand: BTreeMap<(PoolSlot, u64), InHand>,
+    replies: VecDeque<(PoolSlot, Epoch, Reply, Vec<u8>)>,
+    /// Something waits for memory.
+    pub(super) is_starved: bool,
+}
+
+impl Server {
+    pub(super) fn new(pools: [PoolId; 2]) -> Self {
+        Self {
+            pools,
+            opened: [None, None],
+            arrived: VecDeque::new(),
+            in_hand: BTreeMap::new(),
+            replies: VecDeque::new(),
+            is_starved: false,
+        }
+    }
+
+    /// A frame has come.
+    pub(super) fn hear(&mut self, slot: PoolSlot, epoch: Epoch, request: Request, bytes: Arc<Vec<u8>>) {
+        if self.arrived.len() >= ARRIVED_MAX {
+            tracing::error!("the partner forwards more requests than it may");
+            return;
+        }
+        self.arrived.push_back(Arrived { slot, epoch, request, bytes });
+    }
+
+    /// The session is over.
+    pub(super) fn disconnect(&mut self) {
+        self.arrived.clear();
+        self.replies.clear();
+        self.in_hand.values_mut().for_each(|in_hand| in_hand.is_old = true);
+    }
+
+    /// Looks whether a pool was opened or closed.
+    pub(super) fn follow<D: BlockDevice, L: LogMemory>(&mut self, slot: PoolSlot, engine: Option<&Engine<D, L>>) {
+        let superblock =
+            engine.filter(|engine| engine.has_opened()).and_then(|engine| engine.coordinator()?.superblock());
+        let place = &mut self.opened[slot.index()];
+        match superblock {
+            None => *place = None,
+            Some(superblock) if place.is_none() => {
+                *place = Some(Opened { epoch: superblock.epoch, contained: superblock.forwarded.clone() });
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Names of the changes that a pool contained when it was opened here, and of those since.
+    pub(super) fn contained(&self, slot: PoolSlot) -> &[ForwardedChanges] {
+        self.opened[slot.index()].as_ref().map_or(&[], |opened| &opened.contained)
+    }
+
+    /// The engine has ended a request.
+    pub(super) fn performed(&mut self, slot: PoolSlot, reply: VolumeReply) {
+        let id = reply.tag.request;
+        let Some(in_hand) = self.in_hand.remove(&(slot, id)) else { return };
+        if let (Ok(_), Some(name), Some(opened)) = (&reply.result, in_hand.name, &mut self.opened[slot.index()]) {
+            let lane = lane_of(in_hand.volume, opened.contained.len());
+            opened.contained[lane].note(name.bits());
+        }
+        if in_hand.is_old {
+            return;
+        }
+        let (reply, bytes) = match reply.result {
+            // Refused before anything was done: it goes to the next owner.
+            Err(VolumeError::ShuttingDown) => bare_reply(id, ReplyStatus::NotOwner),
+            result => reply_of(id, result),
+        };
+        self.replies.push_back((slot, in_hand.epoch, reply, bytes));
+    }
+
+    /// Goes on. Returns whether anything was done.
+    pub(super) fn poll<D: BlockDevice, L: LogMemory>(
+        &mut self,
+        pools: &mut Pools<D, L>,
+        way: &mut dyn Interconnect,
+    ) -> bool {
+        let mut is_busy = false;
+        let is_past = !self.in_hand.values().any(|in_hand| in_hand.is_old);
+        while is_past && let Some(arrived) = self.arrived.pop_front() {
+            if !self.begin(&arrived, pools) {
+                self.arrived.push_front(arrived);
+                break;
+            }
+            is_busy = true;
+        }
+        while way.has_room_to_forward()
+            && let Some((slot, epoch, reply, bytes)) = self.replies.pop_front()
+        {
+            way.send(Message::Reply { pool: self.pools[slot.index()], epoch, reply, bytes: Arc::new(bytes) });
+            is_busy = true;
+        }
+        is_busy
+    }
+
+    /// Whether something goes on without anything that arrives.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.replies.is_empty()
+    }
+
+    /// Begins a request, or answers it. False while there is no room or memory for it.
+    fn begin<D: BlockDevice, L: LogMemory>(&mut self, arrived: &Arrived, pools: &mut Pools<D, L>) -> bool {
+        let Arrived { slot, epoch, request, bytes } = arrived;
+        let (slot, epoch) = (*slot, *epoch);
+        if self.in_hand.contains_key(&(slot, request.id)) {
+            // Asked for again after a lost path, and not ended yet.
+            return true;
+        }
+        let blocks = pools.blocks().clone();
+        let engine = pools.engine_mut(slot).filter(|engine| engine.takes_requests());
+        let opened = self.opened[slot.index()].as_ref().filter(|opened| epoch >= opened.epoch);
+        let (Some(engine), Some(opened)) = (engine, opened) else {
+            self.say(slot, epoch, bare_reply(request.id, ReplyStatus::NotOwner));
+            return true;
+        };
+        let lane = lane_of(request.volume, opened.contained.len());
+        let Ok(name) = name_of(request, opened.contained[lane].slots().len()) else {
+            tracing::error!(?request, "the partner forwards what cannot be meant");
+            self.say(slot, epoch, bare_reply(request.id, ReplyStatus::OutOfRange));
+            return true;
+        };
+        if name.is_some_and(|name| opened.contained[lane].contains(name)) {
+            self.say(slot, epoch, bare_reply(request.id, ReplyStatus::Done));
+            return true;
+        }
+        if !engine.has_room(request.volume) {
+            return false;
+        }
+        let Some(operation) = operation_of(request, bytes, &blocks) else {
+            self.is_starved = true;
+            return false;
+        };
+        let tag = RequestTag { session: FORWARDED_SESSION, request: request.id };
+        engine.submit(VolumeRequest { tag, volume: request.volume, operation });
+        self.in_hand.insert((slot, request.id), InHand { epoch, volume: request.volume, name, is_old: false });
+        true
+    }
+
+    fn say(&mut self, slot: PoolSlot, epoch: Epoch, (reply, bytes): (Reply, Vec<u8>)) {
+        self.replies.push_back((slot, epoch, reply, bytes));
+    }
+}
+
+fn lane_of(volume: ObjectId, lane_count: usize) -> usize {
+    usize::try_from(volume.0 % lane_count as u64).expect("at most LANES_MAX")
+}

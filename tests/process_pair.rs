@@ -1,0 +1,98 @@
+//! A pair of real processes on one machine: what is answered survives the death of a node, and the pool comes back to its home.
+//!
+//! A round is: `twinlog-load` writes to a volume with a journal of what was answered; the node that serves it gets SIGKILL at a random
+//! instant; the partner takes the pool over; `twinlog-load --prove` reads everything back there and compares it with the journal; the
+//! dead node, started again by its supervisor, gets its pool back. On a machine so loaded that the dead node is back before its partner
+//! has seen it die, it opens its pool itself, and the proof is made there.
+//!
+//! ```text
+//! cargo test --release --test process_pair -- --ignored --nocapture       200 rounds
+//! TWINLOG_PAIR_ROUNDS=1000 TWINLOG_SEED=7 cargo test --release ...        more of them, from a given seed
+//! ```
+
+mod common;
+
+use common::{
+    number,
+    pair::{Pair, end_load, load, prove},
+    pause_ms,
+};
+use serde_json::Value;
+use twinlog::base::Prng;
+
+fn takeover_rounds(rounds: u64) {
+    let seed = common::seed();
+    println!("seed {seed}, {rounds} rounds");
+    let mut prng = Prng::new(seed);
+    let pair = Pair::start();
+    for round in 0..rounds {
+        let (victim, survivor) = if prng.chance(1, 2) { ("a", "b") } else { ("b", "a") };
+        let volume = format!("vol-{victim}");
+        let journal = pair.folder.path().join(format!("journal-{victim}"));
+        let mut load = load(&pair.uri(victim, &volume), &journal, prng.below(1 << 60));
+        let instant = prng.between(20, 1200);
+        pause_ms(instant);
+        pair.signal(victim, "KILL");
+        load.wait().expect("a child of ours");
+        let server = pair.until_served_again(victim, survivor);
+        if journal.exists() {
+            let said = prove(&pair.uri(server, &volume), &journal);
+            let said = said.unwrap_or_else(|said| panic!("seed {seed} round {round}: {said}\n{}", pair.said()));
+            let first = said.lines().next().unwrap_or_default();
+            println!("round {round}: {victim} killed after {instant} ms, {server} serves: {first}");
+        }
+        pair.until_ok();
+        if journal.exists() {
+            prove(&pair.uri(victim, &volume), &journal)
+                .unwrap_or_else(|said| panic!("seed {seed} round {round}, given back: {said}\n{}", pair.said()));
+        }
+    }
+}
+
+#[test]
+fn no_answered_write_is_lost_when_a_node_dies() {
+    takeover_rounds(3);
+}
+
+#[test]
+#[ignore = "takes an hour"]
+fn no_answered_write_is_lost_in_many_takeovers() {
+    takeover_rounds(number("TWINLOG_PAIR_ROUNDS").unwrap_or(200));
+}
+
+#[test]
+fn a_pair_stops_in_order_and_starts_again_with_everything() {
+    let pair = Pair::start();
+    let journal = pair.folder.path().join("journal");
+    let mut load = load(&pair.uri("a", "vol-a"), &journal, 7);
+    pause_ms(500);
+    let folder = pair.stop();
+    load.wait().expect("a child of ours");
+    let pair = Pair::start_in(folder, &[]);
+    prove(&pair.uri("a", "vol-a"), &journal).unwrap_or_else(|said| panic!("{said}\n{}", pair.said()));
+}
+
+#[test]
+fn pools_move_by_command_without_loss() {
+    let pair = Pair::start();
+    let journal = pair.folder.path().join("journal");
+    let mut load = load(&pair.uri("a", "vol-a"), &journal, 9);
+    pause_ms(500);
+    let moved = pair.run("b", &["pair", "takeover", "a"]);
+    assert!(moved.status.success(), "{moved:?}\n{}", pair.said());
+    pair.until_taken_over("b");
+    // Its connection goes on, at the node that does not serve the pool any more.
+    end_load(&mut load);
+    prove(&pair.uri("b", "vol-a"), &journal).unwrap_or_else(|said| panic!("{said}\n{}", pair.said()));
+    let events = pair.run("b", &["events", "-o", "jsonl"]);
+    let lines = String::from_utf8_lossy(&events.stdout).into_owned();
+    let events: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let is_claim = |event: &&Value| event["event"] == "register" && event["fields"]["pool"] == "a";
+    assert!(events.iter().any(|event| is_claim(&event)), "{lines}");
+    let explained = pair.run("b", &["pair", "explain"]);
+    assert!(String::from_utf8_lossy(&explained.stdout).contains("pool a:"), "{explained:?}");
+    pair.until_ok();
+    prove(&pair.uri("a", "vol-a"), &journal).unwrap_or_else(|said| panic!("{said}\n{}", pair.said()));
+    let refused = pair.run("b", &["pair", "takeover", "a", "--force"]);
+    assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+}

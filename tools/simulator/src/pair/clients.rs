@@ -1,0 +1,344 @@
+//! What clients ask of a pool, and what is made of the answers.
+
+use super::{
+    History, found,
+    site::{NAMES, pool_id, slot_of},
+    watch::{Flying, Order, Phase},
+};
+use crate::{
+    clients::{Answer, Ask, Refusal, withdraw},
+    history::{Oracle, Violation},
+    pattern::WriteId,
+    setup::{BLOCK, index},
+};
+use std::ops::Range;
+use twinlog::{
+    base::{ObjectId, checksum},
+    cp::coordinator::PoolState,
+    format::register::Side,
+    node::{
+        admin::{AdminCall, AdminReply, AdminRequest},
+        engine::Engine,
+        request::VolumeService,
+    },
+};
+use twinlog_sim::{SimDisk, SimLog};
+
+/// Names of volumes.
+const VOLUMES: [&str; 2] = ["one", "two"];
+
+impl History {
+    fn engine(&self, pool: usize, node: usize) -> Option<&Engine<SimDisk, SimLog>> {
+        self.processes[node].as_ref()?.node.reactor(0)?.pools().engine(slot_of(node, pool))
+    }
+
+    /// Whether the pool is on its way out at its server, so that requests are refused.
+    fn is_leaving(&self, pool: usize, node: usize) -> bool {
+        self.engine(pool, node).is_none_or(|engine| {
+            engine.is_closing() || engine.is_stopped() || engine.pool_state() != Some(&PoolState::Serving)
+        })
+    }
+
+    /// A node serves a pool that nobody served before: its volumes must be there, and every byte is read.
+    pub(super) fn begin_service(&mut self, pool: usize, node: usize) -> Result<(), Violation> {
+        let listed = self.engine(pool, node).map(Engine::volumes).unwrap_or_default();
+        let watch = &mut self.pools[pool];
+        (watch.server, watch.answered) = (Some(node), 0);
+        if let Some((name, size_bytes)) = watch.uncertain.take()
+            && let Some(volume) = listed.iter().find(|volume| volume.name == name)
+        {
+            watch.model.create(volume.id, &name, size_bytes);
+        }
+        let listed: Vec<_> = listed.into_iter().map(|volume| (volume.id, (volume.name, volume.size_bytes))).collect();
+        let expected = watch.model.volumes().iter();
+        let mut expected: Vec<_> =
+            expected.map(|(&id, volume)| (id, (volume.name.clone(), volume.size_bytes))).collect();
+        expected.sort_by(|a, b| a.1.0.cmp(&b.1.0));
+        if listed != expected {
+            let what = format!("pool {} at {}: there are {listed:?}, not {expected:?}", NAMES[pool], NAMES[node]);
+            return Err(found(Oracle::Volumes, what));
+        }
+        watch.phase = Phase::Reading(watch.everything());
+        Ok(())
+    }
+
+    /// Clients of a pool go on.
+    pub(super) fn lead(&mut self, pool: usize, works: bool) -> Result<(), Violation> {
+        self.hear_order(pool)?;
+        let Some(node) = self.pools[pool].server else { return Ok(()) };
+        if self.is_paused[node] || self.is_leaving(pool, node) {
+            return Ok(());
+        }
+        let is_busy = !self.pools[pool].flying.is_empty() || self.pools[pool].order.is_some();
+        match &mut self.pools[pool].phase {
+            Phase::Reading(left) => match left.front().cloned() {
+                Some((volume, range)) => {
+                    if self.pools[pool].flying.len() < 4
+                        && self.fly(pool, node, volume, Ask::Read(range), true)
+                        && let Phase::Reading(left) = &mut self.pools[pool].phase
+                    {
+                        left.pop_front();
+                    }
+                    Ok(())
+                }
+                None if is_busy => Ok(()),
+                None => {
+                    let watch = &mut self.pools[pool];
+                    watch.model.judge_crash().map_err(|(oracle, what)| found(Oracle::Data(oracle), what))?;
+                    watch.phase = Phase::Checking;
+                    self.order(pool, node, Order::Check, AdminRequest::PoolCheck);
+                    Ok(())
+                }
+            },
+            Phase::Checking => Ok(()),
+            Phase::Working => {
+                self.work(pool, node, works);
+                Ok(())
+            }
+        }
+    }
+
+    fn work(&mut self, pool: usize, node: usize, works: bool) {
+        let volumes = self.pools[pool].model.volumes().len() as u64;
+        if volumes == 0 || (volumes < self.setup.volumes_max && self.prng.chance(1, 200)) {
+            if self.pools[pool].order.is_none() {
+                let size_bytes = self.prng.between(1, self.setup.volume_blocks_max) * BLOCK;
+                let name = format!("{}-{}", NAMES[pool], VOLUMES[index(volumes)]);
+                let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes };
+                self.order(pool, node, Order::Create { name, size_bytes }, request);
+            }
+            return;
+        }
+        if !works {
+            return;
+        }
+        if self.pools[pool].order.is_none() && self.prng.chance(1, 300) {
+            let began = self.pools[pool].model.begin();
+            self.order(pool, node, Order::Checkpoint { began }, AdminRequest::Checkpoint);
+        }
+        if self.pools[pool].flying.len() < self.setup.depth && self.prng.chance(1, 4) {
+            self.submit(pool, node);
+        }
+    }
+
+    fn order(&mut self, pool: usize, node: usize, order: Order, request: AdminRequest) {
+        let (reply, replies) = crossbeam_channel::bounded(1);
+        let reactor = self.processes[node].as_mut().and_then(|process| process.node.reactor_mut(0));
+        let engine = reactor.and_then(|reactor| reactor.pools_mut().engine_mut(slot_of(node, pool)));
+        engine.expect("the pool is served").call(AdminCall { request, reply });
+        self.pools[pool].order = Some((order, replies));
+    }
+
+    fn hear_order(&mut self, pool: usize) -> Result<(), Violation> {
+        let Some((_, replies)) = &self.pools[pool].order else { return Ok(()) };
+        let Ok(reply) = replies.try_recv() else { return Ok(()) };
+        let Some((order, _)) = self.pools[pool].order.take() else { return Ok(()) };
+        let is_leaving = self.pools[pool].server.is_none_or(|node| self.is_leaving(pool, node));
+        let watch = &mut self.pools[pool];
+        match (order, reply) {
+            (Order::Create { name, size_bytes }, AdminReply::Volumes { volumes }) => {
+                let Some(volume) = volumes.first() else {
+                    return Err(found(Oracle::Volumes, format!("{name} was made, and is not shown")));
+                };
+                watch.model.create(ObjectId(volume.id), &name, size_bytes);
+            }
+            (Order::Checkpoint { began }, AdminReply::Done) => watch.model.end(began),
+            (Order::Check, AdminReply::Report(report)) => {
+                self.figures.checks += 1;
+                if let Some(first) = report.problems.first() {
+                    let what = format!("pool {}: {} problems, the first: {first}", NAMES[pool], report.problems.len());
+                    return Err(found(Oracle::Check, what));
+                }
+                watch.phase = Phase::Working;
+                watch.openings += 1;
+                self.figures.recoveries += 1;
+            }
+            (order, AdminReply::Refused { message, .. }) => {
+                if !is_leaving && !message.contains("shutting down") && !message.contains("stopp") {
+                    return Err(found(Oracle::Error, format!("an order was refused: {message}")));
+                }
+                match order {
+                    Order::Checkpoint { began } => watch.model.end(began),
+                    Order::Create { name, size_bytes } => watch.uncertain = Some((name, size_bytes)),
+                    Order::Check => {}
+                }
+            }
+            (_, reply) => {
+                return Err(found(Oracle::Protocol, format!("an order got the answer to another: {reply:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn draw_range(&mut self, size_bytes: u64, length_max: u64) -> Range<u64> {
+        let grain = match self.prng.below(4) {
+            0 | 1 => BLOCK,
+            _ if self.setup.is_uniform => BLOCK,
+            _ if self.setup.any_byte => 1,
+            _ => 512,
+        };
+        let units = size_bytes / grain;
+        // Half of all requests meet in the first blocks.
+        let near = if self.prng.chance(1, 2) { (3 * BLOCK / grain).min(units) } else { units };
+        let first = self.prng.below(near);
+        let count = self.prng.between(1, (length_max / grain).clamp(1, units - first));
+        first * grain..(first + count) * grain
+    }
+
+    fn submit(&mut self, pool: usize, node: usize) {
+        let volumes = self.pools[pool].model.volumes();
+        let place = index(self.prng.below(volumes.len() as u64));
+        let (&volume, model) = volumes.iter().nth(place).expect("it was counted");
+        let size_bytes = model.size_bytes;
+        let durable = self.prng.chance(1, 8);
+        let ask = match self.prng.below(100) {
+            0..=54 => {
+                let length_max = if self.setup.is_uniform { BLOCK } else { self.setup.write_bytes_max };
+                Ask::Write(self.draw_range(size_bytes, length_max), WriteId(0), durable)
+            }
+            55..=82 => Ask::Read(self.draw_range(size_bytes, 8 * BLOCK)),
+            83..=87 => Ask::Discard(self.draw_range(size_bytes, size_bytes), durable),
+            88..=93 => {
+                let (range, may_free) = (self.draw_range(size_bytes, 16 * BLOCK), self.prng.chance(1, 2));
+                Ask::Zero(range, may_free, durable)
+            }
+            _ => Ask::Flush,
+        };
+        self.fly(pool, node, volume, ask, false);
+    }
+
+    /// Sends a request; false while memory is short.
+    fn fly(&mut self, pool: usize, node: usize, volume: ObjectId, mut ask: Ask, is_verification: bool) -> bool {
+        let model = &mut self.pools[pool].model;
+        let begun = ask.begin(model, volume);
+        self.next_id += 1;
+        let id = self.next_id;
+        let process = self.processes[node].as_ref().expect("it serves");
+        let reactor = index(self.prng.below(process.node.reactor_count() as u64));
+        let outside = slot_of(node, pool).outside(volume);
+        if !process.node.port(reactor).submit(&self.site.blocks[node], id, outside, &ask) {
+            let model = &mut self.pools[pool].model;
+            withdraw(model, begun);
+            return false;
+        }
+        let (write, began) = begun;
+        self.note(|_| format!("  {id}: {ask:?} of {}:{volume} at {}", NAMES[pool], NAMES[node]));
+        self.pools[pool].flying.insert(id, Flying { ask, volume, write, began, is_verification });
+        true
+    }
+
+    /// Takes the answers of a node.
+    pub(super) fn collect(&mut self, node: usize) -> Result<(), Violation> {
+        let Some(process) = &self.processes[node] else { return Ok(()) };
+        let mut answers = Vec::new();
+        for reactor in 0..process.node.reactor_count() {
+            answers.extend(std::iter::from_fn(|| process.node.port(reactor).answer()));
+        }
+        for (id, answer) in answers {
+            let pool = (0..2).find(|&pool| self.pools[pool].flying.contains_key(&id));
+            match pool {
+                Some(pool) => self.answered(pool, node, id, answer)?,
+                None if self.orphans.remove(&id).is_some() => {
+                    if !matches!(answer, Answer::Refused(_)) {
+                        let what = format!("{} has answered request {id} after it had closed the pool", NAMES[node]);
+                        return Err(found(Oracle::Protocol, what));
+                    }
+                }
+                None => return Err(found(Oracle::Protocol, format!("request {id} was answered twice"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn answered(&mut self, pool: usize, node: usize, id: u64, answer: Answer) -> Result<(), Violation> {
+        let is_leaving = self.is_leaving(pool, node);
+        let flying = self.pools[pool].flying.remove(&id).expect("the caller has found it");
+        if self.is_traced {
+            let what = match &answer {
+                Answer::Data(bytes) => format!("{} bytes", bytes.len()),
+                other => format!("{other:?}"),
+            };
+            self.note(|_| format!("  {id}: {:?} of {}:{} -> {what}", flying.ask, NAMES[pool], flying.volume));
+        }
+        self.digest = self.digest.rotate_left(7) ^ id ^ self.site.world.now().0;
+        if !matches!(answer, Answer::Refused(_)) {
+            self.may_answer(pool, node)?;
+        }
+        let model = &mut self.pools[pool].model;
+        match (answer, &flying.ask) {
+            (Answer::Refused(refusal), _) => self.refused(pool, &flying, &refusal, is_leaving),
+            (Answer::Done, Ask::Write(..) | Ask::Discard(..) | Ask::Zero(..)) => {
+                model.end_write(flying.write.expect("it is a change"), true);
+                self.pools[pool].answered += 1;
+                self.figures.answered_changes += 1;
+                Ok(())
+            }
+            (Answer::Done, Ask::Flush) => {
+                model.end(flying.began);
+                Ok(())
+            }
+            (Answer::Data(bytes), Ask::Read(range)) => {
+                if bytes.len() as u64 != range.end - range.start {
+                    return Err(found(Oracle::Protocol, format!("a read of {range:?} returned {} bytes", bytes.len())));
+                }
+                self.figures.reads += 1;
+                if self.has_digest {
+                    self.digest ^= checksum(range.start, &bytes);
+                }
+                let result = if flying.is_verification {
+                    model.check_recovered(flying.volume, range.start, &bytes)
+                } else {
+                    model.check_read(flying.volume, range.start, &bytes, flying.began)
+                };
+                model.end(flying.began);
+                result.map_err(|(oracle, what)| found(Oracle::Data(oracle), format!("pool {}: {what}", NAMES[pool])))
+            }
+            (answer, ask) => Err(found(Oracle::Protocol, format!("{ask:?} was answered with {answer:?}"))),
+        }
+    }
+
+    /// Rule R2: only the owner answers, and only while its lease lasts.
+    fn may_answer(&self, pool: usize, node: usize) -> Result<(), Violation> {
+        let desk = self.site.desk.borrow();
+        let owner = desk.registers.get(&pool_id(pool)).map(|register| register.owner);
+        let own = if node == pool { Side::Home } else { Side::Away };
+        if owner != Some(own) {
+            let what = format!("{} answers for pool {}, and the register says {owner:?}", NAMES[node], NAMES[pool]);
+            return Err(found(Oracle::TwoOwners, what));
+        }
+        let lease = self.setup.detection * super::site::LEASE_FACTOR;
+        // Only reactor 0 has a clock for it; the others hear from it.
+        let is_single = self.setup.reactors[node] == 1;
+        if is_single && self.clocks[node] > desk.beat_heard[node] + lease {
+            let what = format!("{} answers for pool {} after its lease has ended", NAMES[node], NAMES[pool]);
+            return Err(found(Oracle::Lease, what));
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, pool: usize, flying: &Flying, refusal: &Refusal, is_leaving: bool) -> Result<(), Violation> {
+        let (is_excused, never_happens) = match refusal {
+            Refusal::NoVolume => (is_leaving, true),
+            Refusal::ShuttingDown => (true, true),
+            Refusal::Failed(_) => (is_leaving, false),
+            Refusal::Beyond | Refusal::NoSpace => (false, true),
+        };
+        if !is_excused {
+            let what = format!("pool {}: {:?} was refused without a fault: {refusal:?}", NAMES[pool], flying.ask);
+            return Err(found(Oracle::Error, what));
+        }
+        let watch = &mut self.pools[pool];
+        match flying.write {
+            Some(write) if never_happens => {
+                watch.model.refuse_write(write).map_err(|(oracle, what)| found(Oracle::Data(oracle), what))?;
+            }
+            Some(_) => {}
+            None => watch.model.end(flying.began),
+        }
+        if let (Ask::Read(range), true, Phase::Reading(left)) = (&flying.ask, flying.is_verification, &mut watch.phase)
+        {
+            left.push_back((flying.volume, range.clone()));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,200 @@
+//! How often what went wrong, and what came of it: the lines of the failure table in `docs/pair.md`, as they are seen from outside.
+
+use super::{History, arbiter::Reach, site::NAMES};
+use twinlog::format::register::{MirrorState, Register, Side};
+use twinlog_sim::Direction;
+
+/// Everything that is counted.
+pub(super) const ALL: [&str; 23] = [
+    ARBITER_LATE,
+    ARBITER_LOST,
+    ARBITER_POSTHUMOUS,
+    ARBITER_UNHEARD,
+    BLACKOUT,
+    BROKEN,
+    CUT,
+    FENCED,
+    KILL,
+    PACKET_LOST,
+    PAUSE,
+    POWER,
+    LINE_PROCESS_DIES,
+    LINE_HOST_DIES,
+    LINE_RESTARTS,
+    LINE_PARTNER_DIES,
+    LINE_CUT,
+    LINE_CUT_AND_ARBITER,
+    LINE_BOTH_DIE,
+    LINE_PARTNER_RETURNS,
+    LINE_PAUSED,
+    LINE_INTERRUPTED,
+    LINE_GIVEN_BACK,
+];
+
+pub(super) const ARBITER_LATE: &str = "arbiter: change made late";
+pub(super) const ARBITER_LOST: &str = "arbiter: request lost";
+pub(super) const ARBITER_POSTHUMOUS: &str = "arbiter: change of the dead";
+pub(super) const ARBITER_UNHEARD: &str = "arbiter: answer lost";
+pub(super) const BLACKOUT: &str = "site dark";
+pub(super) const BROKEN: &str = "connection broken";
+pub(super) const CUT: &str = "interconnect cut";
+pub(super) const FENCED: &str = "fenced";
+pub(super) const KILL: &str = "process killed";
+pub(super) const PACKET_LOST: &str = "packet lost";
+pub(super) const PAUSE: &str = "node paused";
+pub(super) const POWER: &str = "machine dark";
+const LINE_PROCESS_DIES: &str = "line: owner's process dies";
+const LINE_HOST_DIES: &str = "line: owner's host dies";
+const LINE_RESTARTS: &str = "line: owner restarts";
+const LINE_PARTNER_DIES: &str = "line: partner dies";
+const LINE_CUT: &str = "line: cut, both live";
+const LINE_CUT_AND_ARBITER: &str = "line: cut, arbiter lost";
+const LINE_BOTH_DIE: &str = "line: both die, one is back";
+const LINE_PARTNER_RETURNS: &str = "line: partner returns";
+const LINE_PAUSED: &str = "line: paused, taken over";
+const LINE_INTERRUPTED: &str = "line: takeover interrupted";
+const LINE_GIVEN_BACK: &str = "given back";
+
+/// What has happened to a pool and is not over.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Story {
+    register: Option<Register>,
+    /// Who served it and died, and whether with its machine.
+    lost: Option<(usize, bool)>,
+    /// Its mirror died while it was in step.
+    mirror_died: bool,
+    /// Both nodes have died since it was served.
+    both_died: bool,
+    /// The register names another owner, who does not serve it yet.
+    is_moving: bool,
+    /// That owner died.
+    is_interrupted: bool,
+    /// Its server is paused.
+    is_paused: bool,
+}
+
+impl History {
+    fn is_cut(&self) -> bool {
+        let is_cut = |direction| self.site.paths.iter().all(|path| path.is_cut(direction));
+        Direction::BOTH.into_iter().any(is_cut)
+    }
+
+    fn is_in_sync(&self, pool: usize) -> bool {
+        self.stories[pool].register.is_some_and(|register| register.mirror != MirrorState::Stale)
+    }
+
+    pub(super) fn tell(&mut self, line: &'static str, mattered: bool) {
+        self.tally.count_named(line, (1, u64::from(mattered)));
+    }
+
+    /// A process has ended; the pools' watches still say who served.
+    pub(super) fn tell_death(&mut self, node: usize, is_dark: bool) {
+        let other_lives = self.processes[1 - node].is_some();
+        for pool in 0..2 {
+            let server = self.pools[pool].server;
+            let is_in_sync = self.is_in_sync(pool);
+            let story = &mut self.stories[pool];
+            let owner = story.register.map(|register| owner(pool, &register));
+            story.both_died |= !other_lives;
+            story.is_interrupted |= story.is_moving && owner == Some(node) && server.is_none();
+            if server == Some(node) {
+                story.lost = Some((node, is_dark));
+                self.tell(if is_dark { LINE_HOST_DIES } else { LINE_PROCESS_DIES }, false);
+            } else if server == Some(1 - node) && is_in_sync {
+                story.mirror_died = true;
+                self.tell(LINE_PARTNER_DIES, false);
+            }
+        }
+    }
+
+    /// A node serves a pool.
+    pub(super) fn tell_service(&mut self, pool: usize, node: usize) {
+        let is_alone = self.processes[1 - node].is_none();
+        let story = self.stories[pool];
+        self.stories[pool] = Story { register: story.register, ..Story::default() };
+        match story.lost {
+            Some((lost, _)) if lost == node => self.tell(LINE_RESTARTS, true),
+            Some((_, true)) => self.tell(LINE_HOST_DIES, true),
+            Some((_, false)) => self.tell(LINE_PROCESS_DIES, true),
+            None => {}
+        }
+        if story.both_died && is_alone {
+            self.tell(LINE_BOTH_DIE, node != pool);
+        }
+        if story.is_interrupted {
+            self.tell(LINE_INTERRUPTED, true);
+        }
+        if story.is_paused {
+            self.tell(LINE_PAUSED, true);
+        }
+        if story.is_moving && story.lost.is_none() && node == pool {
+            self.tell(LINE_GIVEN_BACK, true);
+        }
+    }
+
+    /// A node has closed a pool and lives.
+    pub(super) fn tell_close(&mut self, node: usize) {
+        if self.site.desk.borrow().reach[node] == Reach::Lost && self.is_cut() {
+            self.tell(LINE_CUT_AND_ARBITER, true);
+        }
+    }
+
+    /// A node that may serve pools gets no turns.
+    pub(super) fn tell_pause(&mut self, node: usize) {
+        for pool in 0..2 {
+            let is_paused = self.pools[pool].server == Some(node);
+            self.stories[pool].is_paused |= is_paused;
+        }
+    }
+
+    /// Looks at the registers for what has changed.
+    pub(super) fn look_at_registers(&mut self) {
+        for pool in 0..2 {
+            let Some(new) = self.site.desk.borrow().registers.get(&super::pool_id(pool)).copied() else { continue };
+            let Some(old) = self.stories[pool].register.replace(new).filter(|old| *old != new) else { continue };
+            self.note(|_| {
+                let mirror = if new.mirror == MirrorState::Stale { "stale" } else { "in sync" };
+                format!("register {}: epoch {}, owner {}, {mirror}", NAMES[pool], new.epoch.0, NAMES[owner(pool, &new)])
+            });
+            if old.owner != new.owner {
+                self.stories[pool].is_moving = true;
+                continue;
+            }
+            match (old.mirror, new.mirror) {
+                (MirrorState::InSync(_), MirrorState::Stale) => {
+                    if std::mem::take(&mut self.stories[pool].mirror_died) {
+                        self.tell(LINE_PARTNER_DIES, true);
+                    } else if self.is_cut() && self.processes.iter().all(Option::is_some) {
+                        self.tell(LINE_CUT, true);
+                    }
+                }
+                (MirrorState::Stale, MirrorState::InSync(_)) => self.tell(LINE_PARTNER_RETURNS, true),
+                _ => {}
+            }
+        }
+    }
+
+    /// Adds what the world has counted.
+    pub(super) fn count_world(&mut self) {
+        let counts = self.site.desk.borrow().counts;
+        let paths: Vec<_> = self.site.paths.iter().map(twinlog_sim::SimPath::counts).collect();
+        let sum = |what: fn(&twinlog_sim::PathCounts) -> u64| paths.iter().map(what).sum::<u64>();
+        let all = [
+            (ARBITER_LATE, (counts.late_swaps + counts.late_refused, counts.late_swaps)),
+            (ARBITER_LOST, (counts.lost, counts.lost)),
+            (ARBITER_POSTHUMOUS, (counts.posthumous, counts.posthumous)),
+            (ARBITER_UNHEARD, (counts.unheard_swaps, counts.unheard_swaps)),
+            (BROKEN, (sum(|path| path.broken), sum(|path| path.broken_mattered))),
+            (CUT, (sum(|path| path.cut), sum(|path| path.cut_mattered))),
+            (PACKET_LOST, (sum(|path| path.lost), sum(|path| path.lost))),
+        ];
+        for (name, count) in all {
+            self.tally.count_named(name, count);
+        }
+    }
+}
+
+/// The node that a register names.
+fn owner(pool: usize, register: &Register) -> usize {
+    if register.owner == Side::Home { pool } else { 1 - pool }
+}

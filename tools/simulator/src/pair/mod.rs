@@ -1,0 +1,401 @@
+//! The pair in one thread: two nodes of the parts that ship, with real interconnect sessions over a simulated network, shared disks, a log
+//! of each pool at each node, an arbiter and fences that fail; clients that follow whoever serves; and oracles outside of it all.
+//!
+//! # Life cycle
+//!
+//! ```text
+//! new site --> start both --> safety: something goes wrong, again and again --> heal everything --> liveness: both pools are served at
+//!                             while clients work; after every opening of a                          home, in step; a node dies, the other
+//!                             pool every byte is read and the pool is checked                       serves both; everything is verified
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Everything is drawn from the seed; two runs of one seed are the same to the last byte.
+//! 2. The oracles use nothing of the nodes but their answers, which engines exist, and the registers as the arbiter has them.
+//! 3. What one pool's clients were answered is there after every opening, by whichever node, and what was read once never vanishes.
+//! 4. Two nodes never have a pool open at the same time; only the node that the register names answers, and not after its lease has ended.
+
+mod arbiter;
+#[cfg(feature = "planted-bugs")]
+pub mod bugs;
+mod clients;
+mod fence;
+mod lines;
+mod opener;
+mod setup;
+mod site;
+mod trouble;
+mod watch;
+
+use crate::{
+    fault::Tally,
+    history::{self, Figures, Oracle, Outcome, Violation},
+};
+use fence::Blow;
+use lines::Story;
+use setup::{FenceKind, PairSetup};
+use site::{NAMES, Process, Site, pool_id, slot_of};
+use std::{collections::BTreeMap, time::Duration};
+use twinlog::{
+    cp::mirroring::MirrorProgress,
+    format::register::{MirrorState, Side},
+    node::{
+        admin::{AdminReply, AdminRequest},
+        pools::PoolSlot,
+    },
+};
+use twinlog_device::{Nanos, Prng, Wait};
+use twinlog_sim::Agenda;
+use watch::{Phase, Watch};
+
+/// Turns in which everything that waits for nothing but time must have come.
+const PATIENCE_TURNS: u64 = 60_000;
+
+fn found(oracle: Oracle, what: impl Into<String>) -> Violation {
+    Violation { oracle, what: what.into() }
+}
+
+/// A history being run.
+pub struct History {
+    setup: PairSetup,
+    site: Site,
+    prng: Prng,
+    processes: [Option<Process>; 2],
+    is_paused: [bool; 2],
+    paused_at: [Nanos; 2],
+    /// Whether an operator starts a node that is down.
+    may_start: [bool; 2],
+    pools: [Watch; 2],
+    stories: [Story; 2],
+    next_id: u64,
+    /// Requests whose pool was closed before they were answered: they must hear of it. By id: where, and the turn.
+    orphans: BTreeMap<u64, (usize, u64)>,
+    /// When each node's last turn ended: its clock.
+    clocks: [Nanos; 2],
+    tally: Tally,
+    figures: Figures,
+    digest: u64,
+    has_digest: bool,
+    is_traced: bool,
+}
+
+/// Names of everything that is counted.
+#[must_use]
+pub fn tally() -> Tally {
+    Tally::of(lines::ALL.into_iter())
+}
+
+/// Runs the history of `seed`.
+#[must_use]
+pub fn run(seed: u64, watch: history::Watch) -> Outcome {
+    let mut prng = Prng::new(seed);
+    let setup = PairSetup::draw(&mut prng);
+    let mut history = History::new(seed, setup, watch);
+    let result = history.all();
+    history.outcome(seed, result)
+}
+
+impl History {
+    fn new(seed: u64, setup: PairSetup, watch: history::Watch) -> Self {
+        let site = Site::new(seed, &setup);
+        let history = Self {
+            prng: Prng::new(seed ^ 0x5EED),
+            setup,
+            site,
+            processes: [None, None],
+            is_paused: [false; 2],
+            paused_at: [Nanos(0); 2],
+            may_start: [true; 2],
+            pools: [Watch::new(), Watch::new()],
+            stories: [Story::default(); 2],
+            next_id: 0,
+            orphans: BTreeMap::new(),
+            clocks: [Nanos(0); 2],
+            tally: tally(),
+            figures: Figures::default(),
+            digest: 0,
+            has_digest: watch != history::Watch::Verdict,
+            is_traced: watch == history::Watch::Trace,
+        };
+        history.note(|history| format!("{:?}", history.setup));
+        history
+    }
+
+    fn outcome(mut self, seed: u64, result: Result<(), Violation>) -> Outcome {
+        self.figures.verified_bytes = self.pools.iter().map(|pool| pool.model.verified_bytes).sum();
+        self.count_world();
+        let world = &self.site.world;
+        let media = if self.has_digest { self.site.digest() } else { 0 };
+        let end = media ^ world.now().0 ^ world.steps() << 20;
+        Outcome { seed, violation: result.err(), digest: self.digest ^ end, figures: self.figures, tally: self.tally }
+    }
+
+    fn note(&self, line: impl FnOnce(&Self) -> String) {
+        if self.is_traced {
+            println!("{:>12} {}", self.site.world.now().0, line(self));
+        }
+    }
+
+    fn all(&mut self) -> Result<(), Violation> {
+        self.start(0);
+        self.start(1);
+        if self.prng.chance(7, 8) {
+            self.until("both pools are served at home, in step", Self::is_converged)?;
+        }
+        for _ in 0..self.setup.events {
+            let turns = self.prng.between(1, self.setup.gap_turns);
+            for _ in 0..turns {
+                self.turn()?;
+            }
+            self.something_goes_wrong();
+        }
+        let turns = self.prng.between(1, self.setup.gap_turns);
+        for _ in 0..turns {
+            self.turn()?;
+        }
+        self.end_well()
+    }
+
+    /// Everything heals, and everything must work.
+    fn end_well(&mut self) -> Result<(), Violation> {
+        self.heal();
+        self.until("all is healed, and both pools are served at home, in step", Self::is_converged)?;
+        let node = crate::setup::index(self.prng.below(2));
+        self.may_start[node] = false;
+        self.die(node, false);
+        let other = 1 - node;
+        self.until("one node is left, and serves both pools", |history| {
+            history.pools.iter().all(|pool| pool.server == Some(other) && pool.is_at_rest())
+        })?;
+        self.may_start[node] = true;
+        self.until("both nodes run again, and both pools are served at home, in step", Self::is_converged)
+    }
+
+    /// Whether everything is as it should be.
+    fn is_converged(&mut self) -> bool {
+        (0..2).all(|pool| self.is_at_home(pool))
+    }
+
+    fn is_at_home(&self, pool: usize) -> bool {
+        let desk = self.site.desk.borrow();
+        let is_registered = desk
+            .registers
+            .get(&pool_id(pool))
+            .is_some_and(|register| register.owner == Side::Home && matches!(register.mirror, MirrorState::InSync(_)));
+        let engine = self.processes[pool].as_ref().and_then(|process| process.node.reactor(0));
+        let engine = engine.and_then(|reactor| reactor.pools().engine(PoolSlot::Home));
+        let is_mirrored = engine.is_some_and(|engine| engine.mirror_progress() == Some(&MirrorProgress::InStep));
+        is_registered && is_mirrored && self.pools[pool].server == Some(pool) && self.pools[pool].is_at_rest()
+    }
+
+    /// Turns until `done`, which must be soon. Clients work on for a while, and an operator looks after both nodes.
+    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) -> Result<(), Violation> {
+        let began = self.site.world.now();
+        let time = self.setup.detection * 300;
+        let mut turns = 0;
+        let mut is_resting = false;
+        while !done(self) {
+            turns += 1;
+            // Clients stop after a while, so that what is to come to rest does.
+            is_resting |= turns > 300;
+            self.turn_with(!is_resting)?;
+            if turns % 500 == 0 {
+                self.look_after();
+            }
+            if turns > PATIENCE_TURNS && self.site.world.now().since(began) > time {
+                return Err(found(Oracle::Liveness, format!("it takes for ever until {what}: {}", self.describe())));
+            }
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self) -> Result<(), Violation> {
+        self.turn_with(true)
+    }
+
+    /// One turn of everything; what is answered goes to the models.
+    fn turn_with(&mut self, works: bool) -> Result<(), Violation> {
+        self.figures.turns += 1;
+        self.site.desk.borrow_mut().step();
+        while let Some(blow) = self.next_blow() {
+            self.strike(blow);
+        }
+        self.look_at_registers();
+        let first = crate::setup::index(self.prng.below(2));
+        let mut is_any = false;
+        for node in [first, 1 - first] {
+            if self.is_paused[node] {
+                continue;
+            }
+            let Some(process) = &mut self.processes[node] else { continue };
+            is_any = true;
+            process.node.poll(&mut self.prng);
+            process.look_again(self.setup.detection / 4);
+            if self.site.world.crashed() {
+                self.die(node, false);
+                self.site.world.recover();
+                continue;
+            }
+            self.collect(node)?;
+            self.follow(node)?;
+            self.clocks[node] = self.site.world.now();
+        }
+        if !is_any {
+            // Time passes although nobody runs.
+            Agenda::new(&self.site.world).turn(Wait::UpTo(Duration::from_micros(50)));
+        }
+        for pool in 0..2 {
+            self.lead(pool, works)?;
+        }
+        self.look_for_forgotten()
+    }
+
+    fn next_blow(&self) -> Option<Blow> {
+        self.site.fences.borrow_mut().step()
+    }
+
+    /// A fence does what it does.
+    fn strike(&mut self, blow: Blow) {
+        self.note(|_| format!("{} is fenced: {:?}", NAMES[blow.victim], blow.kind));
+        self.tell(lines::FENCED, true);
+        if blow.kind == FenceKind::PowerOff {
+            self.die(blow.victim, true);
+        }
+    }
+
+    fn start(&mut self, node: usize) {
+        self.note(|_| format!("{} starts", NAMES[node]));
+        self.figures.lives += 1;
+        self.processes[node] = Some(self.site.start(node));
+        self.clocks[node] = self.site.world.now();
+    }
+
+    /// A process ends, with its machine if `is_dark`.
+    fn die(&mut self, node: usize, is_dark: bool) {
+        let Some(process) = self.processes[node].take() else { return };
+        self.note(|_| format!("{} {}", NAMES[node], if is_dark { "goes dark" } else { "is killed" }));
+        let has_work = !self.orphans.is_empty() || self.pools.iter().any(|pool| !pool.flying.is_empty());
+        self.tell(if is_dark { lines::POWER } else { lines::KILL }, has_work);
+        self.tell_death(node, is_dark);
+        if is_dark {
+            process.go_dark();
+        }
+        drop(process);
+        self.is_paused[node] = false;
+        let mut prng = self.prng.fork();
+        let is_alone = [0, 1].map(|pool| !self.pools[pool].open_at[1 - node]);
+        self.site.end_process(node, is_alone, &mut prng);
+        for pool in 0..2 {
+            self.pools[pool].open_at[node] = false;
+            if self.pools[pool].server == Some(node) {
+                self.pools[pool].end();
+            }
+        }
+        self.orphans.retain(|_, (at, _)| *at != node);
+    }
+
+    /// What has become of the pools at a node.
+    fn follow(&mut self, node: usize) -> Result<(), Violation> {
+        for (pool, name) in NAMES.into_iter().enumerate() {
+            let slot = slot_of(node, pool);
+            let Some(process) = &self.processes[node] else { return Ok(()) };
+            let count = process.node.reactor_count();
+            let engine =
+                |reactor: usize| process.node.reactor(reactor).and_then(|reactor| reactor.pools().engine(slot));
+            let is_open = (0..count).any(|reactor| engine(reactor).is_some());
+            let has_first = engine(0).is_some();
+            let serves =
+                |reactor: usize| engine(reactor).is_some_and(|engine| engine.is_serving() && !engine.is_closing());
+            let is_serving = (0..count).all(serves);
+            let watch = &mut self.pools[pool];
+            watch.open_at[node] = is_open;
+            if is_open && watch.open_at[1 - node] {
+                return Err(found(Oracle::TwoOwners, format!("both nodes have pool {name} open")));
+            }
+            if watch.server == Some(node) && !has_first {
+                let turn = self.figures.turns;
+                self.orphans.extend(watch.end().into_iter().map(|id| (id, (node, turn))));
+                self.note(|_| format!("{} has closed pool {name}", NAMES[node]));
+                self.tell_close(node);
+            } else if watch.server.is_none() && is_serving {
+                self.note(|_| format!("{} serves pool {name}", NAMES[node]));
+                self.tell_service(pool, node);
+                self.begin_service(pool, node)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Requests whose pool was closed hear of it.
+    fn look_for_forgotten(&self) -> Result<(), Violation> {
+        let turn = self.figures.turns;
+        let waits = |(_, (node, since)): &(&u64, &(usize, u64))| {
+            !self.is_paused[*node] && turn.saturating_sub(*since) > PATIENCE_TURNS / 4
+        };
+        match self.orphans.iter().find(waits) {
+            Some((id, (node, _))) => Err(found(
+                Oracle::Liveness,
+                format!("{} never answers request {id}, whose pool it has closed", NAMES[*node]),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// An operator starts what was fenced, and gives back what is served away from home where nobody else does.
+    fn look_after(&mut self) {
+        for pool in 0..2 {
+            if self.processes[pool].is_none() && self.may_start[pool] {
+                self.start(pool);
+            }
+            if self.setup.gives_back {
+                continue;
+            }
+            if self.pools[pool].server == Some(1 - pool)
+                && let Some(process) = &self.processes[1 - pool]
+            {
+                // The answer comes when it comes; what counts is where the pool is served.
+                let _answer = process.node.call(AdminRequest::PairGiveback { pool: None });
+            }
+        }
+    }
+
+    /// How everything stands, for a failure's report.
+    fn describe(&mut self) -> String {
+        let replies: Vec<_> = [0, 1]
+            .map(|node| self.processes[node].as_ref().and_then(|process| process.node.call(AdminRequest::Status)))
+            .into();
+        for _ in 0..2000 {
+            if self.turn_with(false).is_err() {
+                break;
+            }
+        }
+        let mut text = String::new();
+        for (node, replies) in replies.into_iter().enumerate() {
+            match replies.and_then(|replies| replies.try_recv().ok()) {
+                Some(AdminReply::Status(status)) => {
+                    let pools = status.pair.map(|pair| pair.pools).unwrap_or_default();
+                    let rows: Vec<_> = pools
+                        .iter()
+                        .map(|pool| format!("{}: {} ({}; {})", pool.name, pool.row, pool.open, pool.trouble))
+                        .collect();
+                    text += &format!("{} [{}] ", NAMES[node], rows.join(", "));
+                }
+                other => text += &format!("{} {other:?} ", NAMES[node]),
+            }
+        }
+        for pool in &self.pools {
+            let phase = match &pool.phase {
+                Phase::Reading(left) => format!("reading, {} left", left.len()),
+                phase => format!("{phase:?}"),
+            };
+            text += &format!(
+                "(server {:?}, {phase}, {} in flight, order {}) ",
+                pool.server,
+                pool.flying.len(),
+                pool.order.is_some()
+            );
+        }
+        text
+    }
+}

@@ -1,0 +1,112 @@
+//! Opening a pool for every reactor of a simulated process, some time after reactor 0 has asked for it.
+
+use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
+use twinlog::{
+    alloc::budget::Budget,
+    base::{LaneIndex, ReactorIndex},
+    cp::message::Grant,
+    node::{
+        engine::{EngineLimits, EngineParts, ReactorMessage},
+        pools::{OpenedPool, PoolOpener, PoolSlot},
+    },
+    reactor::{Mailbox, MailboxSender, Waker, mailbox},
+};
+use twinlog_device::{BlockPool, Nanos, Prng};
+use twinlog_sim::{Agenda, LogMedium, SimDisk, SimLog, SimMedium};
+
+struct Delivery {
+    due: Nanos,
+    slot: PoolSlot,
+    grant: Grant,
+    mailbox: Mailbox<ReactorMessage>,
+    peers: Vec<MailboxSender<ReactorMessage>>,
+    budget: Budget,
+    holders: Arc<()>,
+}
+
+/// Pools on their way to the reactors of one process.
+pub(super) struct Openings {
+    agendas: Vec<Agenda>,
+    wakers: Vec<Arc<dyn Waker>>,
+    messages_max: usize,
+    prng: Prng,
+    deliveries: Vec<VecDeque<Delivery>>,
+}
+
+impl Openings {
+    pub(super) fn new(
+        agendas: &[Agenda],
+        wakers: &[Arc<dyn Waker>],
+        messages_max: usize,
+        prng: Prng,
+    ) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Self {
+            agendas: agendas.to_vec(),
+            wakers: wakers.to_vec(),
+            messages_max,
+            prng,
+            deliveries: agendas.iter().map(|_| VecDeque::new()).collect(),
+        }))
+    }
+
+    fn begin(&mut self, slot: PoolSlot, grant: Grant) {
+        let (peers, mailboxes): (Vec<_>, Vec<_>) =
+            self.wakers.iter().map(|waker| mailbox(self.messages_max, Arc::clone(waker))).unzip();
+        let (budget, holders) = (Budget::default(), Arc::new(()));
+        for ((agenda, mailbox), deliveries) in self.agendas.iter().zip(mailboxes).zip(&mut self.deliveries) {
+            let due = agenda.world().now() + Duration::from_nanos(self.prng.between(500, 20_000));
+            agenda.at(due);
+            let (peers, budget, holders) = (peers.clone(), budget.clone(), Arc::clone(&holders));
+            deliveries.push_back(Delivery { due, slot, grant, mailbox, peers, budget, holders });
+        }
+    }
+
+    fn next(&mut self, reactor: usize) -> Option<Delivery> {
+        let now = self.agendas[reactor].world().now();
+        let deliveries = &mut self.deliveries[reactor];
+        deliveries.front().filter(|delivery| delivery.due <= now)?;
+        deliveries.pop_front()
+    }
+}
+
+/// One reactor's end of it. Pools and their logs are the own one's, then the partner's.
+pub(super) struct SimOpener {
+    pub(super) openings: Rc<RefCell<Openings>>,
+    pub(super) number: u16,
+    pub(super) reactor_count: u16,
+    pub(super) agenda: Agenda,
+    pub(super) blocks: BlockPool,
+    pub(super) media: [SimMedium; 2],
+    pub(super) logs: [Vec<LogMedium>; 2],
+    pub(super) lanes: u16,
+}
+
+impl PoolOpener<SimDisk, SimLog> for SimOpener {
+    fn begin(&mut self, slot: PoolSlot, grant: Grant) {
+        self.openings.borrow_mut().begin(slot, grant);
+    }
+
+    fn poll(&mut self) -> Option<OpenedPool<SimDisk, SimLog>> {
+        let delivery = self.openings.borrow_mut().next(usize::from(self.number))?;
+        let Delivery { slot, grant, mailbox, peers, budget, holders, .. } = delivery;
+        let place = usize::from(slot == PoolSlot::Partner);
+        let own = |(lane, log): (u16, &LogMedium)| {
+            (lane % self.reactor_count == self.number).then(|| (LaneIndex(lane), log.open(&self.agenda)))
+        };
+        let parts = EngineParts {
+            index: ReactorIndex(self.number),
+            reactor_count: self.reactor_count,
+            devices: vec![self.media[place].open(&self.agenda)],
+            lanes: (0..).zip(&self.logs[place]).filter_map(own).collect(),
+            blocks: self.blocks.clone(),
+            budget,
+            // Both pools may be open at once.
+            limits: EngineLimits::for_memory(self.blocks.block_count() as u64, 2 * u64::from(self.lanes)),
+            grant,
+            mailbox,
+            peers,
+            holders,
+        };
+        Some((slot, Ok(parts)))
+    }
+}

@@ -1,0 +1,187 @@
+//! What one history of a pair is made of, drawn from its seed. Time limits are some thousand times shorter than those of real pairs, so
+//! that a lease ends within a few hundred turns.
+
+use crate::setup::{BLOCK, index, log_shape};
+use std::time::Duration;
+use twinlog_device::{DurabilityClass, Prng};
+use twinlog_sim::{LogShape, MediumConfig, PathPlan};
+
+/// Blocks of a pool's disk.
+const DISK_BLOCKS: u64 = 1024;
+
+/// How a node makes sure that its partner has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FenceKind {
+    /// By the lock of the partner's process alone.
+    Lock,
+    /// A command switches the partner's machine off.
+    PowerOff,
+}
+
+/// What can go wrong in a history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Trouble {
+    /// A node's process ends.
+    Kill,
+    /// A node's machine loses its power.
+    Dark,
+    /// Both nodes and the disks lose their power.
+    Blackout,
+    /// The interconnect is cut, in one direction or both.
+    Cut,
+    /// Connections of the interconnect break.
+    Break,
+    /// The interconnect loses packets and is slow.
+    Slow,
+    /// A node does not reach the arbiter.
+    ArbiterLost,
+    /// Answers of the arbiter are lost, or its changes are made late.
+    ArbiterDeaf,
+    /// A node gets no turns.
+    Pause,
+    /// Commands of an operator: takeover, giveback.
+    Command,
+}
+
+impl Trouble {
+    /// Every kind.
+    pub(super) const ALL: [Self; 10] = [
+        Self::Kill,
+        Self::Dark,
+        Self::Blackout,
+        Self::Cut,
+        Self::Break,
+        Self::Slow,
+        Self::ArbiterLost,
+        Self::ArbiterDeaf,
+        Self::Pause,
+        Self::Command,
+    ];
+}
+
+/// One history.
+#[derive(Clone, Debug)]
+pub(super) struct PairSetup {
+    /// Lanes of each pool.
+    pub(super) lanes: u16,
+    /// Reactors of each node.
+    pub(super) reactors: [u16; 2],
+    /// Messages that wait for one reactor.
+    pub(super) messages_max: usize,
+    /// Blocks of each lane's ring.
+    pub(super) ring_blocks: u64,
+    /// Whether a node's log memory is persistent memory; else a file.
+    pub(super) is_pmem: [bool; 2],
+    /// Blocks that may wait for their persist.
+    pub(super) pending_blocks: u64,
+    /// Blocks of memory of a node.
+    pub(super) memory_blocks: u32,
+    /// Bytes of a disk's sector.
+    pub(super) sector_bytes: u32,
+    /// Unflushed blocks that a disk's cache holds.
+    pub(super) cache_blocks_max: usize,
+    /// Longest latency of a disk and of a log.
+    pub(super) latency_ns: (u64, u64),
+    /// Paths of the interconnect.
+    pub(super) paths: usize,
+    /// Longest time that a piece is on its way.
+    pub(super) path_ns: u64,
+    /// Without a sign of the partner for this long it counts as gone.
+    pub(super) detection: Duration,
+    /// Whether a pool that was taken over is given back by itself.
+    pub(super) gives_back: bool,
+    /// How nodes are fenced.
+    pub(super) fence: FenceKind,
+    /// What goes wrong.
+    pub(super) troubles: Vec<Trouble>,
+    /// How often something does.
+    pub(super) events: u64,
+    /// Turns between two of them, at most.
+    pub(super) gap_turns: u64,
+    /// Volumes of each pool, at most.
+    pub(super) volumes_max: u64,
+    /// Blocks of the largest volume.
+    pub(super) volume_blocks_max: u64,
+    /// Requests in flight in each pool.
+    pub(super) depth: usize,
+    /// Longest write.
+    pub(super) write_bytes_max: u64,
+    /// Whether writes may begin and end anywhere; else on sectors of 512 bytes.
+    pub(super) any_byte: bool,
+    /// Whether every write is of one whole block: then records of a torn or void tail may fit behind new ones.
+    pub(super) is_uniform: bool,
+}
+
+impl PairSetup {
+    /// Draws a history.
+    #[must_use]
+    pub(super) fn draw(prng: &mut Prng) -> Self {
+        let lanes = if prng.chance(1, 4) { 2 } else { 1 };
+        let ring_blocks = prng.between(6, 24);
+        // Few kinds of trouble in each history: each meets itself more often.
+        let share = prng.between(1, 3);
+        let mut troubles: Vec<Trouble> = Trouble::ALL.into_iter().filter(|_| prng.chance(share, 4)).collect();
+        if troubles.is_empty() {
+            troubles.push(*prng.pick(&Trouble::ALL));
+        }
+        let mut reactors = || if prng.chance(1, 6) { 2 } else { 1 };
+        let reactors = [reactors(), reactors()];
+        let (disk_ns, log_ns) = (prng.between(1000, 8000), prng.between(500, 5000));
+        Self {
+            lanes,
+            reactors,
+            messages_max: *prng.pick(&[2, 8]),
+            ring_blocks,
+            is_pmem: [prng.chance(1, 3), prng.chance(1, 3)],
+            pending_blocks: *prng.pick(&[2, 8, 1024]),
+            memory_blocks: 768,
+            sector_bytes: *prng.pick(&[512, 4096]),
+            cache_blocks_max: *prng.pick(&[4, 64, 4096]),
+            latency_ns: (disk_ns, log_ns),
+            paths: if prng.chance(1, 3) { 2 } else { 1 },
+            path_ns: prng.between(2000, 30_000),
+            detection: Duration::from_micros(prng.between(800, 3000)),
+            gives_back: prng.chance(2, 3),
+            fence: *prng.pick(&[FenceKind::Lock, FenceKind::PowerOff]),
+            troubles,
+            events: prng.between(2, 12),
+            gap_turns: *prng.pick(&[60, 400, 2500]),
+            volumes_max: prng.between(1, 2),
+            volume_blocks_max: *prng.pick(&[4, 12, 24]),
+            depth: index(prng.between(1, 4)),
+            write_bytes_max: (ring_blocks / 4 * BLOCK).min(16 << 10),
+            any_byte: prng.chance(1, 3),
+            is_uniform: prng.chance(1, 3),
+        }
+    }
+
+    /// A pool's disk.
+    #[must_use]
+    pub(super) fn medium(&self, name: &str) -> MediumConfig {
+        let mut config = MediumConfig::new(name, DISK_BLOCKS);
+        config.info.sector_bytes = self.sector_bytes;
+        config.latency_ns = (500, self.latency_ns.0);
+        config.cache_blocks_max = self.cache_blocks_max;
+        config
+    }
+
+    /// The log memory of a lane at a node.
+    #[must_use]
+    pub(super) fn log(&self, node: usize) -> LogShape {
+        let blocks = (self.ring_blocks, self.pending_blocks);
+        log_shape(DurabilityClass::Durable, self.is_pmem[node], blocks, self.latency_ns.1)
+    }
+
+    /// A path when all is well.
+    #[must_use]
+    pub(super) fn path(&self) -> PathPlan {
+        PathPlan { latency_ns: [1000, self.path_ns], resent_after_ns_max: 200_000, ..PathPlan::default() }
+    }
+
+    /// A path that is slow and loses packets.
+    #[must_use]
+    pub(super) fn slow_path(&self) -> PathPlan {
+        let resent_after_ns_max = u64::try_from(self.detection.as_nanos()).expect("some milliseconds");
+        PathPlan { latency_ns: [1000, self.path_ns * 10], lost_one_in: 6, resent_after_ns_max, broken_one_in: 400 }
+    }
+}

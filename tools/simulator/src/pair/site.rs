@@ -1,0 +1,321 @@
+//! Two machines, the disks that both reach, their logs and everything between them; and the processes that run there.
+
+use super::{
+    arbiter::{Desk, SimArbiter},
+    fence::{Fences, SimFencer},
+    opener::{Openings, SimOpener},
+    setup::PairSetup,
+};
+use crate::{
+    clients::{Front, Port},
+    cluster::{MailWaker, Node, format_logs, keep_memory, make_pool, memory},
+    setup::BLOCK,
+};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use twinlog::{
+    base::{Epoch, Incarnation, LaneIndex, PairId, PoolId, PortionId},
+    changelog::{LaneIdentity, PortionRole, ReadHeader},
+    node::pools::{PoolSlot, Pools},
+    pair::{
+        auth::PairKey,
+        controller::{Controller, ControllerParts, LocalPortion, OpenLanes, PairPool, Timing},
+        link::{self, Link, LinkConfig},
+        way::LinkWay,
+        wire::PoolFacts,
+    },
+    reactor::{Idle, IdlePolicy, Waker, mailbox},
+    serve::{
+        Reactor, ReactorParts,
+        reactor::{NodeEnd, PairParts},
+    },
+};
+use twinlog_device::{BlockPool, NetAddress, Prng, Wait};
+use twinlog_sim::{Agenda, LogMedium, SimListener, SimLog, SimMedium, SimNet, SimPath, SimPlatform, SimWorld};
+
+/// The nodes, and the pools that are at home there.
+pub(super) const NAMES: [&str; 2] = ["a", "b"];
+/// Orders that wait for a node.
+const CALLS_MAX: usize = 8;
+/// A node may serve for so many detection times after it has renewed its lease.
+pub(super) const LEASE_FACTOR: u32 = 4;
+
+/// The id of a pool.
+#[must_use]
+pub(super) fn pool_id(pool: usize) -> PoolId {
+    PoolId(7 + pool as u128)
+}
+
+/// As what a node has a pool.
+#[must_use]
+pub(super) fn slot_of(node: usize, pool: usize) -> PoolSlot {
+    if node == pool { PoolSlot::Home } else { PoolSlot::Partner }
+}
+
+/// Hardware: it outlives processes.
+pub(super) struct Site {
+    /// The world.
+    pub(super) world: SimWorld,
+    setup: PairSetup,
+    /// The disk of each pool.
+    pub(super) media: [SimMedium; 2],
+    /// By node, by pool, by lane.
+    pub(super) logs: [[Vec<LogMedium>; 2]; 2],
+    /// Memory of each node, used by one process after the other.
+    pub(super) blocks: [BlockPool; 2],
+    /// The registers.
+    pub(super) desk: Rc<RefCell<Desk>>,
+    /// The fences.
+    pub(super) fences: Rc<RefCell<Fences>>,
+    /// The interconnect: the first node connects, the second one listens.
+    pub(super) paths: Vec<SimPath>,
+    prng: Prng,
+}
+
+/// A process.
+pub(super) struct Process {
+    /// Its reactors.
+    pub(super) node: Node,
+    agendas: Vec<Agenda>,
+    net: SimListener,
+}
+
+impl Process {
+    /// It gets no turns, or gets them again.
+    pub(super) fn stand_still(&self, is_still: bool) {
+        self.agendas.iter().for_each(|agenda| agenda.stand_still(is_still));
+    }
+
+    /// Has reactor 0, which keeps the time limits, looked at again soon: another reactor that has none would sleep past them.
+    pub(super) fn look_again(&self, soon: Duration) {
+        if let [first, _, ..] = &self.agendas[..] {
+            first.at(first.world().now() + soon);
+        }
+    }
+
+    /// Ends with its machine: nobody hears of it.
+    pub(super) fn go_dark(&self) {
+        self.net.go_dark();
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.blocks.iter().for_each(keep_memory);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // What its partner still sends holds up no time.
+        self.stand_still(true);
+    }
+}
+
+fn address(path: usize) -> NetAddress {
+    let port = 7000 + u16::try_from(path).expect("few");
+    NetAddress::Tcp(([10, 0, 0, 2], port).into())
+}
+
+impl Site {
+    /// Machines whose disks hold a new pool each, and logs for both.
+    #[must_use]
+    pub(super) fn new(seed: u64, setup: &PairSetup) -> Self {
+        let world = SimWorld::new(seed);
+        let media = NAMES.map(|name| SimMedium::new(&world, setup.medium(&format!("disk-{name}"))));
+        let log = |node: usize| (0..setup.lanes).map(|_| LogMedium::new(&world, "log", setup.log(node))).collect();
+        let logs = [0, 1].map(|node| [log(node), log(node)]);
+        let blocks = NAMES.map(|_| memory(setup.memory_blocks));
+        let mut prng = Prng::new(seed ^ 0x517E);
+        let desk = Desk::new(&world, prng.fork(), setup.detection * 2);
+        let fences = Fences::new(&world, prng.fork(), setup.fence);
+        let paths = (0..setup.paths).map(|path| SimPath::new(&world, &address(path), setup.path())).collect();
+        let mut site = Self { world, setup: setup.clone(), media, logs, blocks, desk, fences, paths, prng };
+        for (pool, name) in NAMES.into_iter().enumerate() {
+            let disks = std::slice::from_ref(&site.media[pool]);
+            make_pool(&site.world, disks, &site.blocks[pool], (pool_id(pool), name), setup.lanes);
+        }
+        for (node, pool) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            site.renew_portion(node, pool);
+        }
+        site
+    }
+
+    /// Makes a portion anew, as when its medium was replaced.
+    pub(super) fn renew_portion(&mut self, node: usize, pool: usize) {
+        let id = PortionId(u128::from(self.prng.next_u64()) | 1);
+        format_logs(&self.world, &self.logs[node][pool], self.identity(node, pool), id);
+    }
+
+    fn identity(&self, node: usize, pool: usize) -> LaneIdentity {
+        let role = if node == pool { PortionRole::Own } else { PortionRole::Mirror };
+        LaneIdentity { pool: pool_id(pool), role, lane: LaneIndex(0), lane_count: self.setup.lanes }
+    }
+
+    /// The id of a portion, as its headers say; `None`: they cannot be read.
+    fn portion_id(&self, node: usize, pool: usize) -> Option<PortionId> {
+        let agenda = Agenda::new(&self.world);
+        let mut found = None;
+        for (lane, log) in (0..).map(LaneIndex).zip(&self.logs[node][pool]) {
+            let mut reading = ReadHeader::new(log.open(&agenda));
+            let header = loop {
+                match reading.poll() {
+                    Ok(Some(header)) => break header,
+                    Ok(None) => agenda.turn(Wait::UpTo(Duration::from_millis(1))),
+                    Err(_) => return None,
+                };
+            };
+            let is_ours = header.identity == LaneIdentity { lane, ..self.identity(node, pool) };
+            if !is_ours || found.is_some_and(|id| id != header.portion) {
+                return None;
+            }
+            found = Some(header.portion);
+        }
+        found
+    }
+
+    /// Starts a process at `node`.
+    ///
+    /// # Panics
+    /// When a former process still holds memory.
+    #[must_use]
+    pub(super) fn start(&mut self, node: usize) -> Process {
+        let blocks = &self.blocks[node];
+        assert_eq!(blocks.free_count(), blocks.block_count(), "a process that ended holds no memory");
+        let count = self.setup.reactors[node];
+        let agendas: Vec<_> = (0..count).map(|_| Agenda::new(&self.world)).collect();
+        let wakers: Vec<Arc<dyn Waker>> =
+            agendas.iter().map(|agenda| Arc::new(MailWaker(agenda.waker())) as Arc<dyn Waker>).collect();
+        let (calls, called) = mailbox(CALLS_MAX, wakers[0].clone());
+        let openings = Openings::new(&agendas, &wakers, self.setup.messages_max, self.prng.fork());
+        let (parts, net) = self.pair_parts(node, &agendas[0]);
+        let (mut called, mut pair) = (Some(called), Some(Box::new(parts)));
+        let end = Arc::new(NodeEnd::default());
+        let (mut reactors, mut ports, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, agenda) in (0..).zip(&agendas) {
+            let blocks = self.blocks[node].clone();
+            let (client_net, listener) = SimNet::open(agenda);
+            let port = Port::new(agenda.waker());
+            let peers = (0..).zip(&wakers).filter(|(other, _)| *other != number).map(|(_, waker)| waker.clone());
+            reactors.push(Reactor::new(ReactorParts {
+                platform: SimPlatform::new(agenda.clone(), blocks.clone()),
+                pools: Pools::new(blocks.clone(), None),
+                net: client_net,
+                front: Front::Direct(port.clone()),
+                idle: Idle::new(IdlePolicy::Adaptive),
+                calls: called.take(),
+                open_device: Box::new(|name| Err(format!("no device called {name}"))),
+                opener: Box::new(SimOpener {
+                    openings: openings.clone(),
+                    number,
+                    reactor_count: count,
+                    agenda: agenda.clone(),
+                    blocks,
+                    media: [&self.media[node], &self.media[1 - node]].map(SimMedium::clone),
+                    logs: [&self.logs[node][node], &self.logs[node][1 - node]].map(Vec::clone),
+                    lanes: self.setup.lanes,
+                }),
+                pair: pair.take(),
+                end: end.clone(),
+                peers: peers.collect(),
+            }));
+            ports.push(port);
+            listeners.push(listener);
+        }
+        self.fences.borrow_mut().set_alive(node, true);
+        Process { node: Node::new(reactors, ports, listeners, calls), agendas, net }
+    }
+
+    /// What reactor 0 has beyond the others, and the name of its end of the interconnect.
+    fn pair_parts(&mut self, node: usize, agenda: &Agenda) -> (PairParts<SimLog>, SimListener) {
+        let incarnation = Incarnation(u128::from(self.prng.next_u64()) | 1);
+        let ids = [node, 1 - node].map(|pool| self.portion_id(node, pool));
+        let facts = [node, 1 - node].map(|pool| self.facts(node, pool, ids[usize::from(pool != node)]));
+        let detection = self.setup.detection;
+        let link = Link::new(
+            LinkConfig {
+                name: NAMES[node].to_owned(),
+                partner: NAMES[1 - node].to_owned(),
+                pair: PairId(1),
+                key: PairKey::new([7; 32]),
+                configuration: 1,
+                incarnation,
+                pools: facts.to_vec(),
+                addresses: (0..self.paths.len()).map(address).collect(),
+                timing: link::Timing {
+                    heartbeat: detection / 8,
+                    silence: detection,
+                    connect: detection,
+                    handshake: detection * 2,
+                    retry: [detection / 8, detection],
+                },
+            },
+            self.prng.fork(),
+            self.world.now(),
+        );
+        let (net, listener) = SimNet::open(agenda);
+        if node == 1 {
+            self.paths.iter().enumerate().for_each(|(index, path)| path.listen(&listener, index));
+        }
+        self.desk.borrow_mut().begin_life(node);
+        let pools = [node, 1 - node].map(|pool| self.pair_pool(node, pool, ids[usize::from(pool != node)], agenda));
+        let controller = Controller::new(ControllerParts {
+            name: NAMES[node].to_owned(),
+            partner: NAMES[1 - node].to_owned(),
+            pools,
+            arbiter: Box::new(SimArbiter::new(&self.desk, agenda, node)),
+            fencer: Box::new(SimFencer::new(&self.fences, agenda, node)),
+            timing: Timing {
+                detection,
+                lease: detection * LEASE_FACTOR,
+                retry: detection / 2,
+                giveback: self.setup.gives_back.then_some(detection * 2),
+            },
+            prng: self.prng.fork(),
+        });
+        (PairParts { controller, forwarder: None, way: Box::new(LinkWay::new(net, link)) }, listener)
+    }
+
+    fn facts(&self, node: usize, pool: usize, portion: Option<PortionId>) -> PoolFacts {
+        PoolFacts {
+            pool: pool_id(pool),
+            role: self.identity(node, pool).role,
+            portion: portion.unwrap_or_default(),
+            ring_bytes: self.setup.ring_blocks * BLOCK,
+            unit_bytes: self.logs[node][pool][0].shape().unit_bytes,
+            lane_count: self.setup.lanes,
+        }
+    }
+
+    fn pair_pool(&self, node: usize, pool: usize, id: Option<PortionId>, agenda: &Agenda) -> PairPool<SimLog> {
+        let (logs, agenda, identity) = (self.logs[node][pool].clone(), agenda.clone(), self.identity(node, pool));
+        let open: OpenLanes<SimLog> = Box::new(move || {
+            let lane = |(lane, log): (LaneIndex, &LogMedium)| (LaneIdentity { lane, ..identity }, log.open(&agenda));
+            Ok((0..).map(LaneIndex).zip(&logs).map(lane).collect())
+        });
+        PairPool {
+            pool: pool_id(pool),
+            name: NAMES[pool].to_owned(),
+            lane_count: self.setup.lanes,
+            epoch_min: Epoch(1),
+            portion: LocalPortion::new(id, open),
+        }
+    }
+
+    /// What runs at `node` has ended: what it left unfinished lands or not. `has_open` are the pools that no other node has open.
+    pub(super) fn end_process(&mut self, node: usize, has_open: [bool; 2], prng: &mut Prng) {
+        for (medium, _) in self.media.iter().zip(has_open).filter(|(_, has_open)| *has_open) {
+            medium.process_kill(prng);
+        }
+        self.logs[node].iter().flatten().for_each(|log| log.power_cut(prng));
+        self.desk.borrow_mut().end_life(node);
+        self.fences.borrow_mut().set_alive(node, false);
+    }
+
+    /// A number that differs when any durable byte differs.
+    #[must_use]
+    pub(super) fn digest(&self) -> u64 {
+        let disks = self.media.iter().map(SimMedium::digest);
+        let logs = self.logs.iter().flatten().flatten().map(|log| twinlog::base::checksum(0, &log.image()));
+        disks.chain(logs).fold(0, |sum, part| sum.rotate_left(9) ^ part)
+    }
+}

@@ -1,0 +1,125 @@
+//! What goes wrong, and how often it did.
+
+use super::{History, arbiter::Reach, lines, setup::Trouble};
+use crate::setup::index;
+use twinlog::node::admin::AdminRequest;
+use twinlog_sim::{Direction, SimPath};
+
+impl History {
+    /// Draws what happens next.
+    pub(super) fn something_goes_wrong(&mut self) {
+        let trouble = *self.prng.pick(&self.setup.troubles.clone());
+        let node = index(self.prng.below(2));
+        // Half of all steps mend something, so that new trouble meets a pair that is well.
+        if self.prng.chance(2, 5) {
+            return self.mend();
+        }
+        self.note(|_| format!("{trouble:?}"));
+        match trouble {
+            Trouble::Kill => self.die(node, false),
+            Trouble::Dark => self.die(node, true),
+            Trouble::Blackout => self.black_out(),
+            Trouble::Cut => {
+                let directions = self.prng.between(1, 3);
+                for path in &self.site.paths {
+                    for (bit, direction) in Direction::BOTH.into_iter().enumerate() {
+                        if directions >> bit & 1 == 1 {
+                            path.cut(direction);
+                        }
+                    }
+                }
+            }
+            Trouble::Break => {
+                let path = index(self.prng.below(self.site.paths.len() as u64));
+                self.site.paths[path].break_connections();
+            }
+            Trouble::Slow => {
+                let plan = self.setup.slow_path();
+                self.site.paths.iter().for_each(|path| path.set_plan(plan));
+            }
+            Trouble::ArbiterLost => self.lose_arbiter(node, Reach::Lost),
+            Trouble::ArbiterDeaf => self.lose_arbiter(node, Reach::Deaf),
+            Trouble::Pause => self.pause(node, true),
+            Trouble::Command => self.command(node),
+        }
+    }
+
+    fn lose_arbiter(&mut self, node: usize, reach: Reach) {
+        let both = self.prng.chance(1, 2);
+        let mut desk = self.site.desk.borrow_mut();
+        desk.reach[node] = reach;
+        if both {
+            desk.reach[1 - node] = reach;
+        }
+    }
+
+    fn pause(&mut self, node: usize, is_paused: bool) {
+        if let Some(process) = &self.processes[node] {
+            process.stand_still(is_paused);
+            self.is_paused[node] = is_paused;
+            if is_paused {
+                self.paused_at[node] = self.site.world.now();
+                self.tell_pause(node);
+            } else {
+                let time = self.site.world.now().since(self.paused_at[node]);
+                self.tell(lines::PAUSE, time > self.setup.detection);
+            }
+        }
+    }
+
+    fn command(&mut self, node: usize) {
+        let Some(process) = &self.processes[node] else { return };
+        let pool = None;
+        let request = match self.prng.below(2) {
+            0 => AdminRequest::PairTakeover { pool, force: false },
+            _ => AdminRequest::PairGiveback { pool },
+        };
+        // Whatever is answered: what counts is what becomes of the pools.
+        let _answer = process.node.call(request);
+    }
+
+    /// Both nodes and the disks lose their power.
+    fn black_out(&mut self) {
+        let is_any = self.processes.iter().any(Option::is_some);
+        self.tell(lines::BLACKOUT, is_any);
+        self.die(0, true);
+        self.die(1, true);
+        let mut prng = self.prng.fork();
+        self.site.media.iter().for_each(|medium| medium.power_cut(&mut prng));
+    }
+
+    /// One thing that is wrong ends.
+    fn mend(&mut self) {
+        let node = index(self.prng.below(2));
+        match self.prng.below(4) {
+            0 => self.site.paths.iter().for_each(SimPath::heal),
+            1 => self.site.desk.borrow_mut().reach = [Reach::Good; 2],
+            _ if self.processes[node].is_none() => self.start(node),
+            _ if self.is_paused[node] => self.pause(node, false),
+            _ if self.processes[1 - node].is_none() => self.start(1 - node),
+            _ => {
+                let plan = self.setup.path();
+                self.site.paths.iter().for_each(|path| path.set_plan(plan));
+            }
+        }
+    }
+
+    /// Everything that is wrong ends.
+    pub(super) fn heal(&mut self) {
+        self.note(|_| "everything heals".to_owned());
+        let plan = self.setup.path();
+        for path in &self.site.paths {
+            path.heal();
+            path.set_plan(plan);
+        }
+        self.site.desk.borrow_mut().reach = [Reach::Good; 2];
+        for node in 0..2 {
+            if self.is_paused[node] {
+                self.pause(node, false);
+            }
+            if self.processes[node].is_none() {
+                self.start(node);
+            }
+        }
+    }
+}
