@@ -142,3 +142,12 @@ fn a_ring_without_registered_files_serves() {
     }
     assert_eq!(completions[0].result, Ok(()));
 }
+
+/// The kernel has 16 places for registered rings in a thread; one that is never given up holds its ring, and files of that ring, until the thread ends.
+#[test]
+fn a_ring_that_is_dropped_is_let_go() {
+    let registered = ring().facts().registered_ring;
+    for round in 0..40 {
+        assert_eq!(ring().facts().registered_ring, registered, "round {round}");
+    }
+}

@@ -23,8 +23,8 @@ pub(super) const QUEUE_DEPTH: u32 = 128;
 const NBD_SOCKET_MODE: u32 = 0o660;
 /// How long a file or an address that is in use is tried again: a process may be ending.
 const IN_USE_WAIT_MAX: Duration = Duration::from_secs(5);
-/// The same of a file that no process is seen to have. When a process has ended, or has only given a ring up, the kernel takes its rings apart in the
-/// background, and until then they hold its files and locks: for 7 s on a machine with two busy cores.
+/// The same of a file that no process is seen to have. When a process has ended, the kernel takes its rings apart in the background, and until then they
+/// hold its files and locks.
 const UNSEEN_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Time between two tries.
 const IN_USE_POLL: Duration = Duration::from_millis(20);

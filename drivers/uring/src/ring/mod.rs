@@ -99,6 +99,8 @@ pub struct RingFacts {
     pub multishot_accept: bool,
     /// A receive can be told to wait before it tries (Linux 5.19).
     pub poll_first: bool,
+    /// The ring's own descriptor is registered.
+    pub registered_ring: bool,
 }
 
 /// Something that queues entries of its own just before the kernel is entered.
@@ -213,6 +215,14 @@ impl Ring {
 
     pub(crate) fn core(&self) -> std::cell::RefMut<'_, Core> {
         self.core.borrow_mut()
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if let Some(index) = self.registered_ring {
+            setup::unregister_ring(&self.uring, index);
+        }
     }
 }
 

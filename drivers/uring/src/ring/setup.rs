@@ -19,8 +19,9 @@ const ENTRIES_MIN: u32 = 8;
 /// Places for buffers of drivers (staging memory of file logs) behind those of the block pool.
 const EXTRA_BUFFERS: u32 = 16;
 
-/// `IORING_REGISTER_RING_FDS` of the kernel's `linux/io_uring.h`.
+/// `IORING_REGISTER_RING_FDS` and `IORING_UNREGISTER_RING_FDS` of the kernel's `linux/io_uring.h`.
 const REGISTER_RING_FDS: u32 = 20;
+const UNREGISTER_RING_FDS: u32 = 21;
 
 pub(super) fn core(options: &RingOptions, pool: &BlockPool) -> Result<Core, RingError> {
     let (uring, deferred_completions) = build(options.entries)?;
@@ -37,6 +38,7 @@ pub(super) fn core(options: &RingOptions, pool: &BlockPool) -> Result<Core, Ring
     uring.submitter().register_probe(&mut probe)?;
     let registered_files = register_files(&uring, options.files_max);
     let buffers = if options.register_buffers { Buffers::register(&uring, pool) } else { Buffers::default() };
+    let registered_ring = register_ring(&uring);
     // Neither is an operation of its own; they came with the operation `Socket`.
     let linux_5_19 = probe.is_supported(opcode::Socket::CODE);
     let facts = RingFacts {
@@ -46,9 +48,10 @@ pub(super) fn core(options: &RingOptions, pool: &BlockPool) -> Result<Core, Ring
         scattered_registered_buffers: probe.is_supported(opcode::ReadvFixed::CODE),
         multishot_accept: linux_5_19,
         poll_first: linux_5_19,
+        registered_ring: registered_ring.is_some(),
     };
     let mut core = Core {
-        registered_ring: register_ring(&uring),
+        registered_ring,
         uring,
         facts,
         backlog: VecDeque::new(),
@@ -119,21 +122,34 @@ fn register_files(uring: &IoUring, count: u32) -> bool {
     submitter.register_files(&vec![-1; count as usize]).is_ok()
 }
 
-/// Registers the ring's own descriptor (Linux 5.18): entering then needs no look-up of the descriptor.
+/// The kernel's `struct io_uring_rsrc_update`.
+#[repr(C)]
+struct RingUpdate {
+    offset: u32,
+    reserved: u32,
+    data: u64,
+}
+
+/// Registers the ring's own descriptor (Linux 5.18) and returns its index: entering then needs no look-up of the descriptor. The registration belongs
+/// to the thread and holds the ring, so that it ends with [`unregister_ring`] and not with the descriptor.
 fn register_ring(uring: &IoUring) -> Option<u32> {
-    #[repr(C)]
-    struct Update {
-        offset: u32,
-        reserved: u32,
-        data: u64,
-    }
     let data = u64::try_from(uring.as_raw_fd()).expect("an open descriptor is not negative");
-    let mut update = Update { offset: u32::MAX, reserved: 0, data };
-    // SAFETY: the argument is the kernel's `io_uring_rsrc_update`, one of them, and lives during the call.
-    let count = unsafe {
-        libc::syscall(libc::SYS_io_uring_register, uring.as_raw_fd(), REGISTER_RING_FDS, &raw mut update, 1_u32)
-    };
-    (count == 1).then_some(update.offset)
+    let mut update = RingUpdate { offset: u32::MAX, reserved: 0, data };
+    (update_ring(uring, REGISTER_RING_FDS, &mut update) == 1).then_some(update.offset)
+}
+
+/// Lets go of the ring, which ends when its descriptor is closed: until then the kernel may keep files of operations that are over, and so their locks.
+pub(super) fn unregister_ring(uring: &IoUring, index: u32) {
+    let mut update = RingUpdate { offset: index, reserved: 0, data: 0 };
+    update_ring(uring, UNREGISTER_RING_FDS, &mut update);
+}
+
+/// Returns how many were updated; negative if the kernel refuses.
+fn update_ring(uring: &IoUring, operation: u32, update: &mut RingUpdate) -> i64 {
+    // SAFETY: the argument is the kernel's structure, one of them, and lives during the call.
+    unsafe {
+        libc::syscall(libc::SYS_io_uring_register, uring.as_raw_fd(), operation, std::ptr::from_mut(update), 1_u32)
+    }
 }
 
 impl Core {
