@@ -13,7 +13,6 @@ use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
     path::Path,
-    process::Command,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::Duration,
@@ -135,8 +134,7 @@ fn a_pair_that_encrypts_mirrors_and_takes_over() {
     let seed = common::seed();
     println!("seed {seed}");
     let mut pair = Pair::start();
-    let supervisor = pair.supervisor.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &supervisor]).status().expect("kill starts").success());
+    common::signal(pair.supervisor.id(), "TERM");
     assert!(pair.supervisor.wait().expect("a child of ours").success(), "{}", pair.said());
     for node in ["a", "b"] {
         let path = pair.dir().join(node).join("node.toml");

@@ -4,6 +4,9 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests wait for processes")]
 
+mod common;
+
+use common::signal;
 use serde_json::Value;
 use std::{
     fs::{self, File},
@@ -34,11 +37,6 @@ fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         std::thread::sleep(Duration::from_millis(50));
     }
     panic!("waited in vain: {what}");
-}
-
-fn signal(pid: u32, name: &str) {
-    let status = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().expect("kill starts");
-    assert!(status.success(), "process {pid} takes signal {name}");
 }
 
 /// A running `twinlog up`; killed with its node when dropped.

@@ -257,8 +257,8 @@ fn a_node_that_stood_still_over_its_lease_ends_itself_before_it_writes() {
         let status = pair.status("b")?;
         (status["status"]["pair"]["pools"][1]["owner"] == "b").then_some(())
     });
-    let status = Command::new("kill").args(["-CONT", &stopped.to_string()]).status();
-    assert!(status.expect("kill starts").success(), "it was not killed: leases stop nobody");
+    // It was not killed: leases stop nobody.
+    common::signal(stopped, "CONT");
     load.wait().expect("a child of ours");
     pair.until("it has ended itself", || pair.said().contains("node a died by SIGABRT").then_some(()));
     assert!(pair.said().contains("this node stood still over the end of its lease"), "{}", pair.said());

@@ -81,6 +81,13 @@ pub(crate) fn command<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Comman
     command
 }
 
+/// Sends a signal to a process that is there: `TERM`, `KILL`, `STOP` or `CONT`.
+pub(crate) fn signal(pid: u32, name: &str) {
+    let signal: Signal = format!("SIG{name}").parse().expect("a signal's name");
+    let pid = Pid::from_raw(i32::try_from(pid).expect("process ids are positive i32"));
+    kill(pid, signal).unwrap_or_else(|error| panic!("process {pid} takes {signal}: {error}"));
+}
+
 /// Runs a command to its end and returns what it did.
 #[must_use]
 pub(crate) fn outcome(command: &mut Command) -> Output {

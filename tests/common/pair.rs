@@ -1,6 +1,6 @@
 //! A pair of real processes on one machine: `twinlog up` with two nodes, load on a volume, and the proof that nothing answered was lost.
 
-use super::{PATIENCE, command, folder, load_tool, outcome, pause_ms};
+use super::{PATIENCE, command, folder, load_tool, outcome, pause_ms, signal};
 use serde_json::Value;
 use std::{
     fs::{self, File},
@@ -41,8 +41,7 @@ impl Pair {
 
     /// Stops it in order; what is left is its folder.
     pub(crate) fn stop(mut self) -> TempDir {
-        let pid = self.supervisor.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill starts").success());
+        signal(self.supervisor.id(), "TERM");
         assert!(self.supervisor.wait().expect("a child of ours").success(), "{}", self.said());
         assert!(!self.said().contains("killed, which loses nothing\n"), "in order: {}", self.said());
         std::mem::replace(&mut self.folder, folder())
@@ -91,8 +90,7 @@ impl Pair {
     }
 
     pub(crate) fn signal(&self, node: &str, name: &str) {
-        let done = Command::new("kill").args([format!("-{name}"), self.pid(node).to_string()]).status();
-        assert!(done.expect("kill starts").success(), "the node takes signal {name}");
+        signal(self.pid(node), name);
     }
 
     pub(crate) fn uri(&self, node: &str, volume: &str) -> String {
@@ -125,9 +123,8 @@ impl Drop for Pair {
         if !matches!(self.supervisor.try_wait(), Ok(None)) {
             return;
         }
-        let pid = self.supervisor.id().to_string();
-        // It may end by itself.
-        let _told = Command::new("kill").args(["-TERM", &pid]).status();
+        // Until it is waited for, its number is its own, even if it has ended.
+        signal(self.supervisor.id(), "TERM");
         let start = Instant::now();
         while matches!(self.supervisor.try_wait(), Ok(None)) {
             if start.elapsed() > PATIENCE {
@@ -157,8 +154,7 @@ pub(crate) fn load(uri: &str, journal: &Path, seed: u64) -> Child {
 
 /// Ends a load before its time. SIGKILL would reach `timeout` only, and leave the program itself.
 pub(crate) fn end_load(load: &mut Child) {
-    let told = Command::new("kill").args(["-TERM", &load.id().to_string()]).status();
-    assert!(told.expect("kill starts").success(), "a child of ours");
+    signal(load.id(), "TERM");
     load.wait().expect("a child of ours");
 }
 
