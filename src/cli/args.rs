@@ -2,7 +2,7 @@
 
 use super::output::OutputFormat;
 use clap::{Args, Parser, Subcommand};
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, str::FromStr};
 use twinlog::control::size::ByteSize;
 
 /// Where `up` keeps everything unless told otherwise.
@@ -291,12 +291,68 @@ pub(crate) enum PairCommand {
     },
     /// For each pool: who owns it, what this node does about it, why, until when, and what comes next
     Explain(NodeArgs),
+    /// Write the configurations and the key of a pair on two machines; no disk is touched
+    Configure(ConfigureArgs),
+    /// Make what a node of a pair needs on its machine: log, pool, mirror, mailbox; run again, it goes on
+    Create {
+        /// The node's configuration
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Make the mailbox that a configuration names, with no register in it yet
     Mailbox {
         /// The configuration of either node
         #[arg(long)]
         config: PathBuf,
     },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ConfigureArgs {
+    /// Directory for NAME.toml of both nodes, and pair.key
+    #[arg(default_value = "/etc/twinlog")]
+    pub(crate) dir: PathBuf,
+    /// A node, and where its partner reaches it; for both nodes. Two addresses on different networks survive the loss of one
+    #[arg(long = "node", required = true, value_name = "NAME=IP[:PORT],...")]
+    pub(crate) nodes: Vec<Named>,
+    /// The devices of a node's pool, by paths at which both machines reach them; for both nodes
+    #[arg(long, required = true, value_name = "NAME=PATH,...")]
+    pub(crate) devices: Vec<Named>,
+    /// Host and port of the witness that keeps the pair's registers
+    #[arg(long, required_unless_present = "mailbox")]
+    pub(crate) witness: Option<String>,
+    /// File with the pair's registers, on a file system that both machines have mounted and whose locks hold between them
+    #[arg(long, conflicts_with = "witness")]
+    pub(crate) mailbox: Option<PathBuf>,
+    /// Directory of each machine for its log and its mirror of the partner's
+    #[arg(long, default_value = "/var/lib/twinlog")]
+    pub(crate) state: PathBuf,
+    /// Directory of each machine for the sockets, in twinlog-NAME below it
+    #[arg(long, default_value = "/run")]
+    pub(crate) run: PathBuf,
+    /// Size of a log [default: 256MiB]
+    #[arg(long)]
+    pub(crate) log_size: Option<ByteSize>,
+}
+
+/// `NAME=VALUE,...`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) values: Vec<String>,
+}
+
+impl FromStr for Named {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, values) = text.split_once('=').ok_or("it has no `=`")?;
+        let values: Vec<String> = values.split(',').map(str::to_owned).collect();
+        if name.is_empty() || values.iter().any(String::is_empty) {
+            return Err("a name or a value is empty");
+        }
+        Ok(Self { name: name.to_owned(), values })
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -345,6 +401,21 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_units_start_what_there_is() {
+        for unit in [
+            include_str!("../../docs/operating/twinlog@.service"),
+            include_str!("../../docs/operating/twinlog-witness.service"),
+        ] {
+            let line = unit
+                .lines()
+                .find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/"))
+                .expect("it starts the program");
+            let command = parse(&line.replace("%i", "a")).expect(line).command;
+            assert!(matches!(command, Command::Serve(_) | Command::Witness(_)), "{command:?}");
+        }
     }
 
     #[test]

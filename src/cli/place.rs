@@ -47,7 +47,7 @@ impl Place {
                 | VolumeCommand::Resize { node, .. }
                 | VolumeCommand::Delete { node, .. },
             ) => Self::of_node(node),
-            Command::Pair(PairCommand::Mailbox { config }) => Self::of_config(config),
+            Command::Pair(PairCommand::Mailbox { config } | PairCommand::Create { config }) => Self::of_config(config),
             Command::Pair(
                 PairCommand::Takeover { node, .. } | PairCommand::Giveback { node, .. } | PairCommand::Explain(node),
             ) => Self::of_node(node),
@@ -55,6 +55,7 @@ impl Place {
             Command::Inspect(args) => Self::of_files(&args.node),
             Command::Demo(args) => Self::of_directory(&args.dir, "a"),
             Command::Doctor(_)
+            | Command::Pair(PairCommand::Configure(_))
             | Command::Witness(_)
             | Command::Load { .. }
             | Command::Completions { .. }

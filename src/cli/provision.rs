@@ -12,7 +12,7 @@ use serde::Serialize;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -128,14 +128,31 @@ pub(crate) fn make_mailbox(path: &Path, nodes: [&str; 2]) -> Result<(), Failure>
     nodes.sort();
     let header = MailboxHeader { pair: PairId(random_id()?), nodes };
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).and_then(|file| {
-        file.write_all_at(&header.encode()[..], HEADER_BLOCK * BLOCK_BYTES)?;
+        // The header last: a mailbox that has one is whole.
         file.set_len(MAILBOX_BLOCKS * BLOCK_BYTES)?;
+        file.sync_all()?;
+        file.write_all_at(&header.encode()[..], HEADER_BLOCK * BLOCK_BYTES)?;
         file.sync_all()
     });
     made.map_err(|error| Failure::system("make", path.display(), &error))
 }
 
-fn make_log(config: &LogConfig, named: impl Fn(&PathBuf) -> bool, output: &Output) -> Result<(), Failure> {
+/// Refuses a mailbox on a block device for nodes on two machines: both could make a change of a register at once, and both believe it made.
+pub(crate) fn refuse_device_for_mailbox(path: &Path) -> Result<(), Failure> {
+    if !fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device()) {
+        return Ok(());
+    }
+    let message = format!("the mailbox {} is a block device, and no lock on it holds between machines", path.display());
+    Err(Failure::new(
+        Exit::Refused,
+        message,
+        "a file on a file system of both machines, or witness = \"192.0.2.9:7117\"",
+    ))
+}
+
+/// Makes a portion of change log, if it is a file that does not exist: written through, not formatted. One that exists must hold only zeroes, unless it is
+/// `named`.
+pub(crate) fn make_log(config: &LogConfig, named: impl Fn(&PathBuf) -> bool, output: &Output) -> Result<(), Failure> {
     let Some(path) = config.path.as_ref().filter(|_| config.backend != LogBackend::Memory) else {
         return Ok(());
     };

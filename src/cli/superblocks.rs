@@ -97,6 +97,15 @@ pub(crate) fn newest_on(path: &Path) -> Option<Superblock> {
     copies.into_iter().filter_map(|copy| copy.superblock).map(|(found, _)| found).max_by_key(|found| found.cp)
 }
 
+/// Whether a device holds the first superblock of a pool of this name, and no trace of another one. Nobody has served that pool: whoever opens one takes a
+/// consistency point.
+pub(crate) fn is_unserved(path: &Path, name: &str) -> bool {
+    let Ok(copies) = copies(std::slice::from_ref(&path.to_owned())) else { return false };
+    let mut whole = copies.iter().filter_map(|copy| copy.superblock.as_ref()).map(|(found, _)| found).peekable();
+    let is_first = |found: &Superblock| found.cp == CpNumber(1) && found.name == name;
+    whole.peek().is_some() && whole.all(is_first) && !copies.iter().any(|copy| copy.damaged)
+}
+
 /// Finds the current superblock, and which of `devices` is which of the pool's.
 pub(crate) fn assemble(devices: &[PathBuf]) -> Result<Assembled, Failure> {
     let copies = copies(devices)?;

@@ -43,6 +43,8 @@ pub(crate) use offline::{
     NewPool, check, create_log_file, create_pool, create_portion, random_id, try_direct, try_io_uring, wipe,
 };
 
+pub(crate) use pair::key as read_key;
+
 pub(crate) use witness_server::serve as serve_witness;
 
 use super::{

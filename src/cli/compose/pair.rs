@@ -10,7 +10,10 @@ use super::{
     storage::listen,
     witness_client::{WitnessConfig, WitnessWorker},
 };
-use crate::cli::output::{Exit, Failure};
+use crate::cli::{
+    output::{Exit, Failure},
+    provision,
+};
 use std::{fs, io, path::Path, sync::Arc, time::Duration};
 use twinlog::{
     base::{Incarnation, LaneIndex, PairId, Prng, ReactorIndex, checksum, limits::BLOCK_BYTES},
@@ -104,6 +107,9 @@ fn arbiter(
     let lease = detection(pair) * LEASE_FACTOR;
     match (&pair.mailbox, &pair.witness) {
         (Some(path), _) => {
+            if pair.address_elsewhere().is_some() {
+                provision::refuse_device_for_mailbox(path)?;
+            }
             let failed = |error: &io::Error| Failure::system("use the mailbox", path.display(), error);
             let worker = MailboxWorker::open(path, nodes, incarnation, lease).map_err(|error| failed(&error))?;
             let id = worker.pair();
@@ -126,7 +132,7 @@ fn arbiter(
 }
 
 /// The secret in a file: 64 hexadecimal digits.
-pub(super) fn key(path: &Path) -> Result<PairKey, Failure> {
+pub(crate) fn key(path: &Path) -> Result<PairKey, Failure> {
     let text = fs::read_to_string(path).map_err(|error| Failure::system("read", path.display(), &error))?;
     let digits = text.trim();
     let mut bits = [0; 32];

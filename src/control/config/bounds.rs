@@ -154,10 +154,10 @@ fn check_arbiter(pair: &super::PairConfig) -> Result<(), Broken> {
 /// Locks tell of processes of this machine only: of a partner elsewhere they would say that it is dead while it lives, and both would serve.
 fn check_fence_reach(pair: &super::PairConfig) -> Result<(), Broken> {
     let local = pair.fence.iter().find(|kind| matches!(kind, FenceKind::Lock | FenceKind::Process));
-    let remote = pair.partner_tcp.iter().find(|address| !address.ip().is_loopback());
+    let remote = pair.address_elsewhere();
     let message = || {
         let (kind, address) =
-            (local.map_or("", |kind| kind.word()), remote.map(ToString::to_string).unwrap_or_default());
+            (local.map_or("", |kind| kind.word()), remote.map(|address| address.to_string()).unwrap_or_default());
         format!("`{kind}` sees processes of this machine only, and the partner is at {address}")
     };
     ensure(

@@ -144,6 +144,12 @@ impl PairConfig {
         }
     }
 
+    /// An address of the partner that another machine may have: what holds between processes of one machine, such as locks, says nothing about it.
+    #[must_use]
+    pub fn address_elsewhere(&self) -> Option<SocketAddr> {
+        self.partner_tcp.iter().find(|address| !address.ip().is_loopback()).copied()
+    }
+
     /// Every path in it.
     pub(super) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         self.unix.iter_mut().chain(&mut self.partner_unix).chain([&mut self.key]).chain(&mut self.mailbox)

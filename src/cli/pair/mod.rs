@@ -1,4 +1,7 @@
-//! `twinlog pair`: takeover, giveback, and what the pair is doing about each pool.
+//! `twinlog pair`: takeover, giveback, and what the pair is doing about each pool; [`configure`] and [`create`] make a pair on two machines.
+
+mod configure;
+mod create;
 
 use super::{
     args::{NodeArgs, PairCommand},
@@ -22,6 +25,8 @@ pub(crate) fn run(command: PairCommand, output: &Output) -> Result<Exit, Failure
         }
         PairCommand::Explain(node) => explain(&node, output),
         PairCommand::Mailbox { config } => make_mailbox(&config, output),
+        PairCommand::Configure(args) => configure::run(&args, output),
+        PairCommand::Create { config } => create::run(&config, output),
     }
 }
 

@@ -1,0 +1,292 @@
+//! `twinlog pair configure`: writes the configurations of both nodes of a pair on two machines, and their key. It opens no device and makes no log: that is for
+//! [`super::create`], on each machine, once a person has read what stands here.
+//!
+//! Run again it changes nothing: a file that says the same stays, the key always stays, and a file that says anything else is refused.
+
+use crate::cli::{
+    args::{ConfigureArgs, Named},
+    compose,
+    layout::{make_directory, write_durably},
+    output::{Exit, Failure, Output},
+    place::shell_word,
+    provision,
+};
+use serde::Serialize;
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+use twinlog::control::{config, size::ByteSize};
+
+/// Where a partner is awaited unless told otherwise; the port after it is what the witness' examples use.
+const PORT: u16 = 7116;
+const LOG_SIZE_DEFAULT: ByteSize = ByteSize(256 << 20);
+
+/// A node as its arguments describe it.
+struct Node<'a> {
+    name: &'a str,
+    addresses: Vec<SocketAddr>,
+    devices: &'a [String],
+}
+
+/// Writes what is not there yet.
+pub(crate) fn run(args: &ConfigureArgs, output: &Output) -> Result<Exit, Failure> {
+    #[derive(Serialize)]
+    struct Configured<'a> {
+        configurations: [PathBuf; 2],
+        key: &'a Path,
+    }
+    let [first, second] = nodes(args)?;
+    let dir = std::path::absolute(&args.dir).map_err(|error| Failure::system("find", args.dir.display(), &error))?;
+    let files = [(&first, &second), (&second, &first)].map(|(node, partner)| {
+        let text = text(args, node, partner);
+        (dir.join(format!("{}.toml", node.name)), text)
+    });
+    // Everything is looked at before anything is written.
+    for (file, text) in &files {
+        config::parse(text, file, &dir)?;
+        refuse_other(file, text)?;
+    }
+    make_directory(&dir)?;
+    let key = dir.join("pair.key");
+    if key.exists() {
+        compose::read_key(&key)?;
+    } else {
+        provision::make_key(&key)?;
+    }
+    for (file, text) in files.iter().filter(|(file, _)| !file.exists()) {
+        write_durably(file, text)?;
+    }
+    let configurations = files.map(|(file, _)| file);
+    let configured = Configured { configurations: configurations.clone(), key: &key };
+    output.show(&configured, || next_steps(args, &configurations, &key))?;
+    Ok(Exit::Done)
+}
+
+/// A configuration that was written or edited before is nobody's to overwrite.
+fn refuse_other(file: &Path, text: &str) -> Result<(), Failure> {
+    match fs::read_to_string(file) {
+        Ok(found) if found == text => Ok(()),
+        Ok(_) => {
+            let message = format!("{} is there and says something else; nothing was written", file.display());
+            Err(Failure::new(Exit::Refused, message, "edit it by hand, or move it away first"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::system("read", file.display(), &error)),
+    }
+}
+
+fn next_steps(args: &ConfigureArgs, [first, second]: &[PathBuf; 2], key: &Path) -> String {
+    let [first, second, key] = [first, second, key].map(shell_word);
+    let witness = args.witness.as_ref().map_or_else(String::new, |address| {
+        format!("  copy {key} to the witness at {address}, as NAME.key in its directory\n")
+    });
+    format!(
+        "{first}, {second} and {key} are there. Read them, then\n  \
+           copy {second} and {key} to the other machine; only the node's user may read the key\n\
+         {witness}  \
+           on this machine:      twinlog pair create --config {first}\n  \
+           on the other machine: twinlog pair create --config {second}\n  \
+           then start the witness, if there is one, and both nodes\n"
+    )
+}
+
+/// Both nodes, in the order of their names.
+fn nodes<'a>(args: &'a ConfigureArgs) -> Result<[Node<'a>; 2], Failure> {
+    let usage = |message: String, hint: &str| Failure::new(Exit::Usage, message, hint);
+    let hint = "--node a=192.0.2.1 --devices a=/dev/disk/by-id/ONE --node b=192.0.2.2 --devices b=/dev/disk/by-id/TWO";
+    let node = |Named { name, values }: &'a Named| {
+        let addresses = values.iter().map(|value| address(value)).collect::<Result<_, _>>();
+        let addresses = addresses.map_err(|value| {
+            usage(format!("`{value}` is no IP address"), "192.0.2.1, 192.0.2.1:7116 or [2001:db8::1]:7116")
+        })?;
+        let mut devices = args.devices.iter().filter(|devices| devices.name == *name);
+        match (devices.next(), devices.next()) {
+            (Some(devices), None) => Ok(Node { name, addresses, devices: &devices.values }),
+            _ => Err(usage(format!("--devices {name}=... is needed once"), hint)),
+        }
+    };
+    let mut nodes = args.nodes.iter().map(node).collect::<Result<Vec<_>, Failure>>()?;
+    nodes.sort_by_key(|node| node.name);
+    let count = args.devices.len();
+    match <[Node<'_>; 2]>::try_from(nodes) {
+        Ok(nodes) if count == nodes.len() => Ok(nodes),
+        _ => Err(usage("a pair is two nodes, each with the devices of its pool".to_owned(), hint)),
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let only = text.trim_matches(['[', ']']).parse::<IpAddr>().map(|ip| SocketAddr::new(ip, PORT));
+    text.parse().or(only).map_err(|_| text.to_owned())
+}
+
+/// Words as a list in TOML.
+fn list<T: ToString>(words: &[T]) -> String {
+    toml::Value::from(words.iter().map(ToString::to_string).collect::<Vec<_>>()).to_string()
+}
+
+fn quoted(word: impl ToString) -> String {
+    toml::Value::from(word.to_string()).to_string()
+}
+
+/// The configuration of a node, for people to read and to edit.
+fn text(args: &ConfigureArgs, node: &Node<'_>, partner: &Node<'_>) -> String {
+    let place = |kind: &str, of: &str| quoted(args.state.join(format!("{kind}-{of}")).display());
+    let socket = |name: &str| quoted(args.run.join(format!("twinlog-{}", node.name)).join(name).display());
+    let size = args.log_size.unwrap_or(LOG_SIZE_DEFAULT);
+    let arbiter = match (&args.witness, &args.mailbox) {
+        (Some(witness), _) => format!("witness = {}", quoted(witness)),
+        (None, mailbox) => format!("mailbox = {}", quoted(mailbox.as_deref().unwrap_or(Path::new("")).display())),
+    };
+    let reached = match &args.witness {
+        Some(_) => "the third machine that keeps the pair's registers",
+        None => "the file with the pair's registers, which both machines reach",
+    };
+    format!(
+        "\
+# Node {name} of a pair on two machines. docs/operating/configuration.md has every key.
+name = {quoted_name}
+admin = {admin}
+
+[nbd]
+unix = [{nbd}]
+# For clients on other machines: NBD has no password, so only on a network that nobody else reaches.
+# tcp = [\"192.0.2.1:10809\"]
+# allow_remote = true
+
+[log]                             # as precious as the disks
+path = {log}
+size = \"{size}\"
+
+[pool]                            # both machines reach these devices
+name = {quoted_name}
+devices = {devices}
+
+[pair]
+partner = {quoted_partner}
+tcp = {tcp}
+partner_tcp = {partner_tcp}
+allow_remote = true
+encrypt = true
+key = \"pair.key\"
+# {reached}
+{arbiter}
+# `lease` waits until {partner} must have stopped. It trusts clocks, and not disks that delay a write: put a command that switches
+# {partner}'s machine off before it if you can, and try it.
+fence = [\"lease\"]
+# fence = [\"command\", \"lease\"]
+# fence_command = [\"fence_ipmilan\"]
+# fence_options = {{ ip = \"192.0.2.7\", username = \"fence\", password_script = \"/etc/twinlog/fence-password\", lanplus = \"1\" }}
+
+[partner_pool]
+name = {quoted_partner}
+devices = {partner_devices}
+
+[mirror]                          # of {partner}'s log
+path = {mirror}
+size = \"{size}\"
+",
+        name = node.name,
+        partner = partner.name,
+        quoted_name = quoted(node.name),
+        quoted_partner = quoted(partner.name),
+        admin = socket("admin.sock"),
+        nbd = socket("nbd.sock"),
+        log = place("log", node.name),
+        mirror = place("mirror", partner.name),
+        devices = list(node.devices),
+        partner_devices = list(partner.devices),
+        tcp = list(&node.addresses),
+        partner_tcp = list(&partner.addresses),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{
+        args::{Cli, Command, PairCommand},
+        output::OutputFormat,
+    };
+    use clap::Parser;
+
+    fn configured(line: &str, dir: &Path) -> Result<Exit, Failure> {
+        let words = ["twinlog", "pair", "configure"].into_iter().chain(line.split_whitespace());
+        match Cli::try_parse_from(words).expect("good").command {
+            Command::Pair(PairCommand::Configure(args)) => {
+                run(&ConfigureArgs { dir: dir.to_owned(), ..args }, &Output::new(OutputFormat::Json))
+            }
+            other => panic!("another command: {other:?}"),
+        }
+    }
+
+    const PAGE: &str = include_str!("../../../docs/operating/two-machines.md");
+
+    /// The command of the page, without its beginning.
+    fn documented() -> String {
+        let after = PAGE.split("twinlog pair configure").nth(1).expect("the page shows it");
+        let command: String =
+            after.split("```").next().expect("the block ends").split("\n\n").next().unwrap_or_default().into();
+        command.replace('\\', " ")
+    }
+
+    #[test]
+    fn the_examples_are_what_the_documented_command_writes() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        configured(&documented(), directory.path()).expect("the page's command");
+        for (name, example) in [
+            ("a.toml", include_str!("../../../docs/operating/two-machines/a.toml")),
+            ("b.toml", include_str!("../../../docs/operating/two-machines/b.toml")),
+        ] {
+            let written = fs::read_to_string(directory.path().join(name)).expect("written");
+            assert_eq!(written, example, "{name}");
+            let config = config::load(&directory.path().join(name)).expect("it is accepted");
+            assert!(config.pair.is_some_and(|pair| pair.encrypt && pair.key == directory.path().join("pair.key")));
+            // What stands there as a comment is good too.
+            let uncommented: String = written
+                .lines()
+                .filter(|line| *line != "fence = [\"lease\"]")
+                .map(|line| {
+                    line.strip_prefix("# ").filter(|line| line.contains(" = ")).unwrap_or(line).to_owned() + "\n"
+                })
+                .collect();
+            config::parse(&uncommented, Path::new(name), directory.path()).expect("with the options");
+        }
+    }
+
+    #[test]
+    fn run_again_it_changes_nothing_and_overwrites_nothing() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let line = "--node b=10.0.0.2,[fd00::2]:9 --node a=10.0.0.1 --devices a=/x,/y --devices b=/z --mailbox /shared/mailbox";
+        let read = |name: &str| fs::read_to_string(directory.path().join(name)).expect("there");
+        configured(line, directory.path()).expect("new");
+        let (config, key) = (read("a.toml"), read("pair.key"));
+        fs::remove_file(directory.path().join("b.toml")).expect("interrupted");
+        configured(line, directory.path()).expect("goes on");
+        assert_eq!((read("a.toml"), read("pair.key")), (config, key));
+        assert!(read("b.toml").contains("tcp = [\"10.0.0.2:7116\", \"[fd00::2]:9\"]"), "{}", read("b.toml"));
+        let other = configured(&line.replace("/z", "/w"), directory.path()).expect_err("other devices");
+        assert_eq!(other.exit, Exit::Refused);
+        assert!(!read("b.toml").contains("/w"));
+    }
+
+    #[test]
+    fn what_is_no_pair_is_refused_before_anything_is_written() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let dir = directory.path().join("d");
+        for line in [
+            "--node a=10.0.0.1 --devices a=/x --witness h:1",
+            "--node a=10.0.0.1 --node b=10.0.0.2 --devices a=/x --witness h:1",
+            "--node a=10.0.0.1 --node b=10.0.0.2 --devices a=/x --devices c=/y --witness h:1",
+            "--node a=10.0.0.1 --node a=10.0.0.2 --devices a=/x --devices a=/y --witness h:1",
+            "--node a=host --node b=10.0.0.2 --devices a=/x --devices b=/y --witness h:1",
+            "--node a=10.0.0.1 --node b=10.0.0.2 --devices a=/x --devices b=/x --witness h:1",
+            "--node a=10.0.0.1 --node b=10.0.0.2 --devices a=/x --devices b=/y --witness h",
+            "--node a=10.0.0.1 --node b=10.0.0.2 --devices a=/x --devices b=/y --witness h:1 --log-size 1MiB",
+        ] {
+            assert_eq!(configured(line, &dir).expect_err(line).exit, Exit::Usage, "{line}");
+            assert!(!dir.exists(), "{line}");
+        }
+    }
+}
