@@ -241,6 +241,7 @@ fn registers() -> [Register; 2] {
         owner: Side::Home,
         portion: PortionId(0x3132_3334_3536_3738_393a_3b3c_3d3e_3f40),
         mirror: MirrorState::InSync(PortionId(0x4142_4344_4546_4748_494a_4b4c_4d4e_4f50)),
+        kept: false,
         changed_ns: 1_750_000_000_000_000_004,
     };
     let (generation, epoch) = (in_sync.generation + 1, Epoch(in_sync.epoch.0 + 1));

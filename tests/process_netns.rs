@@ -256,6 +256,15 @@ fn two_machines_lose_their_networks_one_after_the_other() {
         .map(|(node, index)| load(&machines.uri(node, &format!("vol-{node}")), &journals[index], 11 + index as u64));
     let goes_on = |load: &mut Child| matches!(load.try_wait(), Ok(None));
 
+    // Node a is drained and gets its pool back, as before and after maintenance.
+    machines.twinlog(&["pair", "drain", "--admin", &machines.admin("a")]);
+    machines.until("b keeps the pool", || machines.pool("b", "a")["row"] == "in sync, kept");
+    let explained = machines.twinlog(&["pair", "explain", "--admin", &machines.admin("a")]);
+    assert!(explained.contains("owner b, which keeps it"), "{explained}");
+    machines.twinlog(&["pair", "takeover", "a", "--admin", &machines.admin("a")]);
+    machines.until_ok();
+    assert!(goes_on(&mut at_a), "its client has seen a pause only");
+
     // One of two networks: nothing stops.
     machines.until("both paths are used", || machines.paths("a") == (2, 2) && machines.paths("b").0 == 2);
     let before = machines.history();

@@ -289,6 +289,8 @@ pub(crate) enum PairCommand {
         #[command(flatten)]
         node: NodeArgs,
     },
+    /// Before maintenance: hand this node's pools to the partner, which keeps them until `pair giveback` there or `pair takeover` here
+    Drain(NodeArgs),
     /// For each pool: who owns it, what this node does about it, why, until when, and what comes next
     Explain(NodeArgs),
     /// Write the configurations and the key of a pair on two machines; no disk is touched

@@ -49,7 +49,10 @@ impl Place {
             ) => Self::of_node(node),
             Command::Pair(PairCommand::Mailbox { config } | PairCommand::Create { config }) => Self::of_config(config),
             Command::Pair(
-                PairCommand::Takeover { node, .. } | PairCommand::Giveback { node, .. } | PairCommand::Explain(node),
+                PairCommand::Takeover { node, .. }
+                | PairCommand::Giveback { node, .. }
+                | PairCommand::Drain(node)
+                | PairCommand::Explain(node),
             ) => Self::of_node(node),
             Command::Log(LogCommand::Show { node, .. } | LogCommand::Verify { node, .. }) => Self::of_files(node),
             Command::Inspect(args) => Self::of_files(&args.node),

@@ -149,6 +149,8 @@ pub struct Register {
     pub portion: PortionId,
     /// The other node's.
     pub mirror: MirrorState,
+    /// The owner is not the home node and keeps the pool until it is told otherwise: the home node was drained.
+    pub kept: bool,
     /// When it was changed, in nanoseconds since the Unix epoch; for people only.
     pub changed_ns: u64,
 }
@@ -269,7 +271,8 @@ pub struct RawRegister {
     mirror_portion: U128,
     owner: U16,
     mirror: U16,
-    reserved_states: U32,
+    kept: U16,
+    reserved_states: U16,
     changed_ns: U64,
     reserved: [u8; 360],
     checksum: U64,
@@ -468,13 +471,18 @@ impl Verify for RawRegister {
         if generation == 0 || generation % 2 != place.block % 2 || epoch.0 == 0 {
             return damaged("generation, or written to the other slot");
         }
+        let kept = match (self.kept.get(), owner) {
+            (0, _) => false,
+            (1, Side::Away) => true,
+            _ => return damaged("kept"),
+        };
         let portion = PortionId(self.portion.get());
         let blank = self.reserved_states.get() == 0 && self.reserved.iter().all(|&byte| byte == 0);
         if portion == PortionId::default() || mirror == MirrorState::InSync(portion) || !blank {
             return damaged("portion, or reserved bytes");
         }
         let pool = PoolId(self.pool.get());
-        Ok(Register { pool, generation, epoch, owner, portion, mirror, changed_ns: self.changed_ns.get() })
+        Ok(Register { pool, generation, epoch, owner, portion, mirror, kept, changed_ns: self.changed_ns.get() })
     }
 }
 
@@ -492,6 +500,7 @@ impl Register {
         assert!(self.generation > 0 && self.epoch.0 > 0, "generations and epochs begin with 1");
         assert!(self.portion != PortionId::default(), "an owner has a portion");
         assert!(self.mirror != MirrorState::InSync(self.portion), "the mirror is another portion");
+        assert!(!self.kept || self.owner == Side::Away, "a home node keeps its pool anyway");
         assert!(self.mirror != MirrorState::InSync(PortionId::default()), "a mirror that is in sync exists");
         let block = self.block(index);
         let mut raw = RawRegister::new_zeroed();
@@ -507,6 +516,7 @@ impl Register {
         };
         raw.mirror = mirror.into();
         raw.mirror_portion = portion.0.into();
+        raw.kept = u16::from(self.kept).into();
         raw.changed_ns = self.changed_ns.into();
         seal(&raw, block)
     }

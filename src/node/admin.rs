@@ -64,6 +64,8 @@ pub enum AdminRequest {
         /// Which pool; none: the partner's.
         pool: Option<String>,
     },
+    /// Hand the own pool to the partner, which keeps it until it is told to give it back.
+    PairDrain,
     /// Refuse new requests, take a last consistency point, reply, and end.
     Stop,
 }
@@ -194,6 +196,9 @@ pub struct PairPoolStatus {
     pub owner: String,
     /// The register's epoch.
     pub epoch: u64,
+    /// Whether the owner keeps the pool although it is not its home node, which was drained.
+    #[serde(default)]
+    pub kept: bool,
     /// `in sync`, `stale` or `in sync, but replaced`, of the log of the node that does not own the pool; empty while that is unknown.
     pub mirror: String,
     /// What this node does with the pool.

@@ -7,7 +7,7 @@
 //! | [`go_stale`] | the owner, before the next unmirrored reply | {X, x, m} | {X, x, stale}, e+1 |
 //! | [`go_in_sync`] | the owner, once the mirror has everything answered | {X, x, stale} | {X, x, in-sync y}, e+1 |
 //! | [`take_over`] | the other node, fence confirmed (R3) | {X, x, in-sync y} | {Y, y, stale}, e+1 |
-//! | [`hand_over`] | the owner, closed after a last consistency point | {Y, y, m} | {X, x, in-sync y}, e+1: nothing lies above that point |
+//! | [`hand_over`] | the owner, closed after a last consistency point | {Y, y, m} | {X, x, in-sync y}, e+1: nothing lies above that point; kept, if Y is the home node and is drained |
 //! | [`force`] | either node, by an operator | {anyone, any, m} | {Y, y, stale}, e+1 |
 //!
 //! # Invariants
@@ -28,7 +28,7 @@ use crate::{
 #[must_use]
 pub fn create(pool: PoolId, epoch: Epoch, portion: PortionId, time_ns: u64) -> Register {
     let (owner, mirror) = (Side::Home, MirrorState::Stale);
-    Register { pool, generation: 1, epoch, owner, portion, mirror, changed_ns: time_ns }
+    Register { pool, generation: 1, epoch, owner, portion, mirror, kept: false, changed_ns: time_ns }
 }
 
 /// The next register, the same but for generation, epoch and time.
@@ -64,15 +64,16 @@ pub fn go_in_sync(register: &Register, me: Side, mirror: PortionId, time_ns: u64
 pub fn take_over(register: &Register, me: Side, portion: PortionId, time_ns: u64) -> Register {
     assert!(register.owner == me.other(), "the other node takes over");
     assert!(register.mirror == MirrorState::InSync(portion), "the register names the portion (R3)");
-    Register { owner: me, portion, mirror: MirrorState::Stale, ..next(register, time_ns) }
+    Register { owner: me, portion, mirror: MirrorState::Stale, kept: false, ..next(register, time_ns) }
 }
 
-/// `me`, the owner, has closed the pool after a last consistency point; the partner will own it, with `portion`.
+/// `me`, the owner, has closed the pool after a last consistency point; the partner will own it, with `portion`, and keep it if `me` is drained.
 #[must_use]
-pub fn hand_over(register: &Register, me: Side, portion: PortionId, time_ns: u64) -> Register {
+pub fn hand_over(register: &Register, me: Side, portion: PortionId, is_drained: bool, time_ns: u64) -> Register {
     assert!(register.owner == me && portion != register.portion, "the owner hands over to the other's portion");
     let mirror = MirrorState::InSync(register.portion);
-    Register { owner: me.other(), portion, mirror, ..next(register, time_ns) }
+    let kept = is_drained && me == Side::Home;
+    Register { owner: me.other(), portion, mirror, kept, ..next(register, time_ns) }
 }
 
 /// `me` becomes the owner with `portion`, whatever that lacks; `seen` is the highest epoch that is known of the pool, which lies above the register's when
@@ -80,7 +81,7 @@ pub fn hand_over(register: &Register, me: Side, portion: PortionId, time_ns: u64
 #[must_use]
 pub fn force(register: &Register, me: Side, portion: PortionId, seen: Epoch, time_ns: u64) -> Register {
     let newest = Register { epoch: register.epoch.max(seen), ..*register };
-    Register { owner: me, portion, mirror: MirrorState::Stale, ..next(&newest, time_ns) }
+    Register { owner: me, portion, mirror: MirrorState::Stale, kept: false, ..next(&newest, time_ns) }
 }
 
 /// What a node brings to the reading of a register.
@@ -148,7 +149,7 @@ mod tests {
         let synced = go_in_sync(&claimed, Side::Home, AWAY, 12);
         let taken = take_over(&synced, Side::Away, AWAY, 13);
         let resynced = go_in_sync(&taken, Side::Away, HOME, 14);
-        let returned = hand_over(&resynced, Side::Away, HOME, 15);
+        let returned = hand_over(&resynced, Side::Away, HOME, false, 15);
         let stale = go_stale(&returned, Side::Home, 16);
         let forced = force(&stale, Side::Away, AWAY, Epoch(3), 17);
         let all = [made(), claimed, synced, taken, resynced, returned, stale, forced];
@@ -160,6 +161,18 @@ mod tests {
         assert!(all.iter().all(|register| register.portion == if register.owner == Side::Home { HOME } else { AWAY }));
         assert_eq!(returned.mirror, MirrorState::InSync(AWAY), "after a giveback the giver can take it back");
         assert_eq!((taken.mirror, forced.mirror), (MirrorState::Stale, MirrorState::Stale));
+    }
+
+    #[test]
+    fn a_drained_nodes_pool_is_kept_until_it_changes_hands() {
+        let drained = hand_over(&made(), Side::Home, AWAY, true, 11);
+        let claimed = claim(&drained, Side::Away, AWAY, 12);
+        let synced = go_in_sync(&go_stale(&claimed, Side::Away, 13), Side::Away, HOME, 14);
+        assert!([drained, claimed, synced].iter().all(|register| register.kept), "whatever happens to the mirror");
+        let back = hand_over(&synced, Side::Away, HOME, true, 15);
+        let taken = take_over(&synced, Side::Home, HOME, 15);
+        let forced = force(&synced, Side::Home, HOME, Epoch(1), 15);
+        assert!([made(), back, taken, forced].iter().all(|register| !register.kept), "a home node keeps it anyway");
     }
 
     #[test]
@@ -213,7 +226,7 @@ mod tests {
         let taken = take_over(&go_in_sync(&made(), Side::Home, AWAY, 11), Side::Away, AWAY, 12);
         let former = Reader { has_own_records: true, ..reader(Side::Home, Some(5)) };
         assert_eq!(former.read(&taken), (Owner::Partner, Mirror::Stale, Portion::Void));
-        let returned = hand_over(&made(), Side::Home, AWAY, 11);
+        let returned = hand_over(&made(), Side::Home, AWAY, false, 11);
         assert_eq!(former.read(&returned).2, Portion::Usable, "the register says that its portion has everything");
     }
 }

@@ -6,14 +6,14 @@ mod create;
 use super::{
     args::{NodeArgs, PairCommand},
     client::{ask, show_done, status_of},
-    output::{Exit, Failure, Output},
+    output::{Exit, Failure, Output, unexpected},
     provision,
 };
 use serde::Serialize;
 use std::path::Path;
 use twinlog::{
     control::config,
-    node::admin::{AdminRequest, PairPoolStatus, PairStatus},
+    node::admin::{AdminReply, AdminRequest, PairPoolStatus, PairStatus},
 };
 
 /// Runs a command of the pair.
@@ -23,6 +23,7 @@ pub(crate) fn run(command: PairCommand, output: &Output) -> Result<Exit, Failure
         PairCommand::Giveback { pool, node } => {
             show_done(ask(&node, &AdminRequest::PairGiveback { pool })?, output, "the partner owns the pool")
         }
+        PairCommand::Drain(node) => drain(&node, output),
         PairCommand::Explain(node) => explain(&node, output),
         PairCommand::Mailbox { config } => make_mailbox(&config, output),
         PairCommand::Configure(args) => configure::run(&args, output),
@@ -70,6 +71,18 @@ fn takeover(pool: Option<String>, force: bool, yes: bool, node: &NodeArgs, outpu
     show_done(ask(node, &AdminRequest::PairTakeover { pool, force })?, output, "this node owns the pool")
 }
 
+/// Hands over whatever this node serves: a pool of the partner's as with `giveback`, then the own one, to be kept.
+fn drain(node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
+    if let Some(away) = pair_of(node)?.pools.get(1).filter(|pool| pool.is_away) {
+        let given_back = ask(node, &AdminRequest::PairGiveback { pool: Some(away.name.clone()) })?;
+        if given_back != AdminReply::Done {
+            return Err(unexpected(given_back));
+        }
+    }
+    let text = "the partner owns this node's pool, and keeps it: `twinlog pair takeover POOL` here, or `pair giveback` there, ends that";
+    show_done(ask(node, &AdminRequest::PairDrain)?, output, text)
+}
+
 /// For each pool: what this node sees, what it does, why, until when, and what comes next.
 fn explain(node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
     #[derive(Serialize)]
@@ -84,9 +97,10 @@ fn explain(node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
         let mut text = format!("partner {}: interconnect {}\n", pair.partner, pair.link);
         for pool in &pair.pools {
             let owner = if pool.owner.is_empty() { "unknown" } else { &pool.owner };
+            let kept = if pool.kept { ", which keeps it" } else { "" };
             text.push_str(&format!("\npool {}: {}\n", pool.name, pool.row));
             let lines = [
-                ("register", format!("owner {owner}, epoch {}, mirrored log {}", pool.epoch, pool.mirror)),
+                ("register", format!("owner {owner}{kept}, epoch {}, mirrored log {}", pool.epoch, pool.mirror)),
                 ("here", pool.open.clone()),
                 ("does", pool.action.clone()),
                 ("why", pool.why.clone()),

@@ -21,6 +21,7 @@ fn register() -> Register {
         owner: Side::Away,
         portion: PortionId(11),
         mirror: MirrorState::InSync(PortionId(12)),
+        kept: true,
         changed_ns: 13,
     }
 }
@@ -45,7 +46,7 @@ fn everything_survives_the_round_trip() {
     assert_eq!(Beat::verify(&beat().encode(PAIR), PAIR, NodeIndex::Second), Ok(Some(beat())));
     let quiet = Beat { fences: None, ..beat() };
     assert_eq!(Beat::verify(&quiet.encode(PAIR), PAIR, NodeIndex::Second), Ok(Some(quiet)));
-    let stale = Register { mirror: MirrorState::Stale, owner: Side::Home, generation: 8, ..register() };
+    let stale = Register { mirror: MirrorState::Stale, owner: Side::Home, kept: false, generation: 8, ..register() };
     for register in [register(), stale] {
         let block = register.block(PAIR_POOLS_MAX - 1);
         let bytes = register.encode(PAIR, PAIR_POOLS_MAX - 1);

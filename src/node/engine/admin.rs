@@ -193,7 +193,10 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             AdminRequest::PoolGrow { device } => self.begin_grow(device, reply),
             AdminRequest::Progress => answer(&reply, self.progress()),
             AdminRequest::Stop => self.begin_stop(reply),
-            AdminRequest::Events { .. } | AdminRequest::PairTakeover { .. } | AdminRequest::PairGiveback { .. } => {
+            AdminRequest::Events { .. }
+            | AdminRequest::PairTakeover { .. }
+            | AdminRequest::PairGiveback { .. }
+            | AdminRequest::PairDrain => {
                 answer(&reply, refused("this node has no partner", "twinlog status"));
             }
         }

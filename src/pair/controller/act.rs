@@ -471,7 +471,7 @@ impl<L: LogMemory> Controller<L> {
             Action::Drain => side.drain(pools),
             Action::GiveBack => match (register, side.partner_portion()) {
                 (Some(register), Some(theirs)) => {
-                    let next = ownership::hand_over(&register, me, theirs, time_ns);
+                    let next = ownership::hand_over(&register, me, theirs, side.command == Command::Drain, time_ns);
                     self.swap(index, Swap::HandOver, Some(register), next)
                 }
                 _ => false,
@@ -607,6 +607,13 @@ impl<L: LogMemory> Controller<L> {
             }
             Command::Takeover | Command::Forced if view.owner == Owner::Held && side.open == Open::Serving => {
                 side.answer(AdminReply::Done);
+            }
+            Command::Drain
+                if view.owner == Owner::Partner && !side.register().is_some_and(|register| register.kept) =>
+            {
+                let message =
+                    "the partner serves this node's pool already, and gives it back when this node is in step";
+                side.answer(refused(message, "`twinlog pair takeover` for it, then drain again"));
             }
             Command::Giveback | Command::Drain if view.owner == Owner::Partner => side.answer(AdminReply::Done),
             // Without a caller too: what a timer or the partner asked for is asked for again when it can be done.

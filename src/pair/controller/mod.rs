@@ -234,6 +234,7 @@ impl<L: LogMemory> Controller<L> {
             AdminRequest::PairTakeover { pool, force: false } => (pool.clone(), Command::Takeover),
             AdminRequest::PairTakeover { pool, force: true } => (pool.clone(), Command::Forced),
             AdminRequest::PairGiveback { pool } => (pool.clone(), Command::Giveback),
+            AdminRequest::PairDrain => (Some(self.sides[0].name.clone()), Command::Drain),
             _ => return Some(call),
         };
         let default = &self.sides[1].name;

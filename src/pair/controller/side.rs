@@ -283,7 +283,10 @@ impl<L: LogMemory> Side<L> {
                 Fence::NotTried
             },
             portion,
-            command: self.command,
+            command: match self.command {
+                Command::None if self.register().is_some_and(|register| register.kept) => Command::Keep,
+                command => command,
+            },
             lease: if self.is_lease_over { decide::Lease::Ended } else { lease },
         }
     }

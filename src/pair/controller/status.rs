@@ -51,6 +51,7 @@ impl<L: LogMemory> Controller<L> {
             let owner = if register.owner == side.me() { &self.name } else { &self.partner };
             status.owner.clone_from(owner);
             status.epoch = register.epoch.0;
+            status.kept = register.kept;
             status.mirror = match register.mirror {
                 MirrorState::Stale => "stale",
                 MirrorState::InSync(_) => "in sync",

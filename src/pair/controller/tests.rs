@@ -548,6 +548,14 @@ impl Pair {
         assert!(matches!(answer, AdminReply::Volumes { .. }), "{answer:?}");
     }
 
+    /// Gives an order that is about the pair, and waits for its end.
+    fn commanded(&mut self, node: usize, request: AdminRequest) -> AdminReply {
+        let (reply, replies) = crossbeam_channel::bounded(1);
+        assert!(self.node(node).controller.call(AdminCall { request, reply }).is_none(), "it is about the pair");
+        self.until("the command ends", |_| !replies.is_empty());
+        replies.try_recv().expect("waited for")
+    }
+
     fn node(&mut self, node: usize) -> &mut Node {
         self.nodes[node].as_mut().expect("it lives")
     }
@@ -631,6 +639,42 @@ fn a_node_that_dies_is_taken_over_and_gets_its_pool_back() {
     pair.kill(0);
     pair.until("b serves pool a again", |pair| pair.serves(1, PoolSlot::Partner));
     assert_eq!((pair.read(1, "vol-a", 0), pair.read(1, "vol-a", 1)), (99, 98));
+}
+
+#[test]
+fn a_drained_node_gets_its_pool_back_by_command_only() {
+    let mut pair = Pair::started(40);
+    pair.create(0, "vol-a");
+    pair.write(0, "vol-a", 0, 1);
+    assert_eq!(pair.commanded(0, AdminRequest::PairDrain), AdminReply::Done);
+    pair.until("b keeps pool a", |pair| pair.node(1).row(PoolSlot::Partner) == "in sync, kept");
+    assert_eq!(pair.node(0).row(PoolSlot::Home), "standby, drained");
+    // It is switched off and on again; the giveback delay passes.
+    pair.kill(0);
+    pair.write(1, "vol-a", 0, 2);
+    pair.start(0);
+    pair.until("b has a mirror again", |pair| pair.node(1).row(PoolSlot::Partner) == "in sync, kept");
+    pair.turns(5_000);
+    assert!(pair.serves(1, PoolSlot::Partner) && !pair.serves(0, PoolSlot::Home));
+    assert_eq!(pair.commanded(0, AdminRequest::PairDrain), AdminReply::Done, "it is so already");
+    let back = AdminRequest::PairTakeover { pool: Some("a".to_owned()), force: false };
+    assert_eq!(pair.commanded(0, back), AdminReply::Done);
+    pair.until_in_sync();
+    assert_eq!(pair.read(0, "vol-a", 0), 2);
+}
+
+#[test]
+fn a_keeper_that_dies_is_taken_over_by_the_node_that_was_drained() {
+    let mut pair = Pair::started(41);
+    pair.create(0, "vol-a");
+    assert_eq!(pair.commanded(0, AdminRequest::PairDrain), AdminReply::Done);
+    pair.until("b keeps pool a", |pair| pair.node(1).row(PoolSlot::Partner) == "in sync, kept");
+    pair.write(1, "vol-a", 0, 3);
+    pair.kill(1);
+    pair.until("a serves it again", |pair| pair.serves(0, PoolSlot::Home));
+    assert_eq!(pair.read(0, "vol-a", 0), 3);
+    pair.start(1);
+    pair.until_in_sync();
 }
 
 #[test]

@@ -170,8 +170,10 @@ input! {
         Forced = "forced takeover",
         /// Hand the pool to the partner.
         Giveback = "giveback",
-        /// Hand every pool to the partner and take none: this node is about to be maintained.
+        /// Hand the pool to the partner, which keeps it: this node, its home, is about to be maintained.
         Drain = "drain",
+        /// Nothing, and the register says that the home node was drained: its partner keeps the pool.
+        Keep = "keep",
     }
 }
 
@@ -218,9 +220,6 @@ impl View {
             (Open::Closed | Open::Drained, Owner::Held | Owner::Unclaimed, Portion::Void) => Word::Standby,
             (Open::Closed | Open::Drained, Owner::Held | Owner::Unclaimed, Portion::Usable) => Word::Starting,
             (Open::Closed | Open::Drained, Owner::Unreadable, _) => Word::Starting,
-            (Open::Closed | Open::Drained, Owner::Absent | Owner::Partner, _) if self.command == Command::Drain => {
-                Word::Leaving
-            }
             (Open::Closed | Open::Drained, Owner::Absent | Owner::Outdated, _) => Word::Standby,
             (Open::Closed | Open::Drained, Owner::Partner, Portion::Void) => Word::Starting,
             (Open::Closed | Open::Drained, Owner::Partner, Portion::Usable) => {

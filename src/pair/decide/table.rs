@@ -69,8 +69,8 @@ const NOT_IN_SYNC: &[Mirror] = &[Mirror::Stale, Mirror::Other];
 const READY: &[Word] = &[Word::Standby, Word::Mirroring];
 const HAND_OVER: &[Command] = &[Command::Giveback, Command::Drain];
 const TAKE: &[Command] = &[Command::Takeover, Command::Forced];
-const NOT_TAKE: &[Command] = &[Command::None, Command::Giveback, Command::Drain];
-const NOT_FORCED: &[Command] = &[Command::None, Command::Takeover, Command::Giveback, Command::Drain];
+const NOT_TAKE: &[Command] = &[Command::None, Command::Giveback, Command::Drain, Command::Keep];
+const NOT_FORCED: &[Command] = &[Command::None, Command::Takeover, Command::Giveback, Command::Drain, Command::Keep];
 
 /// Views of a node whose partner owns the pool and which could take it: what all rows of that part have in common.
 const STANDBY: When = When { owner: &[Owner::Partner], open: SHUT, portion: &[Portion::Usable], ..ANY };
@@ -345,6 +345,14 @@ pub(super) const ROWS: &[Row] = &[
         next: "when {partner} is back its log is brought in step; start it, or mend the interconnect",
     },
     Row {
+        name: "in sync, kept",
+        when: When { place: &[Place::Away], command: &[Command::Keep], ..OWNING },
+        then: Action::Rest,
+        why: "{pool} was drained from {partner}, its home node; {me} keeps it, and both logs have every answered change",
+        until: Deadline::Final,
+        next: "when {partner} is maintained: `twinlog pair giveback` on {me}",
+    },
+    Row {
         name: "in sync, away",
         when: When { place: &[Place::Away], ..OWNING },
         then: Action::Wait,
@@ -472,6 +480,20 @@ pub(super) const ROWS: &[Row] = &[
         why: "{me} is to serve {pool}, and {partner} lives",
         until: Deadline::Progress,
         next: "{partner} finishes what was admitted and hands {pool} over",
+    },
+    Row {
+        name: "standby, drained",
+        when: When {
+            link: &[Link::Up],
+            word: &[Word::Serving],
+            mirror: &[Mirror::Named],
+            command: &[Command::Keep],
+            ..STANDBY
+        },
+        then: Action::Rest,
+        why: "{pool} was drained from {me}; {partner} keeps it, and both logs have every answered change",
+        until: Deadline::Final,
+        next: "when {me} is maintained: `twinlog pair takeover {pool}` on {me}",
     },
     Row {
         name: "standby, in sync",

@@ -124,7 +124,8 @@ fn final_is_only_what_is_in_sync() {
     for_every_view(|view| {
         if decide(&view).is_final() {
             let in_sync = view.mirror == Mirror::Named && view.link == Link::Up;
-            let serves = view.open == Open::Serving && view.word == Word::Mirroring && view.place == Place::Home;
+            let is_its_place = view.place == Place::Home || view.command == Command::Keep;
+            let serves = view.open == Open::Serving && view.word == Word::Mirroring && is_its_place;
             let stands_by = view.owner == Owner::Partner && view.word == Word::Serving && !is_active(view.open);
             assert!(in_sync && (serves || stands_by), "{view:?}");
         }
@@ -349,14 +350,22 @@ fn line_takeover_or_giveback_interrupted_at_any_step() {
 }
 
 #[test]
-fn a_node_that_is_drained_for_maintenance_is_left_alone() {
-    let maintained = View { command: Command::Drain, ..STANDBY };
-    does(maintained, Action::Rest);
-    let word = maintained.own_word(true);
-    does(View { word, ..SERVING }, Action::GoStale);
-    does(View { word, mirror: Mirror::Stale, replies: Replies::Alone, ..SERVING }, Action::Wait);
-    let commanded = View { place: Place::Away, word, command: Command::Giveback, ..SERVING };
-    does(View { replies: Replies::Alone, mirror: Mirror::Stale, ..commanded }, Action::Refuse);
+fn a_node_that_is_drained_for_maintenance_mirrors_and_gets_its_pool_back_by_command() {
+    let draining = View { command: Command::Drain, ..SERVING };
+    does(draining, Action::Drain);
+    does(View { link: Link::Cut, ..draining }, Action::GoStale);
+    does(View { open: Open::Drained, ..draining }, Action::GiveBack);
+    let keeper = View { place: Place::Away, command: Command::Keep, ..SERVING };
+    let drained = View { place: Place::Home, command: Command::Keep, ..STANDBY };
+    does(keeper, Action::Rest);
+    does(drained, Action::Rest);
+    assert_eq!(drained.own_word(true), Word::Mirroring, "its log is the other copy");
+    // Its reboot costs the keeper its mirror, not the pool; the keeper's death ends the keeping.
+    does(View { link: Link::Cut, ..keeper }, Action::GoStale);
+    does(View { mirror: Mirror::Stale, replies: Replies::Alone, ..keeper }, Action::Resync);
+    does(View { fence: Fence::Confirmed, command: Command::Keep, place: Place::Home, ..BEREFT }, Action::TakeOver);
+    does(View { command: Command::Giveback, ..keeper }, Action::Drain);
+    does(View { command: Command::Takeover, ..drained }, Action::Ask);
 }
 
 #[test]
