@@ -12,6 +12,9 @@ const SLOT_BITS: u32 = 8;
 /// Marks a request id as the name of a forwarded change; those of a node's own clients do not have it.
 const FORWARDED_BIT: u64 = 1 << 63;
 
+/// The bits of a number that a name has room for.
+const NUMBER_MASK: u64 = (FORWARDED_BIT - 1) >> SLOT_BITS;
+
 const _: () = assert!(FORWARD_SLOTS <= 1 << SLOT_BITS);
 
 /// Slots that a pool with `lane_count` lanes has for each of them.
@@ -42,6 +45,14 @@ impl ForwardId {
     #[must_use]
     pub fn unlike(request_id: u64) -> u64 {
         request_id & !FORWARDED_BIT
+    }
+
+    /// Whether it was given before `newer`, in the same life of a node: numbers go round, and far fewer than half of them are in use.
+    #[must_use]
+    pub fn is_older_than(self, newer: Self) -> bool {
+        let number = |id: Self| (id.0 & !FORWARDED_BIT) >> SLOT_BITS;
+        let distance = number(newer).wrapping_sub(number(self)) & NUMBER_MASK;
+        distance != 0 && distance <= NUMBER_MASK / 2
     }
 
     /// As a request id.
@@ -113,6 +124,15 @@ mod tests {
         changes.note(ForwardId::unlike(other.bits()));
         assert!(!changes.contains(first) && changes.contains(second) && !changes.contains(other));
         assert_eq!(ForwardedChanges::from_slots(changes.slots().to_vec()), Some(changes.clone()));
+    }
+
+    #[test]
+    fn names_have_an_order_that_goes_round() {
+        let name = |number| ForwardId::new(number, 5);
+        for number in [7, u64::MAX, NUMBER_MASK] {
+            let (older, newer) = (name(number), name(number.wrapping_add(1)));
+            assert!(older.is_older_than(newer) && !newer.is_older_than(older) && !older.is_older_than(older));
+        }
     }
 
     #[test]

@@ -143,6 +143,7 @@ impl Fencer for TestFencer {
 enum Told {
     Up(Incarnation),
     Down,
+    PathLost,
     Message(Message),
 }
 
@@ -159,9 +160,26 @@ struct Wire {
     lives: [Option<Incarnation>; 2],
     is_cut: bool,
     is_up: bool,
+    /// What takes the slow one of two paths.
+    is_late: Option<fn(&Message) -> bool>,
+    /// What lies there, with the node that it goes to.
+    late: Vec<(usize, Message)>,
 }
 
 impl Wire {
+    /// A path is lost and another one is left.
+    fn lose_path(&mut self) {
+        self.ends.iter_mut().for_each(|end| end.events.push_back(Told::PathLost));
+    }
+
+    /// Everything takes the fast path from now on, and what lay on the slow one arrives.
+    fn deliver_late(&mut self) {
+        self.is_late = None;
+        for (node, message) in self.late.drain(..) {
+            self.ends[node].events.push_back(Told::Message(message));
+        }
+    }
+
     fn settle(&mut self) {
         let should = !self.is_cut && self.lives.iter().all(Option::is_some);
         if should != self.is_up {
@@ -200,6 +218,7 @@ impl Interconnect for TestWay {
                 Event::Up(Partner { incarnation, unit_bytes })
             }
             Told::Down => Event::Down("cut".to_owned()),
+            Told::PathLost => Event::PathLost,
             Told::Message(message) => Event::Message(message.map(|bytes| {
                 self.bytes = bytes;
                 self.bytes.as_slice()
@@ -213,7 +232,9 @@ impl Interconnect for TestWay {
 
     fn send(&mut self, message: Message) {
         let mut wire = self.wire.borrow_mut();
-        if wire.is_up {
+        if wire.is_late.is_some_and(|is_late| is_late(&message)) {
+            wire.late.push((1 - self.node, message));
+        } else if wire.is_up {
             wire.ends[1 - self.node].events.push_back(Told::Message(message));
         }
     }

@@ -24,7 +24,7 @@
 //! | the owner dies, this node takes over | changes whose names the pool contains are answered, everything else is performed here |
 //! | the owner dies and is back before that | everything is asked for again; the owner knows the names that its pool contains |
 //! | the link is lost, the owner lives | the same after the next session begins |
-//! | a path is lost, others are left | everything is asked for again at once, and once more when the partner has noticed too; it knows what it has in hand |
+//! | a path is lost, others are left | everything is asked for again, once: the partner closes the path before it takes what follows. It knows what it has in hand, and drops what arrives when its slot is another change's |
 //! | the pool is handed over, in either direction | the former owner answers what it has admitted and refuses the rest unperformed; that goes to the next owner |
 //! | the partner's pool fails | what it has in hand is unsure, and waits for the next owner |
 //! | this node dies | its clients are gone; its names are found by nobody |
@@ -57,8 +57,6 @@ use twinlog_device::{BlockDevice, LogMemory, Nanos};
 const LIST_WAIT: Duration = Duration::from_secs(5);
 /// After a refusal the partner is asked again when its word about the pool has had time to come.
 const REFUSED_PAUSE: Duration = Duration::from_millis(5);
-/// When a path is lost both nodes notice within a second; what was sent in between is asked for again after this long.
-const PATH_PAUSE: Duration = Duration::from_secs(3);
 /// Who waits for memory looks again after this long.
 const STARVED_PAUSE: Duration = Duration::from_millis(1);
 /// Volumes of a partner's pool that are listened to.
@@ -111,8 +109,6 @@ pub struct Forwarder {
     client: Client,
     server: Server,
     is_up: bool,
-    /// When what is with the partner is asked for once more, after a lost path.
-    recall_at: Option<Nanos>,
     born: Option<Nanos>,
     now: Nanos,
 }
@@ -140,7 +136,6 @@ impl Forwarder {
             client: Client::new(pools, first_number),
             server: Server::new(ids),
             is_up: false,
-            recall_at: None,
             born: None,
             now: Nanos(0),
         }
@@ -191,7 +186,7 @@ impl Forwarder {
             if until > self.now { until } else { self.now + self.deadline.min(Duration::from_millis(250)) }
         });
         let lists = self.sides.iter().any(|side| side.list.is_none()).then(|| self.now + Duration::from_millis(250));
-        soon.into_iter().chain(pauses).chain(self.recall_at).chain(lists).min()
+        soon.into_iter().chain(pauses).chain(lists).min()
     }
 
     /// Who serves which pool; what is unsure is resolved as soon as this node does.
@@ -240,15 +235,10 @@ impl Forwarder {
                 }
                 ForwardEvent::PathLost => {
                     self.recall_all();
-                    self.recall_at = Some(self.now + PATH_PAUSE);
                     self.sides.iter_mut().for_each(|side| side.told = None);
                 }
                 ForwardEvent::Message(message) => self.hear_message(message),
             }
-        }
-        if self.recall_at.is_some_and(|at| self.now >= at) {
-            self.recall_at = None;
-            self.recall_all();
         }
         is_busy
     }
@@ -256,7 +246,6 @@ impl Forwarder {
     fn begin_session(&mut self) {
         self.server.disconnect();
         self.recall_all();
-        self.recall_at = None;
         for side in &mut self.sides {
             side.told = None;
             side.part.clear();

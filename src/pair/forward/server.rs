@@ -2,6 +2,9 @@
 //!
 //! A change whose name the pool contains is answered and not performed again. A session's requests begin when those of an earlier one have
 //! ended: what the partner asks for again is then either contained, or will never be.
+//!
+//! A change that is asked for twice may arrive twice, the second time on a slow path, when another one has taken its slot. The slot was
+//! free because the partner had its answer: what is older than the newest change that was begun in its slot is dropped.
 
 use super::convert::{bare_reply, name_of, operation_of, reply_of};
 use crate::{
@@ -55,6 +58,8 @@ pub(super) struct Server {
     pools: [PoolId; 2],
     opened: [Option<Opened>; 2],
     arrived: VecDeque<Arrived>,
+    /// The newest change that was begun in this session, by lane and slot.
+    begun: BTreeMap<(PoolSlot, usize, usize), ForwardId>,
     /// By the request's id.
     in_hand: BTreeMap<(PoolSlot, u64), InHand>,
     replies: VecDeque<(PoolSlot, Epoch, Reply, Vec<u8>)>,
@@ -68,6 +73,7 @@ impl Server {
             pools,
             opened: [None, None],
             arrived: VecDeque::new(),
+            begun: BTreeMap::new(),
             in_hand: BTreeMap::new(),
             replies: VecDeque::new(),
             is_starved: false,
@@ -86,6 +92,7 @@ impl Server {
     /// The session is over.
     pub(super) fn disconnect(&mut self) {
         self.arrived.clear();
+        self.begun.clear();
         self.replies.clear();
         self.in_hand.values_mut().for_each(|in_hand| in_hand.is_old = true);
     }
@@ -178,6 +185,13 @@ impl Server {
             self.say(slot, epoch, bare_reply(request.id, ReplyStatus::OutOfRange));
             return true;
         };
+        if let Some(name) = name {
+            let newest = self.begun.entry((slot, lane, name.slot())).or_insert(name);
+            if name.is_older_than(*newest) {
+                return true;
+            }
+            *newest = name;
+        }
         if name.is_some_and(|name| opened.contained[lane].contains(name)) {
             self.say(slot, epoch, bare_reply(request.id, ReplyStatus::Done));
             return true;

@@ -166,6 +166,46 @@ fn a_change_that_is_asked_for_again_is_not_performed_again() {
     assert_eq!((pair.read(0, "vol-a", 0), pair.read(1, "vol-a", 0)), (4, 4));
 }
 
+/// A change takes the slow path and is asked for again on the fast one; it arrives when the slot of its name is another change's.
+#[test]
+fn a_change_that_arrives_late_is_not_performed_over_a_newer_one() {
+    let mut pair = Pair::started(27);
+    pair.create(0, "vol-a");
+    pair.until_listed(1, &["vol-a"]);
+    pair.wire.borrow_mut().is_late = Some(|message| matches!(message, Message::Request { .. }));
+    let late = pair.begin_write(1, "vol-a", 0, 3);
+    pair.turns(50);
+    let lies = std::mem::take(&mut pair.wire.borrow_mut().late);
+    assert_eq!(lies.len(), 1);
+    pair.wire.borrow_mut().is_late = None;
+    pair.wire.borrow_mut().lose_path();
+    pair.end(1, late).expect("asked for again");
+    pair.write(1, "vol-a", 0, 4);
+    pair.wire.borrow_mut().late = lies;
+    pair.wire.borrow_mut().deliver_late();
+    pair.turns(50);
+    assert_eq!((pair.read(0, "vol-a", 0), pair.read(1, "vol-a", 0)), (4, 4));
+}
+
+/// The partner closes a lost path before it takes the next frame, so once is enough.
+#[test]
+fn a_lost_path_has_everything_asked_for_again_once() {
+    let mut pair = Pair::started(28);
+    pair.create(0, "vol-a");
+    pair.until_listed(1, &["vol-a"]);
+    pair.wire.borrow_mut().is_late = Some(|message| matches!(message, Message::Request { .. }));
+    let late = pair.begin_write(1, "vol-a", 0, 3);
+    pair.turns(50);
+    pair.wire.borrow_mut().lose_path();
+    let begun = pair.node(1).platform.now();
+    while pair.node(1).platform.now().since(begun) < Duration::from_secs(4) {
+        pair.turns(1);
+    }
+    assert_eq!(pair.wire.borrow().late.len(), 2);
+    pair.wire.borrow_mut().deliver_late();
+    pair.end(1, late).expect("it is served");
+}
+
 #[test]
 fn clients_of_the_node_that_hands_over_are_forwarded() {
     let mut pair = Pair::started(24);
