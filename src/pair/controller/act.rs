@@ -104,6 +104,7 @@ impl<L: LogMemory> Side<L> {
             self.next.clone_from(&self.acknowledged);
             self.flight.forget();
         }
+        self.said = None;
         if let Some(mirror) = self.portion.mirror() {
             mirror.acknowledge_again();
         }

@@ -734,6 +734,24 @@ fn a_write_is_answered_when_the_link_is_lost_for_a_moment() {
     }
 }
 
+/// A word that was on its way on a path that is lost is said again: clients of the other node wait for it.
+#[test]
+fn what_was_said_on_a_lost_path_is_said_again() {
+    let mut pair = Pair::started(18);
+    pair.create(0, "vol-a");
+    pair.kill(0);
+    pair.until("b serves pool a", |pair| pair.serves(1, PoolSlot::Partner));
+    pair.wire.borrow_mut().is_late =
+        Some(|message| matches!(message, Message::Word(word) if (word.pool, word.word) == (pool_id(0), Word::Serving)));
+    pair.start(0);
+    pair.until("a serves pool a, in sync", |pair| pair.node(0).row(PoolSlot::Home) == "in sync");
+    assert!(!pair.wire.borrow().late.is_empty());
+    pair.wire.borrow_mut().is_late = None;
+    pair.wire.borrow_mut().late.clear();
+    pair.wire.borrow_mut().lose_path();
+    pair.write(1, "vol-a", 0, 1);
+}
+
 #[test]
 fn mirroring_counts_as_standby_until_this_nodes_lanes_have_gone_on() {
     use crate::pair::decide::{Replies, Word};
