@@ -126,6 +126,9 @@ impl<L: LogMemory> Side<L> {
             self.abandon_resync(pools);
         }
         self.heard = Some(word);
+        if self.partner_portion().is_some_and(|theirs| Some(theirs) != self.follower) {
+            self.lose_mirror(pools, "it is another one than mirroring began with".to_owned());
+        }
         self.attach(pools);
     }
 
@@ -211,6 +214,7 @@ impl<L: LogMemory> Side<L> {
 
     fn forget_mirror(&mut self) {
         self.mirror_lost = None;
+        self.follower = None;
         self.is_in_step = false;
         self.is_attached = false;
         self.next.fill(None);
@@ -526,6 +530,10 @@ impl<L: LogMemory> Controller<L> {
         }
         let is_mirrored = matches!(register.mirror, MirrorState::InSync(_));
         side.portion.lend();
+        side.follower = match register.mirror {
+            MirrorState::InSync(theirs) => Some(theirs),
+            MirrorState::Stale => None,
+        };
         side.open = Open::Opening;
         side.replies = if is_mirrored { Replies::Mirrored } else { Replies::Alone };
         opener.begin(side.slot, Grant { role: side.role(), epoch, is_mirrored });
@@ -544,11 +552,12 @@ impl<L: LogMemory> Controller<L> {
         if *coordinator.mirror() == MirrorProgress::Off {
             coordinator.start_mirroring(if is_unit { unit_bytes } else { largest });
             side.is_attached = true;
+            side.follower = theirs;
             side.next.fill(None);
             side.acknowledged.fill(None);
             return true;
         }
-        match (register, theirs) {
+        match (register, theirs.filter(|_| theirs == side.follower)) {
             (Some(register), Some(theirs))
                 if (side.is_in_step || planted::is("in-sync-too-early")) && register.mirror == MirrorState::Stale =>
             {

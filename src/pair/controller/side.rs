@@ -104,6 +104,8 @@ pub(super) struct Side<L: LogMemory> {
     pub(super) early: Vec<Option<Lsn>>,
     /// Whether the partner's mirror takes what the lanes hand out.
     pub(super) is_attached: bool,
+    /// The partner's portion that this node's lanes are mirrored to: what it is in step with, the register may name.
+    pub(super) follower: Option<PortionId>,
     /// The mirror is in step, and the register is to say so.
     pub(super) is_in_step: bool,
     /// Whether the partner knows of a newer register.
@@ -161,6 +163,7 @@ impl<L: LogMemory> Side<L> {
             flight: Flight::new(lane_count),
             early: vec![None; usize::from(lane_count)],
             is_attached: false,
+            follower: None,
             is_in_step: false,
             wants_read: false,
             epoch_seen: epoch_min,

@@ -9,7 +9,7 @@ use crate::{
     base::{LaneIndex, PortionId, ReactorIndex},
     changelog::{Format, LaneIdentity, PortionRole},
     cp::message::Grant,
-    format::register::Register,
+    format::register::{MirrorState, Register},
     node::{
         engine::{EngineLimits, EngineParts},
         forward::{ForwardPort, MESSAGES_MAX},
@@ -62,6 +62,8 @@ struct Registers {
     is_unreachable_for: [bool; 2],
     /// Changes are made, and nobody hears of it.
     loses_answers: bool,
+    /// Nothing becomes in sync, and nobody hears of it.
+    loses_in_sync: bool,
 }
 
 struct TestArbiter {
@@ -87,6 +89,8 @@ impl Arbiter for TestArbiter {
         let now = registers.registers.get(&new.pool).copied();
         let outcome = if registers.is_unreachable || registers.is_unreachable_for[self.node] {
             SwapOutcome::Unknown("unreachable".to_owned())
+        } else if registers.loses_in_sync && matches!(new.mirror, MirrorState::InSync(_)) {
+            SwapOutcome::Unknown("lost".to_owned())
         } else if now == old {
             registers.registers.insert(new.pool, new);
             if registers.loses_answers { SwapOutcome::Unknown("lost".to_owned()) } else { SwapOutcome::Done(new) }
@@ -750,6 +754,46 @@ fn what_was_said_on_a_lost_path_is_said_again() {
     pair.wire.borrow_mut().late.clear();
     pair.wire.borrow_mut().lose_path();
     pair.write(1, "vol-a", 0, 1);
+}
+
+/// The register says in sync of the portion that was brought in step, and of none that has come in its place.
+#[test]
+fn a_replaced_log_is_not_said_to_be_in_sync() {
+    let mut pair = Pair::started(19);
+    pair.create(0, "vol-a");
+    pair.registers.borrow_mut().loses_in_sync = true;
+    pair.cut(true);
+    pair.write(0, "vol-a", 0, 1);
+    pair.cut(false);
+    pair.until("the mirror is in step", |pair| pair.node(0).controller.sides[0].is_in_step);
+    pair.write(0, "vol-a", 0, 2);
+    // The next look at the register finds that it still says stale, together with everything that the partner's next life says.
+    pair.until("the register is read", |pair| {
+        let side = &pair.node(0).controller.sides[0];
+        side.is_reading && matches!(side.known, Known::Unreadable(_))
+    });
+    pair.registers.borrow_mut().loses_in_sync = false;
+    pair.kill(1);
+    let before = pair.portions[1][0].get();
+    pair.start(1);
+    // What its log holds counts for nothing while the register says stale: it makes it anew.
+    let says = |pair: &mut Pair| {
+        let word = pair.node(1).controller.sides[1].said.clone();
+        word.is_some_and(|word| word.word == Word::Standby && word.portion != Some(before))
+    };
+    for _ in 0..1000 {
+        pair.node(1).turn();
+    }
+    assert!(says(&mut pair), "{:?}", pair.node(1).controller.sides[1].said);
+    for _ in 0..100 {
+        pair.node(0).turn();
+        let mirror = pair.registers.borrow().registers[&pool_id(0)].mirror;
+        assert_eq!(mirror, MirrorState::Stale, "the new log has been sent nothing");
+    }
+    pair.until_in_sync();
+    pair.kill(0);
+    pair.until("b serves pool a", |pair| pair.serves(1, PoolSlot::Partner));
+    assert_eq!(pair.read(1, "vol-a", 0), 2);
 }
 
 #[test]
