@@ -49,6 +49,15 @@ enum Phase {
     Performing,
 }
 
+/// What a request waits for before it can be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    /// A slot of its lane: requests of other lanes go on.
+    ForName,
+    /// Room or memory: what came later waits as well.
+    ForRoom,
+}
+
 /// A name, and the slot that it takes in its lane.
 #[derive(Clone, Copy, Debug)]
 struct Name {
@@ -219,7 +228,12 @@ impl Client {
             if !way.has_room_to_forward() || self.sent.len() >= SENT_MAX {
                 return is_any;
             }
-            let Some((request, bytes)) = self.prepare(key, blocks) else { continue };
+            let (request, bytes) = match self.prepare(key, blocks) {
+                Ok(prepared) => prepared,
+                Err(Held::ForName) => continue,
+                // Smaller and younger ones would take the room again and again.
+                Err(Held::ForRoom) => return is_any,
+            };
             let entry = self.entries.get_mut(&key).expect("it waits");
             entry.phase = Phase::Sent;
             self.sent_bytes += entry.sent_bytes();
@@ -233,27 +247,28 @@ impl Client {
     }
 
     /// The frame of a request, if it has a name and memory for its reply, and the window has room for it.
-    fn prepare(&mut self, key: u64, blocks: &BlockPool) -> Option<(Request, Vec<u8>)> {
+    fn prepare(&mut self, key: u64, blocks: &BlockPool) -> Result<(Request, Vec<u8>), Held> {
         let entry = self.entries.get_mut(&key).expect("it waits");
         let operation = entry.operation.as_ref().expect("it has not been performed");
         if self.sent_bytes > 0 && self.sent_bytes + entry.sent_bytes() > SENT_BYTES_MAX {
-            return None;
+            return Err(Held::ForRoom);
         }
         if let VolumeOperation::Read(range) = operation {
             entry.buffer = Payload::allocate(blocks, range.clone());
             if entry.buffer.is_none() {
                 self.is_starved = true;
-                return None;
+                return Err(Held::ForRoom);
             }
         }
         if entry.name.is_none() {
-            entry.name = Some(new_name(&mut self.lots[entry.slot.index()], &mut self.next_number, entry)?);
+            let name = new_name(&mut self.lots[entry.slot.index()], &mut self.next_number, entry);
+            entry.name = Some(name.ok_or(Held::ForName)?);
         }
         let name = entry.name.expect("given just now");
         let operation = entry.operation.as_ref().expect("it has not been performed");
         let (request, bytes) = request_of(name.id, entry.volume, operation);
         debug_assert!(name_of(&request, crate::base::limits::FORWARD_SLOTS).is_ok(), "the partner understands it");
-        Some((request, bytes))
+        Ok((request, bytes))
     }
 
     /// The partner's reply. Returns whether it refuses the request unperformed: whoever is asked again at once would say the same.
@@ -346,4 +361,73 @@ fn new_name(lot: &mut Lot, next_number: &mut u64, entry: &Entry) -> Option<Name>
     *next_number = next_number.wrapping_add(1);
     let id = ForwardId::new(*next_number, place.map_or(0, |(_, slot)| slot)).bits();
     Some(Name { id: if place.is_some() { id } else { ForwardId::unlike(id) }, place })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pair::{
+        interconnect::{Event, Paths},
+        wire::ReplyContent,
+    };
+
+    /// Notes how long the reads are that are sent.
+    #[derive(Default)]
+    struct Sent(Vec<Request>);
+
+    impl Interconnect for Sent {
+        fn poll(&mut self, _now: Nanos) -> bool {
+            false
+        }
+
+        fn next_event(&mut self) -> Option<Event<'_>> {
+            None
+        }
+
+        fn has_room(&self) -> bool {
+            true
+        }
+
+        fn send(&mut self, message: Message) {
+            let Message::Request { request, .. } = message else { panic!("{message:?}") };
+            self.0.push(request);
+        }
+
+        fn flush(&mut self) {}
+
+        fn next_deadline(&self) -> Option<Nanos> {
+            None
+        }
+
+        fn paths(&self) -> Paths {
+            Paths::default()
+        }
+    }
+
+    #[test]
+    fn a_large_request_does_not_starve_behind_small_younger_ones() {
+        const LARGE: u64 = 1 << 20;
+        let blocks = BlockPool::new(4096).expect("a small mapping");
+        let mut client = Client::new([(PoolId(7), 1), (PoolId(8), 1)], 1);
+        let take = |client: &mut Client, bytes: u64| {
+            let tag = RequestTag { session: 1, request: client.next_key };
+            let request = VolumeRequest { tag, volume: ObjectId(1), operation: VolumeOperation::Read(0..bytes) };
+            client.take(ToHub { from: ReactorIndex(0), slot: PoolSlot::Partner, bytes, request }, Nanos(0));
+        };
+        let mut way = Sent::default();
+        // The window has room for half of the next one.
+        (0..SENT_BYTES_MAX / LARGE - 1).for_each(|_| take(&mut client, LARGE));
+        take(&mut client, LARGE / 2);
+        take(&mut client, LARGE);
+        (0..4).for_each(|_| take(&mut client, 4096));
+        client.send((PoolSlot::Partner, Epoch(1)), &mut way, &blocks);
+        let count = way.0.len();
+        assert_eq!(count as u64, SENT_BYTES_MAX / LARGE, "the large one is the next, and does not fit");
+        let reply =
+            Reply { id: way.0[0].id, status: ReplyStatus::NoSuchVolume, content: ReplyContent::Nothing, detail: 0 };
+        client.hear(&reply, &[], Nanos(0));
+        client.send((PoolSlot::Partner, Epoch(1)), &mut way, &blocks);
+        assert_eq!(way.0[count].length_bytes, LARGE);
+        assert_eq!(way.0.len(), count + 5, "and the small ones after it");
+    }
 }
