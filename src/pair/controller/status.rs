@@ -2,13 +2,13 @@
 
 use super::{Controller, side::Known};
 use crate::{
-    format::register::MirrorState,
+    format::register::{MirrorState, Register},
     node::{
         admin::{PairPoolStatus, PairStatus},
         pools::PoolSlot,
     },
     pair::{
-        decide::{Action, Names, Open},
+        decide::{Action, Decision, Names, Open},
         interconnect::Interconnect,
     },
 };
@@ -57,7 +57,7 @@ impl<L: LogMemory> Controller<L> {
                 MirrorState::InSync(_) => "in sync",
             }
             .to_owned();
-            status.if_dies = self.if_dies(register.owner == side.me(), register.mirror != MirrorState::Stale);
+            status.if_dies = self.if_dies(index, register);
         }
         if let Some((decision, _)) = side.decided {
             status.row = decision.name().to_owned();
@@ -86,14 +86,24 @@ impl<L: LogMemory> Controller<L> {
     }
 
     /// What would become of a pool if each node died now, this one first.
-    fn if_dies(&self, is_owner: bool, in_sync: bool) -> [String; 2] {
+    fn if_dies(&self, index: usize, register: &Register) -> [String; 2] {
+        let side = &self.sides[index];
+        let is_owner = register.owner == side.me();
         let (owner, other) = if is_owner { (&self.name, &self.partner) } else { (&self.partner, &self.name) };
-        let owner_dies = if in_sync {
-            format!("{other} takes over; nothing that was answered is lost")
-        } else {
-            format!("not served until {owner} is back: only its log has every answered change")
+        let is_followed = match register.mirror {
+            MirrorState::Stale => false,
+            MirrorState::InSync(named) if is_owner => side.partner_portion().is_none_or(|theirs| theirs == named),
+            MirrorState::InSync(named) => side.portion.id() == Some(named),
         };
-        let other_dies = if in_sync { format!("{owner} serves on, alone") } else { format!("{owner} serves on") };
+        let is_tried = |decision: &Decision| decision.action() == Action::Fence || decision.name() == "fence failed";
+        let owner_dies = if !is_followed {
+            format!("not served until {owner} is back: only its log has every answered change")
+        } else if side.decided.is_some_and(|(decision, _)| is_tried(&decision)) {
+            format!("{other} takes over only when a fence can tell that {owner} does not serve it")
+        } else {
+            format!("{other} takes over; nothing that was answered is lost")
+        };
+        let other_dies = if is_followed { format!("{owner} serves on, alone") } else { format!("{owner} serves on") };
         if is_owner { [owner_dies, other_dies] } else { [other_dies, owner_dies] }
     }
 }

@@ -945,6 +945,23 @@ fn a_fence_that_failed_is_tried_again() {
     assert_eq!(pair.read(1, "vol-a", 0), 1);
 }
 
+/// An operator reads it before pulling a plug.
+#[test]
+fn no_takeover_is_promised_that_is_refused() {
+    let mut pair = Pair::started(20);
+    pair.create(0, "vol-a");
+    let promise = |pair: &mut Pair| {
+        let node = pair.node(1);
+        node.controller.status(&node.way).pools[1].if_dies[1].clone()
+    };
+    assert_eq!(promise(&mut pair), "b takes over; nothing that was answered is lost");
+    pair.kill(0);
+    // It is dead, and no fence can tell.
+    pair.lives[0].set(true);
+    pair.until("b refuses", |pair| pair.node(1).row(PoolSlot::Partner) == "fence failed");
+    assert_eq!(promise(&mut pair), "b takes over only when a fence can tell that a does not serve it");
+}
+
 #[test]
 fn both_die_and_come_back_one_after_the_other() {
     let mut pair = Pair::started(4);
