@@ -153,8 +153,8 @@ pub enum Deadline {
     FenceLimit,
     /// The giveback delay, or a command.
     GivebackDelay,
-    /// The progress limit, from the last progress.
-    Progress,
+    /// The end of the work that is under way: it has no limit of time.
+    Work,
     /// The retry interval, again and again, until something changes: usually a person's act.
     Retry,
 }
@@ -170,7 +170,7 @@ impl Deadline {
             Self::Lease => "the end of the lease",
             Self::FenceLimit => "the fence's time limit",
             Self::GivebackDelay => "the giveback delay, or a command",
-            Self::Progress => "the progress limit",
+            Self::Work => "it is done, without a limit of time",
             Self::Retry => "looked at again every retry interval",
         }
     }

@@ -248,7 +248,7 @@ pub(super) const ROWS: &[Row] = &[
         when: When { owner: &[Owner::Held], open: &[Open::Opening], ..ANY },
         then: Action::Wait,
         why: "{me} performs the changes of its log that the disks of {pool} do not have yet",
-        until: Deadline::Progress,
+        until: Deadline::Work,
         next: "{me} serves {pool}, and mirrors it when {partner} is ready",
     },
     Row {
@@ -301,7 +301,7 @@ pub(super) const ROWS: &[Row] = &[
         when: When { replies: &[Replies::Mirrored], link: &[Link::Up], word: &[Word::Standby], ..OWNING },
         then: Action::Resync,
         why: "{partner} is ready to mirror {pool}; writes wait for it",
-        until: Deadline::Progress,
+        until: Deadline::Work,
         next: "{partner}'s log follows {me}'s",
     },
     Row {
@@ -309,7 +309,7 @@ pub(super) const ROWS: &[Row] = &[
         when: When { open: &[Open::Draining], ..OWNING },
         then: Action::Wait,
         why: "{me} finishes what was admitted to {pool} and takes a last consistency point",
-        until: Deadline::Progress,
+        until: Deadline::Work,
         next: "{pool} is closed and handed to {partner}",
     },
     Row {
@@ -333,7 +333,7 @@ pub(super) const ROWS: &[Row] = &[
         when: When { mirror: &[Mirror::Stale], link: &[Link::Up], word: READY, ..OWNING },
         then: Action::Resync,
         why: "{partner} is ready, and its log is being brought in step while {me} serves",
-        until: Deadline::Progress,
+        until: Deadline::Work,
         next: "a consistency point, then the register says in sync",
     },
     Row {
@@ -478,7 +478,7 @@ pub(super) const ROWS: &[Row] = &[
         when: When { link: &[Link::Up], word: &[Word::Starting, Word::Serving], command: TAKE, ..STANDBY },
         then: Action::Ask,
         why: "{me} is to serve {pool}, and {partner} lives",
-        until: Deadline::Progress,
+        until: Deadline::Work,
         next: "{partner} finishes what was admitted and hands {pool} over",
     },
     Row {
@@ -508,7 +508,7 @@ pub(super) const ROWS: &[Row] = &[
         when: When { link: &[Link::Up], word: &[Word::Serving], ..STANDBY },
         then: Action::Wait,
         why: "{partner} serves {pool} and brings {me}'s log in step",
-        until: Deadline::Progress,
+        until: Deadline::Work,
         next: "a consistency point, then the register says in sync",
     },
     Row {
@@ -516,7 +516,7 @@ pub(super) const ROWS: &[Row] = &[
         when: When { link: &[Link::Up], word: &[Word::Starting], ..STANDBY },
         then: Action::Wait,
         why: "{partner} is about to serve {pool}",
-        until: Deadline::Progress,
+        until: Deadline::Work,
         next: "{partner} serves; if it does not: `twinlog pair takeover`",
     },
     Row {
@@ -524,7 +524,7 @@ pub(super) const ROWS: &[Row] = &[
         when: When { link: &[Link::Up], word: &[Word::Leaving], ..STANDBY },
         then: Action::Wait,
         why: "{partner} is closing {pool}",
-        until: Deadline::Progress,
+        until: Deadline::Work,
         next: "{partner} hands {pool} over, or ends and {me} takes it over",
     },
     Row {
@@ -569,8 +569,16 @@ pub(super) const ROWS: &[Row] = &[
         next: "{partner} serves on alone; mend the interconnect",
     },
     Row {
+        name: "cut, owner alive, command",
+        when: When { beat: &[Beat::Alive], mirror: &[Mirror::Named], command: NOT_FORCED, ..STANDBY },
+        then: Action::Refuse,
+        why: "the interconnect is cut, and {partner} lives: its heartbeat at the arbiter goes on. It cannot be asked to hand {pool} over",
+        until: Deadline::Retry,
+        next: "mend the interconnect, then give the command again",
+    },
+    Row {
         name: "cut, owner alive, alone",
-        when: When { beat: &[Beat::Alive], command: NOT_FORCED, ..STANDBY },
+        when: When { beat: &[Beat::Alive], mirror: NOT_IN_SYNC, command: NOT_FORCED, ..STANDBY },
         then: Action::Refuse,
         why: "the interconnect is cut, {partner} lives and serves {pool} alone: only its log has every answered change",
         until: Deadline::Retry,

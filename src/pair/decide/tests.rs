@@ -1,8 +1,8 @@
 //! Every view, against the rules; and the failure table of `docs/pair.md`, line by line.
 
 use super::{
-    Action, Beat, Command, Deadline, Fence, Lease, Link, Mirror, Names, Open, Owner, Place, Portion, Replies, View,
-    Word, decide, table::ROWS,
+    Action, Beat, Command, Deadline, Fence, Lease, Link, Mirror, Names, Open, Owner, Place, Portion, Replies, Row,
+    View, Word, decide, table::ROWS,
 };
 use std::collections::BTreeSet;
 
@@ -110,13 +110,26 @@ fn every_state_that_is_not_final_has_reason_deadline_and_next_step() {
             assert!(text.len() >= 10 && !text.contains(['{', '}']) && !text.ends_with('.'), "{}: {text}", row.name);
         }
         let acts = !matches!(row.then, Action::Rest | Action::Wait | Action::Refuse);
-        let at_once =
-            matches!(row.until, Deadline::Now | Deadline::FenceLimit | Deadline::Progress | Deadline::Detection);
+        let at_once = matches!(row.until, Deadline::Now | Deadline::FenceLimit | Deadline::Work | Deadline::Detection);
         assert!(!acts || at_once, "{}: an action begins at once", row.name);
         if row.then == Action::Refuse {
             assert_eq!(row.until, Deadline::Retry, "{}: a refusal is looked at again", row.name);
         }
     }
+}
+
+/// Who is told that only one log has everything starts with giving up what the other one has.
+#[test]
+fn no_log_is_called_the_only_one_while_the_register_names_both() {
+    let is_said = |row: &&Row| [row.why, row.next].iter().any(|text| text.contains("only its log"));
+    let rows: BTreeSet<&str> = ROWS.iter().filter(is_said).map(|row| row.name).collect();
+    assert!(!rows.is_empty());
+    for_every_view(|view| {
+        let are_both = view.mirror == Mirror::Named && view.owner == Owner::Partner;
+        // An operator who forces knows better than the register.
+        let is_forced = view.command == Command::Forced;
+        assert!(!are_both || is_forced || !rows.contains(decide(&view).name()), "{view:?}");
+    });
 }
 
 #[test]
