@@ -68,7 +68,7 @@ impl Node {
             peers: vec![sender],
             holders: Arc::default(),
         };
-        let engine = Engine::open(parts).expect("the disk is large enough");
+        let engine = Engine::open(parts);
         let platform = SimPlatform::new(agenda, blocks);
         let mut node = Self { platform, engine, volume: ObjectId(0) };
         node.create_volume();

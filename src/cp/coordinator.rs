@@ -181,18 +181,13 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Starts opening the pool on the devices of `io`.
-    ///
-    /// # Errors
-    /// A device is too small.
-    pub fn open<D: BlockDevice>(
-        io: &mut Io<D>,
-        owners: Owners,
-        budget: Budget,
-        grant: Grant,
-    ) -> Result<Self, crate::pool::superblocks::PoolError> {
-        let opening = Some(Opening::new(io, owners.main)?);
-        Ok(Self {
+    /// Starts opening the pool on the devices of `io`; it has stopped at once if one of them is too small.
+    pub fn open<D: BlockDevice>(io: &mut Io<D>, owners: Owners, budget: Budget, grant: Grant) -> Self {
+        let (opening, failure) = match Opening::new(io, owners.main) {
+            Ok(opening) => (Some(opening), None),
+            Err(error) => (None, Some(error)),
+        };
+        let mut coordinator = Self {
             owners,
             budget,
             grant,
@@ -220,7 +215,11 @@ impl Coordinator {
             holds_frees: false,
             joining: None,
             clear_areas_max: (io.blocks().block_count() / 64).clamp(1, 1024),
-        })
+        };
+        if let Some(error) = failure {
+            coordinator.stop(error.to_string());
+        }
+        coordinator
     }
 
     /// How the pool stands.

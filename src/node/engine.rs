@@ -26,10 +26,7 @@ use crate::{
         message::{Grant, MirrorOrder, ToCoordinator, ToShard},
         mirroring::MirrorProgress,
     },
-    pool::{
-        io::{Io, IoEvent},
-        superblocks::PoolError,
-    },
+    pool::io::{Io, IoEvent},
     reactor::mailbox::{Mailbox, MailboxSender, SendError},
 };
 use std::{
@@ -80,6 +77,8 @@ pub enum ReactorMessage {
     Quiet,
     /// Nobody sends anything more: let go of the devices.
     LetGo,
+    /// A reactor has no part of the pool, for this reason: it is not opened.
+    NotOpened(String),
 }
 
 /// Bounds of one reactor.
@@ -205,10 +204,8 @@ pub struct Engine<D: BlockDevice, L: LogMemory> {
 
 impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
     /// Opens the pool: recovery begins with the first turn.
-    ///
-    /// # Errors
-    /// A device is too small.
-    pub fn open(parts: EngineParts<D, L>) -> Result<Self, PoolError> {
+    #[must_use]
+    pub fn open(parts: EngineParts<D, L>) -> Self {
         let EngineParts {
             index,
             reactor_count,
@@ -232,9 +229,8 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         blocks.set_shares(limits.shares);
         io.hold_for(COORDINATOR.main);
         let is_first = index == ReactorIndex(0);
-        let coordinator =
-            if is_first { Some(Coordinator::open(&mut io, COORDINATOR, budget.clone(), grant)?) } else { None };
-        Ok(Self {
+        let coordinator = is_first.then(|| Coordinator::open(&mut io, COORDINATOR, budget.clone(), grant));
+        Self {
             index,
             reactor_count,
             lane_count: 1,
@@ -266,7 +262,17 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             mirror_items: VecDeque::new(),
             mirror_news: VecDeque::new(),
             holders,
-        })
+        }
+    }
+
+    /// A reactor that could not get its devices or lanes, for this reason. The pool is not opened then; but the other reactors may have their parts of it
+    /// already, and let go of them only in order, in which this one takes its place.
+    #[must_use]
+    pub fn refuse(parts: EngineParts<D, L>, reason: &str) -> Self {
+        let mut engine = Self::open(EngineParts { devices: Vec::new(), lanes: Vec::new(), ..parts });
+        let reason = format!("reactor {}: {reason}", engine.index.0);
+        engine.post(ReactorIndex(0), ReactorMessage::NotOpened(reason));
+        engine
     }
 
     /// Which reactor.
@@ -557,6 +563,9 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             ReactorMessage::Close => {}
             ReactorMessage::Quiet => self.reactor_is_quiet(),
             ReactorMessage::LetGo => self.closing = Closing::LettingGo,
+            ReactorMessage::NotOpened(reason) => {
+                self.coordinator.as_mut().expect("the coordinator lives on reactor 0").stop(reason);
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use super::{
     forward::ForwardPort,
     request::{FORWARDED_SESSION, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService, WAITED_SESSION},
 };
-use crate::{base::ObjectId, cp::message::Grant, pool::superblocks::PoolError};
+use crate::{base::ObjectId, cp::message::Grant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::VecDeque;
 use twinlog_device::{BlockDevice, BlockPool, LogMemory, Nanos};
@@ -61,15 +61,33 @@ impl PoolSlot {
     }
 }
 
-/// What comes of opening a pool: its parts on this reactor, or, on reactor 0, why there are none.
-pub type OpenedPool<D, L> = (PoolSlot, Result<EngineParts<D, L>, String>);
+/// Why a reactor has no part of a pool that was to be opened.
+pub enum NotOpened<D, L> {
+    /// Nothing was opened on any reactor. Reactor 0 hears it.
+    Nowhere(String),
+    /// This reactor could not get its devices or lanes; the others may have theirs. With what it has beside them.
+    Here(String, Box<EngineParts<D, L>>),
+}
+
+impl<D, L> NotOpened<D, L> {
+    /// The reason, for people.
+    #[must_use]
+    pub fn reason(self) -> String {
+        match self {
+            Self::Nowhere(reason) | Self::Here(reason, _) => reason,
+        }
+    }
+}
+
+/// What comes of opening a pool on one reactor.
+pub type OpenedPool<D, L> = (PoolSlot, Result<EngineParts<D, L>, NotOpened<D, L>>);
 
 /// Opens the devices of pools, without making a reactor wait: files that a dying process holds become free only in a while.
 pub trait PoolOpener<D, L> {
     /// Begins, for every reactor. Only reactor 0 asks.
     fn begin(&mut self, slot: PoolSlot, grant: Grant);
 
-    /// What has been opened for this reactor, or, on reactor 0, why it cannot be.
+    /// What has been opened for this reactor, or why it cannot be.
     fn poll(&mut self) -> Option<OpenedPool<D, L>>;
 }
 
@@ -139,17 +157,21 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
         self.hub_replies.pop_front()
     }
 
-    /// Begins to open a pool: recovery goes on with every turn.
+    /// Begins to open a pool: recovery goes on with every turn. A reactor that has no part of it has it stop and close on all of them.
     ///
     /// # Errors
-    /// A device is too small.
+    /// Nothing of it was opened on any reactor, for this reason.
     ///
     /// # Panics
     /// When the slot's pool is open.
-    pub fn open(&mut self, slot: PoolSlot, parts: EngineParts<D, L>) -> Result<(), PoolError> {
+    pub fn open(&mut self, slot: PoolSlot, opened: Result<EngineParts<D, L>, NotOpened<D, L>>) -> Result<(), String> {
+        let mut engine = match opened {
+            Ok(parts) => Engine::open(parts),
+            Err(NotOpened::Here(reason, parts)) => Engine::refuse(*parts, &reason),
+            Err(NotOpened::Nowhere(reason)) => return Err(reason),
+        };
         let place = &mut self.engines[slot.index()];
         assert!(place.is_none(), "a pool is opened once");
-        let mut engine = Engine::open(parts)?;
         engine.set_cpu(self.cpu);
         *place = Some(engine);
         Ok(())

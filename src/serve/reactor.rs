@@ -254,9 +254,8 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
             worked |= pair.controller.poll(pools, &mut **opener, &mut *pair.way, (now, wall_clock_ns));
             worked |= pair.forward(pools, now);
         }
-        while let Some((slot, parts)) = opener.poll() {
-            let opened = parts.and_then(|parts| pools.open(slot, parts).map_err(|error| error.to_string()));
-            if let (Err(reason), Some(pair)) = (opened, pair.as_mut()) {
+        while let Some((slot, opened)) = opener.poll() {
+            if let (Err(reason), Some(pair)) = (pools.open(slot, opened), pair.as_mut()) {
                 pair.controller.open_failed(slot, reason);
             }
             worked = true;

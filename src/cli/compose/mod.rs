@@ -380,11 +380,11 @@ fn open(
     }
     let mut opener = ReactorOpener::new(shared, index, ring, deliveries, requests);
     while let Some((slot, opened)) = opener.poll() {
-        let opened = opened.and_then(|parts| pools.open(slot, parts).map_err(|error| error.to_string()));
-        opened.map_err(|error| {
+        let parts = opened.map_err(|failure| {
             let hint = "twinlog inspect; the devices of node.toml must be all of the pool's";
-            Failure::new(Exit::Error, error, hint)
+            Failure::new(Exit::Error, failure.reason(), hint)
         })?;
+        pools.open(slot, Ok(parts)).expect("its parts are there");
     }
     let connections_max = CONNECTIONS_MAX / config.reactors.count;
     let net = UringNetwork::new(ring, shared.listeners.clone(), connections_max).map_err(no_ring)?;

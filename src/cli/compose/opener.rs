@@ -15,11 +15,11 @@ use twinlog::{
     cp::message::Grant,
     node::{
         engine::{EngineParts, ReactorMessage},
-        pools::{OpenedPool, PoolOpener, PoolSlot},
+        pools::{NotOpened, OpenedPool, PoolOpener, PoolSlot},
     },
     reactor::{Mailbox, MailboxSender, Waker, mailbox},
 };
-use twinlog_uring::{AnyLog, FileDisk, Ring};
+use twinlog_uring::{AnyLog, FileDisk, FileError, Ring};
 
 /// Messages that wait for one reactor's part of a pool. Senders keep what does not fit and try again.
 const MESSAGES_MAX: usize = 4096;
@@ -84,6 +84,9 @@ impl Opener {
     }
 }
 
+/// The lanes of one reactor.
+type Lanes = Vec<(LaneIndex, AnyLog)>;
+
 /// One reactor's end of it.
 pub(super) struct ReactorOpener {
     shared: Arc<Shared>,
@@ -105,17 +108,30 @@ impl ReactorOpener {
         Self { shared: Arc::clone(shared), index, ring: ring.clone(), deliveries, requests }
     }
 
-    fn parts(&self, slot: PoolSlot, delivery: Delivery) -> Result<EngineParts<FileDisk, AnyLog>, Failure> {
-        let Delivery { grant, files, mailbox, peers } = delivery;
+    /// This reactor's queues to the devices, and its lanes.
+    fn storage(&self, slot: PoolSlot, files: &PoolFiles) -> Result<(Vec<FileDisk>, Lanes), FileError> {
         let portion = &self.shared.held(slot).portion;
-        let reactor_count = self.shared.reactor_count();
-        let own_lanes = (self.index..portion.lane_count()).step_by(usize::from(reactor_count)).map(LaneIndex);
+        let own_lanes = (self.index..portion.lane_count()).step_by(usize::from(self.shared.reactor_count()));
         let lane = |lane| Ok((lane, portion.lane(&self.ring, lane)?));
-        Ok(EngineParts {
+        Ok((files.disks(&self.ring)?, own_lanes.map(LaneIndex).map(lane).collect::<Result<_, _>>()?))
+    }
+
+    fn parts(
+        &self,
+        slot: PoolSlot,
+        delivery: Delivery,
+    ) -> Result<EngineParts<FileDisk, AnyLog>, NotOpened<FileDisk, AnyLog>> {
+        let Delivery { grant, files, mailbox, peers } = delivery;
+        let (storage, failure) = match self.storage(slot, &files) {
+            Ok(storage) => (storage, None),
+            Err(error) => ((Vec::new(), Vec::new()), Some(error.to_string())),
+        };
+        let (devices, lanes) = storage;
+        let parts = EngineParts {
             index: ReactorIndex(self.index),
-            reactor_count,
-            devices: files.disks(&self.ring)?,
-            lanes: own_lanes.map(lane).collect::<Result<_, Failure>>()?,
+            reactor_count: self.shared.reactor_count(),
+            devices,
+            lanes,
             blocks: self.shared.blocks.clone(),
             budget: files.budget.clone(),
             limits: self.shared.limits(),
@@ -123,7 +139,11 @@ impl ReactorOpener {
             mailbox,
             peers,
             holders: Arc::clone(&files.holders),
-        })
+        };
+        match failure {
+            None => Ok(parts),
+            Some(reason) => Err(NotOpened::Here(reason, Box::new(parts))),
+        }
     }
 }
 
@@ -136,7 +156,10 @@ impl PoolOpener<FileDisk, AnyLog> for ReactorOpener {
 
     fn poll(&mut self) -> Option<OpenedPool<FileDisk, AnyLog>> {
         let (slot, delivered) = self.deliveries.receive()?;
-        let parts = delivered.and_then(|delivery| self.parts(slot, delivery).map_err(|failure| failure.message));
-        Some((slot, parts))
+        let opened = match delivered {
+            Ok(delivery) => self.parts(slot, delivery),
+            Err(reason) => Err(NotOpened::Nowhere(reason)),
+        };
+        Some((slot, opened))
     }
 }

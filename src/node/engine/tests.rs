@@ -47,6 +47,8 @@ struct Machine {
     media: Vec<SimMedium>,
     logs: Vec<LogMedium>,
     memory_blocks: u32,
+    /// The reactor that has no part of the pool.
+    refuses: Option<u16>,
     prng: Prng,
 }
 
@@ -69,7 +71,7 @@ impl Machine {
         };
         let media: Vec<_> = device_blocks.iter().enumerate().map(medium).collect();
         let logs = (0..lanes).map(|_| LogMedium::new(&world, "log", LogShape::file(4096 + ring_bytes))).collect();
-        let machine = Self { media, logs, memory_blocks: 4096, prng: Prng::new(seed), world };
+        let machine = Self { media, logs, memory_blocks: 4096, refuses: None, prng: Prng::new(seed), world };
         machine.create_pool(lanes);
         machine
     }
@@ -136,7 +138,8 @@ impl Machine {
                 peers: peers.clone(),
                 holders: holders.clone(),
             };
-            node.engines.push(Engine::open(parts).expect("the devices are large enough"));
+            let opens = self.refuses != Some(index);
+            node.engines.push(if opens { Engine::open(parts) } else { Engine::refuse(parts, "no memory") });
             node.platforms.push(SimPlatform::new(agenda, blocks.clone()));
         }
         node

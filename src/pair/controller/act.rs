@@ -523,9 +523,10 @@ impl<L: LogMemory> Controller<L> {
 
     /// Has the pool's devices opened; its engine goes on with this node's portion.
     fn open<D: BlockDevice>(&mut self, index: usize, opener: &mut dyn PoolOpener<D, L>) -> bool {
+        let now = self.now;
         let side = &mut self.sides[index];
         let (Some(register), Some(epoch)) = (side.register().copied(), side.held) else { return false };
-        if !side.portion.close_mirror() {
+        if now < side.open_rests_until || !side.portion.close_mirror() {
             return false;
         }
         let is_mirrored = matches!(register.mirror, MirrorState::InSync(_));

@@ -219,9 +219,11 @@ impl<L: LogMemory> Controller<L> {
         self.link() == Link::Cut
     }
 
-    /// An opening has ended without a pool.
+    /// An opening has ended without anything that would have to close. It is tried again: what the pool needs may be in use for a while.
     pub fn open_failed(&mut self, slot: PoolSlot, reason: String) {
+        let rests_until = self.now + self.timing.retry;
         let side = self.side(slot);
+        side.open_rests_until = rests_until;
         tracing::error!(pool = side.name, %reason, "the pool could not be opened");
         side.portion.give_back();
         side.open = Open::Closed;

@@ -72,6 +72,8 @@ pub(super) struct Side<L: LogMemory> {
     /// Whether it may hold records that this node made as an owner whose time is over.
     pub(super) has_own_records: bool,
     pub(super) open: Open,
+    /// An opening that has failed is not tried again before.
+    pub(super) open_rests_until: Nanos,
     /// Whether the engine was told to close.
     pub(super) is_closing: bool,
     pub(super) replies: Replies,
@@ -145,6 +147,7 @@ impl<L: LogMemory> Side<L> {
             // Nobody knows what an earlier life left.
             has_own_records: true,
             open: Open::Closed,
+            open_rests_until: Nanos(0),
             is_closing: false,
             replies: Replies::Alone,
             fence: (Epoch(0), Fence::NotTried),

@@ -4,6 +4,7 @@
 use super::*;
 
 mod forward;
+mod opening;
 use crate::{
     alloc::budget::Budget,
     base::{LaneIndex, PortionId, ReactorIndex},
@@ -13,7 +14,7 @@ use crate::{
     node::{
         engine::{EngineLimits, EngineParts},
         forward::{ForwardPort, MESSAGES_MAX},
-        pools::OpenedPool,
+        pools::{NotOpened, OpenedPool},
         request::{
             DataRun, Payload, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeRequest, VolumeService,
         },
@@ -284,6 +285,20 @@ struct TestOpener {
     logs: [LogMedium; 2],
     node: usize,
     ready: VecDeque<(PoolSlot, Grant)>,
+    fails: OpenFails,
+    begun: u32,
+    polls: u32,
+}
+
+/// Where an opening fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum OpenFails {
+    #[default]
+    Not,
+    /// Before anything was opened.
+    Nowhere,
+    /// On a reactor, when it was opened for it.
+    Here,
 }
 
 /// Which pool a slot of a node is.
@@ -293,10 +308,16 @@ fn pool_of(node: usize, slot: PoolSlot) -> usize {
 
 impl PoolOpener<SimDisk, SimLog> for TestOpener {
     fn begin(&mut self, slot: PoolSlot, grant: Grant) {
+        self.begun += 1;
         self.ready.push_back((slot, grant));
     }
 
     fn poll(&mut self) -> Option<OpenedPool<SimDisk, SimLog>> {
+        self.polls += 1;
+        // As the daemon's, whose thread answers turns later.
+        if self.fails == OpenFails::Nowhere && !self.polls.is_multiple_of(4) {
+            return None;
+        }
         let (slot, grant) = self.ready.pop_front()?;
         let pool = pool_of(self.node, slot);
         let (peer, mailbox) = mailbox(64, Arc::new(NoWaker));
@@ -313,7 +334,12 @@ impl PoolOpener<SimDisk, SimLog> for TestOpener {
             peers: vec![peer],
             holders: Arc::new(()),
         };
-        Some((slot, Ok(parts)))
+        let opened = match self.fails {
+            OpenFails::Not => Ok(parts),
+            OpenFails::Nowhere => Err(NotOpened::Nowhere("in use".to_owned())),
+            OpenFails::Here => Err(NotOpened::Here("no memory".to_owned(), Box::new(parts))),
+        };
+        Some((slot, opened))
     }
 }
 
@@ -334,9 +360,8 @@ impl Node {
         self.controller.poll(&mut self.pools, &mut self.opener, &mut self.way, (now, wall));
         self.forwarder.poll(&mut self.controller, &mut self.pools, &mut self.way, now);
         while let Some((slot, parts)) = self.opener.poll() {
-            match parts.and_then(|parts| self.pools.open(slot, parts).map_err(|error| error.to_string())) {
-                Ok(()) => {}
-                Err(reason) => self.controller.open_failed(slot, reason),
+            if let Err(reason) = self.pools.open(slot, parts) {
+                self.controller.open_failed(slot, reason);
             }
         }
         self.pools.poll(now, wall);
@@ -467,6 +492,9 @@ impl Pair {
                 logs: self.logs[node].clone(),
                 node,
                 ready: VecDeque::new(),
+                fails: OpenFails::default(),
+                begun: 0,
+                polls: 0,
             },
             way: TestWay { wire: self.wire.clone(), node, bytes: Arc::default() },
             replies: BTreeMap::new(),

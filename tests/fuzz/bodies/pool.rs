@@ -67,7 +67,7 @@ impl Node {
             peers: vec![peer],
             holders: Arc::default(),
         };
-        let engine = Engine::open(parts).ok()?;
+        let engine = Engine::open(parts);
         let mut node = Self { engine, now: Nanos(0), request: 0 };
         node.until(|node| node.engine.is_serving()).then_some(node)
     }

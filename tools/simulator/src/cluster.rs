@@ -221,7 +221,7 @@ impl Machine {
                 holders: holders.clone(),
             };
             let mut pools = Pools::new(self.blocks.clone(), None);
-            pools.open(PoolSlot::Home, parts).expect("the devices are large enough");
+            pools.open(PoolSlot::Home, Ok(parts)).expect("its parts are there");
             let (net, listener) = SimNet::open(agenda);
             let port = Port::new(agenda.waker());
             let front = if self.setup.is_nbd {

@@ -236,3 +236,19 @@ fn a_pool_that_closes_answers_everything_and_lets_go_everywhere() {
     again.run_until("it serves", |node| node.engines.iter().all(Engine::is_serving) || node.failure().is_some());
     assert_eq!(again.failure(), None);
 }
+
+#[test]
+fn a_pool_that_one_reactor_cannot_open_stops_and_is_let_go_everywhere() {
+    let mut machine = Machine::new(8, &[4096], 3, 64 * 4096);
+    for reactor in 0..3 {
+        machine.refuses = Some(reactor);
+        let mut node = machine.boot(3);
+        node.run_until("it has failed", |node| node.failure().is_some());
+        assert_eq!(node.failure(), Some(format!("reactor {reactor}: no memory")));
+        node.close_all();
+        drop(node);
+        machine.refuses = None;
+        let again = machine.start(3);
+        assert_eq!(again.failure(), None);
+    }
+}
