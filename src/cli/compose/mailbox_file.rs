@@ -81,13 +81,11 @@ impl MailboxFile {
         self.lock(node.beat_block(), 1)
     }
 
-    /// Whether no process has the lock that says that `node` lives. Whoever gets it lets it go at once.
+    /// Whether no process has the lock that says that `node` lives. It is looked at and not taken: the node may be about to take it.
     pub(super) fn is_dead(&self, node: NodeIndex) -> io::Result<bool> {
-        let is_free = self.lock_life(node)?;
-        if is_free {
-            self.unlock(node.beat_block(), 1)?;
-        }
-        Ok(is_free)
+        let mut lock = range(libc::F_WRLCK, node.beat_block(), 1);
+        fcntl(&self.file, FcntlArg::F_OFD_GETLK(&mut lock))?;
+        Ok(i32::from(lock.l_type) == libc::F_UNLCK)
     }
 
     /// The other processes of this machine that have the lock that says that `node` lives; this process has that of the other node.
@@ -229,5 +227,49 @@ fn range(kind: i32, first: u64, count: u64) -> libc::flock {
         l_start: place(first),
         l_len: place(count),
         l_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::provision;
+    use std::{
+        path::PathBuf,
+        sync::atomic::{AtomicBool, Ordering},
+    };
+    use tempfile::TempDir;
+
+    fn made() -> (TempDir, PathBuf) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("mailbox");
+        provision::make_mailbox(&path, ["b", "a"]).expect("made");
+        (directory, path)
+    }
+
+    #[test]
+    fn who_looks_at_a_life_does_not_keep_anybody_from_it() {
+        let (_directory, path) = made();
+        let (looker, node) = (MailboxFile::open(&path).expect("made"), MailboxFile::open(&path).expect("made"));
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    looker.is_dead(NodeIndex::First).expect("looked");
+                }
+            });
+            let refused = (0..20_000).filter(|_| {
+                let is_taken = node.lock_life(NodeIndex::First).expect("tried");
+                node.unlock(NodeIndex::First.beat_block(), 1).expect("let go");
+                !is_taken
+            });
+            let refused = refused.count();
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(refused, 0, "a node that starts would not have started");
+        });
+        assert!(node.lock_life(NodeIndex::First).expect("tried"));
+        assert!(!looker.is_dead(NodeIndex::First).expect("looked"));
+        drop(node);
+        assert!(looker.is_dead(NodeIndex::First).expect("looked"));
     }
 }
