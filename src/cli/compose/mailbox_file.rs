@@ -10,6 +10,8 @@
 //! 3. A damaged slot makes its own register unreadable, and pools of which no register is found, as it may be theirs. The other slot is no copy but the
 //!    generation before or after it: nobody can tell which, so it is not believed.
 //! 4. A beat needs neither lock nor flush: only its node writes it.
+//! 5. Nothing counts that is found in a file which its path does not lead to any more: the other node may have opened another one there. Registers, beats and
+//!    locks of a file that was removed or replaced fail with that reason, a change that was being made at that moment is not known to be made.
 
 use super::process::Holder;
 use nix::{
@@ -18,10 +20,10 @@ use nix::{
     libc,
 };
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
-    path::Path,
+    os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
     time::Duration,
 };
 use twinlog::{
@@ -48,6 +50,7 @@ pub(super) const DAMAGED_BEATS_MAX: u32 = 4;
 /// An open mailbox.
 pub(super) struct MailboxFile {
     file: File,
+    path: PathBuf,
     buffer: BlockBuf,
     header: MailboxHeader,
     /// By node: how often its beat could not be read since it could.
@@ -65,7 +68,20 @@ impl MailboxFile {
         let mut buffer = BlockPool::new(1)?.allocate().expect("a new pool has its block");
         let bytes = read_block(&file, &mut buffer, HEADER_BLOCK)?;
         let header = MailboxHeader::verify(&bytes, None).map_err(io::Error::other)?;
-        Ok(Self { file, buffer, header, damaged_beats: [0; NODE_COUNT] })
+        Ok(Self { file, path: path.to_owned(), buffer, header, damaged_beats: [0; NODE_COUNT] })
+    }
+
+    /// Fails when its path leads to another file, or to none (I5).
+    fn check_place(&self) -> io::Result<()> {
+        let what = match fs::metadata(&self.path) {
+            Ok(found) if identity(&found) == identity(&self.file.metadata()?) => return Ok(()),
+            Ok(_) => "another file lies there now".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let path = self.path.display();
+        Err(io::Error::other(format!(
+            "{path} is not what this process has open: {what}; bring the right file back, then restart whoever uses it"
+        )))
     }
 
     pub(super) fn pair(&self) -> PairId {
@@ -83,6 +99,7 @@ impl MailboxFile {
 
     /// Whether no process has the lock that says that `node` lives. It is looked at and not taken: the node may be about to take it.
     pub(super) fn is_dead(&self, node: NodeIndex) -> io::Result<bool> {
+        self.check_place()?;
         let mut lock = range(libc::F_WRLCK, node.beat_block(), 1);
         fcntl(&self.file, FcntlArg::F_OFD_GETLK(&mut lock))?;
         Ok(i32::from(lock.l_type) == libc::F_UNLCK)
@@ -90,6 +107,7 @@ impl MailboxFile {
 
     /// The other processes of this machine that have the lock that says that `node` lives; this process has that of the other node.
     pub(super) fn holders(&self, node: NodeIndex) -> io::Result<Vec<Holder>> {
+        self.check_place()?;
         let first = node.beat_block() * BLOCK_BYTES;
         Holder::find(&self.file, &(first..first + BLOCK_BYTES))
     }
@@ -108,6 +126,7 @@ impl MailboxFile {
         }
         // Another node's change is not believed before it is durable.
         self.file.sync_data()?;
+        self.check_place()?;
         locate(&slots, self.pair(), pool).map_err(io::Error::other)
     }
 
@@ -135,6 +154,7 @@ impl MailboxFile {
         self.write_block(new.block(index), &new.encode(self.pair(), index))?;
         self.file.sync_data()?;
         let written = self.read_whole(new.block(index), Register::verify)?;
+        self.check_place()?;
         match Register::verify(&written, self.pair(), new.block(index)).map_err(io::Error::other)? {
             Some(register) if register == new => Ok(SwapOutcome::Done(new)),
             _ => Err(io::Error::other("it does not hold what was written")),
@@ -154,6 +174,7 @@ impl MailboxFile {
     /// A node's newest beat, read with every beat of the other node. One that stays damaged counts as none: a node that lives would have written another.
     pub(super) fn read_beat(&mut self, node: NodeIndex) -> io::Result<Option<Beat>> {
         let bytes = self.read_whole(node.beat_block(), |bytes, pair, _| Beat::verify(bytes, pair, node))?;
+        self.check_place()?;
         let beat = Beat::verify(&bytes, self.pair(), node);
         let damaged = &mut self.damaged_beats[node.index()];
         match beat {
@@ -206,6 +227,13 @@ impl MailboxFile {
     }
 }
 
+/// Which file or device it is, whatever it is called.
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    // The node of a block device may be made anew; its number stays.
+    let is_device = metadata.file_type().is_block_device();
+    if is_device { (metadata.rdev(), 0) } else { (metadata.dev(), metadata.ino()) }
+}
+
 fn read_block(file: &File, buffer: &mut BlockBuf, block: u64) -> io::Result<BlockBytes> {
     file.read_exact_at(&mut buffer[..], block * BLOCK_BYTES)?;
     let mut bytes = [0; twinlog_device::BLOCK_BYTES];
@@ -234,17 +262,50 @@ fn range(kind: i32, first: u64, count: u64) -> libc::flock {
 mod tests {
     use super::*;
     use crate::cli::provision;
-    use std::{
-        path::PathBuf,
-        sync::atomic::{AtomicBool, Ordering},
-    };
+    use std::sync::atomic::{AtomicBool, Ordering};
     use tempfile::TempDir;
+    use twinlog::{
+        base::{Epoch, Incarnation, PortionId},
+        pair::ownership,
+    };
 
     fn made() -> (TempDir, PathBuf) {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("mailbox");
         provision::make_mailbox(&path, ["b", "a"]).expect("made");
         (directory, path)
+    }
+
+    #[test]
+    fn a_file_that_was_removed_or_replaced_counts_no_more() {
+        let (directory, path) = made();
+        let mut file = MailboxFile::open(&path).expect("made");
+        let beat = Beat { node: NodeIndex::First, incarnation: Incarnation(1), count: 1, fences: None, time_ns: 0 };
+        let first = ownership::create(PoolId(7), Epoch(2), PortionId(5), 0);
+        let mut outcomes = || {
+            [
+                file.read(PoolId(7)).map(drop),
+                file.try_swap(None, first).map(drop),
+                file.write_beat(&beat).and_then(|()| file.read_beat(NodeIndex::Second)).map(drop),
+                file.is_dead(NodeIndex::Second).map(drop),
+                file.holders(NodeIndex::Second).map(drop),
+            ]
+            .map(|outcome| outcome.err().map(|error| error.to_string()))
+        };
+        assert_eq!(outcomes().iter().flatten().count(), 1, "only who holds no lock cannot look for holders");
+        let aside = directory.path().join("aside");
+        fs::rename(&path, &aside).expect("moved");
+        let says = |outcomes: [Option<String>; 5], what: &str| {
+            outcomes.iter().all(|said| said.as_ref().is_some_and(|said| said.contains(what)))
+        };
+        assert!(says(outcomes(), "No such file"));
+        provision::make_mailbox(&path, ["b", "a"]).expect("made anew");
+        assert!(says(outcomes(), "another file lies there now"));
+        let mut other = MailboxFile::open(&path).expect("made");
+        assert_eq!(other.read(PoolId(7)).expect("its own"), None);
+        fs::rename(&aside, &path).expect("brought back");
+        assert_eq!(outcomes().iter().flatten().count(), 1);
+        assert!(other.read(PoolId(7)).is_err());
     }
 
     #[test]
