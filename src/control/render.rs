@@ -69,6 +69,9 @@ fn pair(text: &mut String, pair: &PairStatus) {
         let log = if pool.mirror.is_empty() { "unknown" } else { &pool.mirror };
         let head = format!("pool {}", pool.name);
         line(text, &head, &format!("served by {owner}, epoch {}, mirrored log {log}; {}", pool.epoch, pool.row));
+        if !pool.command.is_empty() {
+            line(text, "", &format!("waits to be carried out: {}", pool.command));
+        }
         for (node, outcome) in ["this node", pair.partner.as_str()].iter().zip(&pool.if_dies) {
             if !outcome.is_empty() {
                 line(text, "", &format!("if {node} died now: {outcome}"));

@@ -224,6 +224,9 @@ pub struct PairPoolStatus {
     /// What the fences that were tried last have found; empty if none was.
     #[serde(default)]
     pub fence: String,
+    /// The takeover that was asked for here and could not be carried out yet, and when it lapses; empty if there is none.
+    #[serde(default)]
+    pub command: String,
     /// What would become of the pool if each node died now, the own one first.
     pub if_dies: [String; 2],
     /// Bytes that were sent to the partner's log and not acknowledged yet; zero unless this node owns the pool.

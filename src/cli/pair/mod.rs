@@ -106,6 +106,7 @@ fn explain(node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
                 ("why", pool.why.clone()),
                 ("until", pool.deadline.clone()),
                 ("next", pool.next.clone()),
+                ("command", pool.command.clone()),
                 ("trouble", pool.trouble.clone()),
                 ("fence", pool.fence.replace('\n', " / ")),
                 ("if this node died", pool.if_dies[0].clone()),

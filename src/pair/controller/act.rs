@@ -1,7 +1,7 @@
 //! What is decided is done, and what comes of it is followed.
 
 use super::{
-    Controller, Swap, refused,
+    Controller, Swap, Timing, refused,
     side::{Known, Side},
 };
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
         wire::{Ack, MirrorRefusal, MirrorRefusalReason},
     },
 };
+use std::time::Duration;
 use twinlog_device::{BlockDevice, LogMemory, Nanos};
 
 /// A mirror that acknowledges nothing for so many detection times is given up: its node lives, and its log's device stands still.
@@ -36,6 +37,9 @@ const BATCHES_PER_TURN: usize = 64;
 
 /// Fences that have failed are tried again after so many retry intervals.
 const FENCE_PAUSE: u32 = 20;
+
+/// A takeover that was asked for is void if it could not be carried out for so many retry intervals and twice the detection time.
+const COMMAND_PATIENCE: u32 = 120;
 
 impl<L: LogMemory> Side<L> {
     /// The arbiter has made a change of this node's. A pool that was closed while the change was under way has to be claimed anew.
@@ -396,6 +400,7 @@ impl<L: LogMemory> Controller<L> {
         if tries_again && now.since(side.fence_at) >= self.timing.retry * FENCE_PAUSE {
             side.fence.1 = Fence::NotTried;
         }
+        side.lapse_command(now, command_patience(&self.timing));
         let view = side.view(link, beat, lease);
         let decision = decide(&view);
         if side.decided.is_none_or(|(before, _)| before != decision) {
@@ -632,6 +637,10 @@ impl<L: LogMemory> Controller<L> {
             _ => {}
         }
     }
+}
+
+pub(super) fn command_patience(timing: &Timing) -> Duration {
+    timing.retry * COMMAND_PATIENCE + timing.detection * 2
 }
 
 fn not_mirrored(lane: LaneIndex) -> MirrorRefusal {

@@ -239,12 +239,12 @@ impl<L: LogMemory> Controller<L> {
             AdminRequest::PairDrain => (Some(self.sides[0].name.clone()), Command::Drain),
             _ => return Some(call),
         };
-        let default = &self.sides[1].name;
+        let (now, default) = (self.now, &self.sides[1].name);
         let wanted = pool.unwrap_or_else(|| default.clone());
         match self.sides.iter_mut().find(|side| side.name == wanted) {
             Some(side) => {
                 side.answer(refused("another command for this pool has come", "twinlog status"));
-                (side.command, side.caller) = (command, Some(call.reply));
+                (side.command, side.command_at, side.caller) = (command, now, Some(call.reply));
             }
             None => {
                 // A caller that has gone away needs no answer.

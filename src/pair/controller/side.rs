@@ -7,12 +7,15 @@ use crate::{
     format::register::{Register, Side as PoolSide},
     node::{admin::AdminReply, pools::PoolSlot},
     pair::{
-        decide::{self, Command, Decision, Fence, Link, Mirror, Open, Owner, Place, Portion, Replies, View, Word},
+        decide::{
+            self, Action, Command, Decision, Fence, Link, Mirror, Open, Owner, Place, Portion, Replies, View, Word,
+        },
         interconnect::{Message, PoolWord},
         ownership::Reader,
     },
 };
 use crossbeam_channel::Sender;
+use std::time::Duration;
 use twinlog_device::{LogMemory, Nanos};
 
 /// A pool of the pair, as the node finds it at its start.
@@ -83,6 +86,8 @@ pub(super) struct Side<L: LogMemory> {
     /// What the fences that were tried last have found, for people.
     pub(super) fence_said: String,
     pub(super) command: Command,
+    /// When it was given, or could last be waited for: see [`Side::lapse_command`].
+    pub(super) command_at: Nanos,
     /// Who waits for the command's end.
     pub(super) caller: Option<Sender<AdminReply>>,
     /// Unit of stores of the partner's log memory, as its hello said; zero before there was one.
@@ -154,6 +159,7 @@ impl<L: LogMemory> Side<L> {
             fence_at: Nanos(0),
             fence_said: String::new(),
             command: Command::None,
+            command_at: Nanos(0),
             caller: None,
             partner_unit_bytes: 0,
             heard: None,
@@ -350,6 +356,25 @@ impl<L: LogMemory> Side<L> {
             *next = (*next).max(Some(durable));
         }
         self.is_attached
+    }
+
+    /// Whether a command to take the pool over waits for its time.
+    pub(super) fn is_armed(&self) -> bool {
+        matches!(self.command, Command::Takeover | Command::Forced) && self.held.is_none()
+    }
+
+    /// Ends a takeover that could not be carried out for `patience`. Its caller may have gone long ago; and what was to give up today's changes must not give up
+    /// tomorrow's, when the partner dies. The time that fences take does not count: theirs has a limit of its own.
+    pub(super) fn lapse_command(&mut self, now: Nanos, patience: Duration) {
+        let is_fencing = self.decided.is_some_and(|(decision, _)| decision.action() == Action::Fence);
+        if !self.is_armed() || is_fencing {
+            self.command_at = now;
+        } else if now.since(self.command_at) >= patience {
+            tracing::warn!(pool = self.name, command = self.command.words(), "not carried out in time, and void");
+            let message =
+                format!("the {} of pool {} could not be carried out in time", self.command.words(), self.name);
+            self.answer(AdminReply::Refused { message, hint: "twinlog pair explain".to_owned() });
+        }
     }
 
     /// Ends the command, with its answer.

@@ -1,6 +1,10 @@
 //! The pair for people.
 
-use super::{Controller, side::Known};
+use super::{
+    Controller,
+    act::command_patience,
+    side::{Known, Side},
+};
 use crate::{
     format::register::{MirrorState, Register},
     node::{
@@ -43,6 +47,7 @@ impl<L: LogMemory> Controller<L> {
             takeovers: side.takeovers,
             unmirrored_ns: side.unmirrored_ns,
             fence: side.fence_said.clone(),
+            command: self.armed(side),
             mirror_lag_bytes: side.flight.waiting_bytes(),
             mirrored: side.flight.figures().status(),
             ..PairPoolStatus::default()
@@ -83,6 +88,15 @@ impl<L: LogMemory> Controller<L> {
             Known::Absent | Known::Register(_) => {}
         }
         status
+    }
+
+    /// The takeover that waits for its time, and how long it still does; empty: there is none.
+    fn armed(&self, side: &Side<L>) -> String {
+        if !side.is_armed() {
+            return String::new();
+        }
+        let left = command_patience(&self.timing).saturating_sub(self.now.since(side.command_at));
+        format!("{}, void in {} s", side.command.words(), left.as_secs() + 1)
     }
 
     /// What would become of a pool if each node died now, this one first.

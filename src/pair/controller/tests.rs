@@ -3,6 +3,7 @@
 
 use super::*;
 
+mod commands;
 mod forward;
 mod opening;
 use crate::{
