@@ -7,7 +7,9 @@ use twinlog::{
     pair::{
         auth::PairKey,
         decide::Word,
+        interconnect::Interconnect,
         link::{Event, Link, LinkConfig, Timing},
+        way::LinkWay,
         wire::{Message, PoolFacts, PoolState, RefusalReason},
     },
 };
@@ -145,6 +147,12 @@ fn one_in_the_clear(clear: usize) {
         while links[1 - clear].next_event(&mut hidden).is_some() {}
     }
     assert!(links.iter().all(|link| !link.is_up()));
+    let [first, second] = links;
+    let (in_clear, encrypting) = if clear == 0 { (first, second) } else { (second, first) };
+    for said in [LinkWay::new(plain, in_clear).refusal(), LinkWay::new(hidden, encrypting).refusal()] {
+        let [why, mending] = said.expect("they know");
+        assert!(mending.contains("[pair] encrypt"), "{why}: {mending}");
+    }
 }
 
 #[test]

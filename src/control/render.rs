@@ -64,6 +64,10 @@ fn pair(text: &mut String, pair: &PairStatus) {
         "partner",
         &format!("{} {}, {paths}, round trip {}", pair.partner, pair.link, show_ns(pair.round_trip_ns)),
     );
+    let [refusal, mending] = &pair.refusal;
+    if !refusal.is_empty() {
+        line(text, "", &format!("no pair: {refusal}; {mending}"));
+    }
     for pool in &pair.pools {
         let owner = if pool.owner.is_empty() { "nobody known" } else { &pool.owner };
         let log = if pool.mirror.is_empty() { "unknown" } else { &pool.mirror };

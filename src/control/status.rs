@@ -202,8 +202,12 @@ fn findings(status: &NodeStatus) -> Vec<Finding> {
     found
 }
 
-/// What the decision table says of each pool.
+/// Why the nodes do not come together, and what the decision table says of each pool.
 fn pair_findings(pair: &PairStatus, found: &mut Vec<Finding>) {
+    let [refusal, mending] = &pair.refusal;
+    if !refusal.is_empty() {
+        found.push(finding(Severity::Degraded, "interconnect", refusal.clone(), mending));
+    }
     for (index, pool) in pair.pools.iter().enumerate() {
         let is_home = index == 0;
         let is_served_here = ["serving", "draining"].contains(&pool.open.as_str());
@@ -411,6 +415,15 @@ pub(super) mod tests {
             assert_eq!(judgement.verdict, Verdict::Degraded, "{class}");
             assert!(judgement.why.contains("answered changes are lost"));
         }
+    }
+
+    #[test]
+    fn nodes_that_do_not_come_together_say_why_and_what_mends_it() {
+        let refusal = ["this node says: the other end encrypts".to_owned(), "make encrypt the same".to_owned()];
+        let judgement = verdict(|status| status.pair = Some(PairStatus { refusal, ..PairStatus::default() }));
+        assert_eq!(judgement.verdict, Verdict::Degraded);
+        assert_eq!(judgement.why, "interconnect: this node says: the other end encrypts");
+        assert_eq!(judgement.next, "make encrypt the same");
     }
 
     #[test]

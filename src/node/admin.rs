@@ -181,6 +181,9 @@ pub struct PairStatus {
     pub paths: u64,
     /// Newest round trip of a heartbeat.
     pub round_trip_ns: u64,
+    /// Why the nodes do not come together although they reach each other, and what mends it; both empty if nothing speaks against it.
+    #[serde(default)]
+    pub refusal: [String; 2],
     /// The node's own pool, then the partner's.
     pub pools: Vec<PairPoolStatus>,
     /// The partner's pool, while this node serves it.

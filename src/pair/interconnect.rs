@@ -215,4 +215,9 @@ pub trait Interconnect {
 
     /// How the paths are.
     fn paths(&self) -> Paths;
+
+    /// Why the nodes do not come together although they reach each other, and what mends it; none: nothing speaks against it.
+    fn refusal(&self) -> Option<[String; 2]> {
+        None
+    }
 }

@@ -218,4 +218,10 @@ impl<N: Network> Interconnect for LinkWay<N> {
             round_trip: open().filter_map(|path| path.round_trip).min().unwrap_or_default(),
         }
     }
+
+    fn refusal(&self) -> Option<[String; 2]> {
+        let (by_partner, refusal) = self.link.status().refusal?;
+        let by = if by_partner { "the partner says" } else { "this node says" };
+        Some([format!("{by}: {}", refusal.text), refusal.reason.mending().to_owned()])
+    }
 }

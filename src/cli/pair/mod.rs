@@ -89,12 +89,17 @@ fn explain(node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
     struct Explained<'a> {
         partner: &'a str,
         link: &'a str,
+        refusal: &'a [String; 2],
         pools: &'a [PairPoolStatus],
     }
     let pair = pair_of(node)?;
-    let explained = Explained { partner: &pair.partner, link: &pair.link, pools: &pair.pools };
+    let explained = Explained { partner: &pair.partner, link: &pair.link, refusal: &pair.refusal, pools: &pair.pools };
     output.show(&explained, || {
         let mut text = format!("partner {}: interconnect {}\n", pair.partner, pair.link);
+        let [refusal, mending] = &pair.refusal;
+        if !refusal.is_empty() {
+            text.push_str(&format!("  {:<20} {refusal}\n  {:<20} {mending}\n", "no pair", "mend it"));
+        }
         for pool in &pair.pools {
             let owner = if pool.owner.is_empty() { "unknown" } else { &pool.owner };
             let kept = if pool.kept { ", which keeps it" } else { "" };

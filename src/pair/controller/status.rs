@@ -29,6 +29,7 @@ impl<L: LogMemory> Controller<L> {
             paths_up: paths.up as u64,
             paths: paths.all as u64,
             round_trip_ns: u64::try_from(paths.round_trip.as_nanos()).unwrap_or(u64::MAX),
+            refusal: way.refusal().unwrap_or_default(),
             pools: (0..self.sides.len()).map(|index| self.pool_status(index)).collect(),
             taken_over: None,
         }

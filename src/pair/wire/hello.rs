@@ -255,6 +255,24 @@ pub enum RefusalReason {
 }
 
 impl RefusalReason {
+    /// What makes the nodes come together, for people.
+    #[must_use]
+    pub fn mending(self) -> &'static str {
+        match self {
+            Self::Version | Self::Features => "run the same version of twinlog on both nodes",
+            Self::Key => "give both nodes the same file as [pair] key",
+            Self::Name | Self::Pair | Self::Role => {
+                "compare `name` and [pair] partner, key and addresses of both node.toml"
+            }
+            Self::Configuration => {
+                "make [pair] deadline_ms, encrypt and [memory] limit the same in both node.toml, then restart both nodes"
+            }
+            Self::Pools | Self::Portions => "compare [pool], [partner_pool], [log] and [mirror] of both node.toml",
+            Self::Encryption => "make [pair] encrypt the same in both node.toml, then restart both nodes",
+            Self::SessionOver | Self::Malformed | Self::Stopping => "nothing: it is tried again",
+        }
+    }
+
     /// Every reason.
     pub const ALL: [Self; 13] = [
         Self::Version,
