@@ -189,8 +189,11 @@ impl MailboxWorker {
         let BeatRequest { count, fences, time_ns } = self.beats.next(time_ns);
         let (node, incarnation) = (self.me, self.incarnation);
         let written = self.file.write_beat(&Beat { node, incarnation, count, fences, time_ns });
-        written.map_err(words)?;
-        let theirs = self.file.read_beat(node.other()).map_err(words)?;
+        let theirs = written.and_then(|()| self.file.read_beat(node.other()));
+        let theirs = theirs.map_err(|error| {
+            self.beats.lose_sight();
+            words(error)
+        })?;
         self.beats.heard(theirs.as_ref().map(PartnerBeat::from))
     }
 }

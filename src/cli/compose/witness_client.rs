@@ -115,6 +115,7 @@ impl WitnessWorker {
                     tracing::warn!(reason, "the witness does not answer");
                 }
                 self.failed = Some((reason.clone(), now()));
+                self.beats.lose_sight();
                 Err(reason)
             }
         }
