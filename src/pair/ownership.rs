@@ -109,11 +109,12 @@ impl Reader {
             Some(epoch) if epoch == register.epoch => Owner::Held,
             _ => Owner::Unclaimed,
         };
-        // The portion of the node that does not own the pool, as far as it is known.
+        // The portion of the node that does not own the pool, as far as it is known. One that cannot be read is not another one: that it has everything
+        // answered stays so, and while the register says it, nobody makes that portion anew.
         let other = if mine { self.partner_portion } else { self.portion };
         let mirror = match register.mirror {
             MirrorState::Stale => Mirror::Stale,
-            MirrorState::InSync(named) if other == Some(named) || (mine && other.is_none()) => Mirror::Named,
+            MirrorState::InSync(named) if other.is_none_or(|other| other == named) => Mirror::Named,
             MirrorState::InSync(_) => Mirror::Other,
         };
         let usable = match self.portion {
@@ -219,6 +220,13 @@ mod tests {
             (Owner::Partner, Mirror::Other, Portion::Usable),
             "it can become a mirror, it cannot take over"
         );
+    }
+
+    #[test]
+    fn a_mirror_that_cannot_be_read_is_not_taken_for_a_replaced_one() {
+        let synced = go_in_sync(&made(), Side::Home, AWAY, 11);
+        let unreadable = Reader { portion: None, ..reader(Side::Away, None) };
+        assert_eq!(unreadable.read(&synced), (Owner::Partner, Mirror::Named, Portion::Void));
     }
 
     #[test]

@@ -145,9 +145,19 @@ fn is_served_in_sync(world: &World) -> bool {
     world.register.owner == 0 && home.open == Open::Serving && mirrored && both_rest
 }
 
+/// The owner's portion is the one that the register names, and can be read.
+fn owner_has_all(world: &World) -> bool {
+    world.register.owner_portion_is_there && world.nodes[world.register.owner].readable
+}
+
+/// The same of the other node's.
+fn mirror_has_all(world: &World) -> bool {
+    world.register.mirror == Mirror::Named && world.nodes[1 - world.register.owner].readable
+}
+
 /// No portion that holds everything answered is left at the node that the register says has it.
 fn is_lost(world: &World) -> bool {
-    !world.register.owner_portion_is_there && world.register.mirror != Mirror::Named
+    !owner_has_all(world) && !mirror_has_all(world)
 }
 
 /// Every world that healing can begin with.
@@ -187,8 +197,8 @@ fn nothing_answered_is_lost_and_faults_that_end_leave_a_pool_that_is_served() {
         let (mut served, mut refused) = (0, 0);
         for world in healed_worlds(&reached, Healed::Only(survivor)) {
             let register = world.register;
-            let owns = register.owner == survivor && register.owner_portion_is_there;
-            let can_take = register.owner != survivor && register.mirror == Mirror::Named;
+            let owns = register.owner == survivor && owner_has_all(&world);
+            let can_take = register.owner != survivor && mirror_has_all(&world);
             let (rest, _) = settle(world, Healed::Only(survivor), None);
             let serves = rest.nodes[survivor].open == Open::Serving && rest.nodes[survivor].replies == Replies::Alone;
             assert_eq!(serves, owns || can_take, "from {world:#?} to {rest:#?}");

@@ -58,7 +58,7 @@ input! {
     Mirror {
         /// It may lack answered changes.
         Stale = "stale",
-        /// It has every answered change, and as far as this node knows it is the portion that lies there now.
+        /// It has every answered change, and as far as this node knows it is the portion that lies there now: one that cannot be read may be.
         Named = "in sync",
         /// The register names a portion as in sync, and the node has another one now: it was lost or replaced.
         Other = "in sync, but replaced",

@@ -8,7 +8,7 @@
 //! Safety must not rest on time or on what nodes believe of each other, so whatever the table does not pin down can have any value at any
 //! time: interconnect and heartbeat; commands; what the partner says, but for its word that it does not have the pool open, which it must have
 //! said since the register last changed; the register, which a node may have read long ago. A node can die or fail between any two steps, or
-//! do nothing for any time (a paused one is no more than that); a lease can end at any time; a portion can be lost while its
+//! do nothing for any time (a paused one is no more than that); a lease can end at any time; a portion can be lost, or be unreadable for a while, while its
 //! node is down; a swap can take effect without its author hearing of it, or later, unless another swap came first.
 //!
 //! # What is true of the world around it
@@ -88,6 +88,8 @@ pub(super) struct Node {
     /// The portion holds records that this node made as owner.
     pub(super) has_own_records: bool,
     pub(super) complete: bool,
+    /// The portion can be read; one that cannot holds what it held.
+    pub(super) readable: bool,
     /// A swap that was sent and can still take effect.
     pub(super) on_its_way: Option<Swap>,
     /// A swap of a serving owner that has taken effect without its hearing of it, and was the last change.
@@ -124,6 +126,8 @@ pub(super) enum Event {
     /// By a flaw only.
     LeaseReturns(usize),
     PortionLost(usize),
+    /// The portion can be read no more; or again.
+    PortionReadable(usize, bool),
     Failure(usize),
     Read(usize),
     /// A swap that was on its way takes effect.
@@ -163,6 +167,7 @@ const UP: Node = Node {
     receives: false,
     has_own_records: false,
     complete: true,
+    readable: true,
     on_its_way: None,
     unheard: None,
     has_yielded: false,
@@ -189,6 +194,9 @@ impl World {
 
     /// What its portion can be to it.
     pub(super) fn portions(&self, n: usize) -> &'static [Portion] {
+        if !self.nodes[n].readable {
+            return &[Portion::Void];
+        }
         let usable = match self.reading(n) {
             // It may have been replaced since.
             _ if self.nodes[n].seen != Seen::Fresh => return Portion::ALL,
@@ -277,6 +285,7 @@ impl World {
                 Process::Dead => {
                     events.push(Event::Restart(n));
                     events.push(Event::PortionLost(n));
+                    events.push(Event::PortionReadable(n, !node.readable));
                 }
                 Process::Running => {
                     events.push(Event::Crash(n));
@@ -324,6 +333,7 @@ impl World {
             Event::Restart(n) => self.nodes[n].process = Process::Running,
             Event::LeaseEnds(n) => (self.nodes[n].lease, self.nodes[n].was_out) = (false, true),
             Event::PortionLost(n) => self.lose_portion(n),
+            Event::PortionReadable(n, readable) => self.nodes[n].readable = readable,
             Event::Failure(n) => {
                 self.nodes[n].open = Open::Failed;
                 self.detach(n);
@@ -379,8 +389,9 @@ impl World {
     }
 
     fn crash(&mut self, n: usize) {
-        let Node { has_own_records, complete, on_its_way, has_yielded, .. } = self.nodes[n];
-        self.nodes[n] = Node { process: Process::Dead, has_own_records, complete, on_its_way, has_yielded, ..UP };
+        let Node { has_own_records, complete, readable, on_its_way, has_yielded, .. } = self.nodes[n];
+        let kept = Node { has_own_records, complete, readable, on_its_way, has_yielded, ..UP };
+        self.nodes[n] = Node { process: Process::Dead, ..kept };
         self.nodes[1 - n].stream = Stream::None;
     }
 
@@ -393,7 +404,7 @@ impl World {
     /// Another, empty portion takes the place of node `n`'s, with another id.
     fn lose_portion(&mut self, n: usize) {
         self.nodes[n].complete = self.disk;
-        self.nodes[n].has_own_records = false;
+        (self.nodes[n].has_own_records, self.nodes[n].readable) = (false, true);
         self.detach(1 - n);
         if self.register.owner == n {
             self.register.owner_portion_is_there = false;
@@ -460,6 +471,11 @@ impl World {
         };
         if action == Action::GoStale && unasked {
             self.nodes[n].replies = Replies::Alone;
+            return Ok(());
+        }
+        if action == Action::ForceTakeOver && !self.nodes[n].readable {
+            // It is made anew first.
+            self.lose_portion(n);
             return Ok(());
         }
         if let Some(swap) = self.swap_of(n, action) {

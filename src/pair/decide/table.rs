@@ -442,12 +442,54 @@ pub(super) const ROWS: &[Row] = &[
         next: "{me}'s log is made anew, then brought in step by {partner}",
     },
     Row {
+        name: "mirror lost, forced, fence",
+        when: When {
+            portion: &[Portion::Void],
+            link: &[Link::Cut],
+            fence: &[Fence::NotTried, Fence::Held],
+            command: &[Command::Forced],
+            ..STANDBY
+        },
+        then: Action::Fence,
+        why: "an operator wants {pool} served by {me}, whose log of it cannot be used",
+        until: Deadline::FenceLimit,
+        next: "{me} makes sure that {partner} does not serve {pool}, then makes its own log anew and opens {pool}",
+    },
+    Row {
+        name: "mirror lost, forced",
+        when: When {
+            portion: &[Portion::Void],
+            link: &[Link::Cut],
+            fence: &[Fence::Confirmed],
+            command: &[Command::Forced],
+            ..STANDBY
+        },
+        then: Action::ForceTakeOver,
+        why: "an operator wants {pool} served by {me}, whose log of it cannot be used; {partner} is fenced",
+        until: Deadline::Now,
+        next: "{me} opens {pool} as its last consistency point left it; what was answered after that is lost",
+    },
+    Row {
+        name: "mirror lost, forced, yielded",
+        when: When {
+            portion: &[Portion::Void],
+            link: &[Link::Up],
+            word: READY,
+            command: &[Command::Forced],
+            ..STANDBY
+        },
+        then: Action::ForceTakeOver,
+        why: "an operator wants {pool} served by {me}, whose log of it cannot be used; {partner} cannot serve it",
+        until: Deadline::Now,
+        next: "{me} opens {pool} as its last consistency point left it; what was answered after that is lost",
+    },
+    Row {
         name: "mirror lost",
         when: When { portion: &[Portion::Void], ..STANDBY },
         then: Action::Refuse,
-        why: "the register says that {me}'s log of {pool} is in step, and it cannot be used",
+        why: "the register says that {me}'s log of {pool} is in step, and it cannot be used; nothing of it is discarded",
         until: Deadline::Retry,
-        next: "{partner} goes on alone, then {me}'s log is made anew; start {partner} if it does not run",
+        next: "start {partner}, which goes on alone and has {me}'s log made anew; or mend that log and restart {me}; if both are lost: `twinlog pair takeover --force`",
     },
     Row {
         name: "yielded",

@@ -204,7 +204,8 @@ fn rule_r3_a_takeover_needs_the_named_portion_and_a_partner_that_cannot_write() 
             assert!(view.command == Command::Forced && !is_active(view.open), "{view:?}");
             let own = matches!(view.owner, Owner::Held | Owner::Unclaimed);
             assert!(own || partner_is_out(&view), "{view:?}");
-            let lossless = view.owner == Owner::Partner && view.mirror == Mirror::Named;
+            let lossless =
+                view.owner == Owner::Partner && view.mirror == Mirror::Named && view.portion == Portion::Usable;
             assert!(!lossless, "no loss is asked for where none is needed: {view:?}");
         }
         Action::Fence => {
@@ -346,6 +347,26 @@ fn line_own_log_device_lost() {
     does(failed, Action::Wait);
     does(View { word: failed.own_word(false), ..STANDBY }, Action::TakeOver);
     does(View { portion: Portion::Void, mirror: Mirror::Stale, ..STARTED }, Action::Refuse);
+}
+
+#[test]
+fn line_mirror_cannot_be_read() {
+    let unreadable = View { portion: Portion::Void, ..STANDBY };
+    for &link in Link::ALL {
+        for &word in Word::ALL {
+            does(View { link, word, ..unreadable }, Action::Refuse);
+        }
+    }
+    // An owner that lives goes on alone; then what cannot be read does not count any more.
+    does(View { word: unreadable.own_word(false), ..SERVING }, Action::GoStale);
+    does(View { mirror: Mirror::Stale, ..unreadable }, Action::Discard);
+    // Without one, an operator can give up what only the two logs have.
+    let forced = View { portion: Portion::Void, command: Command::Forced, ..BEREFT };
+    does(forced, Action::Fence);
+    does(View { fence: Fence::Failed, ..forced }, Action::Refuse);
+    does(View { fence: Fence::Confirmed, ..forced }, Action::ForceTakeOver);
+    does(View { link: Link::Up, word: Word::Standby, ..forced }, Action::ForceTakeOver);
+    does(View { link: Link::Up, word: Word::Serving, ..forced }, Action::Refuse);
 }
 
 #[test]
