@@ -18,6 +18,7 @@ use common::{
     pause_ms,
 };
 use serde_json::Value;
+use std::fs;
 use twinlog::base::Prng;
 
 fn takeover_rounds(rounds: u64) {
@@ -95,4 +96,21 @@ fn pools_move_by_command_without_loss() {
     prove(&pair.uri("a", "vol-a"), &journal).unwrap_or_else(|said| panic!("{said}\n{}", pair.said()));
     let refused = pair.run("b", &["pair", "takeover", "a", "--force"]);
     assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+}
+
+#[test]
+fn a_node_that_cannot_be_started_again_does_not_stop_its_partner() {
+    let mut pair = Pair::start();
+    let config = pair.dir().join("a/node.toml");
+    let good = fs::read_to_string(&config).expect("up has made it");
+    fs::write(&config, good.replace("[pool]", "[pol]")).expect("written");
+    pair.signal("a", "KILL");
+    pair.until_taken_over("b");
+    pair.until("a is given up", || pair.said().contains("node a does not accept its configuration").then_some(()));
+    assert!(pair.has_taken_over("b"), "{}", pair.said());
+    assert!(matches!(pair.supervisor.try_wait(), Ok(None)), "up watches b\n{}", pair.said());
+    // When no node is left it ends, with the error.
+    pair.signal("b", "TERM");
+    let status = pair.supervisor.wait().expect("a child of ours");
+    assert_eq!(status.code(), Some(2), "{}", pair.said());
 }

@@ -13,6 +13,7 @@
 //!
 //! * The node dies: it is started again at once, and its recovery replays its log. A node of a pair waits [`PARTNER_FIRST`], so that its partner serves
 //!   on meanwhile. One that dies [`EARLY_DEATHS_MAX`] times in a row before it serves is given up. One that ends with "usage" or "refused", or with an error before it served, is not started again: nothing would change.
+//!   Its partner serves on; the supervisor ends with that node's error when no other is left.
 //! * The supervisor dies: the kernel sends the node SIGTERM, and it stops cleanly.
 //! * SIGTERM, SIGINT or SIGHUP: the node gets SIGTERM and [`STOP_WAIT_MAX`] to take its last consistency point; a second signal, or the end of that time, kills it.
 //!   That loses nothing: it is what the log is for.
@@ -114,24 +115,47 @@ impl Supervisor<'_> {
         result
     }
 
-    /// Accompanies the nodes until somebody wants the end, or one of them has ended for good and no other is left.
+    /// Accompanies the nodes until somebody wants the end, or none of them is left.
     fn watch(&self, nodes: &mut [Watched<'_>], events: &Receiver<i32>) -> Result<Exit, Failure> {
         let mut introduced = false;
+        let mut given_up = None;
         loop {
             let patience = nodes.iter().filter_map(Watched::patience).min();
             if matches!(next_event(events, patience), Event::Stop) {
                 return Ok(Exit::Done);
             }
             for node in &mut *nodes {
-                self.look_at(node, patience.unwrap_or_default())?;
+                if let Err(failure) = self.look_at(node, patience.unwrap_or_default()) {
+                    given_up = Some(self.give_up(node, failure)?);
+                }
             }
             if !introduced && nodes.iter().all(|node| matches!(node.state, State::Serving(_))) {
                 introduced = self.introduce(nodes)?;
             }
-            if self.restart && nodes.iter().all(|node| matches!(node.state, State::Ended)) {
-                return Ok(Exit::Done);
+            if nodes.iter().all(|node| matches!(node.state, State::Ended)) {
+                match given_up {
+                    Some(failure) => return Err(failure),
+                    None if self.restart => return Ok(Exit::Done),
+                    None => {}
+                }
             }
         }
+    }
+
+    /// Leaves a node dead that cannot be started again; another one may serve on.
+    ///
+    /// # Errors
+    /// Its process runs, and cannot be watched any more.
+    fn give_up(&self, node: &mut Watched<'_>, failure: Failure) -> Result<Failure, Failure> {
+        if node.child().is_some() {
+            return Err(failure);
+        }
+        node.state = State::Ended;
+        if self.layouts.len() > 1 {
+            let Failure { message, hint, .. } = &failure;
+            self.output.say(&format!("{message}; it is left dead ({hint})"));
+        }
+        Ok(failure)
     }
 
     /// Returns false when a node died meanwhile: it is started again, and introduced then.
