@@ -184,7 +184,7 @@ pub(super) fn parts(shared: &Arc<Shared>, ring: &Ring, start: PairStart) -> Resu
             detection: detection(pair),
             lease: detection(pair) * LEASE_FACTOR,
             retry: RETRY,
-            giveback: pair.giveback_after_s.map(Duration::from_secs),
+            giveback: pair.giveback(),
         },
         prng: Prng::new(u64::try_from(random_id()? >> 64).expect("the upper half")),
     });

@@ -7,7 +7,7 @@
 //!    with `encrypt = true`.
 
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 /// `[pair]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,9 +44,9 @@ pub struct PairConfig {
     /// Milliseconds without a sign of the partner after which it is taken for gone.
     #[serde(default = "default_deadline_ms")]
     pub deadline_ms: u64,
-    /// Seconds that the partner must have been back before its pool is given back to it; none: only by command.
-    #[serde(default = "default_giveback_after_s", skip_serializing_if = "Option::is_none")]
-    pub giveback_after_s: Option<u64>,
+    /// Seconds that the partner must have been back before its pool is given back to it; zero: only by command.
+    #[serde(default = "default_giveback_after_s")]
+    pub giveback_after_s: u64,
     /// Seconds that a request waits for a pool which neither node serves, before it fails.
     #[serde(default = "default_request_wait_s")]
     pub request_wait_s: u64,
@@ -107,8 +107,8 @@ fn default_deadline_ms() -> u64 {
     1_000
 }
 
-fn default_giveback_after_s() -> Option<u64> {
-    Some(5)
+fn default_giveback_after_s() -> u64 {
+    5
 }
 
 fn default_fence_limit_s() -> u64 {
@@ -148,6 +148,12 @@ impl PairConfig {
     #[must_use]
     pub fn address_elsewhere(&self) -> Option<SocketAddr> {
         self.partner_tcp.iter().find(|address| !address.ip().is_loopback()).copied()
+    }
+
+    /// How long the partner must have been back before its pool is given back to it; `None`: only by command.
+    #[must_use]
+    pub fn giveback(&self) -> Option<Duration> {
+        (self.giveback_after_s > 0).then(|| Duration::from_secs(self.giveback_after_s))
     }
 
     /// Every path in it.

@@ -1,6 +1,7 @@
 //! What a person sees who mistypes, and that no bound is off by one.
 
 use super::*;
+use std::time::Duration;
 
 const GOOD: &str = r#"
 name = "a"
@@ -173,13 +174,21 @@ const PAIR: &str = "name = \"a\"\n[log]\npath = \"log\"\n[pool]\nname = \"a\"\nd
     [partner_pool]\nname = \"b\"\ndevices = [\"e\"]\n[mirror]\npath = \"mirror\"\n";
 
 #[test]
+fn a_giveback_by_command_only_can_be_configured() {
+    let giveback = |line: &str| {
+        let config = read(&PAIR.replace("unix = [\"s\"]", &format!("{line}unix = [\"s\"]"))).expect("good");
+        config.pair.expect("there").giveback()
+    };
+    assert_eq!(giveback(""), Some(Duration::from_secs(5)));
+    assert_eq!(giveback("giveback_after_s = 7\n"), Some(Duration::from_secs(7)));
+    assert_eq!(giveback("giveback_after_s = 0\n"), None);
+}
+
+#[test]
 fn a_pair_is_configured_whole_and_without_contradictions() {
     let config = read(PAIR).expect("good");
     let pair = config.pair.as_ref().expect("there");
-    assert_eq!(
-        (pair.deadline_ms, pair.giveback_after_s, pair.fence.as_slice()),
-        (1000, Some(5), &[FenceKind::Lock][..])
-    );
+    assert_eq!((pair.deadline_ms, pair.giveback_after_s, pair.fence.as_slice()), (1000, 5, &[FenceKind::Lock][..]));
     assert_eq!(read(&to_text(&config)).expect("what is written is read back"), config);
     let without = |from: &str, to: &str| broken(&PAIR.replace(from, to)).0;
     assert!(without("[mirror]\npath = \"mirror\"\n", "").contains("belong together"));
