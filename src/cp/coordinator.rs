@@ -483,14 +483,14 @@ impl Coordinator {
     }
 
     /// An I/O event of one of the coordinator's owners.
-    pub fn event<D: BlockDevice>(&mut self, io: &mut Io<D>, event: IoEvent) {
+    pub fn event<D: BlockDevice>(&mut self, io: &mut Io<D>, event: IoEvent, now: Nanos) {
         if let Some(opening) = &mut self.opening {
             if let Err(error) = opening.event(io, event) {
                 self.stop(error.to_string());
             }
             return;
         }
-        if let Err(reason) = self.run_event(io, event) {
+        if let Err(reason) = self.run_event(io, event, now) {
             self.stop(reason);
         }
     }
@@ -513,7 +513,7 @@ impl Coordinator {
             self.start(now);
         }
         if self.run.is_some()
-            && let Err(reason) = self.run_step(io, now, wall_clock_ns)
+            && let Err(reason) = self.run_step(io, wall_clock_ns)
         {
             self.stop(reason);
         }
@@ -622,7 +622,7 @@ impl Coordinator {
         }
     }
 
-    fn run_event<D: BlockDevice>(&mut self, io: &mut Io<D>, event: IoEvent) -> Result<(), String> {
+    fn run_event<D: BlockDevice>(&mut self, io: &mut Io<D>, event: IoEvent, now: Nanos) -> Result<(), String> {
         let Some(run) = &mut self.run else { return Ok(()) };
         let (tag, is_update) = match &event {
             IoEvent::Fetched { tag, .. } | IoEvent::Done { tag, .. } => (*tag, tag.owner == self.owners.update),
@@ -655,7 +655,7 @@ impl Coordinator {
                 }
                 Phase::Commit(commit) => {
                     if commit.event(io, tag, result).map_err(|error| error.to_string())? {
-                        self.committed();
+                        self.committed(now);
                     }
                     Ok(())
                 }
@@ -678,7 +678,7 @@ impl Coordinator {
         Ok(())
     }
 
-    fn run_step<D: BlockDevice>(&mut self, io: &mut Io<D>, now: Nanos, wall_clock_ns: u64) -> Result<(), String> {
+    fn run_step<D: BlockDevice>(&mut self, io: &mut Io<D>, wall_clock_ns: u64) -> Result<(), String> {
         let run = self.run.as_mut().expect("called with one");
         match &mut run.phase {
             Phase::Gather => self.gather(io),
@@ -700,8 +700,6 @@ impl Coordinator {
                 if let (Some(freed), Some(reap), 0) =
                     (lists.freed.first_block(), lists.reap.first_block(), lists.writes)
                 {
-                    self.figures.cp_at = now;
-                    self.figures.cp_duration = now.since(run.started);
                     self.commit(io, wall_clock_ns, (freed, reap));
                 }
                 Ok(())
@@ -891,8 +889,9 @@ impl Coordinator {
         run.phase = Phase::Commit(CommitSuperblock::new(io, self.owners.main, next, self.joining));
     }
 
-    fn committed(&mut self) {
+    fn committed(&mut self, now: Nanos) {
         let run = self.run.take().expect("called with one");
+        (self.figures.cp_at, self.figures.cp_duration) = (now, now.since(run.started));
         let Phase::Commit(commit) = run.phase else { unreachable!("called after the commit") };
         let map = run.map.expect("written before");
         let (superblock, joined) = commit.into_parts();
@@ -923,7 +922,7 @@ impl Coordinator {
         // What is left to reap is space that somebody wants back.
         self.wanted |= !self.reap.is_empty();
         // What this one freed comes back with the next one. If nobody asks for that, it is taken in a while, and frees no data itself.
-        self.settles_at = (run.frees_data || is_behind).then(|| self.figures.cp_at + CHECKPOINT_AGE);
+        self.settles_at = (run.frees_data || is_behind).then(|| now + CHECKPOINT_AGE);
     }
 
     /// The superblock is durable on a device that joined: its space can be used. Or the device has failed.

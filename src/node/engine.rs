@@ -432,7 +432,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         debug_assert!(started <= now, "the clock is monotonic");
         let mut busy = self.receive();
         self.io.poll();
-        busy |= self.dispatch();
+        busy |= self.dispatch(now);
         if let Some(coordinator) = &mut self.coordinator {
             coordinator.step(&mut self.io, now, wall_clock_ns);
         }
@@ -446,7 +446,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         self.close_step();
         self.admin_step(now);
         self.io.poll();
-        busy |= self.dispatch();
+        busy |= self.dispatch(now);
         busy | self.send() | self.has_work()
     }
 
@@ -577,7 +577,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         }
     }
 
-    fn dispatch(&mut self) -> bool {
+    fn dispatch(&mut self, now: Nanos) -> bool {
         let mut busy = false;
         while let Some(event) = self.io.next_event() {
             busy = true;
@@ -589,7 +589,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                 GROW_OWNER => self.grow_event(event),
                 owner if owner < SHARD_OWNERS => {
                     let coordinator = self.coordinator.as_mut().expect("its I/O is made on reactor 0");
-                    coordinator.event(&mut self.io, event);
+                    coordinator.event(&mut self.io, event, now);
                 }
                 owner => self.shards[usize::from((owner - SHARD_OWNERS) / 2)].event(event),
             }

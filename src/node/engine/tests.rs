@@ -452,6 +452,25 @@ fn a_cache_hint_larger_than_memory_holds_nothing_up() {
 }
 
 #[test]
+fn a_consistency_point_is_timed_when_it_is_durable() {
+    let machine = Machine::new(21, &[4096], 1, MIB);
+    let mut node = machine.start(1);
+    let volume = node.create("vol", MIB);
+    node.checkpoint();
+    node.write(volume, 0, &[1; 4096]).expect("there is room");
+    let cp_at = |node: &Node| node.engines[0].coordinator().expect("it is open").figures().cp_at;
+    let before = cp_at(&node);
+    let (reply, committed) = crossbeam_channel::bounded(1);
+    node.engines[0].call(AdminCall { request: AdminRequest::Checkpoint, reply });
+    node.asleep[0] = None;
+    node.run_until("it is committed", |node| node.engines[0].coordinator().map(Coordinator::phase) == Some("commit"));
+    assert_eq!(cp_at(&node), before, "a power cut would take it");
+    let asked_at = machine.world.now();
+    node.run_until("it is durable", |_| !committed.is_empty());
+    assert!(cp_at(&node) > asked_at, "flushes take time");
+}
+
+#[test]
 fn a_reactor_that_sleeps_when_it_may_takes_its_part_of_a_consistency_point_at_once() {
     let machine = Machine::new(4, &[16_384], 2, 16 * MIB);
     let mut node = machine.start(2);
