@@ -13,12 +13,12 @@
 mod common;
 
 use common::{
-    number,
+    command, number, outcome,
     pair::{Pair, end_load, load, prove},
     pause_ms,
 };
 use serde_json::Value;
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 use twinlog::base::Prng;
 
 fn takeover_rounds(rounds: u64) {
@@ -113,4 +113,15 @@ fn a_node_that_cannot_be_started_again_does_not_stop_its_partner() {
     pair.signal("b", "TERM");
     let status = pair.supervisor.wait().expect("a child of ours");
     assert_eq!(status.code(), Some(2), "{}", pair.said());
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused() {
+    let folder = Pair::start().stop();
+    let (key, config) = (folder.path().join("data/pair.key"), folder.path().join("data/a/node.toml"));
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).expect("it is ours");
+    let arguments = ["serve", "--config", config.to_str().expect("plain")];
+    let refused = outcome(&mut command(env!("CARGO_BIN_EXE_twinlog"), &arguments));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && said.contains("chmod 600"), "{refused:?}");
 }

@@ -14,7 +14,14 @@ use crate::cli::{
     output::{Exit, Failure},
     provision,
 };
-use std::{fs, io, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 use twinlog::{
     base::{Incarnation, LaneIndex, PairId, Prng, ReactorIndex, checksum, limits::BLOCK_BYTES},
     changelog::Ring as LaneRing,
@@ -131,9 +138,20 @@ fn arbiter(
     }
 }
 
-/// The secret in a file: 64 hexadecimal digits.
+/// The secret in a file: 64 hexadecimal digits, which nobody but the file's owner may read.
 pub(crate) fn key(path: &Path) -> Result<PairKey, Failure> {
-    let text = fs::read_to_string(path).map_err(|error| Failure::system("read", path.display(), &error))?;
+    let failed = |error: &io::Error| Failure::system("read", path.display(), error);
+    let mut file = File::open(path).map_err(|error| failed(&error))?;
+    let mode = file.metadata().map_err(|error| failed(&error))?.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let message = format!(
+            "{} can be read or changed by others (mode {mode:o}), and whoever has it can be a node",
+            path.display()
+        );
+        return Err(Failure::new(Exit::Usage, message, format_args!("chmod 600 {}", path.display())));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(|error| failed(&error))?;
     let digits = text.trim();
     let mut bits = [0; 32];
     let is_key = digits.len() == 64 && digits.is_ascii();

@@ -263,13 +263,16 @@ mod tests {
         },
         *,
     };
+    use std::os::unix::fs::PermissionsExt;
     use tempfile::TempDir;
 
     fn witness(keys: &[(&str, u8)]) -> (TempDir, RunningWitness) {
         let directory = tempfile::tempdir().expect("a temporary directory");
         for (name, byte) in keys {
             let digits = format!("{byte:02x}").repeat(32);
-            fs::write(directory.path().join(name).with_extension("key"), digits).expect("written");
+            let file = directory.path().join(name).with_extension("key");
+            fs::write(&file, digits).expect("written");
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("it is ours");
         }
         let running = serve("127.0.0.1:0".parse().expect("an address"), directory.path()).expect("it listens");
         (directory, running)

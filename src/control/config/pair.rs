@@ -33,7 +33,7 @@ pub struct PairConfig {
     /// Whether what the nodes tell each other is encrypted; the same at both.
     #[serde(default)]
     pub encrypt: bool,
-    /// File with the secret that both nodes share: 32 bytes or more, for this user only.
+    /// File with the secret that both nodes share: 64 hexadecimal digits. Nobody but its owner may read it.
     pub key: PathBuf,
     /// The file or device with the pair's registers, which both nodes reach; none: a witness keeps them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
