@@ -186,10 +186,9 @@ fn a_witness_that_is_back_in_time_is_not_missed_and_one_that_is_not_stops_both()
     let mut load = load(&pair.uri("a", "vol-a"), &journal, 5);
     for _ in 0..3 {
         witness.kill();
-        pause_ms(300);
         witness.restart();
-        pause_ms(1500);
-        assert!(serves(&pair, "a") && serves(&pair, "b"), "{}", pair.said());
+        // On a machine so slow that a lease ended meanwhile, they have claimed their pools again.
+        pair.until("both serve", || (serves(&pair, "a") && serves(&pair, "b")).then_some(()));
     }
     witness.kill();
     pair.until("nobody serves without an arbiter", || (!serves(&pair, "a") && !serves(&pair, "b")).then_some(()));
