@@ -321,11 +321,8 @@ pub(crate) struct ConfigureArgs {
     #[arg(long, required = true, value_name = "NAME=PATH,...")]
     pub(crate) devices: Vec<Named>,
     /// Host and port of the witness that keeps the pair's registers
-    #[arg(long, required_unless_present = "mailbox")]
-    pub(crate) witness: Option<String>,
-    /// File with the pair's registers, on a file system that both machines have mounted and whose locks hold between them
-    #[arg(long, conflicts_with = "witness")]
-    pub(crate) mailbox: Option<PathBuf>,
+    #[arg(long)]
+    pub(crate) witness: String,
     /// Directory of each machine for its log and its mirror of the partner's
     #[arg(long, default_value = "/var/lib/twinlog")]
     pub(crate) state: PathBuf,

@@ -137,17 +137,13 @@ pub(crate) fn make_mailbox(path: &Path, nodes: [&str; 2]) -> Result<(), Failure>
     made.map_err(|error| Failure::system("make", path.display(), &error))
 }
 
-/// Refuses a mailbox on a block device for nodes on two machines: both could make a change of a register at once, and both believe it made.
+/// Refuses a mailbox on a block device: nobody has said how much of the device is meant, and a small file does.
 pub(crate) fn refuse_device_for_mailbox(path: &Path) -> Result<(), Failure> {
     if !fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device()) {
         return Ok(());
     }
-    let message = format!("the mailbox {} is a block device, and no lock on it holds between machines", path.display());
-    Err(Failure::new(
-        Exit::Refused,
-        message,
-        "a file on a file system of both machines, or witness = \"192.0.2.9:7117\"",
-    ))
+    let message = format!("the mailbox {} is a block device", path.display());
+    Err(Failure::new(Exit::Refused, message, "name a file, on the machine on which both nodes are"))
 }
 
 /// Makes a portion of change log, if it is a file that does not exist: written through, not formatted. One that exists must hold only zeroes, unless it is

@@ -60,7 +60,8 @@ pub(super) struct MailboxFile {
 impl MailboxFile {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
-        // Past the page cache: the other node may be another machine.
+        // Past the page cache: what was read survives a power cut. It is no way to share the file with another machine: locks tell of this one's processes only
+        // (the configuration refuses that).
         let file = match open(libc::O_DIRECT) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open(0)?,
             opened => opened?,

@@ -10,10 +10,7 @@ use super::{
     storage::listen,
     witness_client::{WitnessConfig, WitnessWorker},
 };
-use crate::cli::{
-    output::{Exit, Failure},
-    provision,
-};
+use crate::cli::output::{Exit, Failure};
 use std::{
     fs::File,
     io::{self, Read},
@@ -114,9 +111,6 @@ fn arbiter(
     let lease = detection(pair) * LEASE_FACTOR;
     match (&pair.mailbox, &pair.witness) {
         (Some(path), _) => {
-            if pair.address_elsewhere().is_some() {
-                provision::refuse_device_for_mailbox(path)?;
-            }
             let failed = |error: &io::Error| Failure::system("use the mailbox", path.display(), error);
             let worker = MailboxWorker::open(path, nodes, incarnation, lease).map_err(|error| failed(&error))?;
             let id = worker.pair();

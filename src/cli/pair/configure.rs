@@ -79,16 +79,14 @@ fn refuse_other(file: &Path, text: &str) -> Result<(), Failure> {
 
 fn next_steps(args: &ConfigureArgs, [first, second]: &[PathBuf; 2], key: &Path) -> String {
     let [first, second, key] = [first, second, key].map(shell_word);
-    let witness = args.witness.as_ref().map_or_else(String::new, |address| {
-        format!("  copy {key} to the witness at {address}, as NAME.key in its directory\n")
-    });
+    let witness = &args.witness;
     format!(
         "{first}, {second} and {key} are there. Read them, then\n  \
-           copy {second} and {key} to the other machine; only the node's user may read the key\n\
-         {witness}  \
+           copy {second} and {key} to the other machine; only the node's user may read the key\n  \
+           copy {key} to the witness at {witness}, as NAME.key in its directory\n  \
            on this machine:      twinlog pair create --config {first}\n  \
            on the other machine: twinlog pair create --config {second}\n  \
-           then start the witness, if there is one, and both nodes\n"
+           then start the witness and both nodes\n"
     )
 }
 
@@ -135,14 +133,6 @@ fn text(args: &ConfigureArgs, node: &Node<'_>, partner: &Node<'_>) -> String {
     let place = |kind: &str, of: &str| quoted(args.state.join(format!("{kind}-{of}")).display());
     let socket = |name: &str| quoted(args.run.join(format!("twinlog-{}", node.name)).join(name).display());
     let size = args.log_size.unwrap_or(LOG_SIZE_DEFAULT);
-    let arbiter = match (&args.witness, &args.mailbox) {
-        (Some(witness), _) => format!("witness = {}", quoted(witness)),
-        (None, mailbox) => format!("mailbox = {}", quoted(mailbox.as_deref().unwrap_or(Path::new("")).display())),
-    };
-    let reached = match &args.witness {
-        Some(_) => "the third machine that keeps the pair's registers",
-        None => "the file with the pair's registers, which both machines reach",
-    };
     format!(
         "\
 # Node {name} of a pair on two machines. docs/operating/configuration.md has every key.
@@ -170,8 +160,8 @@ partner_tcp = {partner_tcp}
 allow_remote = true
 encrypt = true
 key = \"pair.key\"
-# {reached}
-{arbiter}
+# the third machine that keeps the pair's registers
+witness = {witness}
 # `lease` waits until {partner} must have stopped. It trusts clocks, and not disks that delay a write: put a command that switches
 # {partner}'s machine off before it if you can, and try it.
 fence = [\"lease\"]
@@ -197,6 +187,7 @@ size = \"{size}\"
         mirror = place("mirror", partner.name),
         devices = list(node.devices),
         partner_devices = list(partner.devices),
+        witness = quoted(&args.witness),
         tcp = list(&node.addresses),
         partner_tcp = list(&partner.addresses),
     )
@@ -258,7 +249,7 @@ mod tests {
     #[test]
     fn run_again_it_changes_nothing_and_overwrites_nothing() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let line = "--node b=10.0.0.2,[fd00::2]:9 --node a=10.0.0.1 --devices a=/x,/y --devices b=/z --mailbox /shared/mailbox";
+        let line = "--node b=10.0.0.2,[fd00::2]:9 --node a=10.0.0.1 --devices a=/x,/y --devices b=/z --witness h:1";
         let read = |name: &str| fs::read_to_string(directory.path().join(name)).expect("there");
         configured(line, directory.path()).expect("new");
         let (config, key) = (read("a.toml"), read("pair.key"));

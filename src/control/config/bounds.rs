@@ -117,11 +117,13 @@ fn check_pair(config: &NodeConfig) -> Result<(), Broken> {
         "fence = [\"lock\"]",
     )?;
     check_arbiter(pair)?;
-    check_fence_reach(pair)?;
     check_fence_command(pair)
 }
 
 /// Where the registers are, and that the fences fit that.
+///
+/// A mailbox is guarded by a lock, which tells of this machine's processes only; and a write to it that hung on its way to a disk elsewhere could land on
+/// the partner's newer register. Between two machines neither a change of a register nor the fences `lock` and `process` would be safe.
 fn check_arbiter(pair: &super::PairConfig) -> Result<(), Broken> {
     ensure(
         pair.mailbox.is_some() != pair.witness.is_some(),
@@ -129,6 +131,15 @@ fn check_arbiter(pair: &super::PairConfig) -> Result<(), Broken> {
         || "the pair's registers are in a `mailbox` or at a `witness`: one of the two is needed".to_owned(),
         "mailbox = \"../disks/mailbox\", or witness = \"host:port\"",
     )?;
+    let remote = pair.tcp.iter().chain(&pair.partner_tcp).find(|address| !address.ip().is_loopback());
+    if let Some(address) = remote {
+        ensure(
+            pair.mailbox.is_none(),
+            "pair.mailbox",
+            || format!("`mailbox` is safe between nodes of one machine only, and {address} is for other ones"),
+            "witness = \"host:port\" in its place, of a third machine on which `twinlog witness` runs",
+        )?;
+    }
     if let Some(address) = &pair.witness {
         let is_address = address.rsplit_once(':').is_some_and(|(host, port)| {
             !host.is_empty() && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok_and(|port| port > 0)
@@ -149,23 +160,6 @@ fn check_arbiter(pair: &super::PairConfig) -> Result<(), Broken> {
         )?;
     }
     Ok(())
-}
-
-/// Locks tell of processes of this machine only: of a partner elsewhere they would say that it is dead while it lives, and both would serve.
-fn check_fence_reach(pair: &super::PairConfig) -> Result<(), Broken> {
-    let local = pair.fence.iter().find(|kind| matches!(kind, FenceKind::Lock | FenceKind::Process));
-    let remote = pair.address_elsewhere();
-    let message = || {
-        let (kind, address) =
-            (local.map_or("", |kind| kind.word()), remote.map(|address| address.to_string()).unwrap_or_default());
-        format!("`{kind}` sees processes of this machine only, and the partner is at {address}")
-    };
-    ensure(
-        local.is_none() || remote.is_none(),
-        "pair.fence",
-        message,
-        "fence = [\"command\"], or [\"lease\", \"command\"]",
-    )
 }
 
 fn check_fence_command(pair: &super::PairConfig) -> Result<(), Broken> {

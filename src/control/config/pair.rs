@@ -35,7 +35,7 @@ pub struct PairConfig {
     pub encrypt: bool,
     /// File with the secret that both nodes share: 64 hexadecimal digits. Nobody but its owner may read it.
     pub key: PathBuf,
-    /// The file or device with the pair's registers, which both nodes reach; none: a witness keeps them.
+    /// The file with the registers of a pair on one machine; none: a witness keeps them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mailbox: Option<PathBuf>,
     /// Host and port of the witness that keeps the pair's registers; none: they are in a mailbox.
@@ -142,12 +142,6 @@ impl PairConfig {
             fence_options: BTreeMap::new(),
             fence_limit_s: default_fence_limit_s(),
         }
-    }
-
-    /// An address of the partner that another machine may have: what holds between processes of one machine, such as locks, says nothing about it.
-    #[must_use]
-    pub fn address_elsewhere(&self) -> Option<SocketAddr> {
-        self.partner_tcp.iter().find(|address| !address.ip().is_loopback()).copied()
     }
 
     /// How long the partner must have been back before its pool is given back to it; `None`: only by command.

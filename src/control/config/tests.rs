@@ -185,6 +185,25 @@ fn a_giveback_by_command_only_can_be_configured() {
 }
 
 #[test]
+fn registers_and_locks_in_a_file_are_for_nodes_on_one_machine() {
+    let lease = "fence = [\"lease\"]\n";
+    let here = "tcp = [\"127.0.0.1:1\"]\npartner_tcp = [\"[::1]:2\"]\n";
+    let there = ["allow_remote = true\ntcp = [\"0.0.0.0:1\"]\n", "partner_tcp = [\"10.0.0.2:1\"]\n"];
+    let with = |lines: &str| PAIR.replace("[partner_pool]", &format!("{lines}[partner_pool]"));
+    read(&with(here)).expect("both are on this machine");
+    // The node that listens may name no address of its partner.
+    for remote in there {
+        let lines = format!("{remote}{lease}");
+        let (message, hint) = broken(&with(&lines));
+        assert!(message.contains("`mailbox` is safe between nodes of one machine only"), "{message}");
+        assert!(hint.contains("twinlog witness"), "{hint}");
+        let witness = |lines: &str| with(lines).replace("mailbox = \"m\"", "witness = \"h:1\"");
+        read(&witness(&lines)).expect("a witness may be asked from anywhere");
+        assert!(broken(&witness(remote)).0.contains("`lock` needs the locks of a mailbox"));
+    }
+}
+
+#[test]
 fn a_pair_is_configured_whole_and_without_contradictions() {
     let config = read(PAIR).expect("good");
     let pair = config.pair.as_ref().expect("there");
@@ -210,10 +229,6 @@ fn a_pair_is_configured_whole_and_without_contradictions() {
     }
     assert!(without("mailbox = \"m\"\n", "witness = \"h:1\"\n").contains("`lock` needs the locks of a mailbox"));
     read(&PAIR.replace("mailbox = \"m\"\n", "witness = \"h:1\"\nfence = [\"lease\"]\n")).expect("good");
-    let elsewhere = "partner_tcp = [\"10.0.0.2:1\"]\n";
-    assert!(without("partner_unix = [\"t\"]\n", elsewhere).contains("`lock` sees processes of this machine only"));
-    let lease = PAIR.replace("partner_unix = [\"t\"]\n", &format!("{elsewhere}fence = [\"lease\"]\n"));
-    read(&lease).expect("a lease reaches that far");
     let options = "fence = [\"command\"]\nfence_command = [\"f\"]\nfence_options = { ip = \"1\" }\nunix = [\"s\"]";
     let config = read(&PAIR.replace("unix = [\"s\"]", options)).expect("good");
     assert_eq!(read(&to_text(&config)).expect("what is written is read back"), config);

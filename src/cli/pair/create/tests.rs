@@ -40,7 +40,7 @@ impl Machines {
         let text = format!(
             "name = \"{name}\"\n[reactors]\ncount = 2\n[log]\npath = \"log-{name}\"\nsize = \"16MiB\"\n\
              [pool]\nname = \"{name}\"\ndevices = [\"{name}0\", \"{name}1\"]\n\
-             [pair]\npartner = \"{partner}\"\ntcp = [\"10.0.0.1:1\"]\npartner_tcp = [\"10.0.0.2:1\"]\nallow_remote = true\nkey = \"pair.key\"\n\
+             [pair]\npartner = \"{partner}\"\ntcp = [\"127.0.0.1:1\"]\npartner_tcp = [\"127.0.0.1:2\"]\nkey = \"pair.key\"\n\
              mailbox = \"mailbox\"\nfence = [\"lease\"]\n\
              [partner_pool]\nname = \"{partner}\"\ndevices = [\"{partner}0\", \"{partner}1\"]\n\
              [mirror]\npath = \"mirror-{name}\"\nsize = \"16MiB\"\n"
@@ -197,7 +197,7 @@ fn an_own_log_is_no_mirror_and_another_pairs_mailbox_is_not_this_ones() {
 }
 
 #[test]
-fn a_block_device_is_no_mailbox_of_two_machines() {
+fn a_block_device_is_no_mailbox() {
     let machines = Machines::new();
     let mode = nix::sys::stat::Mode::S_IRUSR;
     let node = nix::sys::stat::mknod(&machines.path("mailbox"), nix::sys::stat::SFlag::S_IFBLK, mode, 0);
