@@ -15,7 +15,8 @@
 //!
 //! 1. When a write `w` is answered, every candidate that was settled before `w` was submitted is dead: certainly overwritten.
 //! 2. When a read that was submitted at `r` returns `w`, every other candidate that was settled before `r` is dead.
-//! 3. A read that was submitted at `r` may return a candidate that lives, or died after `r`; nothing else.
+//! 3. A read that was submitted at `r` may return a candidate that lives, or died after `r`; nothing else. If one of them was not settled
+//!    at `r`, each block by itself may be of another candidate: blocks are fetched from disks while writes go on.
 //! 4. After a crash that keeps the log, exactly the living candidates are possible; after one that loses the log, everything that no
 //!    *lasting* write has overwritten: one that a flush, FUA or a consistency point has made durable.
 //! 5. A change of at most one record is atomic across a crash: bytes of a write that was not answered, and in the same range bytes that
@@ -26,7 +27,7 @@
 
 use crate::pattern::{Fill, WriteId, matches};
 use std::{collections::BTreeMap, fmt, ops::Range};
-use twinlog::base::ObjectId;
+use twinlog::base::{ObjectId, limits::BLOCK_BYTES};
 
 /// What the model found wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -338,13 +339,26 @@ impl Model {
         for segment in volume.meeting(&range) {
             let part = segment.part(&range);
             let bytes = &bytes[small(part.start - offset)..small(part.end - offset)];
-            let fits = |candidate: &Candidate| {
-                matches(candidate.write, self.writes[index(candidate.write)].fill, part.start, bytes)
+            let possible = segment.candidates.iter().filter(|candidate| candidate.dead_at > began);
+            let possible: Vec<WriteId> = possible.map(|candidate| candidate.write).collect();
+            let found_in = |start: u64, bytes: &[u8]| -> Vec<WriteId> {
+                let fits = |id: &WriteId| matches(*id, self.writes[index(*id)].fill, start, bytes);
+                possible.iter().copied().filter(fits).collect()
             };
-            let mut found: Vec<WriteId> = Vec::new();
-            for candidate in segment.candidates.iter().filter(|candidate| candidate.dead_at > began) {
-                if fits(candidate) {
-                    found.push(candidate.write);
+            let mut found = found_in(part.start, bytes);
+            // Beside a write under way each block by itself is of before or after it: the read fetches blocks from a disk that goes on.
+            let is_under_way = |id: &WriteId| self.writes[index(*id)].settled > began;
+            if found.is_empty() && possible.iter().any(is_under_way) {
+                let blocks = part.start / BLOCK_BYTES..part.end.div_ceil(BLOCK_BYTES);
+                let pieces =
+                    blocks.map(|block| part.start.max(block * BLOCK_BYTES)..part.end.min((block + 1) * BLOCK_BYTES));
+                let each: Vec<Vec<WriteId>> = pieces
+                    .map(|piece| {
+                        found_in(piece.start, &bytes[small(piece.start - part.start)..small(piece.end - part.start)])
+                    })
+                    .collect();
+                if !each.iter().any(Vec::is_empty) {
+                    found = each.concat();
                 }
             }
             if found.is_empty() {

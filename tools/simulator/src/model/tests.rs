@@ -40,6 +40,31 @@ fn an_answered_write_hides_what_was_before() {
     assert_eq!(oracle(model.check_read(V, 0, &both, read)), None);
 }
 
+/// A block that cannot be read is looked for again, and then a write that came after the read may have replaced it, and not yet its neighbour.
+#[test]
+fn beside_a_write_under_way_a_read_is_judged_block_by_block() {
+    let mut model = model(true);
+    let first = model.begin_write(V, 2048..6144, Fill::Pattern);
+    model.end_write(first, false);
+    let read = model.begin();
+    let second = model.begin_write(V, 0..8192, Fill::Pattern);
+    let mut mixed = bytes(second, 2048..4096);
+    mixed.extend(bytes(first, 4096..6144));
+    assert_eq!(oracle(model.check_read(V, 2048, &mixed, read)), None);
+    let mut within = bytes(second, 2048..3072);
+    within.extend(bytes(first, 3072..6144));
+    assert_eq!(oracle(model.check_read(V, 2048, &within, read)), Some(DataOracle::Corrupt), "a block is whole");
+    model.end_write(second, false);
+    assert_eq!(oracle(model.check_read(V, 2048, &mixed, read)), None, "the read began before");
+    model.end(read);
+    let read = model.begin();
+    assert_eq!(
+        oracle(model.check_read(V, 2048, &mixed, read)),
+        Some(DataOracle::Corrupt),
+        "a write is whole once it is answered"
+    );
+}
+
 #[test]
 fn what_was_read_does_not_vanish() {
     let mut model = model(true);
