@@ -9,11 +9,10 @@ mod common;
 use common::{
     PATIENCE, command, folder, installed, outcome,
     pair::{end_load, load, prove},
-    pause_ms, run,
+    pause_ms, run, skip,
 };
 use serde_json::Value;
 use std::{
-    env,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -237,9 +236,8 @@ fn possible() -> bool {
         return false;
     }
     let is_root = nix::unistd::geteuid().is_root();
-    assert!(is_root || env::var_os("CI").is_none(), "network namespaces need root");
     if !is_root {
-        eprintln!("SKIPPED: network namespaces need root");
+        skip("network namespaces need root");
     }
     is_root
 }

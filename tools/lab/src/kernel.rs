@@ -196,7 +196,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let elf = [&b"\x7fELF"[..], &[7; 5000]].concat();
         fs::write(folder.path().join("elf"), &elf).unwrap();
-        let packed = Command::new("xz").arg("-c").arg(folder.path().join("elf")).output().unwrap().stdout;
+        let packed = match Command::new("xz").arg("-c").arg(folder.path().join("elf")).output() {
+            Ok(output) => output.stdout,
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none(), "xz: {error}");
+                // The test runner would keep what `eprintln!` says of a test that passes.
+                let _ = writeln!(std::io::stderr(), "SKIPPED: xz not found: sudo apt-get install xz-utils");
+                return;
+            }
+        };
         let path = folder.path().join("vmlinuz");
         fs::write(&path, image(&packed)).unwrap();
         let kernel = Kernel { version: "1".into(), image: path.clone(), modules: "/".into() };

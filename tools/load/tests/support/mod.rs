@@ -194,7 +194,8 @@ pub(crate) fn foreign(program: &str, package: &str) -> Option<PathBuf> {
     if found.is_none() {
         let hint = format!("{program} is not installed: apt-get install {package}");
         assert!(std::env::var_os("CI").is_none(), "{hint}");
-        eprintln!("SKIPPED: {hint}");
+        // The test runner would keep what `eprintln!` says of a test that passes.
+        let _ = writeln!(io::stderr(), "SKIPPED: {hint}");
     }
     found
 }
