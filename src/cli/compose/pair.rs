@@ -30,7 +30,7 @@ use twinlog::{
     pair::{
         auth::PairKey,
         controller::{Controller, ControllerParts, LocalPortion, OpenLanes, PairPool, Timing},
-        forward::{Forwarder, ForwarderParts},
+        forward::{self, Forwarder, ForwarderParts},
         interconnect::Interconnect,
         link::{self, Link, LinkConfig},
         way::LinkWay,
@@ -207,7 +207,7 @@ pub(super) fn parts(shared: &Arc<Shared>, ring: &Ring, start: PairStart) -> Resu
         pools: slots.map(|slot| (shared.held(slot).portion.pool(), shared.held(slot).portion.lane_count())),
         mailbox: start.hub.mailbox,
         ports: start.hub.ports,
-        deadline: Duration::from_secs(pair.request_wait_s),
+        timing: forward::Timing::with_deadline(Duration::from_secs(pair.request_wait_s)),
         first_number: u64::try_from(random_id()? >> 64).expect("the upper half"),
     });
     Ok(PairParts { controller, forwarder: Some(forwarder), way: way(net, link, pair.encrypt)? })

@@ -354,7 +354,9 @@ impl<L: LogMemory> Shard<L> {
         self.reserved_frozen = std::mem::take(&mut self.reserved_active);
         self.frozen_bytes = if let State::Serving(lane) = &self.state { lane.used_bytes() } else { 0 };
         self.drain.begin(self.now, self.reserved_frozen);
-        shard_cp.set_forwarded(self.forwarded.clone());
+        if !planted::is("names-not-in-superblock") {
+            shard_cp.set_forwarded(self.forwarded.clone());
+        }
         shard_cp.set_reserved(self.reserved_frozen + std::mem::take(&mut self.reserved_lists));
         self.cp = Some(shard_cp);
     }

@@ -65,7 +65,9 @@ impl<L: LogMemory> Shard<L> {
                     Ok(ScanStep::Record(record)) => {
                         replay.records += 1;
                         replay.object_max = replay.object_max.max(record.draft.object);
-                        self.forwarded.note(record.draft.request_id);
+                        if !planted::is("replay-forgets-names") {
+                            self.forwarded.note(record.draft.request_id);
+                        }
                         if planted::is("replay-skips-discards") && record.draft.kind == RecordKind::Discard {
                             continue;
                         }

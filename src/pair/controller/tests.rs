@@ -22,7 +22,7 @@ use crate::{
     },
     pair::{
         decide::Fence,
-        forward::{Forwarder, ForwarderParts},
+        forward::{Forwarder, ForwarderParts, Timing as ForwardTiming},
         interconnect::{Partner, Paths},
     },
     pool::{
@@ -476,7 +476,7 @@ impl Pair {
             pools: PoolSlot::ALL.map(|slot| (pool_id(pool_of(node, slot)), 1)),
             mailbox: hub,
             ports: vec![to_port],
-            deadline: WAIT,
+            timing: ForwardTiming::with_deadline(WAIT),
             first_number: self.prng.next_u64(),
         });
         let mut pools = Pools::new(blocks.clone(), None);

@@ -14,7 +14,7 @@
 
 use super::convert::{is_change, name_of, next_part, request_of, result_of};
 use crate::{
-    base::{Epoch, ForwardId, ForwardedChanges, ObjectId, PoolId, ReactorIndex, forwarded::forward_slots},
+    base::{Epoch, ForwardId, ForwardedChanges, ObjectId, PoolId, ReactorIndex, forwarded::forward_slots, planted},
     node::{
         engine::Engine,
         forward::{ToHub, ToPort},
@@ -168,6 +168,9 @@ impl Client {
         (entry.phase, entry.since) = (Phase::Waiting, now);
         entry.buffer = None;
         self.lots[entry.slot.index()].waiting.insert(key);
+        if planted::is("asked-again-by-a-new-name") {
+            self.forget_name(key);
+        }
     }
 
     /// This node has opened the pool, which contains the changes of these names: who has one of them is answered.
@@ -181,7 +184,7 @@ impl Client {
                 let id = ForwardId::of(name.id).expect("changes have such names");
                 contained.get(lane).is_some_and(|changes| changes.contains(id))
             });
-            if is_contained {
+            if is_contained && !planted::is("names-forgotten-at-takeover") {
                 self.part_is_done(key, Ok(ReplyData::Done), now);
             } else {
                 self.forget_name(key);
@@ -241,6 +244,10 @@ impl Client {
             self.lots[slot.index()].waiting.remove(&key);
             let pool = self.lots[slot.index()].pool;
             way.send(Message::Request { pool, epoch, request, bytes: Arc::new(bytes) });
+            if planted::is("answered-when-sent") && is_change(self.entries[&key].operation.as_ref().expect("sent")) {
+                self.call_back(key, Nanos(0));
+                self.part_is_done(key, Ok(ReplyData::Done), Nanos(0));
+            }
             is_any = true;
         }
         is_any
@@ -354,7 +361,11 @@ fn new_name(lot: &mut Lot, next_number: &mut u64, entry: &Entry) -> Option<Name>
     let operation = entry.operation.as_ref().expect("it has not been performed");
     let place = if is_change(operation) {
         let lane = usize::try_from(entry.volume.0 % lot.free.len() as u64).expect("at most LANES_MAX");
-        Some((lane, lot.free[lane].pop()?))
+        let place = lot.free[lane].pop()?;
+        if planted::is("slot-taken-twice") {
+            lot.free[lane].push(place);
+        }
+        Some((lane, place))
     } else {
         None
     };

@@ -53,14 +53,39 @@ use server::Server;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use twinlog_device::{BlockDevice, LogMemory, Nanos};
 
-/// Until the volumes of a pool are known clients wait for so long after the node's start, then they hear that there are none.
-const LIST_WAIT: Duration = Duration::from_secs(5);
-/// After a refusal the partner is asked again when its word about the pool has had time to come.
-const REFUSED_PAUSE: Duration = Duration::from_millis(5);
-/// Who waits for memory looks again after this long.
-const STARVED_PAUSE: Duration = Duration::from_millis(1);
 /// Volumes of a partner's pool that are listened to.
 const VOLUMES_MAX: usize = 1 << 20;
+
+/// How long the forwarder waits for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// A request for a pool that nobody serves, before it is answered with an error.
+    pub deadline: Duration,
+    /// Clients for the volumes of a pool, after the node's start, before they hear that there are none.
+    pub list_wait: Duration,
+    /// After a refusal the partner is asked again when its word about the pool has had time to come.
+    pub refused_pause: Duration,
+    /// Who waits for memory, or for room in a mailbox, looks again after this long.
+    pub starved_pause: Duration,
+}
+
+impl Timing {
+    /// Of a real pair, whose requests wait for `deadline`.
+    #[must_use]
+    pub fn with_deadline(deadline: Duration) -> Self {
+        Self {
+            deadline,
+            list_wait: Duration::from_secs(5),
+            refused_pause: Duration::from_millis(5),
+            starved_pause: Duration::from_millis(1),
+        }
+    }
+
+    /// Who waits for somebody's word looks again this often.
+    fn look(&self) -> Duration {
+        self.deadline.min(self.list_wait / 20)
+    }
+}
 
 /// What a forwarder is made of.
 pub struct ForwarderParts {
@@ -70,8 +95,8 @@ pub struct ForwarderParts {
     pub mailbox: Mailbox<ToHub>,
     /// The ports, by reactor.
     pub ports: Vec<MailboxSender<ToPort>>,
-    /// How long a request waits for a pool that nobody serves.
-    pub deadline: Duration,
+    /// How long it waits for what.
+    pub timing: Timing,
     /// Where names begin: random.
     pub first_number: u64,
 }
@@ -104,7 +129,7 @@ struct Side {
 pub struct Forwarder {
     mailbox: Mailbox<ToHub>,
     ports: Vec<(MailboxSender<ToPort>, VecDeque<ToPort>)>,
-    deadline: Duration,
+    timing: Timing,
     sides: [Side; 2],
     client: Client,
     server: Server,
@@ -117,7 +142,7 @@ impl Forwarder {
     /// A forwarder that has heard of nothing yet.
     #[must_use]
     pub fn new(parts: ForwarderParts) -> Self {
-        let ForwarderParts { pools, mailbox, ports, deadline, first_number } = parts;
+        let ForwarderParts { pools, mailbox, ports, timing, first_number } = parts;
         let ids = pools.map(|(pool, _)| pool);
         let side = |pool| Side {
             pool,
@@ -131,7 +156,7 @@ impl Forwarder {
         Self {
             mailbox,
             ports: ports.into_iter().map(|port| (port, VecDeque::new())).collect(),
-            deadline,
+            timing,
             sides: ids.map(side),
             client: Client::new(pools, first_number),
             server: Server::new(ids),
@@ -169,7 +194,8 @@ impl Forwarder {
         is_busy |= self.serve(controller, pools, way);
         is_busy |= self.server.poll(pools, way);
         self.tell_volumes(controller, pools, way);
-        self.stop_waiting_for_lists(now.since(born) >= LIST_WAIT || is_alone(controller, pools, now.since(born)));
+        let (age, list_wait) = (now.since(born), self.timing.list_wait);
+        self.stop_waiting_for_lists(age >= list_wait || (age >= list_wait / 2 && is_alone(controller, pools)));
         is_busy | self.post()
     }
 
@@ -178,14 +204,14 @@ impl Forwarder {
     pub fn next_deadline(&self) -> Option<Nanos> {
         let is_starved = self.client.is_starved || self.server.is_starved;
         let is_held = self.server.is_busy() || self.ports.iter().any(|(_, waiting)| !waiting.is_empty());
-        let soon = (is_starved || is_held).then(|| self.now + STARVED_PAUSE);
+        let soon = (is_starved || is_held).then(|| self.now + self.timing.starved_pause);
         let paused = |slot: &PoolSlot| self.client.is_waiting(*slot);
         let pauses = PoolSlot::ALL.into_iter().filter(paused).map(|slot| {
             let side = &self.sides[slot.index()];
             let until = side.pause_until;
-            if until > self.now { until } else { self.now + self.deadline.min(Duration::from_millis(250)) }
+            if until > self.now { until } else { self.now + self.timing.look() }
         });
-        let lists = self.sides.iter().any(|side| side.list.is_none()).then(|| self.now + Duration::from_millis(250));
+        let lists = self.sides.iter().any(|side| side.list.is_none()).then(|| self.now + self.timing.look());
         soon.into_iter().chain(pauses).chain(lists).min()
     }
 
@@ -265,7 +291,7 @@ impl Forwarder {
             Message::Reply { reply, bytes, .. } => {
                 let is_refused = self.client.hear(&reply, &bytes, self.now);
                 if is_refused {
-                    self.sides[slot.index()].pause_until = self.now + REFUSED_PAUSE;
+                    self.sides[slot.index()].pause_until = self.now + self.timing.refused_pause;
                 }
             }
             Message::Volumes { list, .. } => self.hear_volumes(slot, list),
@@ -297,7 +323,7 @@ impl Forwarder {
                     }
                 }
                 Service::There => {}
-                Service::Nowhere(since) => self.client.expire(slot, since, (self.now, self.deadline)),
+                Service::Nowhere(since) => self.client.expire(slot, since, (self.now, self.timing.deadline)),
             }
         }
         is_busy
@@ -396,11 +422,11 @@ impl Forwarder {
     }
 }
 
-/// Whether the partner was away since the start of this node, which is old enough to know.
-fn is_alone<D: BlockDevice, L: LogMemory>(controller: &Controller<L>, pools: &Pools<D, L>, age: Duration) -> bool {
+/// Whether the partner is away, and no pool is on its way here.
+fn is_alone<D: BlockDevice, L: LogMemory>(controller: &Controller<L>, pools: &Pools<D, L>) -> bool {
     let is_opening =
         PoolSlot::ALL.into_iter().any(|slot| pools.engine(slot).is_some_and(|engine| !engine.has_opened()));
-    controller.is_partner_away() && !is_opening && age >= LIST_WAIT / 2
+    controller.is_partner_away() && !is_opening
 }
 
 fn frames_of(volumes: &[VolumeInfo]) -> Vec<Volumes> {

@@ -8,7 +8,7 @@
 
 use super::convert::{bare_reply, name_of, operation_of, reply_of};
 use crate::{
-    base::{Epoch, ForwardId, ForwardedChanges, ObjectId, PoolId},
+    base::{Epoch, ForwardId, ForwardedChanges, ObjectId, PoolId, planted},
     node::{
         engine::Engine,
         pools::{PoolSlot, Pools},
@@ -120,7 +120,9 @@ impl Server {
     pub(super) fn performed(&mut self, slot: PoolSlot, reply: VolumeReply) {
         let id = reply.tag.request;
         let Some(in_hand) = self.in_hand.remove(&(slot, id)) else { return };
-        if let (Ok(_), Some(name), Some(opened)) = (&reply.result, in_hand.name, &mut self.opened[slot.index()]) {
+        if let (Ok(_), Some(name), Some(opened)) = (&reply.result, in_hand.name, &mut self.opened[slot.index()])
+            && !planted::is("name-not-noted")
+        {
             let lane = lane_of(in_hand.volume, opened.contained.len());
             opened.contained[lane].note(name.bits());
         }
@@ -142,7 +144,8 @@ impl Server {
         way: &mut dyn Interconnect,
     ) -> bool {
         let mut is_busy = false;
-        let is_past = !self.in_hand.values().any(|in_hand| in_hand.is_old);
+        let is_past =
+            !self.in_hand.values().any(|in_hand| in_hand.is_old) || planted::is("earlier-session-not-awaited");
         while is_past && let Some(arrived) = self.arrived.pop_front() {
             if !self.begin(&arrived, pools) {
                 self.arrived.push_front(arrived);
@@ -168,13 +171,14 @@ impl Server {
     fn begin<D: BlockDevice, L: LogMemory>(&mut self, arrived: &Arrived, pools: &mut Pools<D, L>) -> bool {
         let Arrived { slot, epoch, request, bytes } = arrived;
         let (slot, epoch) = (*slot, *epoch);
-        if self.in_hand.contains_key(&(slot, request.id)) {
+        if self.in_hand.contains_key(&(slot, request.id)) && !planted::is("in-hand-not-looked-up") {
             // Asked for again after a lost path, and not ended yet.
             return true;
         }
         let blocks = pools.blocks().clone();
         let engine = pools.engine_mut(slot).filter(|engine| engine.takes_requests());
-        let opened = self.opened[slot.index()].as_ref().filter(|opened| epoch >= opened.epoch);
+        let is_meant = |opened: &&Opened| epoch >= opened.epoch || planted::is("request-epoch-not-compared");
+        let opened = self.opened[slot.index()].as_ref().filter(is_meant);
         let (Some(engine), Some(opened)) = (engine, opened) else {
             self.say(slot, epoch, bare_reply(request.id, ReplyStatus::NotOwner));
             return true;
@@ -192,7 +196,7 @@ impl Server {
             }
             *newest = name;
         }
-        if name.is_some_and(|name| opened.contained[lane].contains(name)) {
+        if name.is_some_and(|name| opened.contained[lane].contains(name)) && !planted::is("name-not-compared") {
             self.say(slot, epoch, bare_reply(request.id, ReplyStatus::Done));
             return true;
         }
