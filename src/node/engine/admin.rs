@@ -245,6 +245,10 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
     }
 
     fn volume_call(&mut self, name: &str, change: VolumeChange, reply: Sender<AdminReply>) {
+        if self.admin.stop.is_some() {
+            // It might come after the last consistency point, and nobody reads the log of a pool that was handed over.
+            return answer(&reply, refused("the pool is shutting down, or handed over", "twinlog status"));
+        }
         let coordinator = self.coordinator.as_mut().expect("reactor 0 takes calls");
         match coordinator.change_volume(name, change) {
             Ok(call) => drop(self.admin.volume_calls.insert(call, reply)),

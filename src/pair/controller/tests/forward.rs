@@ -204,6 +204,89 @@ fn a_lost_path_has_everything_asked_for_again_once() {
     assert_eq!(pair.wire.borrow().late.len(), 2);
     pair.wire.borrow_mut().deliver_late();
     pair.end(1, late).expect("it is served");
+
+/// The owner performs a change and dies before its reply arrives; another client has replaced it by then. The survivor finds the name in the
+/// records that it replays, or in the superblock when a consistency point has the change already.
+fn blocks_after_a_takeover(is_in_superblock: bool) -> (u8, u8) {
+    let mut pair = Pair::started(27);
+    pair.create(0, "vol-a");
+    pair.until_listed(1, &["vol-a"]);
+    pair.wire.borrow_mut().is_late = Some(|message| matches!(message, Message::Reply { .. }));
+    let performed = pair.begin_write(1, "vol-a", 0, 3);
+    pair.turns(50);
+    assert_eq!(pair.read(0, "vol-a", 0), 3, "it was performed");
+    pair.write(0, "vol-a", 0, 4);
+    if is_in_superblock {
+        let (reply, replies) = crossbeam_channel::bounded(1);
+        pair.node(0).pools.call(AdminCall { request: AdminRequest::Checkpoint, reply });
+        pair.until("there is a consistency point", |_| !replies.is_empty());
+    }
+    assert!(!pair.node(1).replies.contains_key(&performed), "nobody knows of it yet");
+    pair.kill(0);
+    let other = pair.begin_write(1, "vol-a", 1, 5);
+    for request in [performed, other] {
+        pair.end(1, request).expect("the survivor answers");
+    }
+    assert!(pair.serves(1, PoolSlot::Partner));
+    (pair.read(1, "vol-a", 0), pair.read(1, "vol-a", 1))
+}
+
+#[test]
+fn names_decide_after_a_takeover() {
+    for is_in_superblock in [false, true] {
+        assert_eq!(
+            blocks_after_a_takeover(is_in_superblock),
+            (4, 5),
+            "once each, in the superblock: {is_in_superblock}"
+        );
+    }
+}
+
+/// What the test above would miss would prove nothing.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn planted_bugs_of_names_are_found() {
+    use crate::base::planted;
+    for (bug, is_in_superblock) in [
+        ("names-forgotten-at-takeover", false),
+        ("names-forgotten-at-takeover", true),
+        ("replay-forgets-names", false),
+        ("names-not-in-superblock", true),
+        ("asked-again-by-a-new-name", false),
+    ] {
+        planted::choose(bug);
+        let blocks = blocks_after_a_takeover(is_in_superblock);
+        planted::choose("");
+        assert_eq!(blocks, (3, 5), "{bug}: the first change came back");
+    }
+}
+
+/// The last consistency point of a pool that is handed over has every volume whose making was answered: its log is not read again.
+#[test]
+fn a_volume_that_is_made_while_the_pool_is_handed_over_is_there_or_refused() {
+    let mut pair = Pair::started(28);
+    let mut made = Vec::new();
+    for turns in 0..30 {
+        // The partner has missed some of the log.
+        pair.cut(true);
+        pair.until("the owner serves alone", |pair| pair.node(0).row(PoolSlot::Home) == "alone");
+        pair.cut(false);
+        pair.command(1, AdminRequest::PairTakeover { pool: Some("a".to_owned()), force: false });
+        pair.turns(turns);
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        let name = format!("vol-{turns}");
+        let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes: 4096 };
+        pair.node(0).pools.call(AdminCall { request, reply });
+        pair.until("the partner serves", |pair| pair.serves(1, PoolSlot::Partner));
+        if matches!(answer.try_recv(), Ok(AdminReply::Volumes { .. })) {
+            made.push(name);
+        }
+        let names = pair.names(1);
+        assert!(made.iter().all(|name| names.contains(name)), "{turns} turns: {made:?} were made, there are {names:?}");
+        pair.until("it is given back", |pair| pair.serves(0, PoolSlot::Home));
+        pair.until_in_sync();
+    }
+    assert!(!made.is_empty(), "some came in time");
 }
 
 #[test]
