@@ -376,21 +376,24 @@ impl Model {
                 seen.push(only);
             }
         }
-        for id in seen {
-            let write = &mut self.writes[index(id)];
-            if write.settled == u64::MAX {
-                (write.settled, write.was_read) = (now, true);
-            }
-        }
+        self.settle(&seen, now);
         Ok(())
     }
 
     /// The process is gone: whatever was in flight has happened by now, or never will.
     pub fn crash(&mut self, loss: Loss) {
-        let now = self.tick();
         self.reads.clear();
+        self.crash_beside(loss, &[]);
+    }
+
+    /// The same of a process beside which another one lives: its changes `writes`, and reads that have not ended, are still in flight.
+    pub fn crash_beside(&mut self, loss: Loss, writes: &[WriteId]) {
+        let now = self.tick();
         self.gone.clear();
         for (id, write) in (0..).zip(&mut self.writes) {
+            if writes.contains(&WriteId(id)) {
+                continue;
+            }
             let may_be_lost = loss == Loss::NotLasting && write.submitted > self.recovered_at;
             // A crash in recovery leaves those of the crash before to be judged.
             if (write.is_pending || may_be_lost) && !self.at_crash.contains(&WriteId(id)) {
@@ -403,13 +406,14 @@ impl Model {
             }
         }
         let answers_last = self.answers_last;
+        let oldest_read = self.oldest_read();
         for segment in self.volumes.values_mut().flat_map(|volume| &mut volume.segments) {
             match loss {
                 // What is dead and not buried can come back with the next crash, if that one loses the log.
                 Loss::Unanswered => {
                     segment
                         .candidates
-                        .retain(|candidate| candidate.is_alive() || !(answers_last || candidate.is_buried));
+                        .retain(|candidate| candidate.dead_at > oldest_read || !(answers_last || candidate.is_buried));
                 }
                 Loss::NotLasting => {
                     segment.candidates.retain(|candidate| !candidate.is_buried);
@@ -426,22 +430,35 @@ impl Model {
         self.all_last();
     }
 
-    /// A read after a crash, with nothing else under way: what it returns is what is there.
+    /// A read after a crash, that began at `began`: what it returns is what is there. What is in flight beside it may still happen.
     ///
     /// # Errors
     /// What cannot be there.
-    pub fn check_recovered(&mut self, id: ObjectId, offset: u64, bytes: &[u8]) -> Result<(), DataFault> {
+    pub fn check_recovered(&mut self, id: ObjectId, offset: u64, bytes: &[u8], began: u64) -> Result<(), DataFault> {
+        let now = self.tick();
         self.verified_bytes += bytes.len() as u64;
+        let oldest_read = self.oldest_read();
         let Some(volume) = self.volumes.get_mut(&id) else { return Ok(()) };
         let range = offset..offset + bytes.len() as u64;
+        let mut seen = Vec::new();
         for segment in volume.cut(&range) {
             let bytes = &bytes[small(segment.start - offset)..small(segment.end - offset)];
             let (writes, start) = (&self.writes, segment.start);
             let fits =
                 |candidate: &Candidate| matches(candidate.write, writes[index(candidate.write)].fill, start, bytes);
             let held = segment.candidates.clone();
-            segment.candidates.retain(|candidate| !candidate.is_alive() || fits(candidate));
-            if !segment.candidates.iter().any(Candidate::is_alive) {
+            let mut found = held.iter().filter(|candidate| candidate.dead_at > began && fits(candidate));
+            let (first, second) = (found.next(), found.next());
+            for candidate in &mut segment.candidates {
+                if !fits(candidate) && writes[index(candidate.write)].settled <= began {
+                    (candidate.dead_at, candidate.is_buried) = (candidate.dead_at.min(now), true);
+                }
+            }
+            segment.candidates.retain(|candidate| candidate.dead_at > oldest_read || !candidate.is_buried);
+            if let (Some(only), None) = (first, second) {
+                seen.push(only.write);
+            }
+            if first.is_none() {
                 let (part, held) = (segment.start..segment.end, format!("{held:?}"));
                 let what = explain(&self.writes, id, part.start, bytes);
                 let oracle = if what.is_some() { DataOracle::Lost } else { DataOracle::Corrupt };
@@ -452,7 +469,23 @@ impl Model {
                 ));
             }
         }
+        self.settle(&seen, now);
         Ok(())
+    }
+
+    /// Reads have returned these writes: they have happened.
+    fn settle(&mut self, seen: &[WriteId], now: u64) {
+        for &id in seen {
+            let write = &mut self.writes[index(id)];
+            if write.settled == u64::MAX {
+                (write.settled, write.was_read) = (now, true);
+            }
+        }
+    }
+
+    /// What died before it concerns nobody any more.
+    fn oldest_read(&self) -> u64 {
+        self.reads.iter().copied().min().unwrap_or(self.now)
     }
 
     /// Everything was read again after the crash. Recovery ends with a consistency point, so what is there now lasts.
@@ -483,9 +516,10 @@ impl Model {
                 return Err((DataOracle::HalfApplied, format!("object {}: {what}", write.volume)));
             }
         }
+        let oldest_read = self.oldest_read();
         for volume in self.volumes.values_mut() {
             for segment in &mut volume.segments {
-                segment.candidates.retain(Candidate::is_alive);
+                segment.candidates.retain(|candidate| candidate.dead_at > oldest_read);
             }
             volume.empty_beyond_size();
             volume.join();
@@ -542,6 +576,7 @@ impl VolumeModel {
     fn meeting(&mut self, range: &Range<u64>) -> impl Iterator<Item = &mut Segment> {
         let first = self.segments.partition_point(|segment| segment.end <= range.start);
         let end = self.segments.partition_point(|segment| segment.start < range.end);
+        let end = if range.is_empty() { first } else { end };
         self.segments[first..end.max(first)].iter_mut()
     }
 

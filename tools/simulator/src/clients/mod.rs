@@ -44,13 +44,19 @@ impl Ask {
     /// Where the bytes end that it is about; 0 when it is about none.
     #[must_use]
     pub fn end_bytes(&self) -> u64 {
+        self.range().end
+    }
+
+    /// The bytes that it is about.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
         match self {
             Self::Read(range)
             | Self::Write(range, ..)
             | Self::Discard(range, _)
             | Self::Zero(range, ..)
-            | Self::Status(range) => range.end,
-            Self::Flush => 0,
+            | Self::Status(range) => range.clone(),
+            Self::Flush => 0..0,
         }
     }
 
@@ -104,6 +110,8 @@ pub enum Refusal {
     NoSpace,
     /// A block cannot be read, or the pool has stopped; over NBD, which does not tell these apart, no such volume as well.
     Failed(String),
+    /// Nobody has served the pool for too long.
+    Unserved,
     /// The node is shutting down.
     ShuttingDown,
 }
@@ -167,9 +175,8 @@ impl Port {
                 VolumeError::NoSuchVolume => Refusal::NoVolume,
                 VolumeError::OutOfRange => Refusal::Beyond,
                 VolumeError::NoSpace => Refusal::NoSpace,
-                VolumeError::Unreadable { .. } | VolumeError::Stopped(_) | VolumeError::Unserved(_) => {
-                    Refusal::Failed(error.to_string())
-                }
+                VolumeError::Unreadable { .. } | VolumeError::Stopped(_) => Refusal::Failed(error.to_string()),
+                VolumeError::Unserved(_) => Refusal::Unserved,
                 VolumeError::ShuttingDown => Refusal::ShuttingDown,
             }),
         };

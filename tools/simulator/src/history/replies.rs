@@ -196,7 +196,7 @@ impl History {
             self.digest ^= checksum(range.start, bytes);
         }
         if flying.is_verification {
-            self.model.check_recovered(flying.volume, range.start, bytes)?;
+            self.model.check_recovered(flying.volume, range.start, bytes, flying.began)?;
         } else {
             self.model.check_read(flying.volume, range.start, bytes, flying.began)?;
         }
@@ -219,6 +219,7 @@ impl History {
             }
             Refusal::NoSpace => (false, true),
             Refusal::ShuttingDown => (self.is_stopping, true),
+            Refusal::Unserved => (false, false),
             Refusal::Failed(_) => {
                 let has_fault = self.excuse.read || self.excuse.stop || has_stopped || self.is_damaged();
                 (has_fault || (is_nbd && may_be_gone), false)

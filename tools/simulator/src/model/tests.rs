@@ -21,6 +21,56 @@ fn oracle(result: Result<(), DataFault>) -> Option<DataOracle> {
     result.err().map(|(oracle, _)| oracle)
 }
 
+fn check_recovered(model: &mut Model, offset: u64, bytes: &[u8]) -> Result<(), DataFault> {
+    let began = model.begin();
+    let result = model.check_recovered(V, offset, bytes, began);
+    model.end(began);
+    result
+}
+
+/// A process dies, and another one's client still waits: its change may happen before, during and after the recovery, but once.
+#[test]
+fn what_others_have_in_flight_outlives_a_crash() {
+    for is_there in [false, true] {
+        let mut model = model(true);
+        let first = model.begin_write(V, 0..4096, Fill::Pattern);
+        model.end_write(first, true);
+        let other = model.begin_write(V, 0..4096, Fill::Pattern);
+        let read = model.begin();
+        model.crash_beside(Loss::Unanswered, &[other]);
+        let found = if is_there { other } else { first };
+        assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(found, 0..4096))), None);
+        assert_eq!(oracle(model.judge_crash()), None);
+        assert_eq!(oracle(model.check_read(V, 0, &bytes(first, 0..4096), read)), None, "it began before");
+        model.end(read);
+        if is_there {
+            let last = model.begin_write(V, 0..4096, Fill::Pattern);
+            model.end_write(last, true);
+            model.end_write(other, true);
+            let read = model.begin();
+            assert_eq!(oracle(model.check_read(V, 0, &bytes(other, 0..4096), read)), Some(DataOracle::StaleRead));
+        } else {
+            model.end_write(other, true);
+            let read = model.begin();
+            assert_eq!(oracle(model.check_read(V, 0, &bytes(first, 0..4096), read)), Some(DataOracle::StaleRead));
+            assert_eq!(oracle(model.check_read(V, 0, &bytes(other, 0..4096), read)), None);
+        }
+    }
+}
+
+/// A discard that no whole block fits in, in the middle of what has one history.
+#[test]
+fn a_change_of_no_bytes_replaces_nothing() {
+    let mut model = model(true);
+    let first = model.begin_write(V, 0..8192, Fill::Pattern);
+    model.end_write(first, true);
+    let nothing = model.begin_write(V, 4096..4096, Fill::Zeroes);
+    model.crash_beside(Loss::Unanswered, &[nothing]);
+    assert_eq!(oracle(model.judge_crash()), None);
+    model.end_write(nothing, true);
+    assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(first, 0..8192))), None);
+}
+
 #[test]
 fn an_answered_write_hides_what_was_before() {
     let mut model = model(true);
@@ -75,7 +125,7 @@ fn what_was_read_does_not_vanish() {
     assert_eq!(oracle(model.check_read(V, 0, &bytes(second, 0..10), read)), None);
     model.end(read);
     model.crash(Loss::Unanswered);
-    assert_eq!(oracle(model.check_recovered(V, 0, &bytes(first, 0..4096))), Some(DataOracle::Lost));
+    assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(first, 0..4096))), Some(DataOracle::Lost));
 }
 
 /// A block that cannot be read after the crash leaves open whether a write has happened that was not answered, or was in a log that is lost; a
@@ -96,7 +146,7 @@ fn a_flush_does_not_bury_what_a_write_of_before_the_crash_may_not_have_replaced(
         model.end(began);
         model.flushed(None, began);
         model.crash(Loss::NotLasting);
-        assert_eq!(oracle(model.check_recovered(V, 0, &bytes(first, 0..4096))), None, "answered: {is_answered}");
+        assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(first, 0..4096))), None, "answered: {is_answered}");
     }
 }
 
@@ -109,8 +159,8 @@ fn a_change_is_there_whole_or_not_at_all() {
     model.crash(Loss::Unanswered);
     let mut mixed = bytes(first, 0..8192);
     mixed[1000..4096].copy_from_slice(&bytes(second, 1000..4096));
-    assert_eq!(oracle(model.check_recovered(V, 0, &mixed[..4096])), None);
-    assert_eq!(oracle(model.check_recovered(V, 4096, &mixed[4096..])), None);
+    assert_eq!(oracle(check_recovered(&mut model, 0, &mixed[..4096])), None);
+    assert_eq!(oracle(check_recovered(&mut model, 4096, &mixed[4096..])), None);
     assert_eq!(oracle(model.judge_crash()), Some(DataOracle::HalfApplied));
 }
 
@@ -127,7 +177,7 @@ fn answered_flushed_and_fua_are_told_apart() {
             model.flushed(Some(V), began);
         }
         model.crash(Loss::NotLasting);
-        let older = model.check_recovered(V, 0, &bytes(first, 0..4096));
+        let older = check_recovered(&mut model, 0, &bytes(first, 0..4096));
         assert_eq!(oracle(older), (flush || fua).then_some(DataOracle::Lost));
     }
 }
@@ -167,8 +217,8 @@ fn a_change_beside_a_shrink_and_a_grow_is_there_cut_off_or_whole_or_not_at_all()
         model.crash(Loss::Unanswered);
         let mut found = vec![0; 8192];
         found[small(kept.start)..small(kept.end)].copy_from_slice(&bytes(change, kept));
-        let first = model.check_recovered(V, 0, &found[..4096]);
-        let second = model.check_recovered(V, 4096, &found[4096..]);
+        let first = check_recovered(&mut model, 0, &found[..4096]);
+        let second = check_recovered(&mut model, 4096, &found[4096..]);
         oracle(first).or(oracle(second)).or(oracle(model.judge_crash()))
     };
     for (kept, unanswered, answered) in [

@@ -1,7 +1,7 @@
 //! What clients ask of a pool, and what is made of the answers.
 
 use super::{
-    History, found,
+    History, found, lines,
     site::{NAMES, pool_id, slot_of},
     watch::{Flying, Order, Phase},
 };
@@ -24,6 +24,8 @@ use twinlog::{
 };
 use twinlog_sim::{SimDisk, SimLog};
 
+/// Nodes that reach each other have found out who serves after so many detection times.
+const NOTICE_FACTOR: u32 = 10;
 /// Names of volumes.
 const VOLUMES: [&str; 2] = ["one", "two"];
 
@@ -43,7 +45,7 @@ impl History {
     pub(super) fn begin_service(&mut self, pool: usize, node: usize) -> Result<(), Violation> {
         let listed = self.engine(pool, node).map(Engine::volumes).unwrap_or_default();
         let watch = &mut self.pools[pool];
-        (watch.server, watch.answered) = (Some(node), 0);
+        watch.begin(node);
         if let Some((name, size_bytes)) = watch.uncertain.take()
             && let Some(volume) = listed.iter().find(|volume| volume.name == name)
         {
@@ -65,15 +67,19 @@ impl History {
     /// Clients of a pool go on.
     pub(super) fn lead(&mut self, pool: usize, works: bool) -> Result<(), Violation> {
         self.hear_order(pool)?;
+        if works {
+            self.ask_elsewhere(pool);
+        }
         let Some(node) = self.pools[pool].server else { return Ok(()) };
         if self.is_paused[node] || self.is_leaving(pool, node) {
             return Ok(());
         }
-        let is_busy = !self.pools[pool].flying.is_empty() || self.pools[pool].order.is_some();
+        let is_verifying = self.pools[pool].flying.values().any(|flying| flying.is_verification);
+        let is_busy = is_verifying || self.pools[pool].order.is_some();
         match &mut self.pools[pool].phase {
             Phase::Reading(left) => match left.front().cloned() {
                 Some((volume, range)) => {
-                    if self.pools[pool].flying.len() < 4
+                    if self.pools[pool].depth(node) < 4 + self.setup.depth
                         && self.fly(pool, node, volume, Ask::Read(range), true)
                         && let Phase::Reading(left) = &mut self.pools[pool].phase
                     {
@@ -116,9 +122,34 @@ impl History {
             let began = self.pools[pool].model.begin();
             self.order(pool, node, Order::Checkpoint { began }, AdminRequest::Checkpoint);
         }
-        if self.pools[pool].flying.len() < self.setup.depth && self.prng.chance(1, 4) {
+        if self.pools[pool].depth(node) < self.setup.depth && self.prng.chance(1, 4) {
             self.submit(pool, node);
         }
+    }
+
+    /// Clients of nodes that do not serve the pool work too, also while nobody serves it.
+    fn ask_elsewhere(&mut self, pool: usize) {
+        let watch = &self.pools[pool];
+        if watch.model.volumes().is_empty() || (watch.server.is_some() && watch.phase != Phase::Working) {
+            return;
+        }
+        for node in 0..2 {
+            let is_there = self.processes[node].is_some() && !self.is_paused[node];
+            let watch = &self.pools[pool];
+            let has_room = watch.server != Some(node) && watch.depth(node) < self.setup.depth;
+            if is_there && has_room && self.prng.chance(1, 6) {
+                self.submit(pool, node);
+            }
+        }
+    }
+
+    /// Now and then clients ask for what a client of the other node is changing.
+    fn draw_contested(&mut self, pool: usize, node: usize) -> Option<(ObjectId, Range<u64>)> {
+        let is_contested =
+            |flying: &&Flying| flying.node != node && flying.write.is_some() && flying.ask.end_bytes() > 0;
+        let contested = self.pools[pool].flying.values().find(is_contested)?;
+        let place = (contested.volume, contested.ask.range());
+        self.prng.chance(1, 2).then_some(place)
     }
 
     fn order(&mut self, pool: usize, node: usize, order: Order, request: AdminRequest) {
@@ -190,6 +221,15 @@ impl History {
         let place = index(self.prng.below(volumes.len() as u64));
         let (&volume, model) = volumes.iter().nth(place).expect("it was counted");
         let size_bytes = model.size_bytes;
+        if let Some((volume, range)) = self.draw_contested(pool, node) {
+            let length = (range.end - range.start).min(self.setup.write_bytes_max);
+            let ask = match self.prng.chance(1, 2) {
+                true => Ask::Read(range),
+                false => Ask::Write(range.start..range.start + length, WriteId(0), false),
+            };
+            self.fly(pool, node, volume, ask, false);
+            return;
+        }
         let durable = self.prng.chance(1, 8);
         let ask = match self.prng.below(100) {
             0..=54 => {
@@ -223,7 +263,11 @@ impl History {
         }
         let (write, began) = begun;
         self.note(|_| format!("  {id}: {ask:?} of {}:{volume} at {}", NAMES[pool], NAMES[node]));
-        self.pools[pool].flying.insert(id, Flying { ask, volume, write, began, is_verification });
+        let (since, watch) = (self.site.world.now(), &mut self.pools[pool]);
+        let is_local = watch.server == Some(node);
+        let (parted, has_outlived) = (None, false);
+        let flying = Flying { ask, volume, write, began, node, since, is_local, parted, has_outlived, is_verification };
+        watch.flying.insert(id, flying);
         true
     }
 
@@ -237,21 +281,14 @@ impl History {
         for (id, answer) in answers {
             let pool = (0..2).find(|&pool| self.pools[pool].flying.contains_key(&id));
             match pool {
-                Some(pool) => self.answered(pool, node, id, answer)?,
-                None if self.orphans.remove(&id).is_some() => {
-                    if !matches!(answer, Answer::Refused(_)) {
-                        let what = format!("{} has answered request {id} after it had closed the pool", NAMES[node]);
-                        return Err(found(Oracle::Protocol, what));
-                    }
-                }
+                Some(pool) => self.answered(pool, id, answer)?,
                 None => return Err(found(Oracle::Protocol, format!("request {id} was answered twice"))),
             }
         }
         Ok(())
     }
 
-    fn answered(&mut self, pool: usize, node: usize, id: u64, answer: Answer) -> Result<(), Violation> {
-        let is_leaving = self.is_leaving(pool, node);
+    fn answered(&mut self, pool: usize, id: u64, answer: Answer) -> Result<(), Violation> {
         let flying = self.pools[pool].flying.remove(&id).expect("the caller has found it");
         if self.is_traced {
             let what = match &answer {
@@ -262,11 +299,18 @@ impl History {
         }
         self.digest = self.digest.rotate_left(7) ^ id ^ self.site.world.now().0;
         if !matches!(answer, Answer::Refused(_)) {
-            self.may_answer(pool, node)?;
+            self.may_answer(pool, &flying)?;
+        }
+        if !flying.is_local {
+            let is_done = !matches!(answer, Answer::Refused(_));
+            self.tell(lines::FORWARDED, is_done);
+            if flying.has_outlived {
+                self.tell(lines::FORWARDED_OUTLIVED, is_done);
+            }
         }
         let model = &mut self.pools[pool].model;
         match (answer, &flying.ask) {
-            (Answer::Refused(refusal), _) => self.refused(pool, &flying, &refusal, is_leaving),
+            (Answer::Refused(refusal), _) => self.refused(pool, &flying, &refusal),
             (Answer::Done, Ask::Write(..) | Ask::Discard(..) | Ask::Zero(..)) => {
                 model.end_write(flying.write.expect("it is a change"), true);
                 self.pools[pool].answered += 1;
@@ -286,7 +330,7 @@ impl History {
                     self.digest ^= checksum(range.start, &bytes);
                 }
                 let result = if flying.is_verification {
-                    model.check_recovered(flying.volume, range.start, &bytes)
+                    model.check_recovered(flying.volume, range.start, &bytes, flying.began)
                 } else {
                     model.check_read(flying.volume, range.start, &bytes, flying.began)
                 };
@@ -298,7 +342,17 @@ impl History {
     }
 
     /// Rule R2: only the owner answers, and only while its lease lasts.
-    fn may_answer(&self, pool: usize, node: usize) -> Result<(), Violation> {
+    fn may_answer(&self, pool: usize, flying: &Flying) -> Result<(), Violation> {
+        let (watch, node) = (&self.pools[pool], flying.node);
+        if watch.server != Some(node) {
+            let is_closed = watch.server.is_none() && flying.parted == Some(watch.services);
+            if flying.is_local && is_closed {
+                let what = format!("{} has answered for pool {} after it had closed it", NAMES[node], NAMES[pool]);
+                return Err(found(Oracle::Protocol, what));
+            }
+            // The owner's answer has come from the other node.
+            return Ok(());
+        }
         let desk = self.site.desk.borrow();
         let owner = desk.registers.get(&pool_id(pool)).map(|register| register.owner);
         let own = if node == pool { Side::Home } else { Side::Away };
@@ -316,16 +370,24 @@ impl History {
         Ok(())
     }
 
-    fn refused(&mut self, pool: usize, flying: &Flying, refusal: &Refusal, is_leaving: bool) -> Result<(), Violation> {
+    /// A node that closes the pool may refuse what it has begun; what waits for an owner, or is with it, ends in no other error than that nobody
+    /// has served it for too long.
+    fn refused(&mut self, pool: usize, flying: &Flying, refusal: &Refusal) -> Result<(), Violation> {
+        let watch = &self.pools[pool];
+        let is_leaving = flying.parted.is_some() || (watch.open_at[flying.node] && self.is_leaving(pool, flying.node));
         let (is_excused, never_happens) = match refusal {
             Refusal::NoVolume => (is_leaving, true),
-            Refusal::ShuttingDown => (true, true),
+            Refusal::ShuttingDown => (is_leaving, true),
             Refusal::Failed(_) => (is_leaving, false),
+            Refusal::Unserved => (self.may_be_unserved(pool, flying), false),
             Refusal::Beyond | Refusal::NoSpace => (false, true),
         };
         if !is_excused {
             let what = format!("pool {}: {:?} was refused without a fault: {refusal:?}", NAMES[pool], flying.ask);
             return Err(found(Oracle::Error, what));
+        }
+        if *refusal == Refusal::Unserved {
+            self.tell(lines::FORWARDED_UNSERVED, true);
         }
         let watch = &mut self.pools[pool];
         match flying.write {
@@ -340,5 +402,12 @@ impl History {
             left.push_back((flying.volume, range.clone()));
         }
         Ok(())
+    }
+
+    /// Whether a request has waited for as long as it must, and the nodes had no time to find each other.
+    fn may_be_unserved(&self, pool: usize, flying: &Flying) -> bool {
+        let now = self.site.world.now();
+        let has_waited = now.since(flying.since) >= self.site.deadline();
+        has_waited && now.since(self.pools[pool].calm_since) <= self.setup.detection * NOTICE_FACTOR
     }
 }

@@ -5,7 +5,7 @@ use twinlog::format::register::{MirrorState, Register, Side};
 use twinlog_sim::Direction;
 
 /// Everything that is counted.
-pub(super) const ALL: [&str; 23] = [
+pub(super) const ALL: [&str; 26] = [
     ARBITER_LATE,
     ARBITER_LOST,
     ARBITER_POSTHUMOUS,
@@ -14,6 +14,9 @@ pub(super) const ALL: [&str; 23] = [
     BROKEN,
     CUT,
     FENCED,
+    FORWARDED,
+    FORWARDED_OUTLIVED,
+    FORWARDED_UNSERVED,
     KILL,
     PACKET_LOST,
     PAUSE,
@@ -39,6 +42,9 @@ pub(super) const BLACKOUT: &str = "site dark";
 pub(super) const BROKEN: &str = "connection broken";
 pub(super) const CUT: &str = "interconnect cut";
 pub(super) const FENCED: &str = "fenced";
+pub(super) const FORWARDED: &str = "forwarded";
+pub(super) const FORWARDED_OUTLIVED: &str = "forwarded: owner outlived";
+pub(super) const FORWARDED_UNSERVED: &str = "forwarded: not served in time";
 pub(super) const KILL: &str = "process killed";
 pub(super) const PACKET_LOST: &str = "packet lost";
 pub(super) const PAUSE: &str = "node paused";
@@ -74,7 +80,7 @@ pub(super) struct Story {
 }
 
 impl History {
-    fn is_cut(&self) -> bool {
+    pub(super) fn is_cut(&self) -> bool {
         let is_cut = |direction| self.site.paths.iter().all(|path| path.is_cut(direction));
         Direction::BOTH.into_iter().any(is_cut)
     }

@@ -36,7 +36,7 @@ use fence::Blow;
 use lines::Story;
 use setup::{FenceKind, PairSetup};
 use site::{NAMES, Process, Site, pool_id, slot_of};
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 use twinlog::{
     cp::mirroring::MirrorProgress,
     format::register::{MirrorState, Side},
@@ -69,8 +69,8 @@ pub struct History {
     pools: [Watch; 2],
     stories: [Story; 2],
     next_id: u64,
-    /// Requests whose pool was closed before they were answered: they must hear of it. By id: where, and the turn.
-    orphans: BTreeMap<u64, (usize, u64)>,
+    /// The interconnect is slow and loses packets.
+    is_slow: bool,
     /// When each node's last turn ended: its clock.
     clocks: [Nanos; 2],
     tally: Tally,
@@ -110,7 +110,7 @@ impl History {
             pools: [Watch::new(), Watch::new()],
             stories: [Story::default(); 2],
             next_id: 0,
-            orphans: BTreeMap::new(),
+            is_slow: false,
             clocks: [Nanos(0); 2],
             tally: tally(),
             figures: Figures::default(),
@@ -246,9 +246,22 @@ impl History {
             Agenda::new(&self.site.world).turn(Wait::UpTo(Duration::from_micros(50)));
         }
         for pool in 0..2 {
+            self.look_for_calm(pool);
             self.lead(pool, works)?;
         }
-        self.look_for_forgotten()
+        Ok(())
+    }
+
+    /// Whether nothing keeps requests at either node from the one that serves.
+    fn look_for_calm(&mut self, pool: usize) {
+        let is_calm = self.pools[pool].server.is_some()
+            && self.processes.iter().all(Option::is_some)
+            && self.is_paused == [false; 2]
+            && !self.is_slow
+            && !self.is_cut();
+        if !is_calm {
+            self.pools[pool].calm_since = self.site.world.now();
+        }
     }
 
     fn next_blow(&self) -> Option<Blow> {
@@ -275,7 +288,7 @@ impl History {
     fn die(&mut self, node: usize, is_dark: bool) {
         let Some(process) = self.processes[node].take() else { return };
         self.note(|_| format!("{} {}", NAMES[node], if is_dark { "goes dark" } else { "is killed" }));
-        let has_work = !self.orphans.is_empty() || self.pools.iter().any(|pool| !pool.flying.is_empty());
+        let has_work = self.pools.iter().any(|pool| !pool.flying.is_empty());
         self.tell(if is_dark { lines::POWER } else { lines::KILL }, has_work);
         self.tell_death(node, is_dark);
         if is_dark {
@@ -291,8 +304,8 @@ impl History {
             if self.pools[pool].server == Some(node) {
                 self.pools[pool].end();
             }
+            self.pools[pool].lose_clients(node);
         }
-        self.orphans.retain(|_, (at, _)| *at != node);
     }
 
     /// What has become of the pools at a node.
@@ -309,13 +322,14 @@ impl History {
                 |reactor: usize| engine(reactor).is_some_and(|engine| engine.is_serving() && !engine.is_closing());
             let is_serving = (0..count).all(serves);
             let watch = &mut self.pools[pool];
-            watch.open_at[node] = is_open;
+            if std::mem::replace(&mut watch.open_at[node], is_open) && !is_open {
+                watch.part(node);
+            }
             if is_open && watch.open_at[1 - node] {
                 return Err(found(Oracle::TwoOwners, format!("both nodes have pool {name} open")));
             }
             if watch.server == Some(node) && !has_first {
-                let turn = self.figures.turns;
-                self.orphans.extend(watch.end().into_iter().map(|id| (id, (node, turn))));
+                watch.end();
                 self.note(|_| format!("{} has closed pool {name}", NAMES[node]));
                 self.tell_close(node);
             } else if watch.server.is_none() && is_serving {
@@ -325,21 +339,6 @@ impl History {
             }
         }
         Ok(())
-    }
-
-    /// Requests whose pool was closed hear of it.
-    fn look_for_forgotten(&self) -> Result<(), Violation> {
-        let turn = self.figures.turns;
-        let waits = |(_, (node, since)): &(&u64, &(usize, u64))| {
-            !self.is_paused[*node] && turn.saturating_sub(*since) > PATIENCE_TURNS / 4
-        };
-        match self.orphans.iter().find(waits) {
-            Some((id, (node, _))) => Err(found(
-                Oracle::Liveness,
-                format!("{} never answers request {id}, whose pool it has closed", NAMES[*node]),
-            )),
-            None => Ok(()),
-        }
     }
 
     /// An operator starts what was fenced, and gives back what is served away from home where nobody else does.

@@ -102,8 +102,10 @@ pub(super) struct PairSetup {
     pub(super) volumes_max: u64,
     /// Blocks of the largest volume.
     pub(super) volume_blocks_max: u64,
-    /// Requests in flight in each pool.
+    /// Requests in flight in each pool, from the clients of each node.
     pub(super) depth: usize,
+    /// How many detection times a request waits for a pool that nobody serves.
+    pub(super) deadline: u32,
     /// Longest write.
     pub(super) write_bytes_max: u64,
     /// Whether writes may begin and end anywhere; else on sectors of 512 bytes.
@@ -149,6 +151,7 @@ impl PairSetup {
             volumes_max: prng.between(1, 2),
             volume_blocks_max: *prng.pick(&[4, 12, 24]),
             depth: index(prng.between(1, 4)),
+            deadline: *prng.pick(&[10, 100, 1000]),
             write_bytes_max: (ring_blocks / 4 * BLOCK).min(16 << 10),
             any_byte: prng.chance(1, 3),
             is_uniform: prng.chance(1, 3),

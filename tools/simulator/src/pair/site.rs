@@ -13,12 +13,16 @@ use crate::{
 };
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 use twinlog::{
-    base::{Epoch, Incarnation, LaneIndex, PairId, PoolId, PortionId},
+    base::{Epoch, Incarnation, LaneIndex, PairId, PoolId, PortionId, ReactorIndex},
     changelog::{LaneIdentity, PortionRole, ReadHeader},
-    node::pools::{PoolSlot, Pools},
+    node::{
+        forward::ForwardPort,
+        pools::{PoolSlot, Pools},
+    },
     pair::{
         auth::PairKey,
         controller::{Controller, ControllerParts, LocalPortion, OpenLanes, PairPool, Timing},
+        forward::{self, Forwarder, ForwarderParts},
         link::{self, Link, LinkConfig},
         way::LinkWay,
         wire::PoolFacts,
@@ -187,18 +191,21 @@ impl Site {
             agendas.iter().map(|agenda| Arc::new(MailWaker(agenda.waker())) as Arc<dyn Waker>).collect();
         let (calls, called) = mailbox(CALLS_MAX, wakers[0].clone());
         let openings = Openings::new(&agendas, &wakers, self.setup.messages_max, self.prng.fork());
-        let (parts, net) = self.pair_parts(node, &agendas[0]);
+        let (forwarder, forward_ports) = self.forwarder(node, &wakers);
+        let (parts, net) = self.pair_parts(node, &agendas[0], forwarder);
         let (mut called, mut pair) = (Some(called), Some(Box::new(parts)));
         let end = Arc::new(NodeEnd::default());
         let (mut reactors, mut ports, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
-        for (number, agenda) in (0..).zip(&agendas) {
+        for ((number, agenda), forward_port) in (0..).zip(&agendas).zip(forward_ports) {
             let blocks = self.blocks[node].clone();
             let (client_net, listener) = SimNet::open(agenda);
             let port = Port::new(agenda.waker());
             let peers = (0..).zip(&wakers).filter(|(other, _)| *other != number).map(|(_, waker)| waker.clone());
+            let mut pools = Pools::new(blocks.clone(), None);
+            pools.set_port(forward_port);
             reactors.push(Reactor::new(ReactorParts {
                 platform: SimPlatform::new(agenda.clone(), blocks.clone()),
-                pools: Pools::new(blocks.clone(), None),
+                pools,
                 net: client_net,
                 front: Front::Direct(port.clone()),
                 idle: Idle::new(IdlePolicy::Adaptive),
@@ -226,7 +233,7 @@ impl Site {
     }
 
     /// What reactor 0 has beyond the others, and the name of its end of the interconnect.
-    fn pair_parts(&mut self, node: usize, agenda: &Agenda) -> (PairParts<SimLog>, SimListener) {
+    fn pair_parts(&mut self, node: usize, agenda: &Agenda, forwarder: Forwarder) -> (PairParts<SimLog>, SimListener) {
         let incarnation = Incarnation(u128::from(self.prng.next_u64()) | 1);
         let ids = [node, 1 - node].map(|pool| self.portion_id(node, pool));
         let facts = [node, 1 - node].map(|pool| self.facts(node, pool, ids[usize::from(pool != node)]));
@@ -272,7 +279,38 @@ impl Site {
             },
             prng: self.prng.fork(),
         });
-        (PairParts { controller, forwarder: None, way: Box::new(LinkWay::new(net, link)) }, listener)
+        (PairParts { controller, forwarder: Some(forwarder), way: Box::new(LinkWay::new(net, link)) }, listener)
+    }
+
+    /// The way of requests to the other node, and each reactor's end of it.
+    fn forwarder(&mut self, node: usize, wakers: &[Arc<dyn Waker>]) -> (Forwarder, Vec<ForwardPort>) {
+        let messages_max = self.setup.messages_max;
+        let (to_hub, hub) = mailbox(messages_max, wakers[0].clone());
+        let (to_ports, from_hub): (Vec<_>, Vec<_>) =
+            wakers.iter().map(|waker| mailbox(messages_max, waker.clone())).unzip();
+        let count = self.setup.reactors[node];
+        let port = |(reactor, mailbox)| ForwardPort::new((reactor, count), to_hub.clone(), mailbox, &self.blocks[node]);
+        let ports = (0..).map(ReactorIndex).zip(from_hub).map(port).collect();
+        let detection = self.setup.detection;
+        let forwarder = Forwarder::new(ForwarderParts {
+            pools: [node, 1 - node].map(|pool| (pool_id(pool), self.setup.lanes)),
+            mailbox: hub,
+            ports: to_ports,
+            timing: forward::Timing {
+                deadline: self.deadline(),
+                list_wait: detection * 10,
+                refused_pause: detection / 20,
+                path_pause: detection * 3,
+                starved_pause: detection / 100,
+            },
+            first_number: self.prng.next_u64(),
+        });
+        (forwarder, ports)
+    }
+
+    /// How long a request waits for a pool that nobody serves.
+    pub(super) fn deadline(&self) -> Duration {
+        self.setup.detection * self.setup.deadline
     }
 
     fn facts(&self, node: usize, pool: usize, portion: Option<PortionId>) -> PoolFacts {

@@ -15,6 +15,7 @@ impl History {
             return self.mend();
         }
         self.note(|_| format!("{trouble:?}"));
+        self.disturb();
         match trouble {
             Trouble::Kill => self.die(node, false),
             Trouble::Dark => self.die(node, true),
@@ -34,6 +35,7 @@ impl History {
                 self.site.paths[path].break_connections();
             }
             Trouble::Slow => {
+                self.is_slow = true;
                 let plan = self.setup.slow_path();
                 self.site.paths.iter().for_each(|path| path.set_plan(plan));
             }
@@ -98,15 +100,25 @@ impl History {
             _ if self.is_paused[node] => self.pause(node, false),
             _ if self.processes[1 - node].is_none() => self.start(1 - node),
             _ => {
+                self.is_slow = false;
                 let plan = self.setup.path();
                 self.site.paths.iter().for_each(|path| path.set_plan(plan));
             }
         }
+        self.disturb();
+    }
+
+    /// Something has changed, and the nodes need some time for it.
+    fn disturb(&mut self) {
+        let now = self.site.world.now();
+        self.pools.iter_mut().for_each(|pool| pool.calm_since = now);
     }
 
     /// Everything that is wrong ends.
     pub(super) fn heal(&mut self) {
         self.note(|_| "everything heals".to_owned());
+        self.is_slow = false;
+        self.disturb();
         let plan = self.setup.path();
         for path in &self.site.paths {
             path.heal();

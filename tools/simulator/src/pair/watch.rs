@@ -7,6 +7,7 @@ use std::{
     ops::Range,
 };
 use twinlog::{base::ObjectId, node::admin::AdminReply};
+use twinlog_device::Nanos;
 
 /// A request under way.
 pub(super) struct Flying {
@@ -14,6 +15,15 @@ pub(super) struct Flying {
     pub(super) volume: ObjectId,
     pub(super) write: Option<WriteId>,
     pub(super) began: u64,
+    /// Where its client is connected.
+    pub(super) node: usize,
+    pub(super) since: Nanos,
+    /// That node served the pool when it was asked.
+    pub(super) is_local: bool,
+    /// That node has closed the pool since: after so many services.
+    pub(super) parted: Option<u64>,
+    /// Another node served the pool when it was asked, or has begun to, and does not any more.
+    pub(super) has_outlived: bool,
     /// It belongs to the verification after an opening.
     pub(super) is_verification: bool,
 }
@@ -50,6 +60,10 @@ pub(super) struct Watch {
     pub(super) uncertain: Option<(String, u64)>,
     /// Changes answered since it is served.
     pub(super) answered: u64,
+    /// Times that it was opened.
+    pub(super) services: u64,
+    /// Since then a node serves it and nothing goes wrong.
+    pub(super) calm_since: Nanos,
     /// Openings that were verified.
     pub(super) openings: u64,
 }
@@ -65,6 +79,8 @@ impl Watch {
             order: None,
             uncertain: None,
             answered: 0,
+            services: 0,
+            calm_since: Nanos(0),
             openings: 0,
         }
     }
@@ -85,13 +101,45 @@ impl Watch {
         self.model.volumes().iter().flat_map(parts).collect()
     }
 
-    /// Nobody serves the pool any more, and nobody answers what was asked. Returns the requests that nobody has answered.
-    pub(super) fn end(&mut self) -> Vec<u64> {
-        self.server = None;
-        self.model.crash(crate::model::Loss::Unanswered);
-        if let Some((Order::Create { name, size_bytes }, _)) = self.order.take() {
-            self.uncertain = Some((name, size_bytes));
+    /// The node that served the pool does not any more.
+    pub(super) fn end(&mut self) {
+        let server = self.server.take();
+        match self.order.take() {
+            Some((Order::Create { name, size_bytes }, _)) => self.uncertain = Some((name, size_bytes)),
+            Some((Order::Checkpoint { began }, _)) => self.model.end(began),
+            Some((Order::Check, _)) | None => {}
         }
-        std::mem::take(&mut self.flying).into_keys().collect()
+        for flying in self.flying.values_mut() {
+            flying.has_outlived |= Some(flying.node) != server;
+        }
+    }
+
+    /// A node has closed the pool, and lives: its clients hear from the next one that serves, or that this one could not answer.
+    pub(super) fn part(&mut self, node: usize) {
+        for flying in self.flying.values_mut().filter(|flying| flying.node == node) {
+            (flying.parted, flying.is_verification) = (Some(self.services), false);
+        }
+    }
+
+    /// The clients of a node are gone. What they have changed may happen as long as somebody has the pool open.
+    pub(super) fn lose_clients(&mut self, node: usize) {
+        let is_lost = |flying: &Flying| flying.node == node;
+        for flying in self.flying.values().filter(|flying| is_lost(flying) && flying.write.is_none()) {
+            self.model.end(flying.began);
+        }
+        self.flying.retain(|_, flying| !is_lost(flying));
+    }
+
+    /// A node has opened the pool: what nobody waits for any more has happened, or never will.
+    pub(super) fn begin(&mut self, node: usize) {
+        (self.server, self.answered) = (Some(node), 0);
+        self.services += 1;
+        let waiting: Vec<WriteId> = self.flying.values().filter_map(|flying| flying.write).collect();
+        self.model.crash_beside(crate::model::Loss::Unanswered, &waiting);
+    }
+
+    /// Requests in flight of a node's clients.
+    pub(super) fn depth(&self, node: usize) -> usize {
+        self.flying.values().filter(|flying| flying.node == node).count()
     }
 }
