@@ -22,16 +22,23 @@ fn a_pair_is_deterministic() {
     assert_eq!(digest(), digest());
 }
 
-/// The rarest took 45 histories of seed 1.
+/// The rarest took 85 histories of seed 1.
 #[cfg(feature = "planted-bugs")]
 #[test]
 fn planted_bugs_of_the_pair_are_found() {
     use twinlog::base::planted;
     for bug in [
+        "answered-when-sent",
+        "asked-again-by-a-new-name",
+        "earlier-session-not-awaited",
         "fence-not-awaited",
         "lease-ignored",
+        "name-not-compared",
+        "name-not-noted",
+        "names-not-in-superblock",
         "open-without-claim",
         "resend-forgets",
+        "slot-taken-twice",
         "stable-without-mirror",
         "superblocks-unordered",
         "takeover-while-stale",

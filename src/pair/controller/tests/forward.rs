@@ -204,6 +204,7 @@ fn a_lost_path_has_everything_asked_for_again_once() {
     assert_eq!(pair.wire.borrow().late.len(), 2);
     pair.wire.borrow_mut().deliver_late();
     pair.end(1, late).expect("it is served");
+}
 
 /// The owner performs a change and dies before its reply arrives; another client has replaced it by then. The survivor finds the name in the
 /// records that it replays, or in the superblock when a consistency point has the change already.
@@ -239,25 +240,6 @@ fn names_decide_after_a_takeover() {
             (4, 5),
             "once each, in the superblock: {is_in_superblock}"
         );
-    }
-}
-
-/// What the test above would miss would prove nothing.
-#[cfg(feature = "planted-bugs")]
-#[test]
-fn planted_bugs_of_names_are_found() {
-    use crate::base::planted;
-    for (bug, is_in_superblock) in [
-        ("names-forgotten-at-takeover", false),
-        ("names-forgotten-at-takeover", true),
-        ("replay-forgets-names", false),
-        ("names-not-in-superblock", true),
-        ("asked-again-by-a-new-name", false),
-    ] {
-        planted::choose(bug);
-        let blocks = blocks_after_a_takeover(is_in_superblock);
-        planted::choose("");
-        assert_eq!(blocks, (3, 5), "{bug}: the first change came back");
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::bank::{Bug, bug};
 
 /// Every bug.
-pub const BUGS: [Bug; 37] = [
+pub const BUGS: [Bug; 36] = [
     bug("alone-before-stale", "replies leave without the mirror before the register says stale"),
     bug("answered-when-sent", "a change is answered when it was sent to the owner"),
     bug("asked-again-by-a-new-name", "what is asked for again gets a new name"),
@@ -19,7 +19,6 @@ pub const BUGS: [Bug; 37] = [
     bug("in-hand-not-looked-up", "what is asked for again is performed beside its first asking"),
     bug("in-sync-too-early", "the register says in sync before the mirror has everything"),
     bug("lease-ignored", "a node serves on when its lease has ended"),
-    bug("lost-link-not-noticed", "what was with the partner is not asked for again"),
     bug("mirror-acknowledges-early", "the mirror acknowledges what is not durable"),
     bug("mirror-begin-epoch-not-compared", "a begin of a later epoch is taken for a repetition"),
     bug("mirror-epoch-not-compared", "the mirror takes records of an epoch that is over"),

@@ -300,7 +300,6 @@ impl Site {
                 deadline: self.deadline(),
                 list_wait: detection * 10,
                 refused_pause: detection / 20,
-                path_pause: detection * 3,
                 starved_pause: detection / 100,
             },
             first_number: self.prng.next_u64(),
