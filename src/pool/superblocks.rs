@@ -16,6 +16,10 @@
 //!
 //! What open reads may still be in a device's volatile cache, and would vanish with the next power cut after more has been built on
 //! it. So the chosen superblock goes through steps 1 to 4 again before anything trusts it; that also mends copies that were lost.
+//!
+//! A copy that cannot be read may be newer than all that can: its write failed, and landed. Once it can be read again it would be chosen,
+//! after its blocks have been overwritten. So the chosen superblock goes on under a number that no such copy can have, and in the place of
+//! the next one. ([`UNREAD_AHEAD`])
 
 use super::{
     io::{Io, IoEvent, Tag},
@@ -124,6 +128,10 @@ pub fn current<'a>(copies: impl Iterator<Item = (&'a Superblock, u16)> + Clone) 
     copies.clone().filter(counts).map(|(superblock, _)| superblock).max_by_key(|superblock| superblock.cp)
 }
 
+/// How far a superblock's number goes ahead when a copy could not be read. That copy is one newer, or two where the copies of the one
+/// between are damaged besides; and an odd number is the other slot's.
+const UNREAD_AHEAD: u64 = 3;
+
 /// Raw superblock places of one device.
 struct Copies {
     blocks: Vec<(u64, BlockBuf)>,
@@ -134,6 +142,8 @@ pub struct OpenSuperblocks {
     owner: u16,
     outstanding: usize,
     copies: Vec<Copies>,
+    /// A copy could not be read.
+    is_unread: bool,
     commit: Option<(CommitSuperblock, Superblock, Vec<usize>)>,
 }
 
@@ -151,7 +161,7 @@ impl OpenSuperblocks {
             io.read_raw(Tag { owner, id: id + 1 }, index, blocks - TAIL_BLOCKS, 2);
         }
         let copies = sizes.iter().map(|_| Copies { blocks: Vec::new() }).collect();
-        Ok(Self { owner, outstanding: sizes.len() * 2, copies, commit: None })
+        Ok(Self { owner, outstanding: sizes.len() * 2, copies, is_unread: false, commit: None })
     }
 
     /// Takes an event. Returns the superblock and, per device of the pool, the index of the opened device, once it can be trusted.
@@ -173,13 +183,17 @@ impl OpenSuperblocks {
         } else {
             io.devices().nth(device).expect("opened").info().block_count - TAIL_BLOCKS
         };
-        if let Ok(blocks) = result {
-            // An unreadable copy is a lost copy: the others decide.
-            self.copies[device].blocks.extend((first..).zip(blocks));
+        match result {
+            Ok(blocks) => self.copies[device].blocks.extend((first..).zip(blocks)),
+            // The others decide.
+            Err(_) => self.is_unread = true,
         }
         self.outstanding -= 1;
         if self.outstanding == 0 {
-            let (superblock, order) = self.choose(io)?;
+            let (mut superblock, order) = self.choose(io)?;
+            if self.is_unread {
+                superblock.cp = CpNumber(superblock.cp.0 + UNREAD_AHEAD);
+            }
             io.reorder(&order);
             if planted::is("superblocks-unordered") {
                 return Ok(Some((superblock, order)));
