@@ -221,7 +221,8 @@ impl<L: LogMemory> Shard<L> {
         let lists = if frees { volume.free_list_cost() } else { 0 };
         let mut pause = Duration::ZERO;
         let lists = if replayed.is_none() {
-            pause = self.check_room(change, &part, cost)?;
+            let payload = if matches!(change, Change::Write(..)) { part.end - part.start } else { 0 };
+            pause = self.check_room(payload, cost)?;
             self.check_pace(pause)?;
             reserve(&self.options.budget, (cost, lists), is_urgent)?
         } else {
@@ -252,9 +253,8 @@ impl<L: LogMemory> Shard<L> {
         Ok(())
     }
 
-    /// Whether lane and memory have room for a record; returns how much it is to be delayed.
-    fn check_room(&mut self, change: &Change, part: &Range<u64>, cost: u64) -> Result<Duration, Obstacle> {
-        let payload = if matches!(change, Change::Write(..)) { part.end - part.start } else { 0 };
+    /// Whether lane and memory have room for a record with a payload of so many bytes; returns how much it is to be delayed.
+    fn check_room(&mut self, payload: u64, cost: u64) -> Result<Duration, Obstacle> {
         let State::Serving(lane) = &self.state else { return Err(Obstacle::Wait) };
         let is_memory_full = self.reserved_active + self.reserved_frozen + cost > self.options.dirty_blocks_max;
         if is_memory_full || !lane.has_space_for(payload) {
@@ -387,17 +387,17 @@ impl<L: LogMemory> Shard<L> {
                 self.volumes.get(&id).map_or(0, Volume::free_cost) + 8
             }
         };
-        if replayed.is_none() {
-            self.check_room(&Change::Done, &(0..0), cost)?;
-            reserve(&self.options.budget, (cost, 0), matches!(change, VolumeChange::Delete))?;
-        } else {
-            self.options.budget.reserve_again(cost);
-        }
         let (kind, argument, name) = match change {
             VolumeChange::Create { name, size_bytes, .. } => (RecordKind::Create, *size_bytes, name.as_bytes()),
             VolumeChange::Resize(size_bytes) => (RecordKind::Resize, *size_bytes, &[][..]),
             VolumeChange::Delete => (RecordKind::Delete, 0, &[][..]),
         };
+        if replayed.is_none() {
+            self.check_room(name.len() as u64, cost)?;
+            reserve(&self.options.budget, (cost, 0), matches!(change, VolumeChange::Delete))?;
+        } else {
+            self.options.budget.reserve_again(cost);
+        }
         let time_ns = self.wall_clock_ns;
         let draft = Draft { kind, object: id, offset_bytes: 0, argument, flags: 0, time_ns, request_id: 0 };
         let lsn = replayed.unwrap_or_else(|| {
