@@ -129,6 +129,11 @@ impl Desk {
         self.requests.retain(|request| request.node != node || request.fate == Fate::Late || prng.chance(1, 2));
     }
 
+    /// Whether a change of a pool's register is on its way.
+    pub(super) fn is_changing(&self, pool: PoolId) -> bool {
+        self.requests.iter().any(|request| matches!(request.ask, Ask::Swap(_, new) if new.pool == pool))
+    }
+
     fn ask(&mut self, node: usize, agenda: &Agenda, ask: Ask) {
         let now = self.world.now();
         let is_swap = matches!(ask, Ask::Swap(..));

@@ -11,7 +11,7 @@ use crate::{
     pattern::WriteId,
     setup::{BLOCK, index},
 };
-use std::ops::Range;
+use std::{collections::VecDeque, ops::Range};
 use twinlog::{
     base::{ObjectId, checksum},
     cp::coordinator::PoolState,
@@ -50,6 +50,12 @@ impl History {
             && let Some(volume) = listed.iter().find(|volume| volume.name == name)
         {
             watch.model.create(volume.id, &name, size_bytes);
+        }
+        if watch.was_forced {
+            let is_missing = |id: &ObjectId| !listed.iter().any(|volume| volume.id == *id);
+            let volumes = watch.model.volumes().iter().filter(|(id, volume)| !volume.is_lasting && is_missing(id));
+            let missing: Vec<ObjectId> = volumes.map(|(&id, _)| id).collect();
+            missing.into_iter().for_each(|id| watch.model.delete(id));
         }
         let listed: Vec<_> = listed.into_iter().map(|volume| (volume.id, (volume.name, volume.size_bytes))).collect();
         let expected = watch.model.volumes().iter();
@@ -165,6 +171,7 @@ impl History {
         let Ok(reply) = replies.try_recv() else { return Ok(()) };
         let Some((order, _)) = self.pools[pool].order.take() else { return Ok(()) };
         let is_leaving = self.pools[pool].server.is_none_or(|node| self.is_leaving(pool, node));
+        let is_excused = self.is_excused(pool);
         let watch = &mut self.pools[pool];
         match (order, reply) {
             (Order::Create { name, size_bytes }, AdminReply::Volumes { volumes }) => {
@@ -173,25 +180,33 @@ impl History {
                 };
                 watch.model.create(ObjectId(volume.id), &name, size_bytes);
             }
-            (Order::Checkpoint { began }, AdminReply::Done) => watch.model.end(began),
+            (Order::Checkpoint { began }, AdminReply::Done) => {
+                watch.model.flushed(None, began);
+                watch.model.end(began);
+            }
             (Order::Check, AdminReply::Report(report)) => {
                 self.figures.checks += 1;
+                if is_excused && !report.problems.is_empty() {
+                    // What could not be read is looked at again.
+                    watch.phase = Phase::Reading(VecDeque::new());
+                    return Ok(());
+                }
                 if let Some(first) = report.problems.first() {
                     let what = format!("pool {}: {} problems, the first: {first}", NAMES[pool], report.problems.len());
                     return Err(found(Oracle::Check, what));
                 }
-                watch.phase = Phase::Working;
+                (watch.phase, watch.was_forced) = (Phase::Working, false);
                 watch.openings += 1;
                 self.figures.recoveries += 1;
             }
             (order, AdminReply::Refused { message, .. }) => {
-                if !is_leaving && !message.contains("shutting down") && !message.contains("stopp") {
+                if !is_leaving && !is_excused && !message.contains("shutting down") && !message.contains("stopp") {
                     return Err(found(Oracle::Error, format!("an order was refused: {message}")));
                 }
                 match order {
                     Order::Checkpoint { began } => watch.model.end(began),
                     Order::Create { name, size_bytes } => watch.uncertain = Some((name, size_bytes)),
-                    Order::Check => {}
+                    Order::Check => watch.phase = Phase::Reading(VecDeque::new()),
                 }
             }
             (_, reply) => {
@@ -312,7 +327,7 @@ impl History {
         match (answer, &flying.ask) {
             (Answer::Refused(refusal), _) => self.refused(pool, &flying, &refusal),
             (Answer::Done, Ask::Write(..) | Ask::Discard(..) | Ask::Zero(..)) => {
-                model.end_write(flying.write.expect("it is a change"), true);
+                model.end_write(flying.write.expect("it is a change"), false);
                 self.pools[pool].answered += 1;
                 self.figures.answered_changes += 1;
                 Ok(())
@@ -376,9 +391,10 @@ impl History {
         let watch = &self.pools[pool];
         let is_leaving = flying.parted.is_some() || (watch.open_at[flying.node] && self.is_leaving(pool, flying.node));
         let (is_excused, never_happens) = match refusal {
-            Refusal::NoVolume => (is_leaving, true),
+            // A forced takeover may have lost it.
+            Refusal::NoVolume => (is_leaving || !watch.model.volumes().contains_key(&flying.volume), true),
             Refusal::ShuttingDown => (is_leaving, true),
-            Refusal::Failed(_) => (is_leaving, false),
+            Refusal::Failed(_) => (is_leaving || self.is_excused(pool), false),
             Refusal::Unserved => (self.may_be_unserved(pool, flying), false),
             Refusal::Beyond | Refusal::NoSpace => (false, true),
         };

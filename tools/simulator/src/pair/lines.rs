@@ -1,11 +1,12 @@
 //! How often what went wrong, and what came of it: the lines of the failure table in `docs/pair.md`, as they are seen from outside.
 
-use super::{History, arbiter::Reach, site::NAMES};
+use super::{History, arbiter::Reach, forced::Lost, site::NAMES};
+use crate::history::Violation;
 use twinlog::format::register::{MirrorState, Register, Side};
-use twinlog_sim::Direction;
+use twinlog_sim::{Direction, Fault};
 
 /// Everything that is counted.
-pub(super) const ALL: [&str; 26] = [
+pub(super) const ALL: [&str; 38] = [
     ARBITER_LATE,
     ARBITER_LOST,
     ARBITER_POSTHUMOUS,
@@ -13,11 +14,23 @@ pub(super) const ALL: [&str; 26] = [
     BLACKOUT,
     BROKEN,
     CUT,
+    DIES_OPENING,
+    DISK_GONE,
+    DISK_READ,
+    DISK_SLOW,
+    DISK_WRITE,
     FENCED,
+    FORCED_LOG,
+    FORCED_MACHINE,
     FORWARDED,
     FORWARDED_OUTLIVED,
     FORWARDED_UNSERVED,
     KILL,
+    LOG_READ,
+    LOG_SLOW,
+    LOG_WRITE,
+    MIRROR_LOST,
+    OWN_LOG_LOST,
     PACKET_LOST,
     PAUSE,
     POWER,
@@ -41,11 +54,23 @@ pub(super) const ARBITER_UNHEARD: &str = "arbiter: answer lost";
 pub(super) const BLACKOUT: &str = "site dark";
 pub(super) const BROKEN: &str = "connection broken";
 pub(super) const CUT: &str = "interconnect cut";
+pub(super) const DIES_OPENING: &str = "died while opening";
+const DISK_GONE: &str = "disk: gone";
+const DISK_READ: &str = "disk: read error";
+const DISK_SLOW: &str = "disk: slow";
+const DISK_WRITE: &str = "disk: write error";
 pub(super) const FENCED: &str = "fenced";
+pub(super) const FORCED_LOG: &str = "forced: own log lost";
+pub(super) const FORCED_MACHINE: &str = "forced: owner lost";
 pub(super) const FORWARDED: &str = "forwarded";
 pub(super) const FORWARDED_OUTLIVED: &str = "forwarded: owner outlived";
 pub(super) const FORWARDED_UNSERVED: &str = "forwarded: not served in time";
 pub(super) const KILL: &str = "process killed";
+const LOG_READ: &str = "log: read error";
+pub(super) const LOG_SLOW: &str = "log: stands still";
+const LOG_WRITE: &str = "log: write error";
+pub(super) const MIRROR_LOST: &str = "log: mirror lost";
+pub(super) const OWN_LOG_LOST: &str = "log: own log lost";
 pub(super) const PACKET_LOST: &str = "packet lost";
 pub(super) const PAUSE: &str = "node paused";
 pub(super) const POWER: &str = "machine dark";
@@ -77,6 +102,29 @@ pub(super) struct Story {
     is_interrupted: bool,
     /// Its server is paused.
     is_paused: bool,
+    /// Since it was in step the node that mirrored it has not died, and has not begun anew.
+    has_kept_mirror: bool,
+}
+
+impl Story {
+    /// The node that the register names.
+    pub(super) fn owner(&self, pool: usize) -> Option<usize> {
+        self.register.map(|register| owner(pool, &register))
+    }
+
+    /// Whether the other node's log is as it was when it was in step last.
+    pub(super) fn has_kept_mirror(&self) -> bool {
+        self.has_kept_mirror
+    }
+
+    pub(super) fn forget_mirror(&mut self) {
+        self.has_kept_mirror = false;
+    }
+
+    /// Whether the register names another owner than the pool had, who does not serve it yet.
+    pub(super) fn is_moving(&self) -> bool {
+        self.is_moving
+    }
 }
 
 impl History {
@@ -102,6 +150,7 @@ impl History {
             let story = &mut self.stories[pool];
             let owner = story.register.map(|register| owner(pool, &register));
             story.both_died |= !other_lives;
+            story.has_kept_mirror = false;
             story.is_interrupted |= story.is_moving && owner == Some(node) && server.is_none();
             if server == Some(node) {
                 story.lost = Some((node, is_dark));
@@ -154,7 +203,7 @@ impl History {
     }
 
     /// Looks at the registers for what has changed.
-    pub(super) fn look_at_registers(&mut self) {
+    pub(super) fn look_at_registers(&mut self) -> Result<(), Violation> {
         for pool in 0..2 {
             let Some(new) = self.site.desk.borrow().registers.get(&super::pool_id(pool)).copied() else { continue };
             let Some(old) = self.stories[pool].register.replace(new).filter(|old| *old != new) else { continue };
@@ -162,12 +211,14 @@ impl History {
                 let mirror = if new.mirror == MirrorState::Stale { "stale" } else { "in sync" };
                 format!("register {}: epoch {}, owner {}, {mirror}", NAMES[pool], new.epoch.0, NAMES[owner(pool, &new)])
             });
+            self.judge_register(pool, &old, &new)?;
             if old.owner != new.owner {
                 self.stories[pool].is_moving = true;
                 continue;
             }
             match (old.mirror, new.mirror) {
                 (MirrorState::InSync(_), MirrorState::Stale) => {
+                    self.was_in_step(pool);
                     if std::mem::take(&mut self.stories[pool].mirror_died) {
                         self.tell(LINE_PARTNER_DIES, true);
                     } else if self.is_cut() && self.processes.iter().all(Option::is_some) {
@@ -177,6 +228,19 @@ impl History {
                 (MirrorState::Stale, MirrorState::InSync(_)) => self.tell(LINE_PARTNER_RETURNS, true),
                 _ => {}
             }
+        }
+        Ok(())
+    }
+
+    /// What was answered so far is in both logs.
+    fn was_in_step(&mut self, pool: usize) {
+        let is_lived = self.processes.iter().all(Option::is_some);
+        self.stories[pool].has_kept_mirror = is_lived && self.is_cut();
+        if self.setup.lost == Lost::Machine {
+            let model = &mut self.pools[pool].model;
+            let now = model.begin();
+            model.flushed(None, now);
+            model.end(now);
         }
     }
 
@@ -192,6 +256,12 @@ impl History {
             (ARBITER_UNHEARD, (counts.unheard_swaps, counts.unheard_swaps)),
             (BROKEN, (sum(|path| path.broken), sum(|path| path.broken_mattered))),
             (CUT, (sum(|path| path.cut), sum(|path| path.cut_mattered))),
+            (DISK_GONE, self.site.world.faults(Fault::DeviceGone)),
+            (DISK_READ, self.site.world.faults(Fault::ReadError)),
+            (DISK_SLOW, self.site.world.faults(Fault::SlowOperation)),
+            (DISK_WRITE, self.site.world.faults(Fault::WriteError)),
+            (LOG_READ, self.site.world.faults(Fault::LogReadError)),
+            (LOG_WRITE, self.site.world.faults(Fault::LogPersistError)),
             (PACKET_LOST, (sum(|path| path.lost), sum(|path| path.lost))),
         ];
         for (name, count) in all {

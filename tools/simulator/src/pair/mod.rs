@@ -21,6 +21,8 @@ mod arbiter;
 pub mod bugs;
 mod clients;
 mod fence;
+mod forced;
+mod hardware;
 mod lines;
 mod opener;
 mod setup;
@@ -32,9 +34,11 @@ use crate::{
     fault::Tally,
     history::{self, Figures, Oracle, Outcome, Violation},
 };
+use crossbeam_channel::Receiver;
 use fence::Blow;
+use forced::Forced;
 use lines::Story;
-use setup::{FenceKind, PairSetup};
+use setup::{FenceKind, PairSetup, Trouble};
 use site::{NAMES, Process, Site, pool_id, slot_of};
 use std::time::Duration;
 use twinlog::{
@@ -68,6 +72,12 @@ pub struct History {
     may_start: [bool; 2],
     pools: [Watch; 2],
     stories: [Story; 2],
+    /// What an operator waits to hear of each node.
+    looks: [Option<Receiver<AdminReply>>; 2],
+    /// The next node that opens a pool dies after so many turns of it.
+    dies_opening: Option<u64>,
+    /// A forced takeover in the making.
+    forced: Option<Forced>,
     next_id: u64,
     /// The interconnect is slow and loses packets.
     is_slow: bool,
@@ -99,6 +109,7 @@ pub fn run(seed: u64, watch: history::Watch) -> Outcome {
 impl History {
     fn new(seed: u64, setup: PairSetup, watch: history::Watch) -> Self {
         let site = Site::new(seed, &setup);
+        let answers_last = !setup.troubles.contains(&Trouble::Forced);
         let history = Self {
             prng: Prng::new(seed ^ 0x5EED),
             setup,
@@ -107,8 +118,11 @@ impl History {
             is_paused: [false; 2],
             paused_at: [Nanos(0); 2],
             may_start: [true; 2],
-            pools: [Watch::new(), Watch::new()],
+            pools: [Watch::new(answers_last), Watch::new(answers_last)],
             stories: [Story::default(); 2],
+            looks: [None, None],
+            dies_opening: None,
+            forced: None,
             next_id: 0,
             is_slow: false,
             clocks: [Nanos(0); 2],
@@ -221,7 +235,9 @@ impl History {
         while let Some(blow) = self.next_blow() {
             self.strike(blow);
         }
-        self.look_at_registers();
+        self.look_at_registers()?;
+        self.look_at_openings();
+        self.look_at_forced();
         let first = crate::setup::index(self.prng.below(2));
         let mut is_any = false;
         for node in [first, 1 - first] {
@@ -295,6 +311,7 @@ impl History {
             process.go_dark();
         }
         drop(process);
+        self.forget_forced(node);
         self.is_paused[node] = false;
         let mut prng = self.prng.fork();
         let is_alone = [0, 1].map(|pool| !self.pools[pool].open_at[1 - node]);
@@ -344,6 +361,7 @@ impl History {
     /// An operator starts what was fenced, and gives back what is served away from home where nobody else does.
     fn look_after(&mut self) {
         for pool in 0..2 {
+            self.operate(pool);
             if self.processes[pool].is_none() && self.may_start[pool] {
                 self.start(pool);
             }

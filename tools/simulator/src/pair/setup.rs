@@ -1,6 +1,7 @@
 //! What one history of a pair is made of, drawn from its seed. Time limits are some thousand times shorter than those of real pairs, so
 //! that a lease ends within a few hundred turns.
 
+use super::forced::Lost;
 use crate::setup::{BLOCK, index, log_shape};
 use std::time::Duration;
 use twinlog_device::{DurabilityClass, Prng};
@@ -41,11 +42,25 @@ pub(super) enum Trouble {
     Pause,
     /// Commands of an operator: takeover, giveback.
     Command,
+    /// Reads or writes of a disk fail.
+    DiskError,
+    /// A disk is slow.
+    DiskSlow,
+    /// Reads or writes of a log fail.
+    LogError,
+    /// A log stands still.
+    LogSlow,
+    /// A log is lost while its node is down.
+    LogLost,
+    /// A node dies while it opens a pool.
+    DieOpening,
+    /// An operator gives up what only a lost log has.
+    Forced,
 }
 
 impl Trouble {
     /// Every kind.
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::Kill,
         Self::Dark,
         Self::Blackout,
@@ -56,6 +71,13 @@ impl Trouble {
         Self::ArbiterDeaf,
         Self::Pause,
         Self::Command,
+        Self::DiskError,
+        Self::DiskSlow,
+        Self::LogError,
+        Self::LogSlow,
+        Self::LogLost,
+        Self::DieOpening,
+        Self::Forced,
     ];
 }
 
@@ -94,6 +116,8 @@ pub(super) struct PairSetup {
     pub(super) fence: FenceKind,
     /// What goes wrong.
     pub(super) troubles: Vec<Trouble>,
+    /// What operators lose for good.
+    pub(super) lost: Lost,
     /// How often something does.
     pub(super) events: u64,
     /// Turns between two of them, at most.
@@ -146,6 +170,7 @@ impl PairSetup {
             gives_back: prng.chance(2, 3),
             fence: *prng.pick(&[FenceKind::Lock, FenceKind::PowerOff]),
             troubles,
+            lost: *prng.pick(&[Lost::Log, Lost::Machine]),
             events: prng.between(2, 12),
             gap_turns: *prng.pick(&[60, 400, 2500]),
             volumes_max: prng.between(1, 2),

@@ -15,6 +15,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 use twinlog::{
     base::{Epoch, Incarnation, LaneIndex, PairId, PoolId, PortionId, ReactorIndex},
     changelog::{LaneIdentity, PortionRole, ReadHeader},
+    format::lane_header::LaneHeader,
     node::{
         forward::ForwardPort,
         pools::{PoolSlot, Pools},
@@ -175,6 +176,12 @@ impl Site {
             found = Some(header.portion);
         }
         found
+    }
+
+    /// The id of a portion that may be in use.
+    pub(super) fn portion_at_rest(&self, node: usize, pool: usize) -> Option<PortionId> {
+        let image = self.logs[node][pool][0].image();
+        LaneHeader::read(&image, image.len() as u64).ok().map(|header| header.portion)
     }
 
     /// Starts a process at `node`.

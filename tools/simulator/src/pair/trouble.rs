@@ -8,8 +8,9 @@ use twinlog_sim::{Direction, SimPath};
 impl History {
     /// Draws what happens next.
     pub(super) fn something_goes_wrong(&mut self) {
+        (0..2).for_each(|node| self.operate(node));
         let trouble = *self.prng.pick(&self.setup.troubles.clone());
-        let node = index(self.prng.below(2));
+        let (node, pool) = (index(self.prng.below(2)), index(self.prng.below(2)));
         // Half of all steps mend something, so that new trouble meets a pair that is well.
         if self.prng.chance(2, 5) {
             return self.mend();
@@ -43,6 +44,13 @@ impl History {
             Trouble::ArbiterDeaf => self.lose_arbiter(node, Reach::Deaf),
             Trouble::Pause => self.pause(node, true),
             Trouble::Command => self.command(node),
+            Trouble::DiskError => self.harm_disk(pool),
+            Trouble::DiskSlow => self.slow_disk(pool),
+            Trouble::LogError => self.harm_log(node, pool),
+            Trouble::LogSlow => self.slow_log(node, pool),
+            Trouble::LogLost => self.lose_log(node, pool),
+            Trouble::DieOpening => self.die_opening(pool),
+            Trouble::Forced => self.begin_forced(pool),
         }
     }
 
@@ -93,12 +101,16 @@ impl History {
     /// One thing that is wrong ends.
     fn mend(&mut self) {
         let node = index(self.prng.below(2));
-        match self.prng.below(4) {
-            0 => self.site.paths.iter().for_each(SimPath::heal),
+        match self.prng.below(5) {
+            4 => self.mend_hardware(),
+            0 => {
+                self.forget_mirrors();
+                self.site.paths.iter().for_each(SimPath::heal);
+            }
             1 => self.site.desk.borrow_mut().reach = [Reach::Good; 2],
-            _ if self.processes[node].is_none() => self.start(node),
+            _ if self.processes[node].is_none() && self.may_start[node] => self.start(node),
             _ if self.is_paused[node] => self.pause(node, false),
-            _ if self.processes[1 - node].is_none() => self.start(1 - node),
+            _ if self.processes[1 - node].is_none() && self.may_start[1 - node] => self.start(1 - node),
             _ => {
                 self.is_slow = false;
                 let plan = self.setup.path();
@@ -119,17 +131,20 @@ impl History {
         self.note(|_| "everything heals".to_owned());
         self.is_slow = false;
         self.disturb();
+        self.forget_mirrors();
         let plan = self.setup.path();
         for path in &self.site.paths {
             path.heal();
             path.set_plan(plan);
         }
         self.site.desk.borrow_mut().reach = [Reach::Good; 2];
+        self.mend_hardware();
+        self.dies_opening = None;
         for node in 0..2 {
             if self.is_paused[node] {
                 self.pause(node, false);
             }
-            if self.processes[node].is_none() {
+            if self.processes[node].is_none() && self.may_start[node] {
                 self.start(node);
             }
         }

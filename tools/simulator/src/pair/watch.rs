@@ -66,12 +66,17 @@ pub(super) struct Watch {
     pub(super) calm_since: Nanos,
     /// Openings that were verified.
     pub(super) openings: u64,
+    /// It was forced since it was verified last: what no consistency point contains may be gone.
+    pub(super) was_forced: bool,
+    /// Before this turn errors may come from its disk or its logs.
+    pub(super) excused_until: u64,
 }
 
 impl Watch {
-    pub(super) fn new() -> Self {
+    /// A pool without volumes. `answers_last`: nothing that was answered is ever given up.
+    pub(super) fn new(answers_last: bool) -> Self {
         Self {
-            model: Model::new(true),
+            model: Model::new(answers_last),
             server: None,
             phase: Phase::Working,
             open_at: [false; 2],
@@ -82,6 +87,8 @@ impl Watch {
             services: 0,
             calm_since: Nanos(0),
             openings: 0,
+            was_forced: false,
+            excused_until: 0,
         }
     }
 
@@ -134,8 +141,13 @@ impl Watch {
     pub(super) fn begin(&mut self, node: usize) {
         (self.server, self.answered) = (Some(node), 0);
         self.services += 1;
-        let waiting: Vec<WriteId> = self.flying.values().filter_map(|flying| flying.write).collect();
+        let waiting = self.waiting();
         self.model.crash_beside(crate::model::Loss::Unanswered, &waiting);
+    }
+
+    /// Changes that somebody waits for.
+    pub(super) fn waiting(&self) -> Vec<WriteId> {
+        self.flying.values().filter_map(|flying| flying.write).collect()
     }
 
     /// Requests in flight of a node's clients.

@@ -1,0 +1,161 @@
+//! Faults of disks and logs, and the operator who looks after what they have stopped.
+//!
+//! | fault | what it may do to clients | what must hold all the same |
+//! |---|---|---|
+//! | a disk's write or read fails, or the disk goes away | reads fail; the pool stops at the node that met it, at the other one too while it lasts | nothing answered is lost |
+//! | a disk or a log is slow, or stands still | requests wait | the same |
+//! | a log's write or read fails | the pool stops at the node that owns it, or is served alone | the same |
+//! | a log is lost while its node is down | the other node serves | the same: none is lost without which an answered change is |
+//!
+//! A pool that has failed stays so until people have mended what failed and have started the node again: the operator here reads of it in the status, as
+//! they do.
+
+use super::{History, lines, site::NAMES};
+use crate::setup::index;
+use twinlog::{
+    base::PortionId,
+    format::register::{MirrorState, Side},
+    node::admin::{AdminReply, AdminRequest, PairPoolStatus},
+};
+use twinlog_sim::{Fault, FaultPlan};
+
+/// Turns for which what failed before everything was mended may still come to clients.
+const AFTERMATH_TURNS: u64 = 3000;
+
+impl History {
+    /// Whether errors may come from this pool's disk or logs.
+    pub(super) fn is_excused(&self, pool: usize) -> bool {
+        self.figures.turns < self.pools[pool].excused_until
+    }
+
+    /// Something fails of a disk, or it goes away.
+    pub(super) fn harm_disk(&mut self, pool: usize) {
+        let faults = [Fault::ReadError, Fault::ReadError, Fault::WriteError, Fault::WriteError, Fault::DeviceGone];
+        let (fault, skipped) = (*self.prng.pick(&faults), self.prng.below(20));
+        self.note(|_| format!("disk {}: {fault} after {skipped}", NAMES[pool]));
+        self.site.media[pool].arm(fault, skipped);
+        self.pools[pool].excused_until = u64::MAX;
+    }
+
+    /// Some operations of a disk take as long as a partner is waited for.
+    pub(super) fn slow_disk(&mut self, pool: usize) {
+        let per_million = u32::try_from(self.prng.between(20_000, 300_000)).expect("below a million");
+        self.site.media[pool].set_faults(FaultPlan::default().with(Fault::SlowOperation, per_million));
+    }
+
+    /// Something fails of a log.
+    pub(super) fn harm_log(&mut self, node: usize, pool: usize) {
+        let lane = index(self.prng.below(u64::from(self.setup.lanes)));
+        let log = &self.site.logs[node][pool][lane];
+        if self.prng.chance(3, 4) {
+            log.fail_persist_after(self.prng.below(12));
+        } else {
+            log.fail_read_after(self.prng.below(4));
+        }
+        self.pools[pool].excused_until = u64::MAX;
+    }
+
+    /// A log's device stands still for a while, each time that it is asked.
+    pub(super) fn slow_log(&mut self, node: usize, pool: usize) {
+        let longest = self.setup.detection * u32::try_from(self.prng.between(1, 6)).expect("small");
+        let longest_ns = u64::try_from(longest.as_nanos()).expect("some milliseconds");
+        self.site.logs[node][pool].iter().for_each(|log| log.set_latency_ns(longest_ns / 2, longest_ns));
+        self.tell(lines::LOG_SLOW, self.pools[pool].server.is_some());
+    }
+
+    /// A log is lost while its node is down: another one is in its place.
+    pub(super) fn lose_log(&mut self, node: usize, pool: usize) {
+        if !self.is_spare(node, pool) {
+            return;
+        }
+        let is_dark = self.prng.chance(1, 2);
+        self.die(node, is_dark);
+        let was_owner = self.stories[pool].owner(pool) == Some(node);
+        self.site.renew_portion(node, pool);
+        self.note(|_| format!("{}'s log of pool {} is lost", NAMES[node], NAMES[pool]));
+        self.tell(if was_owner { lines::OWN_LOG_LOST } else { lines::MIRROR_LOST }, true);
+    }
+
+    /// Whether every answered change is in the other node's log, as far as the register says: this one can be lost.
+    fn is_spare(&self, node: usize, pool: usize) -> bool {
+        let desk = self.site.desk.borrow();
+        let Some(register) = desk.registers.get(&super::pool_id(pool)) else { return false };
+        // What is on its way to the arbiter may make this log the one that counts.
+        if desk.is_changing(super::pool_id(pool)) {
+            return false;
+        }
+        let other: Option<PortionId> = self.site.portion_at_rest(1 - node, pool);
+        let own = if node == pool { Side::Home } else { Side::Away };
+        match register.mirror {
+            MirrorState::InSync(portion) if register.owner == own => Some(portion) == other,
+            MirrorState::Stale if register.owner == own => false,
+            MirrorState::InSync(_) | MirrorState::Stale => Some(register.portion) == other,
+        }
+    }
+
+    /// The next node that opens a pool dies some turns after it has begun.
+    pub(super) fn die_opening(&mut self, node: usize) {
+        self.dies_opening = Some(self.prng.below(40));
+        if let Some(server) = self.pools[node].server {
+            let is_dark = self.prng.chance(1, 2);
+            self.die(server, is_dark);
+        }
+    }
+
+    /// A node that opens a pool may be about to die of it.
+    pub(super) fn look_at_openings(&mut self) {
+        let Some(left) = self.dies_opening else { return };
+        let opens = |node: usize| self.pools.iter().position(|pool| pool.open_at[node] && pool.server != Some(node));
+        let Some((node, pool)) = (0..2).find_map(|node| opens(node).map(|pool| (node, pool))) else { return };
+        self.dies_opening = left.checked_sub(1);
+        if left == 0 {
+            self.tell(lines::DIES_OPENING, self.stories[pool].is_moving());
+            let is_dark = self.prng.chance(1, 2);
+            self.die(node, is_dark);
+        }
+    }
+
+    /// Disks and logs work again.
+    pub(super) fn mend_hardware(&mut self) {
+        for medium in &self.site.media {
+            medium.set_faults(FaultPlan::default());
+            medium.repair();
+        }
+        for node in 0..2 {
+            let shape = self.setup.log(node);
+            for log in self.site.logs[node].iter().flatten() {
+                log.repair();
+                log.set_latency_ns(shape.latency_ns.0, shape.latency_ns.1);
+            }
+        }
+        let until = self.figures.turns + AFTERMATH_TURNS;
+        for pool in &mut self.pools {
+            pool.excused_until = pool.excused_until.min(until);
+        }
+    }
+
+    /// An operator looks at what the status of a node has said since the last time, and starts it again where it says that this is what helps.
+    pub(super) fn operate(&mut self, node: usize) {
+        let process = self.processes[node].as_ref().filter(|_| !self.is_paused[node]);
+        let next = process.and_then(|process| process.node.call(AdminRequest::Status));
+        let Some(last) = std::mem::replace(&mut self.looks[node], next) else { return };
+        let Ok(AdminReply::Status(status)) = last.try_recv() else { return };
+        let pools = status.pair.map(|pair| pair.pools).unwrap_or_default();
+        self.force(node, &pools);
+        let is_stopped = |pool: &PairPoolStatus| pool.open == "failed" || self.is_unread(node, pool);
+        if pools.iter().any(is_stopped) {
+            self.note(|_| format!("{} is mended", NAMES[node]));
+            self.mend_hardware();
+            self.die(node, false);
+            self.start(node);
+        }
+    }
+
+    /// Whether a log that its node took for lost is there after all: it can be read by now.
+    fn is_unread(&self, node: usize, status: &PairPoolStatus) -> bool {
+        let Some(pool) = NAMES.iter().position(|name| *name == status.name) else { return false };
+        let desk = self.site.desk.borrow();
+        let named = desk.registers.get(&super::pool_id(pool)).map(|register| register.portion);
+        status.row.starts_with("own log lost") && named == self.site.portion_at_rest(node, pool)
+    }
+}
