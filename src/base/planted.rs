@@ -1,6 +1,6 @@
 //! Planted bugs: deliberate defects that prove the simulator can find such defects. Compiled in only with the feature `planted-bugs`.
 //!
-//! A bug is chosen by name for one thread; at most one is in force. `docs/testing.md` lists them with the oracle that catches each.
+//! A bug is chosen by name for one thread; several that only together do harm are joined by `+`. `docs/testing.md` lists them with the oracle that catches each.
 
 #[cfg(feature = "planted-bugs")]
 mod chosen {
@@ -20,7 +20,7 @@ pub fn choose(name: &'static str) {
 #[cfg(feature = "planted-bugs")]
 #[must_use]
 pub fn is(name: &str) -> bool {
-    chosen::BUG.with(|bug| bug.get() == name)
+    chosen::BUG.with(|bug| bug.get().split('+').any(|chosen| chosen == name))
 }
 
 /// Whether the bug called `name` is in force: never, in this build.

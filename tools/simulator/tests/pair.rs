@@ -22,7 +22,7 @@ fn a_pair_is_deterministic() {
     assert_eq!(digest(), digest());
 }
 
-/// The rarest took 85 histories of seed 1.
+/// The rarest took 84 histories of seed 1.
 #[cfg(feature = "planted-bugs")]
 #[test]
 fn planted_bugs_of_the_pair_are_found() {
@@ -30,9 +30,13 @@ fn planted_bugs_of_the_pair_are_found() {
     for bug in [
         "answered-when-sent",
         "asked-again-by-a-new-name",
+        "attached-by-words-only",
+        "discard-skipped",
         "earlier-session-not-awaited",
+        "fence-failed-for-ever",
         "fence-not-awaited",
         "lease-ignored",
+        "mirror-acknowledges-early",
         "name-not-compared",
         "name-not-noted",
         "names-not-in-superblock",
@@ -43,6 +47,8 @@ fn planted_bugs_of_the_pair_are_found() {
         "superblocks-unordered",
         "takeover-while-stale",
         "unknown-is-done",
+        "void-log-kept",
+        "word-epoch-not-compared",
     ] {
         planted::choose(bug);
         let is_found = (0..200).any(|index| Mode::Pair.run_one(seed_of(1, index), Watch::Verdict).violation.is_some());

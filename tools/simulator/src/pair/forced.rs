@@ -57,6 +57,11 @@ enum Step {
 }
 
 impl Forced {
+    /// Whether the owner is to be left alone first.
+    pub(super) fn is_alone(self) -> bool {
+        matches!(self.step, Step::Alone { .. })
+    }
+
     /// Who is told to serve.
     fn heir(&self, lost: Lost) -> usize {
         if lost == Lost::Log { self.owner } else { 1 - self.owner }
@@ -87,7 +92,7 @@ impl History {
     /// Goes on with it.
     pub(super) fn look_at_forced(&mut self) {
         let Some(Forced { pool, owner, step: Step::Alone { until } }) = self.forced else { return };
-        let is_alone = self.pools[pool].server == Some(owner) && self.is_alone(pool, owner);
+        let is_alone = self.pools[pool].server == Some(owner) && self.counts_alone(pool, owner);
         let is_over = self.figures.turns >= until;
         // A few changes are answered alone first, or none.
         if is_alone && (is_over || self.prng.chance(1, 500)) {
@@ -98,7 +103,7 @@ impl History {
     }
 
     /// Whether the register says that the owner's log alone counts, and the other node is as it was when that began.
-    fn is_alone(&self, pool: usize, owner: usize) -> bool {
+    fn counts_alone(&self, pool: usize, owner: usize) -> bool {
         let desk = self.site.desk.borrow();
         let register = desk.registers.get(&super::pool_id(pool));
         let is_stale = register.is_some_and(|register| register.mirror == MirrorState::Stale);
@@ -134,7 +139,7 @@ impl History {
     /// The nodes reach each other again: what a mirror holds may be made anew.
     pub(super) fn forget_mirrors(&mut self) {
         self.stories.iter_mut().for_each(Story::forget_mirror);
-        if self.forced.is_some_and(|forced| matches!(forced.step, Step::Alone { .. })) {
+        if self.setup.lost == Lost::Machine && self.forced.is_some_and(Forced::is_alone) {
             self.end_forced();
         }
     }
@@ -158,21 +163,32 @@ impl History {
         if node == forced.heir(self.setup.lost) && pools.iter().any(|status| is_offered(&status)) {
             self.note(|_| format!("{} is told to take pool {} whatever is lost", NAMES[node], NAMES[pool]));
             let request = AdminRequest::PairTakeover { pool: Some(NAMES[pool].to_owned()), force: true };
-            let process = self.processes[node].as_ref().expect("it has given its status");
+            let Some(process) = &self.processes[node] else { return };
+            self.pools[pool].may_be_forced = true;
             // What counts is the register.
             let _answer = process.node.call(request);
         }
     }
 
-    /// Whether a register was forced; nothing else may lose an answered change.
+    /// Whether a register was forced, which alone may lose an answered change; and rule R7: a log that its owner has lost the pool with counts no more.
     pub(super) fn judge_register(&mut self, pool: usize, old: &Register, new: &Register) -> Result<(), Violation> {
+        let void = &mut self.pools[pool].void;
+        let mirror = if let MirrorState::InSync(portion) = new.mirror { Some(portion) } else { None };
+        if void.contains(&new.portion) || mirror.is_some_and(|portion| void.contains(&portion)) {
+            let what = format!("the register of pool {} names a log that was to be made anew", NAMES[pool]);
+            return Err(found(Oracle::TwoOwners, what));
+        }
+        if new.owner != old.owner && mirror != Some(old.portion) {
+            void.insert(old.portion);
+        }
         let keeps = new.portion == old.portion || old.mirror == MirrorState::InSync(new.portion);
-        let is_handed_over = new.mirror == MirrorState::InSync(old.portion);
-        if keeps || is_handed_over {
+        if keeps || mirror == Some(old.portion) {
             return Ok(());
         }
         let answered = match self.forced.filter(|forced| forced.pool == pool) {
             Some(Forced { step: Step::Lost { answered }, .. }) => answered,
+            // Who was told died, and what it asked for was on its way.
+            _ if self.pools[pool].may_be_forced => 0,
             _ => {
                 let what = format!("the register of pool {} was forced, and nobody has ordered it", NAMES[pool]);
                 return Err(found(Oracle::TwoOwners, what));

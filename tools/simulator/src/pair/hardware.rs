@@ -93,28 +93,6 @@ impl History {
         }
     }
 
-    /// The next node that opens a pool dies some turns after it has begun.
-    pub(super) fn die_opening(&mut self, node: usize) {
-        self.dies_opening = Some(self.prng.below(40));
-        if let Some(server) = self.pools[node].server {
-            let is_dark = self.prng.chance(1, 2);
-            self.die(server, is_dark);
-        }
-    }
-
-    /// A node that opens a pool may be about to die of it.
-    pub(super) fn look_at_openings(&mut self) {
-        let Some(left) = self.dies_opening else { return };
-        let opens = |node: usize| self.pools.iter().position(|pool| pool.open_at[node] && pool.server != Some(node));
-        let Some((node, pool)) = (0..2).find_map(|node| opens(node).map(|pool| (node, pool))) else { return };
-        self.dies_opening = left.checked_sub(1);
-        if left == 0 {
-            self.tell(lines::DIES_OPENING, self.stories[pool].is_moving());
-            let is_dark = self.prng.chance(1, 2);
-            self.die(node, is_dark);
-        }
-    }
-
     /// Disks and logs work again.
     pub(super) fn mend_hardware(&mut self) {
         for medium in &self.site.media {

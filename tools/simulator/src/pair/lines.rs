@@ -1,6 +1,6 @@
 //! How often what went wrong, and what came of it: the lines of the failure table in `docs/pair.md`, as they are seen from outside.
 
-use super::{History, arbiter::Reach, forced::Lost, site::NAMES};
+use super::{History, ambush::Moment, arbiter::Reach, forced::Lost, site::NAMES};
 use crate::history::Violation;
 use twinlog::format::register::{MirrorState, Register, Side};
 use twinlog_sim::{Direction, Fault};
@@ -54,7 +54,7 @@ pub(super) const ARBITER_UNHEARD: &str = "arbiter: answer lost";
 pub(super) const BLACKOUT: &str = "site dark";
 pub(super) const BROKEN: &str = "connection broken";
 pub(super) const CUT: &str = "interconnect cut";
-pub(super) const DIES_OPENING: &str = "died while opening";
+const DIES_OPENING: &str = "died while opening";
 const DISK_GONE: &str = "disk: gone";
 const DISK_READ: &str = "disk: read error";
 const DISK_SLOW: &str = "disk: slow";
@@ -120,11 +120,6 @@ impl Story {
     pub(super) fn forget_mirror(&mut self) {
         self.has_kept_mirror = false;
     }
-
-    /// Whether the register names another owner than the pool had, who does not serve it yet.
-    pub(super) fn is_moving(&self) -> bool {
-        self.is_moving
-    }
 }
 
 impl History {
@@ -147,6 +142,9 @@ impl History {
         for pool in 0..2 {
             let server = self.pools[pool].server;
             let is_in_sync = self.is_in_sync(pool);
+            if self.pools[pool].open_at[node] && server.is_none() {
+                self.tell(DIES_OPENING, self.stories[pool].is_moving);
+            }
             let story = &mut self.stories[pool];
             let owner = story.register.map(|register| owner(pool, &register));
             story.both_died |= !other_lives;
@@ -212,6 +210,9 @@ impl History {
                 format!("register {}: epoch {}, owner {}, {mirror}", NAMES[pool], new.epoch.0, NAMES[owner(pool, &new)])
             });
             self.judge_register(pool, &old, &new)?;
+            if let Some(moment) = Moment::of(&old, &new) {
+                self.moment(pool, moment);
+            }
             if old.owner != new.owner {
                 self.stories[pool].is_moving = true;
                 continue;

@@ -16,6 +16,7 @@
 //! 3. What one pool's clients were answered is there after every opening, by whichever node, and what was read once never vanishes.
 //! 4. Two nodes never have a pool open at the same time; only the node that the register names answers, and not after its lease has ended.
 
+mod ambush;
 mod arbiter;
 #[cfg(feature = "planted-bugs")]
 pub mod bugs;
@@ -24,6 +25,8 @@ mod fence;
 mod forced;
 mod hardware;
 mod lines;
+#[cfg(test)]
+mod named;
 mod opener;
 mod setup;
 mod site;
@@ -34,6 +37,7 @@ use crate::{
     fault::Tally,
     history::{self, Figures, Oracle, Outcome, Violation},
 };
+use ambush::{Ambush, Moment};
 use crossbeam_channel::Receiver;
 use fence::Blow;
 use forced::Forced;
@@ -74,14 +78,16 @@ pub struct History {
     stories: [Story; 2],
     /// What an operator waits to hear of each node.
     looks: [Option<Receiver<AdminReply>>; 2],
-    /// The next node that opens a pool dies after so many turns of it.
-    dies_opening: Option<u64>,
+    /// Trouble that waits for its moment.
+    ambush: Option<Ambush>,
+    /// From which turn on a supervisor starts each node again.
+    returns: [Option<u64>; 2],
     /// A forced takeover in the making.
     forced: Option<Forced>,
     next_id: u64,
-    /// The interconnect is slow and loses packets.
+    /// The interconnect is slow, loses packets, or breaks again and again.
     is_slow: bool,
-    /// When each node's last turn ended: its clock.
+    /// When each node's last turn ended: its clock in the next one.
     clocks: [Nanos; 2],
     tally: Tally,
     figures: Figures,
@@ -121,7 +127,8 @@ impl History {
             pools: [Watch::new(answers_last), Watch::new(answers_last)],
             stories: [Story::default(); 2],
             looks: [None, None],
-            dies_opening: None,
+            ambush: None,
+            returns: [None, None],
             forced: None,
             next_id: 0,
             is_slow: false,
@@ -158,14 +165,18 @@ impl History {
             self.until("both pools are served at home, in step", Self::is_converged)?;
         }
         for _ in 0..self.setup.events {
-            let turns = self.prng.between(1, self.setup.gap_turns);
-            for _ in 0..turns {
+            // Now and then one thing comes on top of the other.
+            let turns_max = if self.prng.chance(1, 3) { 20 } else { self.setup.gap_turns };
+            for _ in 0..self.prng.between(1, turns_max) {
                 self.turn()?;
             }
             self.something_goes_wrong();
         }
         let turns = self.prng.between(1, self.setup.gap_turns);
         for _ in 0..turns {
+            self.turn()?;
+        }
+        while self.forced.is_some_and(Forced::is_alone) {
             self.turn()?;
         }
         self.end_well()
@@ -177,6 +188,14 @@ impl History {
         self.until("all is healed, and both pools are served at home, in step", Self::is_converged)?;
         let node = crate::setup::index(self.prng.below(2));
         self.may_start[node] = false;
+        if self.prng.chance(1, 3) {
+            // It stands still before it ends, so that fences may fail first.
+            self.pause(node, true);
+            let until = self.site.world.now() + self.setup.detection * 3;
+            while self.site.world.now() < until {
+                self.turn_with(true)?;
+            }
+        }
         self.die(node, false);
         let other = 1 - node;
         self.until("one node is left, and serves both pools", |history| {
@@ -225,6 +244,9 @@ impl History {
     }
 
     fn turn(&mut self) -> Result<(), Violation> {
+        if self.setup.is_hasty && self.figures.turns.is_multiple_of(64) {
+            self.order_home();
+        }
         self.turn_with(true)
     }
 
@@ -236,7 +258,7 @@ impl History {
             self.strike(blow);
         }
         self.look_at_registers()?;
-        self.look_at_openings();
+        self.wait_in_ambush();
         self.look_at_forced();
         let first = crate::setup::index(self.prng.below(2));
         let mut is_any = false;
@@ -339,12 +361,17 @@ impl History {
                 |reactor: usize| engine(reactor).is_some_and(|engine| engine.is_serving() && !engine.is_closing());
             let is_serving = (0..count).all(serves);
             let watch = &mut self.pools[pool];
-            if std::mem::replace(&mut watch.open_at[node], is_open) && !is_open {
+            let was_open = std::mem::replace(&mut watch.open_at[node], is_open);
+            if was_open && !is_open {
                 watch.part(node);
             }
             if is_open && watch.open_at[1 - node] {
                 return Err(found(Oracle::TwoOwners, format!("both nodes have pool {name} open")));
             }
+            if is_open && !was_open {
+                self.moment(pool, Moment::Opens);
+            }
+            let watch = &mut self.pools[pool];
             if watch.server == Some(node) && !has_first {
                 watch.end();
                 self.note(|_| format!("{} has closed pool {name}", NAMES[node]));
@@ -365,9 +392,15 @@ impl History {
             if self.processes[pool].is_none() && self.may_start[pool] {
                 self.start(pool);
             }
-            if self.setup.gives_back {
-                continue;
-            }
+        }
+        if !self.setup.gives_back {
+            self.order_home();
+        }
+    }
+
+    /// An operator gives back what is served away from home.
+    fn order_home(&mut self) {
+        for pool in 0..2 {
             if self.pools[pool].server == Some(1 - pool)
                 && let Some(process) = &self.processes[1 - pool]
             {

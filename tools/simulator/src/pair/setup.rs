@@ -52,15 +52,19 @@ pub(super) enum Trouble {
     LogSlow,
     /// A log is lost while its node is down.
     LogLost,
-    /// A node dies while it opens a pool.
-    DieOpening,
+    /// A node reaches neither its partner nor the arbiter.
+    Isolated,
+    /// A node's process ends and is started again at once.
+    Restart,
+    /// Something happens a few turns after a pool is opened, or its register changed.
+    Ambush,
     /// An operator gives up what only a lost log has.
     Forced,
 }
 
 impl Trouble {
     /// Every kind.
-    pub(super) const ALL: [Self; 17] = [
+    pub(super) const ALL: [Self; 19] = [
         Self::Kill,
         Self::Dark,
         Self::Blackout,
@@ -76,7 +80,9 @@ impl Trouble {
         Self::LogError,
         Self::LogSlow,
         Self::LogLost,
-        Self::DieOpening,
+        Self::Isolated,
+        Self::Restart,
+        Self::Ambush,
         Self::Forced,
     ];
 }
@@ -112,6 +118,8 @@ pub(super) struct PairSetup {
     pub(super) detection: Duration,
     /// Whether a pool that was taken over is given back by itself.
     pub(super) gives_back: bool,
+    /// Whether operators order every pool home as soon as they can.
+    pub(super) is_hasty: bool,
     /// How nodes are fenced.
     pub(super) fence: FenceKind,
     /// What goes wrong.
@@ -147,6 +155,10 @@ impl PairSetup {
         // Few kinds of trouble in each history: each meets itself more often.
         let share = prng.between(1, 3);
         let mut troubles: Vec<Trouble> = Trouble::ALL.into_iter().filter(|_| prng.chance(share, 4)).collect();
+        // What lies in wait finds what nothing else does.
+        if prng.chance(1, 2) {
+            troubles.extend([Trouble::Ambush; 2]);
+        }
         if troubles.is_empty() {
             troubles.push(*prng.pick(&Trouble::ALL));
         }
@@ -168,6 +180,7 @@ impl PairSetup {
             path_ns: prng.between(2000, 30_000),
             detection: Duration::from_micros(prng.between(800, 3000)),
             gives_back: prng.chance(2, 3),
+            is_hasty: prng.chance(1, 4),
             fence: *prng.pick(&[FenceKind::Lock, FenceKind::PowerOff]),
             troubles,
             lost: *prng.pick(&[Lost::Log, Lost::Machine]),
@@ -211,5 +224,11 @@ impl PairSetup {
     pub(super) fn slow_path(&self) -> PathPlan {
         let resent_after_ns_max = u64::try_from(self.detection.as_nanos()).expect("some milliseconds");
         PathPlan { latency_ns: [1000, self.path_ns * 10], lost_one_in: 6, resent_after_ns_max, broken_one_in: 400 }
+    }
+
+    /// A path whose connections break again and again.
+    #[must_use]
+    pub(super) fn breaking_path(&self) -> PathPlan {
+        PathPlan { broken_one_in: 60, ..self.path() }
     }
 }

@@ -34,6 +34,10 @@ impl History {
             Trouble::Break => {
                 let path = index(self.prng.below(self.site.paths.len() as u64));
                 self.site.paths[path].break_connections();
+                if self.prng.chance(1, 2) {
+                    self.is_slow = true;
+                    self.site.paths[path].set_plan(self.setup.breaking_path());
+                }
             }
             Trouble::Slow => {
                 self.is_slow = true;
@@ -49,7 +53,9 @@ impl History {
             Trouble::LogError => self.harm_log(node, pool),
             Trouble::LogSlow => self.slow_log(node, pool),
             Trouble::LogLost => self.lose_log(node, pool),
-            Trouble::DieOpening => self.die_opening(pool),
+            Trouble::Isolated => self.isolate(node),
+            Trouble::Restart => self.restart(node),
+            Trouble::Ambush => self.lie_in_ambush(pool),
             Trouble::Forced => self.begin_forced(pool),
         }
     }
@@ -63,7 +69,7 @@ impl History {
         }
     }
 
-    fn pause(&mut self, node: usize, is_paused: bool) {
+    pub(super) fn pause(&mut self, node: usize, is_paused: bool) {
         if let Some(process) = &self.processes[node] {
             process.stand_still(is_paused);
             self.is_paused[node] = is_paused;
@@ -96,6 +102,10 @@ impl History {
         self.die(1, true);
         let mut prng = self.prng.fork();
         self.site.media.iter().for_each(|medium| medium.power_cut(&mut prng));
+        if self.prng.chance(1, 2) {
+            let first = index(self.prng.below(2));
+            self.returns[first] = Some(self.figures.turns);
+        }
     }
 
     /// One thing that is wrong ends.
@@ -139,7 +149,7 @@ impl History {
         }
         self.site.desk.borrow_mut().reach = [Reach::Good; 2];
         self.mend_hardware();
-        self.dies_opening = None;
+        self.ambush = None;
         for node in 0..2 {
             if self.is_paused[node] {
                 self.pause(node, false);

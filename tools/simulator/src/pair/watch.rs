@@ -3,10 +3,13 @@
 use crate::{clients::Ask, model::Model, pattern::WriteId, setup::BLOCK};
 use crossbeam_channel::Receiver;
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     ops::Range,
 };
-use twinlog::{base::ObjectId, node::admin::AdminReply};
+use twinlog::{
+    base::{ObjectId, PortionId},
+    node::admin::AdminReply,
+};
 use twinlog_device::Nanos;
 
 /// A request under way.
@@ -66,8 +69,12 @@ pub(super) struct Watch {
     pub(super) calm_since: Nanos,
     /// Openings that were verified.
     pub(super) openings: u64,
+    /// An operator has given up what only a lost log has.
+    pub(super) may_be_forced: bool,
     /// It was forced since it was verified last: what no consistency point contains may be gone.
     pub(super) was_forced: bool,
+    /// Logs that a node owned the pool with when the other one took it over: what they hold counts no more.
+    pub(super) void: BTreeSet<PortionId>,
     /// Before this turn errors may come from its disk or its logs.
     pub(super) excused_until: u64,
 }
@@ -87,7 +94,9 @@ impl Watch {
             services: 0,
             calm_since: Nanos(0),
             openings: 0,
+            may_be_forced: false,
             was_forced: false,
+            void: BTreeSet::new(),
             excused_until: 0,
         }
     }
