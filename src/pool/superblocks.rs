@@ -19,7 +19,7 @@
 //!
 //! A copy that cannot be read may be newer than all that can: its write failed, and landed. Once it can be read again it would be chosen,
 //! after its blocks have been overwritten. So the chosen superblock goes on under a number that no such copy can have, and in the place of
-//! the next one. ([`UNREAD_AHEAD`])
+//! the next one.
 
 use super::{
     io::{Io, IoEvent, Tag},
