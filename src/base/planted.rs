@@ -3,6 +3,9 @@
 //! A bug is chosen by name for one thread; several that only together do harm are joined by `+`. `docs/testing.md` lists them with the oracle that catches each.
 
 #[cfg(feature = "planted-bugs")]
+use std::cell::Cell;
+
+#[cfg(feature = "planted-bugs")]
 mod chosen {
     use std::cell::Cell;
     thread_local! {
@@ -14,6 +17,13 @@ mod chosen {
 #[cfg(feature = "planted-bugs")]
 pub fn choose(name: &'static str) {
     chosen::BUG.with(|bug| bug.set(name));
+}
+
+/// What is in force for this thread, for threads that go on with its work.
+#[cfg(feature = "planted-bugs")]
+#[must_use]
+pub fn chosen() -> &'static str {
+    chosen::BUG.with(Cell::get)
 }
 
 /// Whether the bug called `name` is in force.

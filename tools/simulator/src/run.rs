@@ -241,7 +241,13 @@ pub fn run(plan: &Plan, before: &Summary, mut tell: impl FnMut(&Summary)) -> Sum
         let (sender, outcomes) = mpsc::sync_channel::<Finished>(1024);
         for _ in 0..plan.jobs {
             let (sender, next, enough) = (sender.clone(), &next, &enough);
-            scope.spawn(move || work(plan, next, enough, &sender));
+            #[cfg(feature = "planted-bugs")]
+            let bug = twinlog::base::planted::chosen();
+            scope.spawn(move || {
+                #[cfg(feature = "planted-bugs")]
+                twinlog::base::planted::choose(bug);
+                work(plan, next, enough, &sender);
+            });
         }
         drop(sender);
         let mut early = BTreeMap::new();

@@ -22,6 +22,18 @@ fn a_pair_is_deterministic() {
     assert_eq!(digest(), digest());
 }
 
+/// A run with a bug in force has it in force in all its threads: one without it is clean, and proves nothing.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn a_chosen_bug_is_in_force_in_every_thread() {
+    use twinlog_simulator::run::{Plan, Summary, run};
+    twinlog::base::planted::choose("answered-when-sent");
+    let plan = Plan { mode: Mode::Pair, seed: 1, histories: 4, jobs: 2, twice: false };
+    let summary = run(&plan, &Summary::new(&plan), |_| {});
+    twinlog::base::planted::choose("");
+    assert!(!summary.failures.is_empty());
+}
+
 /// The rarest took 84 histories of seed 1.
 #[cfg(feature = "planted-bugs")]
 #[test]
