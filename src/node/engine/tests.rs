@@ -22,7 +22,7 @@ use std::{
 };
 use twinlog_device::{Platform, Prng, Wait};
 use twinlog_sim::{
-    Agenda, Fault, LogMedium, LogShape, MediumConfig, SimDisk, SimLog, SimMedium, SimPlatform, SimWorld,
+    Agenda, Fault, FaultPlan, LogMedium, LogShape, MediumConfig, SimDisk, SimLog, SimMedium, SimPlatform, SimWorld,
 };
 
 mod damage;
@@ -65,12 +65,14 @@ struct Node {
 
 impl Machine {
     fn new(seed: u64, device_blocks: &[u64], lanes: u16, ring_bytes: u64) -> Self {
+        let disk = |(index, blocks): (usize, &u64)| MediumConfig::new(&format!("disk-{index}"), *blocks);
+        Self::made_of(seed, device_blocks.iter().enumerate().map(disk), lanes, LogShape::file(4096 + ring_bytes))
+    }
+
+    fn made_of(seed: u64, disks: impl IntoIterator<Item = MediumConfig>, lanes: u16, log: LogShape) -> Self {
         let world = SimWorld::new(seed);
-        let medium = |(index, blocks): (usize, &u64)| {
-            SimMedium::new(&world, MediumConfig::new(&format!("disk-{index}"), *blocks))
-        };
-        let media: Vec<_> = device_blocks.iter().enumerate().map(medium).collect();
-        let logs = (0..lanes).map(|_| LogMedium::new(&world, "log", LogShape::file(4096 + ring_bytes))).collect();
+        let media = disks.into_iter().map(|disk| SimMedium::new(&world, disk)).collect();
+        let logs = (0..lanes).map(|_| LogMedium::new(&world, "log", log)).collect();
         let machine = Self { media, logs, memory_blocks: 4096, refuses: None, prng: Prng::new(seed), world };
         machine.create_pool(lanes);
         machine

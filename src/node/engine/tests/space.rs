@@ -121,3 +121,55 @@ fn sparse_volumes_are_trimmed_in_a_full_pool() {
     }
     stays_whole(&mut machine, node);
 }
+
+/// Turns of a node, and of time, until something is so. False: not within that time.
+fn within(node: &mut Node, time: Duration, mut is_so: impl FnMut(&mut Node) -> bool) -> bool {
+    let end = node.platforms[0].now() + time;
+    while node.platforms[0].now() < end {
+        node.platforms[0].turn(Wait::UpTo(Duration::from_micros(100)));
+        node.asleep[0] = None;
+        node.turn();
+        if is_so(node) {
+            return true;
+        }
+    }
+    false
+}
+
+/// A node whose log, eight blocks of persistent memory, is filled by so many changes of one header each, while the disk takes minutes for an
+/// operation. The number of those for which there was room.
+fn with_records(count: u64) -> (Machine, Node, u64) {
+    let second = Duration::from_secs(1);
+    let disk = MediumConfig { latency_ns: (1_000_000_000, 1_000_000_000), ..MediumConfig::new("disk", 16384) };
+    let machine = Machine::made_of(41, [disk], 1, LogShape::pmem(9 * 4096));
+    let mut node = machine.boot(1);
+    assert!(within(&mut node, second * 60, |node| node.engines[0].is_serving()));
+    let volume = node.create("vol", MIB);
+    machine.media[0].set_faults(FaultPlan::default().with(Fault::SlowOperation, 1_000_000));
+    for written in 0..count {
+        let request = node.begin(0, volume, VolumeOperation::Discard { range: 0..4096, durable: false });
+        if !within(&mut node, second, |node| node.replies.contains_key(&request)) {
+            return (machine, node, written);
+        }
+    }
+    (machine, node, count)
+}
+
+#[test]
+fn a_volumes_name_counts_when_the_log_is_asked_for_room() {
+    let (_, _, all) = with_records(u64::MAX);
+    // Before and after a lane that is quiet has appended a mark: in one of the two cases there is room for one more header, and no more.
+    for quiet in [Duration::ZERO, Duration::from_millis(10)] {
+        for count in all - 1..=all {
+            let (machine, mut node, _) = with_records(count);
+            within(&mut node, quiet, |_| false);
+            let (reply, replies) = crossbeam_channel::bounded(1);
+            let request = AdminRequest::VolumeCreate { name: "name".to_owned(), size_bytes: MIB };
+            node.engines[0].call(AdminCall { request, reply });
+            let is_made = within(&mut node, Duration::from_secs(1), |_| !replies.is_empty());
+            machine.media[0].set_faults(FaultPlan::default());
+            assert!(is_made || within(&mut node, Duration::from_secs(1000), |_| !replies.is_empty()), "{count}");
+            assert_eq!(node.failure(), None);
+        }
+    }
+}
