@@ -248,11 +248,15 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
         for (slot, place) in PoolSlot::ALL.into_iter().zip(&mut self.engines) {
             let Some(engine) = place else { continue };
             busy |= engine.poll(now, wall_clock_ns);
-            while let Some(reply) = engine.poll_reply() {
-                match reply.tag.session {
-                    FORWARDED_SESSION | WAITED_SESSION => self.hub_replies.push_back((slot, reply)),
-                    _ => self.replies.push_back(reply),
+            while let Some(mut reply) = engine.poll_reply() {
+                if let FORWARDED_SESSION | WAITED_SESSION = reply.tag.session {
+                    self.hub_replies.push_back((slot, reply));
+                    continue;
                 }
+                if let (Err(VolumeError::Stopped(reason)), Some(_)) = (&mut reply.result, &self.port) {
+                    reply.result = Err(VolumeError::Interrupted(std::mem::take(reason)));
+                }
+                self.replies.push_back(reply);
             }
             if engine.is_closed() {
                 *place = None;

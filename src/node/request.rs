@@ -218,6 +218,10 @@ pub enum VolumeError {
     /// The change log or a device failed: nothing more is accepted.
     #[error("the pool stopped: {0}")]
     Stopped(String),
+    /// The same at a node of a pair: its partner may serve the pool, and only asking again can tell whether the request was performed. To a client it is as if
+    /// the node had died: its connection ends, and it asks again.
+    #[error("the pool stopped here with the request under way: {0}")]
+    Interrupted(String),
     /// Neither node of the pair has served the pool for as long as a request waits.
     #[error("neither node has served the pool for {} s", .0.as_secs())]
     Unserved(Duration),

@@ -25,6 +25,7 @@ use tempfile::TempDir;
 
 pub(crate) mod nbd;
 pub(crate) mod pair;
+pub(crate) mod witness;
 
 /// How long a target may take to answer, or to die. Only a limit: a good one needs a fraction of a second.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

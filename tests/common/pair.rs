@@ -136,6 +136,11 @@ impl Drop for Pair {
 }
 
 pub(crate) fn load(uri: &str, journal: &Path, seed: u64) -> Child {
+    load_with(uri, journal, seed, &[])
+}
+
+/// The same, with further options.
+pub(crate) fn load_with(uri: &str, journal: &Path, seed: u64, options: &[String]) -> Child {
     let arguments = [
         uri.to_owned(),
         "--rw=randwrite".into(),
@@ -148,7 +153,7 @@ pub(crate) fn load(uri: &str, journal: &Path, seed: u64) -> Child {
         format!("--seed={seed}"),
         format!("--journal={}", journal.display()),
     ];
-    let mut load = command(load_tool().to_str().expect("plain"), &arguments);
+    let mut load = command(load_tool().to_str().expect("plain"), &[&arguments, options].concat());
     load.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("coreutils' timeout can be started")
 }
 

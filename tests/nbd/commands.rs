@@ -493,6 +493,19 @@ fn the_engines_errors_have_the_protocols_numbers() {
 }
 
 #[test]
+fn a_request_that_was_interrupted_ends_the_connection_without_an_answer() {
+    for style in STYLES {
+        for command in [wire::READ, wire::WRITE_ZEROES, wire::TRIM] {
+            let mut client = Client::new(style);
+            client.bench.service.poison = Some((8192..8193, VolumeError::Interrupted("taken over".to_owned())));
+            let sent = client.request(0, command, 2, 4096, 8192);
+            assert_eq!(client.bench.exchange(client.connection, &sent), b"");
+            assert_eq!(client.bench.closed(client.connection), Some(Closed::Aborted));
+        }
+    }
+}
+
+#[test]
 fn an_error_in_a_later_part_fails_the_whole_request() {
     let error = VolumeError::Stopped("gone".to_owned());
     let length = 4 * PART;

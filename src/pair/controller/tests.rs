@@ -1039,7 +1039,10 @@ fn an_owner_whose_change_of_the_register_is_never_answered_stops_when_its_lease_
     pair.write(0, "vol-a", 0, 1);
     pair.registers.borrow_mut().is_silent = true;
     pair.cut(true);
+    let waits = pair.begin_write(0, "vol-a", 1, 2);
     pair.until("nobody serves", |pair| !pair.serves(0, PoolSlot::Home) && !pair.serves(1, PoolSlot::Home));
+    let result = pair.end(0, waits);
+    assert!(matches!(result, Err(VolumeError::Interrupted(_))), "whoever serves next tells: {result:?}");
     pair.registers.borrow_mut().is_silent = false;
     pair.cut(false);
     pair.until_in_sync();

@@ -89,7 +89,7 @@ pub(super) const ROWS: &[Row] = &[
         then: Action::StopServing,
         why: "{me}'s lease for {pool} ended before it could be renewed: {partner} may take the pool over from now on",
         until: Deadline::Now,
-        next: "{me} closes {pool}, whose requests under way end with an error, and claims it again if the arbiter still names it",
+        next: "{me} closes {pool}, whose clients with requests under way are disconnected and ask again, and claims it again if the arbiter still names it",
     },
     Row {
         name: "not the owner",
@@ -97,7 +97,7 @@ pub(super) const ROWS: &[Row] = &[
         then: Action::StopServing,
         why: "the arbiter does not name {me} as owner of {pool} at the epoch that {me} holds",
         until: Deadline::Now,
-        next: "{me} closes {pool}, whose requests under way end with an error, and follows the register",
+        next: "{me} closes {pool}, whose clients with requests under way are disconnected and ask again, and follows the register",
     },
     Row {
         name: "not mirrored",
@@ -105,7 +105,7 @@ pub(super) const ROWS: &[Row] = &[
         then: Action::StopServing,
         why: "{me} would answer without {partner} although the register says that both logs are in step",
         until: Deadline::Now,
-        next: "{me} closes {pool}, whose requests under way end with an error, and claims it again; this is a defect, please report it",
+        next: "{me} closes {pool}, whose clients with requests under way are disconnected and ask again, and claims it again; this is a defect, please report it",
     },
     // Without the arbiter nothing is known.
     Row {

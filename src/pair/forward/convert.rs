@@ -150,7 +150,9 @@ pub(super) fn reply_of(id: u64, result: Result<ReplyData, VolumeError>) -> (Repl
                 VolumeError::NoSpace => return bare_reply(id, ReplyStatus::NoSpace),
                 VolumeError::ShuttingDown => return bare_reply(id, ReplyStatus::ShuttingDown),
                 VolumeError::Unreadable { block, reason } => (ReplyStatus::Unreadable, *block, reason.as_str()),
-                VolumeError::Stopped(reason) => (ReplyStatus::Stopped, 0, reason.as_str()),
+                VolumeError::Stopped(reason) | VolumeError::Interrupted(reason) => {
+                    (ReplyStatus::Stopped, 0, reason.as_str())
+                }
                 VolumeError::Unserved(_) => return bare_reply(id, ReplyStatus::NotOwner),
             };
             let text = shortened(text).to_vec();

@@ -49,6 +49,7 @@ impl Failure {
             VolumeError::NoSuchVolume
             | VolumeError::Unreadable { .. }
             | VolumeError::Stopped(_)
+            | VolumeError::Interrupted(_)
             | VolumeError::Unserved(_) => ErrorCode::Io,
             VolumeError::ShuttingDown => ErrorCode::Shutdown,
         };

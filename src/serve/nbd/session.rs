@@ -179,6 +179,10 @@ impl Session {
         result: Result<ReplyData, VolumeError>,
     ) -> Next {
         let Phase::Transmitting(transmission) = &mut self.phase else { unreachable!("no request before the export") };
+        // The protocol has no error that means "ask again": clients do so when a connection is lost.
+        if let Err(VolumeError::Interrupted(_)) = result {
+            return Next::Abort;
+        }
         match transmission.deliver(turn, request, result) {
             Pace::Violation => Next::Abort,
             _ => Next::Again,

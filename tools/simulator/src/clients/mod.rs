@@ -175,7 +175,9 @@ impl Port {
                 VolumeError::NoSuchVolume => Refusal::NoVolume,
                 VolumeError::OutOfRange => Refusal::Beyond,
                 VolumeError::NoSpace => Refusal::NoSpace,
-                VolumeError::Unreadable { .. } | VolumeError::Stopped(_) => Refusal::Failed(error.to_string()),
+                VolumeError::Unreadable { .. } | VolumeError::Stopped(_) | VolumeError::Interrupted(_) => {
+                    Refusal::Failed(error.to_string())
+                }
                 VolumeError::Unserved(_) => Refusal::Unserved,
                 VolumeError::ShuttingDown => Refusal::ShuttingDown,
             }),
