@@ -1,9 +1,10 @@
-//! Requests through the engine: admission, log, apply, reply, and the consistency points that follow, on devices that cost nothing.
+//! Requests through the engine: admission, log, apply, reply, and the consistency points that follow; and the recovery of a pool whose log is to be
+//! replayed. On devices that cost nothing.
 
 mod support;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use support::Node;
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use support::{Machine, Node};
 use twinlog::node::request::{Payload, RequestTag, VolumeOperation, VolumeRequest, VolumeService as _};
 use twinlog_device::Prng;
 
@@ -57,5 +58,36 @@ fn requests(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, requests);
+/// Blocks that are in the log alone when the node dies: 16 MiB of its 64, fewer than a consistency point would be made for.
+const REPLAYED: u64 = 4096;
+
+fn replays(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("replay");
+    group.throughput(Throughput::Bytes(REPLAYED * BLOCK_BYTES));
+    group.sample_size(20);
+    group.bench_function("4 KiB records, until the pool serves", |bencher| {
+        bencher.iter_batched(
+            || {
+                let machine = Machine::new();
+                let (mut node, mut prng) = (Node::start_on(&machine), Prng::new(1));
+                (0..REPLAYED / DEPTH).for_each(|_| round(&mut node, &mut prng, 1, true));
+                machine
+            },
+            |machine| {
+                let mut node = machine.open();
+                while !node.engine.is_serving() {
+                    node.turn();
+                }
+                let replayed =
+                    node.engine.coordinator().map_or(0, |coordinator| coordinator.figures().replayed_records);
+                assert_eq!(replayed, REPLAYED + 1, "the writes, and the volume's beginning");
+                node
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+}
+
+criterion_group!(benches, requests, replays);
 criterion_main!(benches);

@@ -35,7 +35,14 @@ impl Waker for NoSleep {
     fn wake(&self) {}
 }
 
-/// A running node with one volume.
+/// What outlives a node: its disk and its log's memory.
+pub(crate) struct Machine {
+    world: SimWorld,
+    disk: SimMedium,
+    log: MemoryRegion,
+}
+
+/// A running node.
 pub(crate) struct Node {
     /// The reactor's platform.
     pub(crate) platform: SimPlatform<MemoryLog>,
@@ -45,21 +52,27 @@ pub(crate) struct Node {
     pub(crate) volume: ObjectId,
 }
 
-impl Node {
-    /// A node with an empty pool, serving.
-    pub(crate) fn start() -> Self {
+impl Machine {
+    /// A machine with an empty pool.
+    pub(crate) fn new() -> Self {
         let world = SimWorld::new(1);
         let config = MediumConfig { latency_ns: (0, 0), ..MediumConfig::new("disk", DISK_BLOCKS) };
-        let medium = SimMedium::new(&world, config);
-        create_pool(&medium, &world);
-        let agenda = Agenda::new(&world);
+        let (disk, log) = (SimMedium::new(&world, config), MemoryRegion::new("log", 4096 + RING_BYTES));
+        create_pool(&disk, &world);
+        format(&log);
+        Self { world, disk, log }
+    }
+
+    /// Begins to open the pool, whose log may have records to replay.
+    pub(crate) fn open(&self) -> Node {
+        let agenda = Agenda::new(&self.world);
         let blocks = BlockPool::new(MEMORY_BLOCKS).expect("address space");
         let (sender, mailbox): (MailboxSender<_>, Mailbox<_>) = mailbox(64, Arc::new(NoSleep));
         let parts = EngineParts {
             index: ReactorIndex(0),
             reactor_count: 1,
-            devices: vec![medium.open(&agenda)],
-            lanes: vec![(LaneIndex(0), formatted_log())],
+            devices: vec![self.disk.open(&agenda)],
+            lanes: vec![(LaneIndex(0), MemoryLog::new(&self.log))],
             blocks: blocks.clone(),
             budget: Budget::default(),
             limits: EngineLimits::for_memory(u64::from(MEMORY_BLOCKS), 1),
@@ -69,8 +82,19 @@ impl Node {
             holders: Arc::default(),
         };
         let engine = Engine::open(parts);
-        let platform = SimPlatform::new(agenda, blocks);
-        let mut node = Self { platform, engine, volume: ObjectId(0) };
+        Node { platform: SimPlatform::new(agenda, blocks), engine, volume: ObjectId(0) }
+    }
+}
+
+impl Node {
+    /// A node with an empty pool, serving a new volume.
+    pub(crate) fn start() -> Self {
+        Self::start_on(&Machine::new())
+    }
+
+    /// The same on a machine whose pool is empty.
+    pub(crate) fn start_on(machine: &Machine) -> Self {
+        let mut node = machine.open();
         node.create_volume();
         node
     }
@@ -113,10 +137,9 @@ fn create_pool(medium: &SimMedium, world: &SimWorld) {
     }
 }
 
-/// Log memory with the formatted lane of the node's pool.
-fn formatted_log() -> MemoryLog {
+/// Makes the lane of the node's pool.
+fn format(log: &MemoryRegion) {
     let identity = LaneIdentity { pool: POOL, role: PortionRole::Own, lane: LaneIndex(0), lane_count: 1 };
-    let mut format = Format::new(MemoryLog::new(&MemoryRegion::new("log", 4096 + RING_BYTES)), &identity, PortionId(1));
+    let mut format = Format::new(MemoryLog::new(log), &identity, PortionId(1));
     while !format.poll().expect("memory does not fail") {}
-    format.into_log()
 }
