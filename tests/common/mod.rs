@@ -34,10 +34,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const PROGRAM_SECONDS_MAX: &str = "240";
 
 /// Where Debian keeps each program that the tests use.
-const PACKAGES: [(&str, &str); 11] = [
+const PACKAGES: [(&str, &str); 12] = [
     ("e2fsck", "e2fsprogs"),
     ("fio", "fio"),
     ("ip", "iproute2"),
+    ("tc", "iproute2"),
     ("mke2fs", "e2fsprogs"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdinfo", "libnbd-bin"),
