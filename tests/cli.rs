@@ -138,3 +138,46 @@ fn the_doctor_examines_this_machine_and_leaves_nothing_behind() {
     }
     assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 0);
 }
+
+#[test]
+fn the_doctor_names_what_a_node_of_a_pair_lacks() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let place = directory.path().to_str().expect("a plain path");
+    fs::write(directory.path().join("pool-a.img"), "").expect("ours");
+    let addresses = ["--node=a=127.0.0.1", "--node=b=127.0.0.2"];
+    let devices = [format!("--devices=a={place}/pool-a.img"), format!("--devices=b={place}/pool-b.img")];
+    let more = [format!("--state={place}"), "--witness=127.0.0.3:1".to_owned()];
+    let mut words = vec!["pair", "configure", place];
+    words.extend(addresses);
+    words.extend(devices.iter().chain(&more).map(String::as_str));
+    let configured = twinlog(&words);
+    assert!(configured.status.success(), "{configured:?}");
+    let file = format!("{place}/a.toml");
+    let agent = format!("{place}/agent");
+    let mut text = fs::read_to_string(&file).expect("it was written");
+    text = text
+        .replace("fence = [\"lease\"]", &format!("fence = [\"command\"]\nfence_command = [\"/bin/sh\", \"{agent}\"]"));
+    fs::write(&file, text).expect("ours");
+    fs::write(&agent, "cat; exit 3").expect("ours");
+    let output = twinlog(&["doctor", place, "--config", &file, "-o", "json"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let checks = value["checks"].as_array().expect("a list");
+    let found = |name: &str| -> Vec<(String, String)> {
+        let words = |check: &Value, key: &str| check[key].as_str().expect("words").to_owned();
+        let named = checks.iter().filter(|check| check["name"] == name);
+        named.map(|check| (words(check, "state"), words(check, "found"))).collect()
+    };
+    let states = |name: &str| found(name).into_iter().map(|(state, _)| state).collect::<Vec<_>>();
+    for (name, state) in [
+        ("device", "ok"),
+        ("partner's device", "lacking"),
+        ("log", "lacking"),
+        ("witness", "lacking"),
+        ("partner", "optional"),
+    ] {
+        assert_eq!(states(name), [state], "{name}: {:?}", found(name));
+    }
+    let [(state, said)] = &found("fence")[..] else { panic!("{checks:?}") };
+    assert!(state == "lacking" && said.contains("action=monitor") && said.contains("plug=b"), "{said}");
+}

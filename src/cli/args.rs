@@ -132,6 +132,10 @@ pub(crate) struct DoctorArgs {
     /// Directory whose file system is examined
     #[arg(default_value = DEFAULT_DIR)]
     pub(crate) dir: PathBuf,
+
+    /// Also examine what the node of this configuration needs: its files, and for one of a pair partner, arbiter and fence
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// Finds a running node.

@@ -1,7 +1,9 @@
-//! `twinlog doctor`: what this machine offers and lacks, with the command that mends each thing.
+//! `twinlog doctor`: what this machine offers and lacks, and what a node that is to run on it needs, with the command that mends each thing.
 //!
 //! Facts are gathered by trying (a ring is made, a file is opened with O_DIRECT) where that is possible without harm, and read from
 //! `/proc` and `/sys` elsewhere. What a fact means is decided by pure functions of the facts.
+
+mod configured;
 
 use super::{
     args::DoctorArgs,
@@ -24,7 +26,10 @@ use std::{
 };
 use twinlog::{
     base::limits::CONNECTIONS_MAX,
-    control::{config::MemoryConfig, size::show_bytes},
+    control::{
+        config::{self, MemoryConfig},
+        size::show_bytes,
+    },
 };
 
 /// Oldest kernel with everything that the io_uring driver asks for (DEFER_TASKRUN came with 6.1).
@@ -67,7 +72,7 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<Exit, Failure> {
     let absolute =
         std::path::absolute(&args.dir).map_err(|error| Failure::system("find", args.dir.display(), &error))?;
     let directory = existing(&absolute);
-    let checks = vec![
+    let mut checks = vec![
         kernel(&uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()),
         io_uring(),
         direct(&directory),
@@ -80,6 +85,9 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<Exit, Failure> {
         huge_pages(read("/proc/meminfo").as_deref().unwrap_or_default()),
         vfio(),
     ];
+    if let Some(file) = &args.config {
+        checks.extend(configured::checks(&config::load(file)?, file));
+    }
     let lacking = checks.iter().any(|check| check.state == State::Lacking);
     let report = Report { checks };
     output.show(&report, || text(&report.checks))?;

@@ -29,11 +29,11 @@ const KILL_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// How a command has ended.
 #[derive(Debug)]
-pub(super) struct Outcome {
+pub(crate) struct Outcome {
     /// With 0, in time.
-    pub(super) confirmed: bool,
+    pub(crate) confirmed: bool,
     /// How, and what it printed.
-    pub(super) said: String,
+    pub(crate) said: String,
 }
 
 /// A command that runs.
@@ -44,8 +44,13 @@ pub(super) struct Running {
     limit: Duration,
 }
 
+/// Asks whether the command of a configuration could do its work; the partner is left alone.
+pub(crate) fn try_fence(config: &PairConfig) -> io::Result<Outcome> {
+    start(config, "monitor").map(|mut running| running.wait())
+}
+
 /// Starts the command of a configuration.
-pub(super) fn start(config: &PairConfig) -> io::Result<Running> {
+pub(super) fn start(config: &PairConfig, action: &str) -> io::Result<Running> {
     let (program, arguments) = config.fence_command.split_first().expect("the configuration was checked");
     let (output, writer) = pipe()?;
     fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
@@ -53,14 +58,14 @@ pub(super) fn start(config: &PairConfig) -> io::Result<Running> {
     // A group of its own, which can be killed as one.
     command.args(arguments).process_group(0).stdin(Stdio::piped()).stdout(writer.try_clone()?).stderr(writer);
     let child = command.spawn()?;
-    Ok(Running { child, input: input(config), output, limit: Duration::from_secs(config.fence_limit_s) })
+    Ok(Running { child, input: input(config, action), output, limit: Duration::from_secs(config.fence_limit_s) })
 }
 
 /// What it reads. Agents name the machine that is meant by `plug`, older ones by `port`; a cluster manager adds `nodename`.
-fn input(config: &PairConfig) -> String {
+fn input(config: &PairConfig, action: &str) -> String {
     let given = &config.fence_options;
     let partner = config.partner.as_str();
-    let own = [("action", "off"), ("nodename", partner), ("plug", partner), ("port", partner)];
+    let own = [("action", action), ("nodename", partner), ("plug", partner), ("port", partner)];
     let own = own.into_iter().filter(|(key, _)| !given.contains_key(*key));
     let given = given.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     own.chain(given).map(|(key, value)| format!("{key}={value}\n")).collect()
@@ -140,7 +145,7 @@ mod tests {
         config.fence_command = ["sh", "-c", script].map(str::to_owned).into();
         config.fence_limit_s = limit_s;
         config.fence_options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        start(&config).expect("sh starts").wait()
+        start(&config, "off").expect("sh starts").wait()
     }
 
     #[test]

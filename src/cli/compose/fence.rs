@@ -100,7 +100,7 @@ impl Fences {
 
     fn start_command(&self) -> io::Result<()> {
         tracing::warn!(partner = self.config.partner, command = ?self.config.fence_command, "fencing the partner");
-        let mut running = command::start(&self.config)?;
+        let mut running = command::start(&self.config, "off")?;
         let (waker, done) = (Arc::clone(&self.waker), self.commands.0.clone());
         let accompany = move || {
             // Nobody waits when the node is ending.

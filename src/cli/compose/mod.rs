@@ -39,6 +39,7 @@ mod storage;
 mod witness_client;
 mod witness_server;
 
+pub(crate) use command::try_fence;
 pub(crate) use offline::{
     NewPool, check, create_log_file, create_pool, create_portion, random_id, try_direct, try_io_uring, wipe,
 };

@@ -1,0 +1,185 @@
+//! What a node of a given configuration needs: its files, and for one of a pair the ways to its partner, to the arbiter and to the fence. Nothing is
+//! changed, and the partner's pool is not touched: a fence agent is asked with `action=monitor`.
+
+use super::{Check, State, check, useful, wanted};
+use crate::cli::compose;
+use nix::unistd::{AccessFlags, access};
+use std::{
+    io,
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    os::unix::{fs::FileTypeExt, net::UnixStream},
+    path::Path,
+    time::Duration,
+};
+use twinlog::control::config::{FenceKind, LogBackend, LogConfig, NodeConfig, PairConfig};
+
+/// How long an address may take to answer.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+
+/// Examines what the node of `config`, which is written in `file`, needs.
+pub(super) fn checks(config: &NodeConfig, file: &Path) -> Vec<Check> {
+    let create = match config.pair {
+        Some(_) => format!("twinlog pair create --config {}", file.display()),
+        None => format!("twinlog pool create --config {}", file.display()),
+    };
+    let devices = |name, pool: &[std::path::PathBuf], why| -> Vec<Check> {
+        pool.iter().map(|path| storage(name, path, why, &create)).collect()
+    };
+    let mut checks = devices("device", &config.pool.devices, "it holds the node's own pool");
+    if let Some(pool) = &config.partner_pool {
+        checks.extend(devices(
+            "partner's device",
+            &pool.devices,
+            "without it this node cannot take the partner's pool over",
+        ));
+    }
+    checks.extend(log("log", &config.log, &create));
+    checks.extend(config.mirror.iter().flat_map(|mirror| log("mirror", mirror, &create)));
+    if let Some(pair) = &config.pair {
+        checks.extend(of_pair(pair, &create));
+    }
+    checks
+}
+
+fn log(name: &'static str, config: &LogConfig, create: &str) -> Option<Check> {
+    let why = "answered changes are in it until they are on the disks";
+    match (&config.path, config.backend) {
+        (Some(path), LogBackend::File | LogBackend::Pmem) => Some(storage(name, path, why, create)),
+        _ => None,
+    }
+}
+
+/// A file or block device that this user must be able to read and write.
+fn storage(name: &'static str, path: &Path, why: &'static str, create: &str) -> Check {
+    let found = |what: &str| format!("{} {what}", path.display());
+    let kind = match path.metadata() {
+        Ok(facts) if facts.file_type().is_block_device() => "is a block device",
+        Ok(facts) if facts.is_file() => "is a file",
+        Ok(_) => {
+            return check(name, State::Lacking, found("is neither a file nor a block device"), why, "name another one");
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return check(name, State::Lacking, found("is not there"), why, create);
+        }
+        Err(error) => return check(name, State::Lacking, found(&format!("cannot be looked at: {error}")), why, ""),
+    };
+    match access(path, AccessFlags::R_OK | AccessFlags::W_OK) {
+        Ok(()) => check(name, State::Ok, found(kind), why, ""),
+        Err(error) => {
+            let mend = format!("chown or chmod {}, or run this as the node's user", path.display());
+            check(name, State::Lacking, found(&format!("{kind}, and cannot be written: {error}")), why, &mend)
+        }
+    }
+}
+
+fn of_pair(pair: &PairConfig, create: &str) -> Vec<Check> {
+    let mut checks = vec![key(&pair.key)];
+    if let Some(mailbox) = &pair.mailbox {
+        checks.push(storage("mailbox", mailbox, "the registers of both pools are in it", create));
+    }
+    if let Some(witness) = &pair.witness {
+        let why = "without it nobody knows who may serve: both nodes stop when their leases end";
+        let mend = "start it: `twinlog witness`; let firewalls pass its port";
+        checks.push(match reach(witness) {
+            Ok(address) => check("witness", State::Ok, format!("answers at {address}"), why, ""),
+            Err(error) => check("witness", State::Lacking, format!("{witness} is not reached: {error}"), why, mend),
+        });
+    }
+    for address in &pair.partner_tcp {
+        checks.push(partner(&address.to_string(), TcpStream::connect_timeout(address, CONNECT_MAX).err()));
+    }
+    for socket in &pair.partner_unix {
+        checks.push(partner(&socket.display().to_string(), UnixStream::connect(socket).err()));
+    }
+    let ways = pair.partner_tcp.len() + pair.partner_unix.len();
+    if pair.partner_unix.is_empty() {
+        let why = "two networks between the nodes: when one is lost, mirroring goes on over the other";
+        let found = format!("{ways} address(es) of the partner");
+        checks.push(check(
+            "paths",
+            useful(ways > 1),
+            found,
+            why,
+            "tcp and partner_tcp in [pair]: a second address each",
+        ));
+    }
+    checks.extend(pair.fence.contains(&FenceKind::Command).then(|| fence(pair)));
+    checks
+}
+
+fn key(path: &Path) -> Check {
+    let why = "the nodes know each other by it";
+    match compose::read_key(path) {
+        Ok(_) => check("key", State::Ok, format!("{} is one", path.display()), why, ""),
+        Err(failure) => check("key", State::Lacking, failure.message, why, &failure.hint),
+    }
+}
+
+/// The first address of a name that takes connections.
+fn reach(name: &str) -> io::Result<SocketAddr> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for address in name.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT_MAX) {
+            Ok(_) => return Ok(address),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn partner(address: &str, error: Option<io::Error>) -> Check {
+    let why = "changes are mirrored over it; the partner need not run now";
+    match error {
+        None => check("partner", State::Ok, format!("answers at {address}"), why, ""),
+        Some(error) => {
+            let found = format!("{address} is not reached: {error}");
+            check("partner", State::Optional, found, why, "start the partner; let firewalls pass its port")
+        }
+    }
+}
+
+/// Whether the agent can do its work, as far as it says.
+fn fence(pair: &PairConfig) -> Check {
+    let why = "a partner that is not reached is switched off with it before its pool is taken over";
+    let program = pair.fence_command.first().map_or("", String::as_str);
+    if pair.fence_options.contains_key("action") {
+        let found = format!("{program} is not tried: fence_options say which action it has");
+        return check("fence", State::Optional, found, why, "try it by hand");
+    }
+    let outcome = match compose::try_fence(pair) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            return check(
+                "fence",
+                State::Lacking,
+                format!("{program} cannot be started: {error}"),
+                why,
+                "fence_command in [pair]",
+            );
+        }
+    };
+    let found = format!("{program}, asked with action=monitor: {}", outcome.said);
+    check("fence", wanted(outcome.confirmed), found, why, "mend what it says; its options are fence_options in [pair]")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_nobody_serves_is_named_with_the_reason() {
+        let free =
+            std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("loopback");
+        assert_eq!(reach(&free.to_string()).expect_err("closed again").kind(), io::ErrorKind::ConnectionRefused);
+        let found = partner("b:1", Some(io::ErrorKind::TimedOut.into()));
+        assert_eq!((found.state, found.found.as_str()), (State::Optional, "b:1 is not reached: timed out"));
+    }
+
+    #[test]
+    fn storage_that_is_missing_or_of_another_kind_is_lacking() {
+        let missing = storage("log", Path::new("/no/such"), "", "make it");
+        assert_eq!((missing.state, missing.mend.as_str()), (State::Lacking, "make it"));
+        assert_eq!(storage("log", Path::new("/proc"), "", "").state, State::Lacking);
+        assert_eq!(storage("log", Path::new("/proc/self/comm"), "", "").state, State::Ok);
+    }
+}
