@@ -4,7 +4,7 @@
 //!
 //! 1. `Up` comes when the partner has been recognised, `Down` when no path to it is left; messages come between them only.
 //! 2. Messages arrive whole and at most once. Those of one lane arrive in the order in which they were sent as long as no path is lost; so do
-//!    the words, orders and refusals about one pool. Between these there is no order: each says all that its reader must know.
+//!    the words, asks and refusals about one pool. Between these there is no order: each says all that its reader must know.
 //! 3. What was sent before `Down`, or on a path that is lost, may or may not have arrived. Whoever must know says it again.
 //! 4. Memory is bounded: no batch is sent while `has_room` is false. Everything else waits once: a later word, acknowledgement or refusal takes
 //!    the place of the one before.

@@ -3,7 +3,7 @@
 use super::{
     interconnect::{Event, Interconnect, Message, Partner, Paths, PoolWord},
     link::{self, Link, PathPhase, PayloadPart},
-    wire::{self, Order, OrderKind, PoolState},
+    wire::{self, PoolState},
 };
 use crate::base::{Epoch, PoolId};
 use std::collections::VecDeque;
@@ -21,14 +21,13 @@ pub struct LinkWay<N> {
     link: Link,
     /// What could not be sent yet, in order: batches, and of everything else the newest of each pool or lane.
     waiting: VecDeque<Message>,
-    order_number: u64,
 }
 
 impl<N: Network> LinkWay<N> {
     /// A way over `link`, which has `net` for itself.
     #[must_use]
     pub fn new(net: N, link: Link) -> Self {
-        Self { net, link, waiting: VecDeque::new(), order_number: 0 }
+        Self { net, link, waiting: VecDeque::new() }
     }
 
     /// What an event of the link means to the caller: an event without the bytes of a message; `None`: nothing.
@@ -98,11 +97,7 @@ impl<N: Network> LinkWay<N> {
                 let frame = wire::Message::Reply(*reply);
                 return self.link.send(&mut self.net, (*pool, *epoch), &frame, &payload).is_ok();
             }
-            Message::Ask { pool, epoch } => {
-                self.order_number += 1;
-                let order = Order { number: self.order_number, kind: OrderKind::HandOver };
-                ((*pool, *epoch), wire::Message::Order(order))
-            }
+            Message::Ask { pool, epoch } => ((*pool, *epoch), wire::Message::Ask),
         };
         self.link.send(&mut self.net, at, &frame, &[]).is_ok()
     }
@@ -127,7 +122,7 @@ fn heard((pool, epoch): (PoolId, Epoch), message: wire::Message) -> Option<Messa
             Some(Message::Write { pool, lane, epoch, start, end, bytes: () })
         }
         wire::Message::MirrorRefusal(refusal) => Some(Message::Refused { pool, epoch, refusal }),
-        wire::Message::Order(Order { kind: OrderKind::HandOver, .. }) => Some(Message::Ask { pool, epoch }),
+        wire::Message::Ask => Some(Message::Ask { pool, epoch }),
         wire::Message::Volumes(list) => Some(Message::Volumes { pool, epoch, list }),
         wire::Message::Request(request) => Some(Message::Request { pool, epoch, request, bytes: () }),
         wire::Message::Reply(reply) => Some(Message::Reply { pool, epoch, reply, bytes: () }),

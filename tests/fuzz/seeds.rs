@@ -22,9 +22,9 @@ use twinlog::{
     pair::{
         decide::Word,
         wire::{
-            Ack, Answer, AnswerCode, Heartbeat, Hello, Message, MirrorRefusal, MirrorRefusalReason, Order, OrderKind,
-            Outgoing, PoolFacts, PoolState, Refusal, RefusalReason, Reply, ReplyContent, ReplyStatus, Request,
-            RequestKind, Role, Seal, VolumeEntry, Volumes, write_extent,
+            Ack, Heartbeat, Hello, Message, MirrorRefusal, MirrorRefusalReason, Outgoing, PoolFacts, PoolState,
+            Refusal, RefusalReason, Reply, ReplyContent, ReplyStatus, Request, RequestKind, Role, Seal, VolumeEntry,
+            Volumes, write_extent,
         },
     },
 };
@@ -130,9 +130,8 @@ fn frames() -> Vec<Vec<u8>> {
         (Message::MirrorWrite { lane, start: Lsn(4096), end: Lsn(8192) }, vec![1; 256]),
         (Message::MirrorRefusal(refusal), vec![]),
         (Message::PoolState(state), vec![]),
-        (Message::Order(Order { number: 7, kind: OrderKind::HandOver }), vec![]),
-        (Message::Answer(Answer { number: 7, code: AnswerCode::Done, text: text() }), vec![]),
-        (Message::Volumes(Volumes { generation: 3, total_count: 9, first: 7, entries: vec![entry] }), vec![]),
+        (Message::Ask, vec![]),
+        (Message::Volumes(Volumes { total_count: 9, first: 7, entries: vec![entry] }), vec![]),
         (Message::Request(request(RequestKind::Write, 100)), vec![5; 100]),
         (Message::Request(request(RequestKind::Flush, 0)), vec![]),
         (reply(ReplyContent::Bytes), vec![4; 77]),

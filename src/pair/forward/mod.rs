@@ -435,7 +435,6 @@ fn frames_of(volumes: &[VolumeInfo]) -> Vec<Volumes> {
         |volume: &VolumeInfo| VolumeEntry { id: volume.id, size_bytes: volume.size_bytes, name: volume.name.clone() };
     let starts = (0..volumes.len().max(1)).step_by(VOLUMES_PER_FRAME_MAX);
     let frame = |first: usize| Volumes {
-        generation: 0,
         total_count: count(volumes.len()),
         first: count(first),
         entries: volumes.iter().skip(first).take(VOLUMES_PER_FRAME_MAX).map(entry).collect(),

@@ -88,8 +88,6 @@ pub(super) struct Channel {
     beat: Option<(u64, Nanos)>,
     /// How long a frame takes there and back, smoothed.
     pub(super) round_trip: Option<Duration>,
-    /// The caller does not take the frame that is next.
-    pub(super) is_held: bool,
 }
 
 impl Channel {
@@ -113,7 +111,6 @@ impl Channel {
             beat_due: now,
             beat: None,
             round_trip: None,
-            is_held: false,
         }
     }
 
@@ -139,7 +136,7 @@ impl Channel {
     /// Looks whether bytes have arrived. What waits because we do not take it counts too: then it is we who are slow.
     pub(super) fn listen<N: Network>(&mut self, net: &N, now: Nanos) {
         let waiting = net.input(self.connection).len();
-        if waiting > self.seen_bytes || self.is_held || self.has_frame(net) {
+        if waiting > self.seen_bytes || self.has_frame(net) {
             self.heard_at = now;
         }
         self.seen_bytes = waiting;

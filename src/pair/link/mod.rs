@@ -17,7 +17,7 @@
 //! 1. Nothing of a frame is delivered before its author has proved that it knows the pair's key, and both hellos agree.
 //! 2. A frame is delivered at most once, and only within the session in which it was sent. The connecting node numbers sessions; the listening
 //!    node ends its own when a new number arrives, and refuses one that it has ended.
-//! 3. Frames of one lane arrive in the order in which they were sent, as long as no [`Event::PathDown`] intervenes; so do orders and
+//! 3. Frames of one lane arrive in the order in which they were sent, as long as no [`Event::PathDown`] intervenes; so do asks and
 //!    states of pools. Requests and replies have no order.
 //! 4. When a node has reported [`Event::PathDown`], nothing that it sent on that path is delivered after anything that it sends from then
 //!    on: the partner closes the path before it takes the next frame ([`Message::PathClosed`]). So what may have been lost can be sent again.
@@ -33,7 +33,7 @@
 //! | the partner restarts, or loses all paths | `Down`, then `Up` with a new session |
 //! | key, names, pair, configuration, pools or version differ | refused by name, at both nodes; tried again at the longest interval |
 //! | strangers connect | they may say hello, up to [`HANDSHAKES_MAX`] of them at a time, for [`Timing::handshake`]; what they say ends nothing, and while a session is up nobody hears of it |
-//! | the layer above does not take a frame | the path's other frames wait, and the partner is slowed down; it stays alive |
+//! | the layer above takes few frames, or none | the others wait, and the partner is slowed down; it stays alive |
 
 mod agree;
 mod channel;
@@ -332,7 +332,6 @@ impl Link {
         net.poll(&mut self.ready);
         self.activity += self.ready.len() as u64;
         self.ready.clear();
-        self.channels.iter_mut().for_each(|channel| channel.is_held = false);
         if self.events.len() < EVENTS_MAX {
             self.accept(net);
             self.look(net);
@@ -376,15 +375,6 @@ impl Link {
     pub fn payload<'a, N: Network>(&self, net: &'a N) -> &'a [u8] {
         let Some(Delivered { connection, frame_bytes, payload_bytes }) = self.delivered else { return &[] };
         &net.input(connection)[frame_bytes - payload_bytes..frame_bytes]
-    }
-
-    /// The caller has no room for the frame that it was just given: it comes again in the next turn, and before any other of its path.
-    pub fn hold(&mut self) {
-        if let Some(delivered) = self.delivered.take()
-            && let Some(channel) = self.channel_mut(delivered.connection)
-        {
-            channel.is_held = true;
-        }
     }
 
     fn finish_delivery<N: Network>(&mut self, net: &mut N) {

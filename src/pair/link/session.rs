@@ -159,7 +159,7 @@ impl Link {
         let count = self.channels.len();
         let index = (0..count).map(|offset| (self.cursor + offset) % count).find(|&index| {
             let channel = &self.channels[index];
-            channel.phase != Phase::Connecting && !channel.is_held && channel.has_frame(net)
+            channel.phase != Phase::Connecting && channel.has_frame(net)
         })?;
         self.cursor = index + 1;
         self.activity += 1;

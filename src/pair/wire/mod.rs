@@ -31,7 +31,7 @@ mod request;
 
 pub use hello::{Heartbeat, Hello, PoolFacts, Refusal, RefusalReason, Role};
 pub use mirror::{Ack, MirrorRefusal, MirrorRefusalReason};
-pub use pool::{Answer, AnswerCode, Order, OrderKind, PoolState, VOLUMES_PER_FRAME_MAX, VolumeEntry, Volumes};
+pub use pool::{PoolState, VOLUMES_PER_FRAME_MAX, VolumeEntry, Volumes};
 pub use request::{EXTENTS_MAX, Reply, ReplyContent, ReplyStatus, Request, RequestKind, extents_of, write_extent};
 
 use crate::{
@@ -110,21 +110,19 @@ pub enum Kind {
     MirrorRefusal = 10,
     /// What the sender does with a pool.
     PoolState = 11,
-    /// What the sender wants of the other node.
-    Order = 12,
-    /// What has become of that.
-    Answer = 13,
+    /// The sender wants the pool handed over to it.
+    Ask = 12,
     /// Volumes of a pool.
-    Volumes = 14,
+    Volumes = 13,
     /// A client's request, forwarded to the owner.
-    Request = 15,
+    Request = 14,
     /// Its end.
-    Reply = 16,
+    Reply = 15,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 15] = [
         Self::Hello,
         Self::Proof,
         Self::Welcome,
@@ -136,8 +134,7 @@ impl Kind {
         Self::MirrorWrite,
         Self::MirrorRefusal,
         Self::PoolState,
-        Self::Order,
-        Self::Answer,
+        Self::Ask,
         Self::Volumes,
         Self::Request,
         Self::Reply,
@@ -191,10 +188,8 @@ pub enum Message {
     MirrorRefusal(MirrorRefusal),
     /// [`Kind::PoolState`].
     PoolState(PoolState),
-    /// [`Kind::Order`].
-    Order(Order),
-    /// [`Kind::Answer`].
-    Answer(Answer),
+    /// [`Kind::Ask`].
+    Ask,
     /// [`Kind::Volumes`].
     Volumes(Volumes),
     /// [`Kind::Request`]; a write's bytes are the payload.
@@ -219,8 +214,7 @@ impl Message {
             Self::MirrorWrite { .. } => Kind::MirrorWrite,
             Self::MirrorRefusal(_) => Kind::MirrorRefusal,
             Self::PoolState(_) => Kind::PoolState,
-            Self::Order(_) => Kind::Order,
-            Self::Answer(_) => Kind::Answer,
+            Self::Ask => Kind::Ask,
             Self::Volumes(_) => Kind::Volumes,
             Self::Request(_) => Kind::Request,
             Self::Reply(_) => Kind::Reply,
@@ -232,7 +226,7 @@ impl Message {
         match self {
             Self::Hello(hello) => hello.write(output),
             Self::Proof(proof) => output.extend_from_slice(proof),
-            Self::Welcome | Self::Acknowledgement => {}
+            Self::Welcome | Self::Acknowledgement | Self::Ask => {}
             Self::Refusal(refusal) => refusal.write(output),
             Self::Heartbeat(heartbeat) => heartbeat.write(output),
             Self::PathClosed(connection) => output.extend_from_slice(U64::new(*connection).as_bytes()),
@@ -240,8 +234,6 @@ impl Message {
             Self::MirrorWrite { lane, start, end } => mirror::write_write(*lane, *start, *end, output),
             Self::MirrorRefusal(refusal) => refusal.write(output),
             Self::PoolState(state) => state.write(output),
-            Self::Order(order) => order.write(output),
-            Self::Answer(answer) => answer.write(output),
             Self::Volumes(volumes) => volumes.write(output),
             Self::Request(request) => request.write(output),
             Self::Reply(reply) => reply.write(output),
@@ -255,7 +247,6 @@ impl Message {
             Kind::Refusal => return whole(Self::Refusal(Refusal::read(bytes)?)),
             Kind::MirrorRefusal => return whole(Self::MirrorRefusal(MirrorRefusal::read(bytes)?)),
             Kind::PoolState => return whole(Self::PoolState(PoolState::read(bytes)?)),
-            Kind::Answer => return whole(Self::Answer(Answer::read(bytes)?)),
             Kind::Volumes => return whole(Self::Volumes(Volumes::read(bytes)?)),
             Kind::MirrorWrite => return mirror::read_write(bytes),
             Kind::Request => return Request::read(bytes).map(|(request, payload)| (Self::Request(request), payload)),
@@ -266,7 +257,7 @@ impl Message {
             Kind::Heartbeat => Heartbeat::read(bytes).map(|(beat, rest)| (Self::Heartbeat(beat), rest))?,
             Kind::PathClosed => take::<U64>(bytes).map(|(number, rest)| (Self::PathClosed(number.get()), rest))?,
             Kind::MirrorBegin => mirror::read_begin(bytes)?,
-            Kind::Order => Order::read(bytes).map(|(order, rest)| (Self::Order(order), rest))?,
+            Kind::Ask => (Self::Ask, bytes),
         };
         need(rest.is_empty(), "bytes are left over")?;
         Ok((message, rest))

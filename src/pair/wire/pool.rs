@@ -4,7 +4,7 @@ use super::{
     FrameError,
     hello::{name_of, pad_name},
     mirror::lsn_of,
-    need, take, text_of, write_text,
+    need, take,
 };
 use crate::{
     base::{
@@ -16,7 +16,7 @@ use crate::{
 use std::mem::size_of;
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
-    little_endian::{U16, U32, U64, U128},
+    little_endian::{U32, U64, U128},
 };
 
 /// Most volumes of one frame; more are told in several.
@@ -83,109 +83,6 @@ impl PoolState {
     }
 }
 
-/// What a node wants of the other one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u16)]
-pub enum OrderKind {
-    /// To the owner: hand the pool over to the sender.
-    HandOver = 1,
-    /// To the node that is not the owner: take the pool over from the sender.
-    TakeOver = 2,
-}
-
-/// An order about a pool, at the frame's epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Order {
-    /// Names it: the answers repeat it.
-    pub number: u64,
-    /// What is wanted.
-    pub kind: OrderKind,
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct RawOrder {
-    number: U64,
-    kind: U16,
-    reserved: [u8; 6],
-}
-
-const _: () = assert!(size_of::<RawOrder>() == 16);
-
-impl Order {
-    pub(super) fn write(&self, output: &mut Vec<u8>) {
-        let raw = RawOrder { number: self.number.into(), kind: (self.kind as u16).into(), reserved: [0; 6] };
-        output.extend_from_slice(raw.as_bytes());
-    }
-
-    pub(super) fn read(bytes: &[u8]) -> Result<(Self, &[u8]), FrameError> {
-        let (raw, rest) = take::<RawOrder>(bytes)?;
-        let kind = match raw.kind.get() {
-            1 => OrderKind::HandOver,
-            2 => OrderKind::TakeOver,
-            _ => return Err(FrameError::Malformed("an unknown order")),
-        };
-        need(raw.reserved == [0; 6], "reserved bytes are not zero")?;
-        Ok((Self { number: raw.number.get(), kind }, rest))
-    }
-}
-
-/// What has become of an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u16)]
-pub enum AnswerCode {
-    /// It is being carried out; another answer follows.
-    Begun = 1,
-    /// It is done.
-    Done = 2,
-    /// It will not be done.
-    Refused = 3,
-    /// It was begun and could not be finished.
-    Failed = 4,
-}
-
-impl AnswerCode {
-    /// Every code.
-    pub const ALL: [Self; 4] = [Self::Begun, Self::Done, Self::Refused, Self::Failed];
-}
-
-/// An answer to an order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The order's.
-    pub number: u64,
-    /// For programs.
-    pub code: AnswerCode,
-    /// For people.
-    pub text: String,
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct RawAnswer {
-    number: U64,
-    code: U16,
-    reserved: [u8; 6],
-}
-
-const _: () = assert!(size_of::<RawAnswer>() == 16);
-
-impl Answer {
-    pub(super) fn write(&self, output: &mut Vec<u8>) {
-        let raw = RawAnswer { number: self.number.into(), code: (self.code as u16).into(), reserved: [0; 6] };
-        output.extend_from_slice(raw.as_bytes());
-        write_text(&self.text, output);
-    }
-
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, FrameError> {
-        let (raw, text) = take::<RawAnswer>(bytes)?;
-        let code = AnswerCode::ALL.into_iter().find(|&code| code as u16 == raw.code.get());
-        need(raw.reserved == [0; 6], "reserved bytes are not zero")?;
-        let code = code.ok_or(FrameError::Malformed("an unknown answer"))?;
-        Ok(Self { number: raw.number.get(), code, text: text_of(text)? })
-    }
-}
-
 /// A volume of the frame's pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeEntry {
@@ -200,8 +97,6 @@ pub struct VolumeEntry {
 /// Volumes of the frame's pool: all of them, or as many as one frame takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volumes {
-    /// Grows with every change of the list. Frames of one list have the same.
-    pub generation: u64,
     /// Volumes of the whole list.
     pub total_count: u32,
     /// Index of the first of these in it.
@@ -213,7 +108,6 @@ pub struct Volumes {
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawVolumes {
-    generation: U64,
     total_count: U32,
     first: U32,
 }
@@ -228,18 +122,14 @@ struct RawVolume {
     name: [u8; NAME_BYTES_MAX],
 }
 
-const _: () = assert!(size_of::<RawVolumes>() == 16);
+const _: () = assert!(size_of::<RawVolumes>() == 8);
 const _: () = assert!(size_of::<RawVolume>() == 88);
 const _: () = assert!(VOLUMES_PER_FRAME_MAX * size_of::<RawVolume>() <= super::PAYLOAD_BYTES_MAX);
 
 impl Volumes {
     pub(super) fn write(&self, output: &mut Vec<u8>) {
         assert!(self.entries.len() <= VOLUMES_PER_FRAME_MAX, "more volumes are told in several frames");
-        let raw = RawVolumes {
-            generation: self.generation.into(),
-            total_count: self.total_count.into(),
-            first: self.first.into(),
-        };
+        let raw = RawVolumes { total_count: self.total_count.into(), first: self.first.into() };
         output.extend_from_slice(raw.as_bytes());
         for entry in &self.entries {
             let (name, name_bytes) = pad_name(&entry.name);
@@ -260,7 +150,6 @@ impl Volumes {
             Ok(VolumeEntry { id: ObjectId(entry.id.get()), size_bytes: entry.size_bytes.get(), name })
         });
         Ok(Self {
-            generation: raw.generation.get(),
             total_count: raw.total_count.get(),
             first: raw.first.get(),
             entries: entries.collect::<Result<_, _>>()?,

@@ -74,7 +74,7 @@ fn samples() -> Vec<(Message, Vec<u8>)> {
         empty(Message::MirrorBegin { lane, start: Lsn(4096) }),
         (Message::MirrorWrite { lane, start: Lsn(0), end: Lsn(8192) }, vec![1; 4096]),
         (Message::MirrorWrite { lane, start: Lsn(1 << 40), end: Lsn((1 << 40) + 128) }, vec![2; 128]),
-        empty(Message::Volumes(Volumes { generation: 3, total_count: 9, first: 7, entries: vec![entry(1), entry(2)] })),
+        empty(Message::Volumes(Volumes { total_count: 9, first: 7, entries: vec![entry(1), entry(2)] })),
         (request(RequestKind::Write, 1000), vec![5; 1000]),
         empty(request(RequestKind::Flush, 0)),
         (reply(ReplyStatus::Done, ReplyContent::Bytes, 0), vec![4; 777]),
@@ -82,14 +82,13 @@ fn samples() -> Vec<(Message, Vec<u8>)> {
         (reply(ReplyStatus::NoSpace, ReplyContent::Text, 0), text().into_bytes()),
         empty(reply(ReplyStatus::Unreadable, ReplyContent::Nothing, 12)),
         empty(reply(ReplyStatus::Done, ReplyContent::Zeroes, 4096)),
+        empty(Message::Ask),
     ];
-    let orders = [OrderKind::HandOver, OrderKind::TakeOver].map(|kind| Message::Order(Order { number: 7, kind }));
     let refusals = RefusalReason::ALL.map(|reason| Message::Refusal(Refusal { reason, text: text() }));
     let kinds = [RequestKind::Read, RequestKind::Discard, RequestKind::WriteZeroes, RequestKind::BlockStatus];
     let mirror = MirrorRefusalReason::ALL
         .map(|reason| Message::MirrorRefusal(MirrorRefusal { lane, reason, expected: Lsn(256), text: text() }));
-    let answers = AnswerCode::ALL.map(|code| Message::Answer(Answer { number: 7, code, text: String::new() }));
-    all.extend(orders.into_iter().chain(refusals).chain(mirror).chain(answers).map(empty));
+    all.extend(refusals.into_iter().chain(mirror).map(empty));
     all.extend(kinds.map(|kind| empty(request(kind, 512))));
     for word in [Word::Standby, Word::Mirroring, Word::Starting, Word::Serving, Word::Leaving] {
         let state = |portion, expected| empty(Message::PoolState(PoolState { word, portion, expected }));
@@ -216,7 +215,7 @@ fn headers_that_cannot_be_are_refused() {
     assert_eq!(decode(b"TWL", Seal::default()), Ok(None));
     assert_eq!(decode(&change(4, 2), Seal::default()), Err(FrameError::OtherVersion(2)));
     assert_eq!(decode(&change(5, 0), Seal::default()), Err(FrameError::UnknownKind(0)));
-    assert_eq!(decode(&change(5, 17), Seal::default()), Err(FrameError::UnknownKind(17)));
+    assert_eq!(decode(&change(5, 16), Seal::default()), Err(FrameError::UnknownKind(16)));
     assert_eq!(malformed(&change(6, 65)), "too many acknowledgements");
     for reserved in [7, 12, 15] {
         assert_eq!(malformed(&change(reserved, 1)), "reserved bytes are not zero");
@@ -257,8 +256,7 @@ fn acknowledgements_that_cannot_be_are_refused() {
 #[test]
 fn bodies_that_are_too_short_or_too_long_are_refused() {
     for (message, payload) in samples() {
-        let takes_rest =
-            !payload.is_empty() || matches!(message.kind(), Kind::Refusal | Kind::MirrorRefusal | Kind::Answer);
+        let takes_rest = !payload.is_empty() || matches!(message.kind(), Kind::Refusal | Kind::MirrorRefusal);
         if !takes_rest {
             let longer = forged(&message, &payload, |bytes| {
                 bytes.push(0);
@@ -306,10 +304,8 @@ fn messages_that_cannot_be_meant_are_refused() {
     assert_eq!(change(Kind::PoolState, 16, 6), "an unknown word about a pool");
     assert_eq!(change(Kind::PoolState, 17, 1), "another number of lanes than it says");
     assert_eq!(change(Kind::PoolState, 18, 1), "reserved bytes are not zero");
-    assert_eq!(change(Kind::Order, 8, 3), "an unknown order");
-    assert_eq!(change(Kind::Answer, 8, 5), "an unknown answer");
-    assert_eq!(change(Kind::Volumes, 12, 8), "more volumes than there are");
-    assert_eq!(change(Kind::Volumes, 16 + 15, 0x80), "a volume that cannot be");
+    assert_eq!(change(Kind::Volumes, 4, 8), "more volumes than there are");
+    assert_eq!(change(Kind::Volumes, 8 + 15, 0x80), "a volume that cannot be");
     assert_eq!(change(Kind::Request, 32, 8), "an unknown request");
     assert_eq!(change(Kind::Request, 34, 4), "an unknown flag of a request");
     assert_eq!(change(Kind::Request, 34, 2), "a flag of another request");
@@ -341,7 +337,7 @@ fn every_bound_can_be_reached_and_not_passed() {
     let entry = VolumeEntry { id: ObjectId(1), size_bytes: 1 << 50, name: "n".repeat(64) };
     let count = u32::try_from(VOLUMES_PER_FRAME_MAX).expect("small");
     let entries = vec![entry; VOLUMES_PER_FRAME_MAX];
-    let volumes = Message::Volumes(Volumes { generation: 1, total_count: count, first: 0, entries });
+    let volumes = Message::Volumes(Volumes { total_count: count, first: 0, entries });
     assert!(decode(&encode(&volumes, &[], &[], Seal::default()), Seal::default()).is_ok());
     let mut extents = Vec::new();
     (0..EXTENTS_MAX).for_each(|index| write_extent(1, index % 2 == 0, &mut extents));

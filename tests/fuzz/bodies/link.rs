@@ -91,7 +91,7 @@ struct Node {
     net: ByteNet,
     link: Link,
     is_up: bool,
-    holds: bool,
+    takes_nothing: bool,
     /// The newest word that was heard in this session.
     heard: u64,
     frames: u64,
@@ -100,11 +100,14 @@ struct Node {
 impl Node {
     fn new(node: usize) -> Self {
         let link = Link::new(config(node), Prng::new(node as u64), Nanos(0));
-        Self { net: ByteNet::default(), link, is_up: false, holds: false, heard: 0, frames: 0 }
+        Self { net: ByteNet::default(), link, is_up: false, takes_nothing: false, heard: 0, frames: 0 }
     }
 
     fn poll(&mut self, now: Nanos, is_astray: bool) {
         self.link.poll(&mut self.net, now);
+        if self.takes_nothing {
+            return;
+        }
         while let Some(event) = self.link.next_event(&mut self.net) {
             match event {
                 Event::Up(_) => {
@@ -112,7 +115,6 @@ impl Node {
                     self.heard = 0;
                 }
                 Event::Down { .. } => assert!(std::mem::replace(&mut self.is_up, false), "a session ends once"),
-                Event::Frame { .. } if self.holds => self.link.hold(),
                 Event::Frame { message, .. } => {
                     assert!(self.is_up, "frames come within a session");
                     self.frames += 1;
@@ -328,7 +330,7 @@ impl Middle {
                 self.acts[node].push_back(Act::Invent { kind: a % 20, body });
             }
             12 => self.break_wire(usize::from(a), c),
-            13 => self.nodes[node].holds = a & 1 != 0,
+            13 => self.nodes[node].takes_nothing = a & 1 != 0,
             _ => {}
         }
         self.turn();
@@ -359,7 +361,7 @@ pub(crate) fn session(data: &[u8]) -> bool {
     let frames: u64 = middle.nodes.iter().map(|node| node.frames).sum();
     // Nobody in the middle any more: they find together again.
     middle.acts.iter_mut().for_each(VecDeque::clear);
-    middle.nodes.iter_mut().for_each(|node| node.holds = false);
+    middle.nodes.iter_mut().for_each(|node| node.takes_nothing = false);
     middle.wait(Duration::from_secs(12));
     for node in 0..2 {
         let status = middle.nodes[node].link.status();

@@ -61,8 +61,8 @@ struct Node {
     listener: SimListener,
     link: Link,
     told: Vec<Told>,
-    /// Frames that it takes; the others it holds.
-    takes: u64,
+    /// Frames that it takes in a turn; the others wait.
+    takes: usize,
 }
 
 impl Node {
@@ -70,7 +70,7 @@ impl Node {
         let agenda = Agenda::new(world);
         let (net, listener) = SimNet::open(&agenda);
         let link = Link::new(config, Prng::new(seed), world.now());
-        Self { agenda, net, listener, link, told: Vec::new(), takes: u64::MAX }
+        Self { agenda, net, listener, link, told: Vec::new(), takes: usize::MAX }
     }
 
     /// One turn, after a sleep that ends when the link or the network wants it.
@@ -80,14 +80,13 @@ impl Node {
         let sleep = self.link.next_deadline().map_or(longest, |due| due.since(now).min(longest));
         self.agenda.turn(Wait::UpTo(sleep));
         self.link.poll(&mut self.net, self.agenda.world().now());
-        while let Some(event) = self.link.next_event(&mut self.net) {
+        let mut taken = 0;
+        while taken < self.takes
+            && let Some(event) = self.link.next_event(&mut self.net)
+        {
             self.told.push(match event {
-                Event::Frame { .. } if self.takes == 0 => {
-                    self.link.hold();
-                    continue;
-                }
                 Event::Frame { path, pool, message, .. } => {
-                    self.takes -= 1;
+                    taken += 1;
                     Told::Frame { path, pool, message, payload: self.link.payload(&self.net).to_vec() }
                 }
                 other => Told::Event(other),
