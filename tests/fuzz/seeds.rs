@@ -124,7 +124,7 @@ fn frames() -> Vec<Vec<u8>> {
         (Message::Welcome, vec![]),
         (Message::Refusal(Refusal { reason: RefusalReason::Pools, text: text() }), vec![]),
         (Message::Heartbeat(Heartbeat { sent_ns: 1, echo_ns: 2, held_ns: 3 }), vec![]),
-        (Message::PathClosed(4), vec![]),
+        (Message::PathClosed { path: 1, connection: 4 }, vec![]),
         (Message::Acknowledgement, vec![]),
         (Message::MirrorBegin { lane, start: Lsn(4096) }, vec![]),
         (Message::MirrorWrite { lane, start: Lsn(4096), end: Lsn(8192) }, vec![1; 256]),

@@ -20,7 +20,8 @@
 //! 3. Frames of one lane arrive in the order in which they were sent, as long as no [`Event::PathDown`] intervenes; so do asks and
 //!    states of pools. Requests and replies have no order.
 //! 4. When a node has reported [`Event::PathDown`], nothing that it sent on that path is delivered after anything that it sends from then
-//!    on: the partner closes the path before it takes the next frame ([`Message::PathClosed`]). So what may have been lost can be sent again.
+//!    on: the partner closes the path before it takes the next frame ([`Message::PathClosed`]), which every channel that is open carries at
+//!    once, and one that opens later before anything else. So what may have been lost can be sent again.
 //! 5. Everything is bounded: unsent bytes per channel, channels of strangers and what they can send, frames per turn, events.
 //! 6. Time in which nobody looked is nobody's silence: a node that was stopped for a while does not blame its partner.
 //!
@@ -261,6 +262,8 @@ pub struct Link {
     challenge_count: u64,
     flows: Flows,
     acks: Acks,
+    /// The newest channel of each path that this session has lost; zero: none.
+    lost: [u64; PATHS_MAX],
     events: VecDeque<Event>,
     /// The frame that the caller has: gone with the next call.
     delivered: Option<Delivered>,
@@ -310,6 +313,7 @@ impl Link {
             challenge_count: 0,
             flows: Flows::default(),
             acks: Acks::default(),
+            lost: [0; PATHS_MAX],
             events: VecDeque::new(),
             delivered: None,
             cursor: 0,

@@ -1,7 +1,7 @@
 //! Channels and sessions: how they begin, what their own frames do, and how they end.
 
 use super::{
-    Event, HANDSHAKES_MAX, Link, Loss, UNSENT_BYTES_MAX, agree,
+    Event, HANDSHAKES_MAX, Link, Loss, PATHS_MAX, UNSENT_BYTES_MAX, agree,
     channel::{Arrived, Channel, Phase},
 };
 use crate::{
@@ -138,7 +138,7 @@ impl Link {
         let path = self.channel(connection).expect("the caller has looked").path;
         let hello = self.hello(Role::Connects, path);
         let Self { channels, scratch, now, .. } = self;
-        let channel = channels.iter_mut().find(|channel| channel.connection == connection).expect("seen above");
+        let channel = of(channels, connection);
         channel.opened_at = *now;
         channel.greet(net, hello, scratch);
     }
@@ -195,18 +195,20 @@ impl Link {
                 let now = self.now;
                 self.channel_mut(connection).expect("seen above").note_heartbeat(heartbeat, now);
             }
-            (Phase::Open, Message::PathClosed(number)) => {
-                // Who has not proved who he is cannot be meant, whatever number he has said.
-                let is_meant = |channel: &&Channel| channel.number == number && channel.is_proven();
-                let closed = self.channels.iter().find(is_meant);
-                if let Some(closed) = closed.map(|channel| channel.connection) {
-                    self.lose(net, closed, Loss::GivenUp);
-                }
-            }
+            (Phase::Open, Message::PathClosed { path, connection }) => self.give_up(net, path, connection),
             (Phase::Open, Message::Acknowledgement) => {}
             (_, message) => self.lose(net, connection, Loss::Unexpected(message.kind())),
         }
         None
+    }
+
+    /// The partner has lost the channels of a path up to `newest`.
+    fn give_up<N: Network>(&mut self, net: &mut N, path: u8, newest: u64) {
+        // Who has not proved who he is cannot be meant, whatever number he has said.
+        let is_meant = |channel: &&Channel| channel.path == path && channel.number <= newest && channel.is_proven();
+        while let Some(connection) = self.channels.iter().find(is_meant).map(|channel| channel.connection) {
+            self.lose(net, connection, Loss::GivenUp);
+        }
     }
 
     fn note_acks(&mut self, frame: &Arrived) {
@@ -251,14 +253,14 @@ impl Link {
             return self.refuse(net, connection, refusal);
         }
         let Self { config, channels, scratch, .. } = self;
-        let channel = channels.iter_mut().find(|channel| channel.connection == connection).expect("seen above");
+        let channel = of(channels, connection);
         channel.prove(net, (bytes, hello), &config.key, scratch);
     }
 
     fn on_proof<N: Network>(&mut self, net: &mut N, connection: ConnectionId, proof: &[u8; 32]) {
         let over = self.is_over_for(connection);
         let Self { config, channels, scratch, .. } = self;
-        let channel = channels.iter_mut().find(|channel| channel.connection == connection).expect("a frame was taken");
+        let channel = of(channels, connection);
         let hello = channel.partner().expect("a proof follows a hello");
         if !channel.proves(&config.key, proof) {
             let text = format!("node {} does not have the same key of the pair as node {}", hello.name, config.name);
@@ -288,9 +290,14 @@ impl Link {
                 return;
             }
         }
-        let now = self.now;
-        let channel = self.channel_mut(connection).expect("seen above");
+        let Self { channels, scratch, now, lost, .. } = self;
+        let now = *now;
+        let channel = of(channels, connection);
         (channel.phase, channel.heard_at, channel.beat_due) = (Phase::Open, now, now);
+        // What was said of these went over channels that may be slow, or lost as well.
+        for (path, &connection) in (0..).zip(&*lost).filter(|(_, connection)| **connection > 0) {
+            channel.send(net, &Message::PathClosed { path, connection }, scratch);
+        }
         let is_replaced = |other: &&Channel| other.is_open() && other.path == path && other.connection != connection;
         if let Some(replaced) = self.channels.iter().find(is_replaced).map(|channel| channel.connection) {
             self.lose(net, replaced, Loss::Replaced);
@@ -350,7 +357,7 @@ impl Link {
     /// We do not go on with a node: it is told why, and so is everybody here.
     fn refuse<N: Network>(&mut self, net: &mut N, connection: ConnectionId, refusal: Refusal) {
         let Self { channels, scratch, .. } = self;
-        let channel = channels.iter_mut().find(|channel| channel.connection == connection).expect("the caller has it");
+        let channel = of(channels, connection);
         channel.send(net, &Message::Refusal(refusal.clone()), scratch);
         self.note_loss(connection, &refusal.text);
         self.remove(net, connection, false);
@@ -390,10 +397,12 @@ impl Link {
         self.events.push_back(Event::PathDown { path, loss: loss.clone() });
         self.flows.forget_channel(number);
         self.acks.repeat();
+        let newest = &mut self.lost[usize::from(path)];
+        *newest = number.max(*newest);
         let Self { channels, scratch, .. } = self;
         let mut is_left = false;
         for channel in channels.iter_mut().filter(|channel| channel.is_open()) {
-            channel.send(net, &Message::PathClosed(number), scratch);
+            channel.send(net, &Message::PathClosed { path, connection: number }, scratch);
             is_left = true;
         }
         if !is_left {
@@ -414,6 +423,7 @@ impl Link {
         self.ended = self.session.take();
         self.flows.clear();
         self.acks.clear();
+        self.lost = [0; PATHS_MAX];
         self.events.push_back(Event::Down { loss });
         if self.role == Role::Listens {
             return;
@@ -461,6 +471,11 @@ impl Link {
             if is_refused { dial.refuse(*now, prng) } else { dial.fail(*now, prng) }
         }
     }
+}
+
+/// The channel of a connection that the caller has looked up.
+fn of(channels: &mut [Channel], connection: ConnectionId) -> &mut Channel {
+    channels.iter_mut().find(|channel| channel.connection == connection).expect("it is there")
 }
 
 /// Whether bytes are a handshake or an alert of TLS (RFC 8446, section 5.1).

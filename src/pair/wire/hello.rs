@@ -1,6 +1,6 @@
 //! Frames of a connection itself: who speaks, refusals, heartbeats.
 
-use super::{FrameError, need, take, text_of, write_text};
+use super::{FrameError, Message, need, take, text_of, write_text};
 use crate::{
     base::{
         Incarnation, PairId, PoolId, PortionId,
@@ -354,6 +354,26 @@ pub struct Heartbeat {
     pub echo_ns: u64,
     /// How long ago that was.
     pub held_ns: u64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawPathClosed {
+    connection: U64,
+    path: u8,
+    reserved: [u8; 7],
+}
+
+const _: () = assert!(size_of::<RawPathClosed>() == 16);
+
+pub(super) fn write_path_closed(path: u8, connection: u64, output: &mut Vec<u8>) {
+    output.extend_from_slice(RawPathClosed { connection: connection.into(), path, reserved: [0; 7] }.as_bytes());
+}
+
+pub(super) fn read_path_closed(bytes: &[u8]) -> Result<(Message, &[u8]), FrameError> {
+    let (raw, rest) = take::<RawPathClosed>(bytes)?;
+    need(raw.reserved == [0; 7], "reserved bytes are not zero")?;
+    Ok((Message::PathClosed { path: raw.path, connection: raw.connection.get() }, rest))
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

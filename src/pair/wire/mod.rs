@@ -98,7 +98,7 @@ pub enum Kind {
     Refusal = 4,
     /// The sender lives.
     Heartbeat = 5,
-    /// The sender has given up another connection.
+    /// The sender has given up other connections.
     PathClosed = 6,
     /// Nothing but acknowledgements.
     Acknowledgement = 7,
@@ -164,8 +164,13 @@ pub enum Message {
     Refusal(Refusal),
     /// [`Kind::Heartbeat`].
     Heartbeat(Heartbeat),
-    /// [`Kind::PathClosed`]: the number of that connection. Nothing that was sent on it is taken any more.
-    PathClosed(u64),
+    /// [`Kind::PathClosed`]: nothing that was sent on these is taken any more.
+    PathClosed {
+        /// Which path.
+        path: u8,
+        /// Number of the newest of its connections that is meant; with it every earlier one.
+        connection: u64,
+    },
     /// [`Kind::Acknowledgement`].
     Acknowledgement,
     /// [`Kind::MirrorBegin`]: from this position on every record of the lane follows.
@@ -208,7 +213,7 @@ impl Message {
             Self::Welcome => Kind::Welcome,
             Self::Refusal(_) => Kind::Refusal,
             Self::Heartbeat(_) => Kind::Heartbeat,
-            Self::PathClosed(_) => Kind::PathClosed,
+            Self::PathClosed { .. } => Kind::PathClosed,
             Self::Acknowledgement => Kind::Acknowledgement,
             Self::MirrorBegin { .. } => Kind::MirrorBegin,
             Self::MirrorWrite { .. } => Kind::MirrorWrite,
@@ -229,7 +234,7 @@ impl Message {
             Self::Welcome | Self::Acknowledgement | Self::Ask => {}
             Self::Refusal(refusal) => refusal.write(output),
             Self::Heartbeat(heartbeat) => heartbeat.write(output),
-            Self::PathClosed(connection) => output.extend_from_slice(U64::new(*connection).as_bytes()),
+            Self::PathClosed { path, connection } => hello::write_path_closed(*path, *connection, output),
             Self::MirrorBegin { lane, start } => mirror::write_begin(*lane, *start, output),
             Self::MirrorWrite { lane, start, end } => mirror::write_write(*lane, *start, *end, output),
             Self::MirrorRefusal(refusal) => refusal.write(output),
@@ -255,7 +260,7 @@ impl Message {
             Kind::Welcome => (Self::Welcome, bytes),
             Kind::Acknowledgement => (Self::Acknowledgement, bytes),
             Kind::Heartbeat => Heartbeat::read(bytes).map(|(beat, rest)| (Self::Heartbeat(beat), rest))?,
-            Kind::PathClosed => take::<U64>(bytes).map(|(number, rest)| (Self::PathClosed(number.get()), rest))?,
+            Kind::PathClosed => hello::read_path_closed(bytes)?,
             Kind::MirrorBegin => mirror::read_begin(bytes)?,
             Kind::Ask => (Self::Ask, bytes),
         };

@@ -69,7 +69,7 @@ fn samples() -> Vec<(Message, Vec<u8>)> {
         empty(Message::Proof([3; 32])),
         empty(Message::Welcome),
         empty(Message::Heartbeat(Heartbeat { sent_ns: 1, echo_ns: 2, held_ns: 3 })),
-        empty(Message::PathClosed(u64::MAX)),
+        empty(Message::PathClosed { path: 3, connection: u64::MAX }),
         empty(Message::Acknowledgement),
         empty(Message::MirrorBegin { lane, start: Lsn(4096) }),
         (Message::MirrorWrite { lane, start: Lsn(0), end: Lsn(8192) }, vec![1; 4096]),
@@ -296,6 +296,7 @@ fn messages_that_cannot_be_meant_are_refused() {
     assert_eq!(change(Kind::Hello, 232 + 46, 3), "a portion is the node's own or a mirror");
     assert_eq!(change(Kind::Refusal, 0, 0), "an unknown reason");
     assert_eq!(change(Kind::Refusal, 8, 0x1B), "a text cannot be shown");
+    assert_eq!(change(Kind::PathClosed, 9, 1), "reserved bytes are not zero");
     assert_eq!(change(Kind::MirrorBegin, 0, 1), "a position at which no record can lie");
     assert_eq!(change(Kind::MirrorBegin, 8, 16), "no node has so many lanes");
     assert_eq!(change(Kind::MirrorWrite, 9, 0), "a batch that does not fit its place");

@@ -206,7 +206,7 @@ fn every_flipped_bit_of_a_life_ends_it_before_the_frame_is_used() {
 #[test]
 fn who_has_not_proved_the_key_ends_nothing() {
     let unproved = [
-        Message::PathClosed(1),
+        Message::PathClosed { path: 0, connection: 1 },
         Message::Refusal(Refusal { reason: RefusalReason::SessionOver, text: "over".to_owned() }),
         Message::Refusal(Refusal { reason: RefusalReason::Stopping, text: "stops".to_owned() }),
         Message::Refusal(Refusal { reason: RefusalReason::Key, text: "no".to_owned() }),

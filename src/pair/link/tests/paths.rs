@@ -174,7 +174,7 @@ impl Mirroring {
 
     fn misfortune(&mut self) {
         let path = self.prng.pick(&self.pair.paths).clone();
-        match self.prng.below(8) {
+        match self.prng.below(10) {
             0 => path.cut(Direction::ToListener),
             1 => path.cut(Direction::FromListener),
             2 => Direction::BOTH.into_iter().for_each(|direction| path.cut(direction)),
@@ -184,6 +184,8 @@ impl Mirroring {
                 path.set_plan(PathPlan { lost_one_in, broken_one_in, ..PathPlan::default() });
             }
             5 => path.set_plan(PathPlan::default()),
+            6 => self.pair.nodes.iter_mut().for_each(|node| node.takes = 1),
+            7 => self.pair.nodes.iter_mut().for_each(|node| node.takes = usize::MAX),
             _ => path.heal(),
         }
     }
@@ -227,6 +229,7 @@ fn misfortunes(seed: u64, path_count: usize) -> Mirroring {
         path.heal();
         path.set_plan(PathPlan::default());
     }
+    mirroring.pair.nodes.iter_mut().for_each(|node| node.takes = usize::MAX);
     mirroring.drain();
     mirroring.pair.until_open(path_count);
     mirroring.pair.can_talk();
@@ -259,6 +262,57 @@ fn when_one_of_two_paths_dies_the_other_takes_its_frames() {
     assert_eq!((mirroring.downs, mirroring.path_downs), (0, 1), "the session goes on");
     mirroring.pair.paths[usize::from(dead)].heal();
     mirroring.pair.until_open(2);
+}
+
+#[test]
+fn a_path_that_opens_later_tells_which_ones_were_lost_before() {
+    const LAST: u64 = 5000;
+    let quick =
+        Timing { connect: Duration::from_millis(100), retry: [Duration::from_millis(50); 2], ..Timing::default() };
+    let configs = [0, 1].map(|node| LinkConfig { timing: quick, ..config(node, 3) });
+    let mut pair = Pair::with(7, configs);
+    Direction::BOTH.into_iter().for_each(|direction| pair.paths[2].cut(direction));
+    pair.until("two are open", |pair| pair.nodes.iter().all(|node| node.open_paths() == 2));
+    pair.nodes[0].send_word(0, 1).expect("there is room");
+    let path_of = |pair: &Pair| {
+        pair.nodes[1].told.iter().find_map(|told| match told {
+            Told::Frame { path, .. } => Some(usize::from(*path)),
+            Told::Event(_) => None,
+        })
+    };
+    pair.until("it is heard", |pair| path_of(pair).is_some());
+    let first = path_of(&pair).expect("it was heard");
+    let second = 1 - first;
+
+    // Node 1 is slow to take what lies on the first path. Node 0 hears nothing there any more, and gives it up.
+    pair.nodes[1].takes = 1;
+    (2..LAST).for_each(|number| pair.nodes[0].send_word(0, number).expect("there is room"));
+    pair.paths[first].cut(Direction::FromListener);
+    pair.run(Duration::from_millis(900));
+    // What it says of that goes over the second one, where nothing arrives.
+    pair.paths[second].cut(Direction::ToListener);
+    pair.until("it has given up the first", |pair| pair.nodes[0].open_paths() == 1);
+    pair.paths[2].heal();
+    pair.until("the third is open", |pair| pair.nodes[0].open_paths() == 2);
+    pair.paths[second].break_connections();
+    pair.until("it has lost the second", |pair| pair.nodes[0].open_paths() == 1);
+    let is_open = pair.nodes[1].link.status().paths[first].phase == PathPhase::Open;
+    assert!(is_open, "node 1 has not heard of that");
+
+    // So what may have been lost is said again, on the only path that is left.
+    pair.nodes[0].send_word(0, LAST).expect("there is room");
+    pair.nodes[1].takes = usize::MAX;
+    let is_last = |told: &Told| matches!(told, Told::Frame { message, .. } if *message == word(LAST));
+    pair.until("it is heard", |pair| pair.nodes[1].told.iter().any(is_last));
+    pair.run(Duration::from_millis(100));
+    let words = pair.nodes[1].told.iter().filter_map(|told| match told {
+        Told::Frame { message, .. } => Some(number_of(message)),
+        Told::Event(_) => None,
+    });
+    let words: Vec<u64> = words.collect();
+    assert!((words.len() as u64) < LAST, "{} words of {LAST}: something was lost", words.len());
+    assert_eq!(words.last(), Some(&LAST), "and does not come after all");
+    assert_eq!(pair.nodes[0].link.session(), Some(1));
 }
 
 #[test]
