@@ -39,6 +39,21 @@ impl Lsn {
     }
 }
 
+impl LaneIndex {
+    /// The lane of a pool with `lane_count` of them that a volume's changes go to.
+    #[must_use]
+    pub fn of(volume: ObjectId, lane_count: usize) -> Self {
+        let lane = volume.0 % lane_count as u64;
+        Self(u16::try_from(lane).expect("at most LANES_MAX"))
+    }
+
+    /// As an index of what a pool has for each lane.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
 impl CpNumber {
     /// The consistency point after this one.
     #[must_use]

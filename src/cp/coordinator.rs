@@ -448,8 +448,7 @@ impl Coordinator {
     /// The lane that a volume's changes go to.
     #[must_use]
     pub fn lane_of(&self, id: ObjectId) -> LaneIndex {
-        let lanes = self.superblock.as_ref().map_or(1, |superblock| superblock.applied.len() as u64);
-        LaneIndex(u16::try_from(id.0 % lanes).expect("at most LANES_MAX"))
+        LaneIndex::of(id, self.superblock.as_ref().map_or(1, |superblock| superblock.applied.len()))
     }
 
     /// A message from a shard.
@@ -567,8 +566,8 @@ impl Coordinator {
                 epoch: self.grant.epoch,
                 is_mirrored: self.grant.is_mirrored,
                 cp: pool.superblock.cp,
-                applied: pool.superblock.applied[usize::from(lane.0)],
-                forwarded: pool.superblock.forwarded[usize::from(lane.0)].clone(),
+                applied: pool.superblock.applied[lane.index()],
+                forwarded: pool.superblock.forwarded[lane.index()].clone(),
                 volumes: self.directory.volumes().filter(own).cloned().collect(),
             };
             self.to_replay.insert(lane);
@@ -881,9 +880,9 @@ impl Coordinator {
         next.freed = freed;
         next.reap = reap;
         for (lane, report) in &run.reports {
-            next.applied[usize::from(lane.0)] = report.applied;
+            next.applied[lane.index()] = report.applied;
             if let Some(forwarded) = &report.forwarded {
-                next.forwarded[usize::from(lane.0)].clone_from(forwarded);
+                next.forwarded[lane.index()].clone_from(forwarded);
             }
         }
         run.phase = Phase::Commit(CommitSuperblock::new(io, self.owners.main, next, self.joining));

@@ -488,7 +488,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
     }
 
     fn lane_of(&self, id: ObjectId) -> LaneIndex {
-        LaneIndex(u16::try_from(id.0 % u64::from(self.lane_count)).expect("at most LANES_MAX"))
+        LaneIndex::of(id, usize::from(self.lane_count))
     }
 
     fn post(&mut self, to: ReactorIndex, message: ReactorMessage) {

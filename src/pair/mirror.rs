@@ -34,9 +34,9 @@ impl<L: LogMemory> MirrorPortion<L> {
     /// # Errors
     /// Why not.
     pub fn begin(&mut self, lane: LaneIndex, epoch: Epoch, start: Lsn) -> Result<(), MirrorRefusal> {
-        let mirror = self.lanes.get_mut(usize::from(lane.0)).ok_or_else(|| no_lane(lane))?;
+        let mirror = self.lanes.get_mut(lane.index()).ok_or_else(|| no_lane(lane))?;
         mirror.begin(epoch, start).map_err(|refusal| refused(lane, &refusal))?;
-        self.told[usize::from(lane.0)] = None;
+        self.told[lane.index()] = None;
         Ok(())
     }
 
@@ -45,7 +45,7 @@ impl<L: LogMemory> MirrorPortion<L> {
     /// # Errors
     /// Why not.
     pub fn write(&mut self, lane: LaneIndex, epoch: Epoch, at: (Lsn, Lsn), bytes: &[u8]) -> Result<(), MirrorRefusal> {
-        let mirror = self.lanes.get_mut(usize::from(lane.0)).ok_or_else(|| no_lane(lane))?;
+        let mirror = self.lanes.get_mut(lane.index()).ok_or_else(|| no_lane(lane))?;
         mirror.write(epoch, at.0, at.1, bytes).map_err(|refusal| refused(lane, &refusal))
     }
 

@@ -143,7 +143,7 @@ impl Portion {
             PortionStorage::File(file) => AnyLog::File(FileLog::new(ring, file, offset, self.lane_bytes)?),
             PortionStorage::Pmem(file) => AnyLog::Pmem(AtOnce::new(ring, PmemLog::new(file, offset, self.lane_bytes)?)),
             PortionStorage::Memory(regions) => {
-                AnyLog::Memory(AtOnce::new(ring, MemoryLog::new(&regions[usize::from(lane.0)])))
+                AnyLog::Memory(AtOnce::new(ring, MemoryLog::new(&regions[lane.index()])))
             }
         })
     }

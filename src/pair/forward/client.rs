@@ -14,7 +14,10 @@
 
 use super::convert::{is_change, name_of, next_part, request_of, result_of};
 use crate::{
-    base::{Epoch, ForwardId, ForwardedChanges, ObjectId, PoolId, ReactorIndex, forwarded::forward_slots, planted},
+    base::{
+        Epoch, ForwardId, ForwardedChanges, LaneIndex, ObjectId, PoolId, ReactorIndex, forwarded::forward_slots,
+        planted,
+    },
     node::{
         engine::Engine,
         forward::{ToHub, ToPort},
@@ -36,7 +39,7 @@ use std::{
 };
 use twinlog_device::{BlockDevice, BlockPool, LogMemory, Nanos};
 
-/// Requests that may be with the partner at a time: as many as there are names of changes.
+/// Requests of one pool that may be with the partner at a time: as many as there are names of changes.
 pub(super) const SENT_MAX: usize = 256;
 /// Bytes that they may carry, there or back: eight of the largest.
 pub(super) const SENT_BYTES_MAX: u64 = 8 << 20;
@@ -95,11 +98,14 @@ impl Entry {
     }
 }
 
-/// One pool's requests.
+/// One pool's requests: a pool that stands still at the partner has nothing of the other one's.
 struct Lot {
     pool: PoolId,
     /// Keys of those that wait, in the order in which they came.
     waiting: BTreeSet<u64>,
+    /// Who waits for which reply.
+    sent: BTreeMap<u64, u64>,
+    sent_bytes: u64,
     /// Free slots of each lane.
     free: Vec<Vec<usize>>,
 }
@@ -108,9 +114,6 @@ struct Lot {
 pub(super) struct Client {
     entries: BTreeMap<u64, Entry>,
     lots: [Lot; 2],
-    /// Who waits for which reply.
-    sent: BTreeMap<u64, u64>,
-    sent_bytes: u64,
     next_key: u64,
     next_number: u64,
     /// What goes to the ports.
@@ -124,13 +127,12 @@ impl Client {
     pub(super) fn new(pools: [(PoolId, u16); 2], first_number: u64) -> Self {
         let lot = |(pool, lane_count): (PoolId, u16)| {
             let lanes = usize::from(lane_count);
-            Lot { pool, waiting: BTreeSet::new(), free: vec![(0..forward_slots(lanes)).collect(); lanes] }
+            let free = vec![(0..forward_slots(lanes)).collect(); lanes];
+            Lot { pool, waiting: BTreeSet::new(), sent: BTreeMap::new(), sent_bytes: 0, free }
         };
         Self {
             entries: BTreeMap::new(),
             lots: pools.map(lot),
-            sent: BTreeMap::new(),
-            sent_bytes: 0,
             next_key: 0,
             next_number: first_number,
             done: Vec::new(),
@@ -151,7 +153,7 @@ impl Client {
 
     /// What is with the partner may not have arrived, or its reply may not: it is asked for again, by the same name.
     pub(super) fn recall(&mut self, slot: PoolSlot, now: Nanos) {
-        let keys: Vec<u64> = self.sent.values().copied().filter(|key| self.entries[key].slot == slot).collect();
+        let keys: Vec<u64> = self.lots[slot.index()].sent.values().copied().collect();
         for key in keys {
             self.call_back(key, now);
         }
@@ -160,14 +162,15 @@ impl Client {
     /// A request waits again, by its name.
     fn call_back(&mut self, key: u64, now: Nanos) {
         let entry = self.entries.get_mut(&key).expect("it is under way");
+        let lot = &mut self.lots[entry.slot.index()];
         if entry.phase == Phase::Sent {
             let name = entry.name.expect("what is sent has a name");
-            self.sent.remove(&name.id);
-            self.sent_bytes -= entry.sent_bytes();
+            lot.sent.remove(&name.id);
+            lot.sent_bytes -= entry.sent_bytes();
         }
         (entry.phase, entry.since) = (Phase::Waiting, now);
         entry.buffer = None;
-        self.lots[entry.slot.index()].waiting.insert(key);
+        lot.waiting.insert(key);
         if planted::is("asked-again-by-a-new-name") {
             self.forget_name(key);
         }
@@ -223,12 +226,14 @@ impl Client {
         blocks: &BlockPool,
     ) -> bool {
         let mut is_any = false;
-        if !way.has_room_to_forward() || self.sent.len() >= SENT_MAX {
+        let has_room = |lot: &Lot, way: &dyn Interconnect| way.has_room_to_forward() && lot.sent.len() < SENT_MAX;
+        let lot = &self.lots[slot.index()];
+        if !has_room(lot, way) {
             return is_any;
         }
-        let keys: Vec<u64> = self.lots[slot.index()].waiting.iter().copied().take(SENT_MAX).collect();
+        let keys: Vec<u64> = lot.waiting.iter().copied().take(SENT_MAX).collect();
         for key in keys {
-            if !way.has_room_to_forward() || self.sent.len() >= SENT_MAX {
+            if !has_room(&self.lots[slot.index()], way) {
                 return is_any;
             }
             let (request, bytes) = match self.prepare(key, blocks) {
@@ -239,10 +244,11 @@ impl Client {
             };
             let entry = self.entries.get_mut(&key).expect("it waits");
             entry.phase = Phase::Sent;
-            self.sent_bytes += entry.sent_bytes();
-            self.sent.insert(request.id, key);
-            self.lots[slot.index()].waiting.remove(&key);
-            let pool = self.lots[slot.index()].pool;
+            let lot = &mut self.lots[slot.index()];
+            lot.sent_bytes += entry.sent_bytes();
+            lot.sent.insert(request.id, key);
+            lot.waiting.remove(&key);
+            let pool = lot.pool;
             way.send(Message::Request { pool, epoch, request, bytes: Arc::new(bytes) });
             if planted::is("answered-when-sent") && is_change(self.entries[&key].operation.as_ref().expect("sent")) {
                 self.call_back(key, Nanos(0));
@@ -256,8 +262,9 @@ impl Client {
     /// The frame of a request, if it has a name and memory for its reply, and the window has room for it.
     fn prepare(&mut self, key: u64, blocks: &BlockPool) -> Result<(Request, Vec<u8>), Held> {
         let entry = self.entries.get_mut(&key).expect("it waits");
+        let lot = &mut self.lots[entry.slot.index()];
         let operation = entry.operation.as_ref().expect("it has not been performed");
-        if self.sent_bytes > 0 && self.sent_bytes + entry.sent_bytes() > SENT_BYTES_MAX {
+        if lot.sent_bytes > 0 && lot.sent_bytes + entry.sent_bytes() > SENT_BYTES_MAX {
             return Err(Held::ForRoom);
         }
         if let VolumeOperation::Read(range) = operation {
@@ -268,7 +275,7 @@ impl Client {
             }
         }
         if entry.name.is_none() {
-            let name = new_name(&mut self.lots[entry.slot.index()], &mut self.next_number, entry);
+            let name = new_name(lot, &mut self.next_number, entry);
             entry.name = Some(name.ok_or(Held::ForName)?);
         }
         let name = entry.name.expect("given just now");
@@ -279,9 +286,9 @@ impl Client {
     }
 
     /// The partner's reply. Returns whether it refuses the request unperformed: whoever is asked again at once would say the same.
-    pub(super) fn hear(&mut self, reply: &Reply, bytes: &[u8], now: Nanos) -> bool {
+    pub(super) fn hear(&mut self, slot: PoolSlot, (reply, bytes): (&Reply, &[u8]), now: Nanos) -> bool {
         // A reply that comes again, or to a request that was given up, is nobody's.
-        let Some(&key) = self.sent.get(&reply.id) else { return false };
+        let Some(&key) = self.lots[slot.index()].sent.get(&reply.id) else { return false };
         if matches!(reply.status, ReplyStatus::NotOwner | ReplyStatus::ShuttingDown | ReplyStatus::Stopped) {
             // Whether an earlier asking has performed it is not known by this.
             self.call_back(key, now);
@@ -360,7 +367,7 @@ impl Client {
 fn new_name(lot: &mut Lot, next_number: &mut u64, entry: &Entry) -> Option<Name> {
     let operation = entry.operation.as_ref().expect("it has not been performed");
     let place = if is_change(operation) {
-        let lane = usize::try_from(entry.volume.0 % lot.free.len() as u64).expect("at most LANES_MAX");
+        let lane = LaneIndex::of(entry.volume, lot.free.len()).index();
         let place = lot.free[lane].pop()?;
         if planted::is("slot-taken-twice") {
             lot.free[lane].push(place);
@@ -377,54 +384,37 @@ fn new_name(lot: &mut Lot, next_number: &mut u64, entry: &Entry) -> Option<Name>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pair::{
-        interconnect::{Event, Paths},
-        wire::ReplyContent,
-    };
+    use crate::pair::{forward::stub::Sent, wire::ReplyContent};
 
-    /// Notes how long the reads are that are sent.
-    #[derive(Default)]
-    struct Sent(Vec<Request>);
+    const LARGE: u64 = 1 << 20;
 
-    impl Interconnect for Sent {
-        fn poll(&mut self, _now: Nanos) -> bool {
-            false
-        }
+    fn client() -> (Client, BlockPool) {
+        let blocks = BlockPool::new(4096).expect("a small mapping");
+        (Client::new([(PoolId(7), 1), (PoolId(8), 1)], 1), blocks)
+    }
 
-        fn next_event(&mut self) -> Option<Event<'_>> {
-            None
-        }
+    fn take(client: &mut Client, slot: PoolSlot, bytes: u64) {
+        let tag = RequestTag { session: 1, request: client.next_key };
+        let request = VolumeRequest { tag, volume: ObjectId(1), operation: VolumeOperation::Read(0..bytes) };
+        client.take(ToHub { from: ReactorIndex(0), slot, bytes, request }, Nanos(0));
+    }
 
-        fn has_room(&self) -> bool {
-            true
-        }
-
-        fn send(&mut self, message: Message) {
-            let Message::Request { request, .. } = message else { panic!("{message:?}") };
-            self.0.push(request);
-        }
-
-        fn flush(&mut self) {}
-
-        fn next_deadline(&self) -> Option<Nanos> {
-            None
-        }
-
-        fn paths(&self) -> Paths {
-            Paths::default()
-        }
+    #[test]
+    fn a_pool_that_stands_still_takes_nothing_of_the_other_one_s_window() {
+        let (mut client, blocks) = client();
+        let mut way = Sent::default();
+        (0..2 * SENT_BYTES_MAX / LARGE).for_each(|_| take(&mut client, PoolSlot::Home, LARGE));
+        client.send((PoolSlot::Home, Epoch(1)), &mut way, &blocks);
+        assert_eq!(way.requests().count() as u64, SENT_BYTES_MAX / LARGE);
+        take(&mut client, PoolSlot::Partner, LARGE);
+        client.send((PoolSlot::Partner, Epoch(1)), &mut way, &blocks);
+        assert_eq!(way.requests().count() as u64, SENT_BYTES_MAX / LARGE + 1);
     }
 
     #[test]
     fn a_large_request_does_not_starve_behind_small_younger_ones() {
-        const LARGE: u64 = 1 << 20;
-        let blocks = BlockPool::new(4096).expect("a small mapping");
-        let mut client = Client::new([(PoolId(7), 1), (PoolId(8), 1)], 1);
-        let take = |client: &mut Client, bytes: u64| {
-            let tag = RequestTag { session: 1, request: client.next_key };
-            let request = VolumeRequest { tag, volume: ObjectId(1), operation: VolumeOperation::Read(0..bytes) };
-            client.take(ToHub { from: ReactorIndex(0), slot: PoolSlot::Partner, bytes, request }, Nanos(0));
-        };
+        let (mut client, blocks) = client();
+        let take = |client: &mut Client, bytes: u64| take(client, PoolSlot::Partner, bytes);
         let mut way = Sent::default();
         // The window has room for half of the next one.
         (0..SENT_BYTES_MAX / LARGE - 1).for_each(|_| take(&mut client, LARGE));
@@ -432,13 +422,13 @@ mod tests {
         take(&mut client, LARGE);
         (0..4).for_each(|_| take(&mut client, 4096));
         client.send((PoolSlot::Partner, Epoch(1)), &mut way, &blocks);
-        let count = way.0.len();
+        let count = way.requests().count();
         assert_eq!(count as u64, SENT_BYTES_MAX / LARGE, "the large one is the next, and does not fit");
-        let reply =
-            Reply { id: way.0[0].id, status: ReplyStatus::NoSuchVolume, content: ReplyContent::Nothing, detail: 0 };
-        client.hear(&reply, &[], Nanos(0));
+        let first = way.requests().next().expect("it was sent").id;
+        let reply = Reply { id: first, status: ReplyStatus::NoSuchVolume, content: ReplyContent::Nothing, detail: 0 };
+        client.hear(PoolSlot::Partner, (&reply, &[]), Nanos(0));
         client.send((PoolSlot::Partner, Epoch(1)), &mut way, &blocks);
-        assert_eq!(way.0[count].length_bytes, LARGE);
-        assert_eq!(way.0.len(), count + 5, "and the small ones after it");
+        assert_eq!(way.requests().nth(count).map(|request| request.length_bytes), Some(LARGE));
+        assert_eq!(way.requests().count(), count + 5, "and the small ones after it");
     }
 }

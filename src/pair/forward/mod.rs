@@ -14,7 +14,8 @@
 //! 3. A request is sent only to a partner that says that it serves the pool, and performed only by a node whose engine takes requests, of a frame
 //!    that was sent in this ownership or a later one.
 //! 4. While nobody serves the pool requests wait, for at most the deadline. What is with the partner has no deadline: it is the partner's.
-//! 5. Everything is bounded: what waits, by the ports; what is with the partner, in number and bytes; what came from it, likewise. Memory for a read's
+//! 5. Everything is bounded: what waits, by the ports; what is with the partner, in number and bytes; what came from it, likewise; each for one
+//!    pool, so that one which stands still does not hold up the other. Memory for a read's
 //!    reply is there before the read is sent, so nothing that arrives ever waits for memory in front of batches and acknowledgements.
 //!
 //! # What happens when
@@ -32,6 +33,8 @@
 mod client;
 mod convert;
 mod server;
+#[cfg(test)]
+mod stub;
 
 use super::{
     controller::{Controller, ForwardEvent},
@@ -289,7 +292,7 @@ impl Forwarder {
         match message {
             Message::Request { epoch, request, bytes, .. } => self.server.hear(slot, epoch, request, bytes),
             Message::Reply { reply, bytes, .. } => {
-                let is_refused = self.client.hear(&reply, &bytes, self.now);
+                let is_refused = self.client.hear(slot, (&reply, &bytes), self.now);
                 if is_refused {
                     self.sides[slot.index()].pause_until = self.now + self.timing.refused_pause;
                 }

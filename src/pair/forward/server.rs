@@ -8,7 +8,7 @@
 
 use super::convert::{bare_reply, name_of, operation_of, reply_of};
 use crate::{
-    base::{Epoch, ForwardId, ForwardedChanges, ObjectId, PoolId, planted},
+    base::{Epoch, ForwardId, ForwardedChanges, LaneIndex, ObjectId, PoolId, planted},
     node::{
         engine::Engine,
         pools::{PoolSlot, Pools},
@@ -25,12 +25,11 @@ use std::{
 };
 use twinlog_device::{BlockDevice, LogMemory};
 
-/// Frames that may wait here: what the partner may have sent, and the same again after a lost path.
+/// Frames of one pool that may wait here: what the partner may have sent, and the same again after a lost path.
 const ARRIVED_MAX: usize = 2 * super::client::SENT_MAX;
 
 /// A frame that waits.
 struct Arrived {
-    slot: PoolSlot,
     epoch: Epoch,
     request: Request,
     bytes: Arc<Vec<u8>>,
@@ -57,7 +56,7 @@ struct Opened {
 pub(super) struct Server {
     pools: [PoolId; 2],
     opened: [Option<Opened>; 2],
-    arrived: VecDeque<Arrived>,
+    arrived: [VecDeque<Arrived>; 2],
     /// The newest change that was begun in this session, by lane and slot.
     begun: BTreeMap<(PoolSlot, usize, usize), ForwardId>,
     /// By the request's id.
@@ -72,7 +71,7 @@ impl Server {
         Self {
             pools,
             opened: [None, None],
-            arrived: VecDeque::new(),
+            arrived: Default::default(),
             begun: BTreeMap::new(),
             in_hand: BTreeMap::new(),
             replies: VecDeque::new(),
@@ -82,16 +81,17 @@ impl Server {
 
     /// A frame has come.
     pub(super) fn hear(&mut self, slot: PoolSlot, epoch: Epoch, request: Request, bytes: Arc<Vec<u8>>) {
-        if self.arrived.len() >= ARRIVED_MAX {
+        let arrived = &mut self.arrived[slot.index()];
+        if arrived.len() >= ARRIVED_MAX {
             tracing::error!("the partner forwards more requests than it may");
             return;
         }
-        self.arrived.push_back(Arrived { slot, epoch, request, bytes });
+        arrived.push_back(Arrived { epoch, request, bytes });
     }
 
     /// The session is over.
     pub(super) fn disconnect(&mut self) {
-        self.arrived.clear();
+        self.arrived.iter_mut().for_each(VecDeque::clear);
         self.begun.clear();
         self.replies.clear();
         self.in_hand.values_mut().for_each(|in_hand| in_hand.is_old = true);
@@ -123,7 +123,7 @@ impl Server {
         if let (Ok(_), Some(name), Some(opened)) = (&reply.result, in_hand.name, &mut self.opened[slot.index()])
             && !planted::is("name-not-noted")
         {
-            let lane = lane_of(in_hand.volume, opened.contained.len());
+            let lane = LaneIndex::of(in_hand.volume, opened.contained.len()).index();
             opened.contained[lane].note(name.bits());
         }
         if in_hand.is_old {
@@ -144,14 +144,15 @@ impl Server {
         way: &mut dyn Interconnect,
     ) -> bool {
         let mut is_busy = false;
-        let is_past =
-            !self.in_hand.values().any(|in_hand| in_hand.is_old) || planted::is("earlier-session-not-awaited");
-        while is_past && let Some(arrived) = self.arrived.pop_front() {
-            if !self.begin(&arrived, pools) {
-                self.arrived.push_front(arrived);
-                break;
+        for slot in PoolSlot::ALL {
+            let is_past = !self.awaits_earlier_session(slot) || planted::is("earlier-session-not-awaited");
+            while is_past && let Some(arrived) = self.arrived[slot.index()].pop_front() {
+                if !self.begin(slot, &arrived, pools) {
+                    self.arrived[slot.index()].push_front(arrived);
+                    break;
+                }
+                is_busy = true;
             }
-            is_busy = true;
         }
         while way.has_room_to_forward()
             && let Some((slot, epoch, reply, bytes)) = self.replies.pop_front()
@@ -167,10 +168,20 @@ impl Server {
         !self.replies.is_empty()
     }
 
+    /// Whether requests of a session that is over have not ended yet.
+    fn awaits_earlier_session(&self, slot: PoolSlot) -> bool {
+        self.in_hand.range((slot, 0)..=(slot, u64::MAX)).any(|(_, in_hand)| in_hand.is_old)
+    }
+
     /// Begins a request, or answers it. False while there is no room or memory for it.
-    fn begin<D: BlockDevice, L: LogMemory>(&mut self, arrived: &Arrived, pools: &mut Pools<D, L>) -> bool {
-        let Arrived { slot, epoch, request, bytes } = arrived;
-        let (slot, epoch) = (*slot, *epoch);
+    fn begin<D: BlockDevice, L: LogMemory>(
+        &mut self,
+        slot: PoolSlot,
+        arrived: &Arrived,
+        pools: &mut Pools<D, L>,
+    ) -> bool {
+        let Arrived { epoch, request, bytes } = arrived;
+        let epoch = *epoch;
         if self.in_hand.contains_key(&(slot, request.id)) && !planted::is("in-hand-not-looked-up") {
             // Asked for again after a lost path, and not ended yet.
             return true;
@@ -183,7 +194,7 @@ impl Server {
             self.say(slot, epoch, bare_reply(request.id, ReplyStatus::NotOwner));
             return true;
         };
-        let lane = lane_of(request.volume, opened.contained.len());
+        let lane = LaneIndex::of(request.volume, opened.contained.len()).index();
         let Ok(name) = name_of(request, opened.contained[lane].slots().len()) else {
             tracing::error!(?request, "the partner forwards what cannot be meant");
             self.say(slot, epoch, bare_reply(request.id, ReplyStatus::OutOfRange));
@@ -218,6 +229,39 @@ impl Server {
     }
 }
 
-fn lane_of(volume: ObjectId, lane_count: usize) -> usize {
-    usize::try_from(volume.0 % lane_count as u64).expect("at most LANES_MAX")
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pair::{forward::stub::Sent, wire::RequestKind};
+    use twinlog_device::BlockPool;
+    use twinlog_sim::{SimDisk, SimLog};
+
+    #[test]
+    fn what_one_pool_still_has_in_hand_of_an_earlier_session_does_not_hold_up_the_other() {
+        let mut pools = Pools::<SimDisk, SimLog>::new(BlockPool::new(64).expect("a small mapping"), None);
+        let mut server = Server::new([PoolId(7), PoolId(8)]);
+        let volume = ObjectId(1);
+        server.in_hand.insert((PoolSlot::Home, 1), InHand { epoch: Epoch(1), volume, name: None, is_old: false });
+        server.disconnect();
+        let request = |id| Request {
+            id,
+            volume,
+            kind: RequestKind::Flush,
+            durable: false,
+            may_free: false,
+            offset_bytes: 0,
+            length_bytes: 0,
+            extents_max: 0,
+        };
+        let mut way = Sent::default();
+        server.hear(PoolSlot::Home, Epoch(1), request(2), Arc::default());
+        server.hear(PoolSlot::Partner, Epoch(1), request(3), Arc::default());
+        server.poll(&mut pools, &mut way);
+        let answered = |way: &Sent| way.replies().map(|reply| reply.id).collect::<Vec<_>>();
+        assert_eq!(answered(&way), [3], "neither pool is open here");
+        let tag = RequestTag { session: FORWARDED_SESSION, request: 1 };
+        server.performed(PoolSlot::Home, VolumeReply { tag, result: Err(VolumeError::ShuttingDown) });
+        server.poll(&mut pools, &mut way);
+        assert_eq!(answered(&way), [3, 2], "the old one's reply is nobody's");
+    }
 }

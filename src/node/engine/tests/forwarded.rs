@@ -8,8 +8,7 @@ use crate::{
 
 fn remembers(node: &Node, volume: ObjectId, id: ForwardId) -> bool {
     let superblock = node.engines[0].coordinator().and_then(Coordinator::superblock).expect("the pool is open");
-    let lanes = superblock.forwarded.len() as u64;
-    superblock.forwarded[usize::try_from(volume.0 % lanes).expect("small")].contains(id)
+    superblock.forwarded[LaneIndex::of(volume, superblock.forwarded.len()).index()].contains(id)
 }
 
 fn forward(node: &mut Node, volume: ObjectId, id: ForwardId, operation: VolumeOperation) {

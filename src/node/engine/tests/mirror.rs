@@ -38,7 +38,7 @@ impl Partner {
     /// Takes what the owner sends, and acknowledges what is durable.
     fn turn(&mut self, owner: &mut Node) {
         while let Some((lane, item)) = owner.engines[0].next_mirror_item() {
-            let lane = &mut self.lanes[usize::from(lane.0)];
+            let lane = &mut self.lanes[lane.index()];
             match item {
                 MirrorItem::Begin { epoch, start } => lane.begin(epoch, start).expect("in order"),
                 MirrorItem::Write { epoch, start, end, bytes } => {
