@@ -125,10 +125,9 @@ fn lanes<T: Serialize>(
     let Some(path) = &config.log.path else {
         return Err(Failure::new(Exit::Error, "the log is in memory: a stopped node has none", "twinlog status"));
     };
-    let lane_count = superblock.applied.len();
-    let bytes = config.log.lane_bytes(u16::try_from(lane_count).expect("at most LANES_MAX"));
+    let bytes = config.log.lane_bytes(superblock.lane_count());
     let mut lanes = Vec::new();
-    for index in 0..lane_count {
+    for index in 0..superblock.applied.len() {
         let file = File::open(path).map_err(|error| Failure::system("open", path.display(), &error))?;
         let start = bytes * index as u64;
         let read: ReadAt = Box::new(move |offset, buffer| file.read_exact_at(buffer, start + offset));

@@ -108,8 +108,8 @@ pub(crate) fn make_mirror(config: &NodeConfig, output: &Output) -> Result<(), Fa
     let (Some(mirror), Some(pool)) = (&config.mirror, &config.partner_pool) else { return Ok(()) };
     make_log(mirror, |_| false, output)?;
     let superblock = superblocks::assemble(&pool.devices)?.superblock;
-    let lane_count = u16::try_from(superblock.applied.len()).expect("at most LANES_MAX");
-    compose::create_portion(mirror, superblock.pool, PortionRole::Mirror, lane_count, PortionId(random_id()?))
+    let (role, portion) = (PortionRole::Mirror, PortionId(random_id()?));
+    compose::create_portion(mirror, superblock.pool, role, superblock.lane_count(), portion)
 }
 
 /// Makes the secret of a pair, which only this user can read.

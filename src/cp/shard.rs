@@ -80,17 +80,6 @@ impl ShardCp {
         self.applied
     }
 
-    /// Replaces the position: after a replay the lane begins anew beyond everything old.
-    pub fn set_applied(&mut self, applied: Lsn) {
-        self.applied = applied;
-    }
-
-    /// Whether it waits for nothing but the coordinator's `Durable`.
-    #[must_use]
-    pub fn is_reported(&self) -> bool {
-        self.reported
-    }
-
     /// Places for the volume that is being written.
     pub fn space(&mut self, ranges: Vec<AddressRange>) {
         let (_, _, update) = self.current.as_mut().expect("space was asked for");
@@ -103,14 +92,7 @@ impl ShardCp {
     /// A node cannot be read or a write failed: the pool must stop.
     pub fn event(&mut self, event: IoEvent) -> Result<(), String> {
         let (_, _, update) = self.current.as_mut().expect("I/O belongs to the volume that is being written");
-        match event {
-            IoEvent::Fetched { key, result, .. } => update.fetched(key, result?),
-            IoEvent::Done { result, .. } => {
-                result.map_err(|error| error.to_string())?;
-                update.written();
-            }
-        }
-        Ok(())
+        update.event(event)
     }
 
     /// Goes on. `is_stable` says that the lane is durable up to the freeze. Returns whether anything was done, and a message for the

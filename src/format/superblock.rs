@@ -165,6 +165,12 @@ pub enum SuperblockError {
 }
 
 impl Superblock {
+    /// Lanes of the pool's portions.
+    #[must_use]
+    pub fn lane_count(&self) -> u16 {
+        u16::try_from(self.applied.len()).expect("at most LANES_MAX")
+    }
+
     /// The bytes of the copy for block `own_block` of device `device_index`.
     #[must_use]
     pub fn encode(&self, device_index: u16, own_block: u64) -> BlockBytes {
@@ -188,7 +194,7 @@ impl Superblock {
         raw.reap = self.reap;
         raw.device_index = device_index.into();
         raw.device_count = u16::try_from(self.devices.len()).expect("at most DEVICES_MAX").into();
-        raw.lane_count = u16::try_from(self.applied.len()).expect("at most LANES_MAX").into();
+        raw.lane_count = self.lane_count().into();
         raw.name[..self.name.len()].copy_from_slice(self.name.as_bytes());
         for (place, lsn) in raw.applied.iter_mut().zip(&self.applied) {
             *place = lsn.0.into();

@@ -26,6 +26,7 @@ use crate::{
         message::{Grant, MirrorOrder, ToCoordinator, ToShard},
         mirroring::MirrorProgress,
     },
+    format::superblock::Superblock,
     pool::io::{Io, IoEvent},
     reactor::mailbox::{Mailbox, MailboxSender, SendError},
 };
@@ -642,8 +643,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                         size_bytes: volume.size_bytes,
                     })
                     .collect();
-                let lanes = coordinator.superblock().map_or(1, |superblock| superblock.applied.len());
-                let lanes = u16::try_from(lanes).expect("at most LANES_MAX");
+                let lanes = coordinator.superblock().map_or(1, Superblock::lane_count);
                 self.broadcast(|| ReactorMessage::Volumes(volumes.clone(), lanes));
                 self.admin.volumes_told(self.reactor_count);
             }

@@ -228,8 +228,7 @@ struct Held {
 impl Held {
     fn open(pool: &PoolConfig, log: &LogConfig, role: PortionRole) -> Result<Self, Failure> {
         let superblock = superblocks::assemble(&pool.devices)?.superblock;
-        let lane_count = u16::try_from(superblock.applied.len()).expect("at most LANES_MAX");
-        let portion = Portion::open(log, superblock.pool, role, lane_count)?;
+        let portion = Portion::open(log, superblock.pool, role, superblock.lane_count())?;
         if portion.is_new() {
             offline::format_portion(&portion, PortionId(random_id()?))?;
         }

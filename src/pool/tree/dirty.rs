@@ -136,12 +136,6 @@ impl Dirty {
         self.blocks.range(index..).next().map(|(&index, _)| index)
     }
 
-    /// Whether a block in `range` was written.
-    #[must_use]
-    pub fn has_block_in(&self, range: &Range<u64>) -> bool {
-        self.next_block(range.start).is_some_and(|index| index < range.end)
-    }
-
     /// Written blocks.
     #[must_use]
     pub fn block_count(&self) -> u64 {

@@ -35,7 +35,7 @@ use crate::{
         reference::{BlockKey, BlockRef, node, node_mut},
         superblock::TreeRoot,
     },
-    pool::io::{Io, Tag},
+    pool::io::{Io, IoEvent, Tag},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -228,16 +228,24 @@ impl TreeUpdate {
         self.phase = Phase::Leaves;
     }
 
-    /// A node that was fetched.
-    pub fn fetched(&mut self, key: BlockKey, block: SharedBlock) {
-        let (level, index, mut buffer) = self.loading.remove(&key).expect("only fetched nodes arrive");
-        buffer.copy_from_slice(&*block);
-        self.loaded.push((level, index, buffer));
-    }
-
-    /// A write that finished.
-    pub fn written(&mut self) {
-        self.writes -= 1;
+    /// A node was fetched, or a write has finished.
+    ///
+    /// # Errors
+    /// The node cannot be read, or the write failed: the consistency point fails.
+    pub fn event(&mut self, event: IoEvent) -> Result<(), String> {
+        match event {
+            IoEvent::Fetched { key, result, .. } => {
+                let block = result?;
+                let (level, index, mut buffer) = self.loading.remove(&key).expect("only fetched nodes arrive");
+                buffer.copy_from_slice(&*block);
+                self.loaded.push((level, index, buffer));
+            }
+            IoEvent::Done { result, .. } => {
+                result.map_err(|error| error.to_string())?;
+                self.writes -= 1;
+            }
+        }
+        Ok(())
     }
 
     /// Goes on, with at most about `budget` blocks of work. Returns whether anything was done.
