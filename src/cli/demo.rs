@@ -11,8 +11,9 @@
 
 use super::{
     args::DemoArgs,
-    layout::{Layout, make_directory, pause, write_durably},
+    layout::{Layout, make_directory, write_durably},
     output::{Exit, Failure, Output},
+    pause,
     place::{shell_word, socket_uri},
 };
 use nix::{
@@ -142,7 +143,7 @@ impl<'a> Demo<'a> {
         report.errors = errors.filter_map(|error| error["count"].as_u64()).sum();
         if measured["end"] != "finished" {
             let message = format!("the load ended early: {}", measured["end_reason"]);
-            return Err(Failure::new(Exit::Error, message, format!("see {}", self.dir.join("load.log").display())));
+            return Err(Failure::new(Exit::Error, message, see(&self.dir.join("load.log"))));
         }
         report.lost_sectors = self.prove()?;
         Ok(report)
@@ -183,7 +184,7 @@ impl<'a> Demo<'a> {
         let wrong = |name: &str| proof["findings"][name].as_u64().unwrap_or_default();
         let lost = ["lost_acknowledged", "lost_fua", "lost_flushed", "other"].map(wrong).iter().sum();
         if lost == 0 && proof["verdict"] != "proven" {
-            let hint = format!("see {}", self.dir.join("proof.log").display());
+            let hint = see(&self.dir.join("proof.log"));
             return Err(Failure::new(Exit::Error, "the proof could not be made", hint));
         }
         Ok(lost)
@@ -220,7 +221,7 @@ impl<'a> Demo<'a> {
             }
             pause(POLL);
         }
-        let hint = format!("see {}", self.dir.join("up.log").display());
+        let hint = see(&self.dir.join("up.log"));
         Err(Failure::new(Exit::Error, format!("waited in vain until {what}"), hint))
     }
 
@@ -235,7 +236,7 @@ impl<'a> Demo<'a> {
         let path = self.dir.join(name);
         let text = fs::read_to_string(&path).map_err(|error| Failure::system("read", path.display(), &error))?;
         serde_json::from_str(&text).map_err(|error| {
-            let hint = format!("see {}", path.with_extension("log").display());
+            let hint = see(&path.with_extension("log"));
             Failure::new(Exit::Error, format!("{} is no result: {error}", path.display()), hint)
         })
     }
@@ -293,8 +294,7 @@ impl Process {
                 return Ok(());
             }
             if left.is_zero() {
-                let hint = format!("see {}", self.log.display());
-                return Err(Failure::new(Exit::Error, "a process of the demo does not end", hint));
+                return Err(Failure::new(Exit::Error, "a process of the demo does not end", see(&self.log)));
             }
             left = left.saturating_sub(POLL);
             pause(POLL);
@@ -312,6 +312,10 @@ impl Drop for Process {
             }
         }
     }
+}
+
+fn see(log: &Path) -> String {
+    format!("see {}", log.display())
 }
 
 fn is_in_sync(status: &NodeStatus) -> bool {

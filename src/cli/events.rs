@@ -2,8 +2,9 @@
 
 use super::{
     args::EventsArgs,
-    layout::{self, pause},
+    layout,
     output::{Exit, Failure, Output, unexpected},
+    pause,
 };
 use humantime::format_rfc3339_millis;
 use serde::Serialize;

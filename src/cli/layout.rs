@@ -19,6 +19,7 @@
 use super::{
     args::{NodeArgs, OfflineArgs},
     output::{Exit, Failure},
+    pause,
 };
 use nix::fcntl::{Flock, FlockArg};
 use std::{
@@ -111,12 +112,6 @@ pub(crate) fn connect_patiently(args: &NodeArgs) -> Result<AdminClient, Failure>
 pub(crate) fn is_held(path: &Path) -> bool {
     let Ok(file) = File::open(path) else { return false };
     matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
-}
-
-/// Sleeps, for a command that waits for a process.
-#[expect(clippy::disallowed_methods, reason = "a command of a person's terminal, not the engine")]
-pub(crate) fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 /// The configuration file that `args` name.

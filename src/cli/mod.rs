@@ -27,7 +27,7 @@ use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
 use output::{Exit, Failure, Output, OutputFormat};
 use place::Place;
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 /// Runs the command that the program was called with.
 pub(crate) fn main() -> ExitCode {
@@ -50,6 +50,12 @@ pub(crate) fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(failure) => output.fail(&Failure { hint: place.complete(&failure.hint), ..failure }),
     }
+}
+
+/// Waits, on a thread of its own or for a person's terminal; never on a reactor.
+#[expect(clippy::disallowed_methods, reason = "nothing here is the engine")]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
 }
 
 /// Whether arguments that could not be understood ask for JSON.

@@ -5,6 +5,7 @@ use super::{
     client::status_of,
     layout::{self, Layout},
     output::{Exit, Failure, Output},
+    pause,
     place::Place,
 };
 use serde::Serialize;
@@ -90,9 +91,4 @@ fn sample(node: &NodeArgs) -> Result<(Option<NodeStatus>, Judgement), Failure> {
             Ok((None, unreachable(&failure.message, &next)))
         }
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a command of a person's terminal, not the engine")]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
 }

@@ -19,8 +19,9 @@
 //!   That loses nothing: it is what the log is for.
 
 use super::{
-    layout::{Layout, pause},
+    layout::Layout,
     output::{Exit, Failure, Output},
+    pause,
 };
 use crossbeam_channel::{Receiver, bounded};
 use nix::{

@@ -7,6 +7,7 @@
 //! 2. What it prints, to standard output or error, is kept up to [`OUTPUT_BYTES_MAX`], the end of it. A process that it leaves behind with these open holds
 //!    nobody up.
 
+use crate::cli::pause;
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     sys::signal::{Signal, killpg},
@@ -128,11 +129,6 @@ impl Running {
             printed.drain(..surplus);
         }
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a thread of its own, for as long as a fence takes")]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 #[cfg(test)]

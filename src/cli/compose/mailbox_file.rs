@@ -14,6 +14,7 @@
 //!    locks of a file that was removed or replaced fail with that reason, a change that was being made at that moment is not known to be made.
 
 use super::process::Holder;
+use crate::cli::pause;
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, fcntl},
@@ -240,11 +241,6 @@ fn read_block(file: &File, buffer: &mut BlockBuf, block: u64) -> io::Result<Bloc
     let mut bytes = [0; twinlog_device::BLOCK_BYTES];
     bytes.copy_from_slice(&buffer[..]);
     Ok(bytes)
-}
-
-#[expect(clippy::disallowed_methods, reason = "on a thread that may wait for the disk, never on a reactor's")]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 fn range(kind: i32, first: u64, count: u64) -> libc::flock {

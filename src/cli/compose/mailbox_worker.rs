@@ -166,16 +166,10 @@ impl MailboxWorker {
             Ok(false) => {}
             Err(error) => return end(Fence::Held, words(error)),
         }
-        if killed.iter().all(Holder::has_ended) {
-            // Somebody has started it again: that process has claimed nothing at this epoch.
-            let holders = self.file.holders(self.me.other()).unwrap_or_default();
-            let is_another = |holder: &Holder| killed.iter().all(|killed| !killed.is_same(holder));
-            if !holders.is_empty() && holders.iter().all(is_another) {
-                return end(
-                    Fence::Confirmed,
-                    format!("{names} was killed and has ended; another one has been started"),
-                );
-            }
+        // Somebody has started it again: who holds the lock after they have ended is another process, and has claimed nothing at this epoch.
+        let has_ended = killed.iter().all(Holder::has_ended);
+        if has_ended && self.file.holders(self.me.other()).is_ok_and(|holders| !holders.is_empty()) {
+            return end(Fence::Confirmed, format!("{names} was killed and has ended; another one has been started"));
         }
         if since.elapsed() >= KILL_WAIT_MAX {
             let limit = KILL_WAIT_MAX.as_secs();

@@ -19,7 +19,6 @@ use std::{
 
 /// A process that holds a lock.
 pub(super) struct Holder {
-    pid: Pid,
     handle: OwnedFd,
     /// Number and name, for people.
     name: String,
@@ -48,15 +47,11 @@ impl Holder {
         let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         let command = fs::read_to_string(process.join("comm")).unwrap_or_default();
         let name = format!("process {} ({})", pid.as_raw_nonzero(), command.trim());
-        holds(process, place, bytes).then_some(Self { pid, handle, name })
+        holds(process, place, bytes).then_some(Self { handle, name })
     }
 
     pub(super) fn name(&self) -> &str {
         &self.name
-    }
-
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.pid == other.pid
     }
 
     /// Ends it by SIGKILL, which a stopped process does not survive either.

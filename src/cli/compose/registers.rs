@@ -2,7 +2,7 @@
 //!
 //! | thread | the registers are |
 //! |---|---|
-//! | [`super::mailbox`] | in a file that both nodes reach |
+//! | [`super::mailbox_worker`] | in a file that both nodes reach |
 //! | [`super::witness_client`] | at a process on a third machine |
 //!
 //! # Invariants

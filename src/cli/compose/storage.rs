@@ -3,6 +3,7 @@
 
 use crate::cli::{
     output::{Exit, Failure},
+    pause,
     superblocks::Assembled,
 };
 use std::{path::Path, sync::Arc, time::Duration};
@@ -61,11 +62,6 @@ pub(super) fn patiently<T, E>(
             result => return result,
         }
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "on an ordinary thread, never on a reactor's")]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 /// How long a file is tried again.

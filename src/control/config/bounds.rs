@@ -8,7 +8,7 @@ use crate::{
     base::limits::{BLOCK_BYTES, DEVICES_MAX, LANE_BYTES_MIN, LANES_MAX, NAME_BYTES_MAX},
     control::size::ByteSize,
 };
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, ops::RangeInclusive, path::Path};
 
 /// Listening addresses of one kind.
 pub const LISTENERS_MAX: usize = 8;
@@ -36,6 +36,11 @@ pub(super) struct Broken {
 
 fn ensure(holds: bool, key: &'static str, message: impl FnOnce() -> String, hint: &str) -> Result<(), Broken> {
     if holds { Ok(()) } else { Err(Broken { key, message: message(), hint: hint.to_owned() }) }
+}
+
+fn within(key: &'static str, value: u64, bounds: &RangeInclusive<u64>, good: u64) -> Result<(), Broken> {
+    let message = || format!("{value} is outside {} to {}", bounds.start(), bounds.end());
+    ensure(bounds.contains(&value), key, message, &format!("{good} is a good value"))
 }
 
 /// Checks every bound.
@@ -98,18 +103,8 @@ fn check_pair(config: &NodeConfig) -> Result<(), Broken> {
         "both nodes' portions have the same size",
     )?;
     check_interconnect(pair)?;
-    ensure(
-        DEADLINE_MS.contains(&pair.deadline_ms),
-        "pair.deadline_ms",
-        || format!("{} is outside {} to {}", pair.deadline_ms, DEADLINE_MS.start(), DEADLINE_MS.end()),
-        "1000 is a good value",
-    )?;
-    ensure(
-        REQUEST_WAIT_S.contains(&pair.request_wait_s),
-        "pair.request_wait_s",
-        || format!("{} is outside {} to {}", pair.request_wait_s, REQUEST_WAIT_S.start(), REQUEST_WAIT_S.end()),
-        "30 is a good value",
-    )?;
+    within("pair.deadline_ms", pair.deadline_ms, &DEADLINE_MS, 1000)?;
+    within("pair.request_wait_s", pair.request_wait_s, &REQUEST_WAIT_S, 30)?;
     ensure(
         !pair.fence.is_empty(),
         "pair.fence",
@@ -170,12 +165,7 @@ fn check_fence_command(pair: &super::PairConfig) -> Result<(), Broken> {
         || "`fence` and `fence_command` disagree whether there is a command".to_owned(),
         "name \"command\" in `fence`, and the program in `fence_command`",
     )?;
-    ensure(
-        FENCE_LIMIT_S.contains(&pair.fence_limit_s),
-        "pair.fence_limit_s",
-        || format!("{} is outside {} to {}", pair.fence_limit_s, FENCE_LIMIT_S.start(), FENCE_LIMIT_S.end()),
-        "60 is a good value",
-    )?;
+    within("pair.fence_limit_s", pair.fence_limit_s, &FENCE_LIMIT_S, 60)?;
     for (key, value) in &pair.fence_options {
         // A line each: KEY=VALUE.
         let is_key =
