@@ -211,22 +211,16 @@ impl Tls {
     }
 
     fn decrypt(&mut self) {
-        let Ok(state) = self.session.process_new_packets() else {
-            self.failure = Some(ConnectionFailure::Insecure);
-            return;
-        };
-        self.has_ended = state.peer_has_closed();
-        let count = state.plaintext_bytes_to_read();
-        if count == 0 {
-            return;
+        match self.session.process_new_packets() {
+            Ok(state) => self.has_ended = state.peer_has_closed(),
+            Err(_) => self.failure = Some(ConnectionFailure::Insecure),
         }
         if self.consumed > 0 && self.consumed >= self.waiting_bytes() {
             self.input.drain(..self.consumed);
             self.consumed = 0;
         }
-        let begin = self.input.len();
-        self.input.resize(begin + count, 0);
-        self.session.reader().read_exact(&mut self.input[begin..]).expect("TLS has said that it is there");
+        // Also what came before a damaged record. At the end of what is there the reader says that it would block.
+        let _would_block = self.session.reader().read_to_end(&mut self.input);
     }
 }
 

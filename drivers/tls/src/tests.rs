@@ -167,3 +167,15 @@ fn a_changed_byte_ends_the_connection() {
     assert_eq!(ends.nets[1].failure(second), Some(ConnectionFailure::Insecure));
     assert!(ends.nets[1].input(second).is_empty());
 }
+
+#[test]
+fn what_came_before_a_damaged_record_is_taken() {
+    for seed in 100..120 {
+        let mut ends = Ends::new(seed);
+        let [first, second] = ends.connect();
+        ends.nets[0].send(first, b"sound");
+        ends.nets[0].inner.send(first, &[&[23, 3, 3, 0, 32][..], &[7; 32]].concat());
+        ends.until("it has failed", |ends| ends.nets[1].state(second) == ConnectionState::Failed);
+        assert_eq!(ends.nets[1].input(second), b"sound", "seed {seed}");
+    }
+}
