@@ -3,6 +3,7 @@
 //! Control runs on ordinary threads; it sends an [`AdminCall`] over a bounded channel to reactor 0 and waits for the reply there.
 
 pub use crate::cp::check::{CheckReport, DamagedRange};
+use crate::{base::limits::BLOCK_BYTES, format::object::VolumeRecord};
 use crossbeam_channel::Sender;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -325,6 +326,21 @@ pub struct VolumeStatus {
     pub reads: OperationStatus,
     /// Changes since start.
     pub writes: OperationStatus,
+}
+
+impl VolumeStatus {
+    /// A volume that reactor `reactor` serves, without what it has done.
+    #[must_use]
+    pub fn of(record: &VolumeRecord, reactor: u16) -> Self {
+        Self {
+            id: record.id.0,
+            name: record.name.clone(),
+            size_bytes: record.size_bytes,
+            allocated_bytes: record.allocated_blocks * BLOCK_BYTES,
+            reactor,
+            ..Self::default()
+        }
+    }
 }
 
 /// Counters of one kind of operation. Latencies run from submission by the front end to the reply.

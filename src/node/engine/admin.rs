@@ -93,7 +93,7 @@ impl Admin {
         let Some(reply) = self.volume_calls.remove(&call) else { return };
         let with = match volume {
             Ok(None) => AdminReply::Done,
-            Ok(Some(record)) => AdminReply::Volumes { volumes: vec![describe(&record, reactor)] },
+            Ok(Some(record)) => AdminReply::Volumes { volumes: vec![VolumeStatus::of(&record, reactor)] },
             Err(message) => refused(&message, "twinlog status"),
         };
         self.done_calls.push((reply, with));
@@ -153,17 +153,6 @@ impl Admin {
 fn no_last_cp(reason: &str) -> AdminReply {
     let message = format!("the node ends without a last consistency point: the pool has stopped: {reason}");
     refused(&message, "start it again: the log has every change that was answered, if it is durable")
-}
-
-fn describe(record: &VolumeRecord, reactor: u16) -> VolumeStatus {
-    VolumeStatus {
-        id: record.id.0,
-        name: record.name.clone(),
-        size_bytes: record.size_bytes,
-        allocated_bytes: record.allocated_blocks * BLOCK_BYTES,
-        reactor,
-        ..VolumeStatus::default()
-    }
 }
 
 impl<D: BlockDevice, L: LogMemory> Engine<D, L> {

@@ -29,15 +29,8 @@ impl<L: LogMemory> Shard<L> {
         let status = |volume: &crate::fs::volume::Volume| {
             let record = volume.record();
             let figures = self.figures.get(&record.id).cloned().unwrap_or_default();
-            VolumeStatus {
-                id: record.id.0,
-                name: record.name.clone(),
-                size_bytes: record.size_bytes,
-                allocated_bytes: record.allocated_blocks * crate::base::limits::BLOCK_BYTES,
-                reactor,
-                reads: figures.reads.status(),
-                writes: figures.writes.status(),
-            }
+            let (reads, writes) = (figures.reads.status(), figures.writes.status());
+            VolumeStatus { reads, writes, ..VolumeStatus::of(record, reactor) }
         };
         self.volumes.values().map(status).collect()
     }
