@@ -278,20 +278,6 @@ impl<R: FnMut(u64, &mut [u8]) -> io::Result<()>> Inspector<R> {
     }
 }
 
-/// Scans an image of a region as recovery would: the entry for fuzzing. Returns how many changes it held.
-///
-/// # Errors
-/// Those of the scan; a region of a size that none has is [`LaneHeaderError::NotALane`].
-pub fn scan_image(image: &[u8], applied: Lsn, epoch_min: Epoch) -> Result<u64, ScanError> {
-    let read = |offset: u64, buffer: &mut [u8]| {
-        let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let bytes = image.get(start..start + buffer.len()).ok_or_else(|| io::Error::other("beyond the image"))?;
-        buffer.copy_from_slice(bytes);
-        Ok(())
-    };
-    Inspector::open(read, image.len() as u64)?.verify(Some((applied, epoch_min))).map(|verdict| verdict.changes)
-}
-
 /// Reads until the longest record at `position` is buffered, or everything is.
 fn fill<L: LogMemory>(reader: &mut RingReader<L>, position: Lsn) -> Result<(), ScanError> {
     while (reader.bytes(position).len() as u64) < RECORD_BYTES_MAX && !reader.finished() {

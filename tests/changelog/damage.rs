@@ -262,16 +262,16 @@ fn no_bytes_make_a_scan_panic_or_run_on() {
         medium.restore(&bytes);
         let applied = Lsn(if prng.chance(3, 4) { 0 } else { prng.next_u64() >> prng.below(64) });
         let by_scan = scan_log(open(&medium), applied, Epoch(1));
-        let by_image = inspect::scan_image(&bytes, applied, Epoch(1));
-        let inspected = inspect::Inspector::open(reader(&bytes), bytes.len() as u64);
-        match (by_scan, by_image) {
-            (Ok((records, ..)), Ok(changes)) => {
-                assert_eq!(records.len() as u64, changes);
-                inspected.expect("its header is whole").rows(|_| true).expect("an image can be read");
+        let inspected = || inspect::Inspector::open(reader(&bytes), bytes.len() as u64);
+        let verified = inspected().and_then(|mut inspector| inspector.verify(Some((applied, Epoch(1)))));
+        match (by_scan, verified) {
+            (Ok((records, ..)), Ok(verdict)) => {
+                assert_eq!(records.len() as u64, verdict.changes);
+                inspected().expect("its header is whole").rows(|_| true).expect("an image can be read");
                 survived += 1;
             }
             (Err(_), Err(_)) => {}
-            (by_scan, by_image) => panic!("two scans of the same bytes differ: {by_scan:?} {by_image:?}"),
+            (by_scan, verified) => panic!("two scans of the same bytes differ: {by_scan:?} {verified:?}"),
         }
     }
     assert!(survived > 1000);
