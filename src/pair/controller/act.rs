@@ -404,7 +404,13 @@ impl<L: LogMemory> Controller<L> {
         let view = side.view(link, beat, lease);
         let decision = decide(&view);
         if side.decided.is_none_or(|(before, _)| before != decision) {
-            tracing::info!(pool = side.name, decision = decision.name(), action = decision.action().words(), "decided");
+            let (name, action) = (decision.name(), decision.action().words());
+            // What is waited for `status` says at any time; what is done, and where it ends, is history.
+            if decision.action() == Action::Wait {
+                tracing::debug!(pool = side.name, decision = name, action, "decided");
+            } else {
+                tracing::info!(pool = side.name, decision = name, action, "decided");
+            }
             side.decided = Some((decision, now));
             side.begun_at = None;
         }
