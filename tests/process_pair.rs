@@ -18,7 +18,10 @@ use common::{
     pause_ms,
 };
 use serde_json::Value;
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+};
 use twinlog::base::Prng;
 
 fn takeover_rounds(rounds: u64) {
@@ -96,6 +99,48 @@ fn pools_move_by_command_without_loss() {
     prove(&pair.uri("a", "vol-a"), &journal).unwrap_or_else(|said| panic!("{said}\n{}", pair.said()));
     let refused = pair.run("b", &["pair", "takeover", "a", "--force"]);
     assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+}
+
+/// The home node loses its way to a device; its partner has its own.
+#[test]
+fn a_pool_that_its_home_node_cannot_open_is_served_by_its_partner() {
+    let folder = Pair::start().stop();
+    let link = folder.path().join("data/disks/link");
+    symlink("pool-a.img", &link).expect("a folder of ours");
+    let path = folder.path().join("data/a/node.toml");
+    let text = fs::read_to_string(&path).expect("up has made it");
+    let own = "devices = [\"../disks/pool-a.img\"]";
+    assert!(text.contains(own), "{text}");
+    fs::write(&path, text.replacen(own, "devices = [\"../disks/link\"]", 1)).expect("written");
+
+    let pair = Pair::start_in(folder, &[]);
+    let journal = pair.folder.path().join("journal");
+    let mut load = load(&pair.uri("b", "vol-a"), &journal, 12);
+    let command = |node: &str, words: &[&str]| pair.run(node, words);
+    let taken = command("b", &["pair", "takeover", "a"]);
+    assert!(taken.status.success(), "{taken:?}");
+    fs::remove_file(&link).expect("there");
+    // Given back by time, it fails there and comes back.
+    let explained = |node: &str| String::from_utf8_lossy(&command(node, &["pair", "explain"]).stdout).into_owned();
+    let is_kept = || explained("b").contains("pool a: in sync, kept").then_some(());
+    pair.until("the partner keeps it", is_kept);
+    let text = explained("a");
+    for said in ["pool a: standby, given up", "No such file", "mend what the trouble names", "by command only"] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    let status = command("a", &["status"]);
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.starts_with("TAKEN-OVER") && status.contains("No such file"), "{status}");
+    let refused = command("a", &["pair", "takeover", "a"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("could not be opened"), "{refused:?}");
+    pair.until("the partner keeps it", is_kept);
+
+    symlink("pool-a.img", &link).expect("a folder of ours");
+    let taken = command("a", &["pair", "takeover", "a"]);
+    assert!(taken.status.success(), "{taken:?}");
+    pair.until_ok();
+    end_load(&mut load);
+    prove(&pair.uri("a", "vol-a"), &journal).unwrap_or_else(|said| panic!("{said}\n{}", pair.said()));
 }
 
 #[test]

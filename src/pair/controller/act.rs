@@ -38,6 +38,11 @@ const BATCHES_PER_TURN: usize = 64;
 /// Fences that have failed are tried again after so many retry intervals.
 const FENCE_PAUSE: u32 = 20;
 
+/// A pool is given up when so many openings have failed one after the other: a hiccup moves no pool.
+const OPENINGS_MAX: u32 = 5;
+/// What was given up is claimed again after so many retry intervals: the partner needs some messages to take it over.
+const OPEN_PAUSE: u32 = 4;
+
 /// A takeover that was asked for is void if it could not be carried out for so many retry intervals and twice the detection time.
 const COMMAND_PATIENCE: u32 = 120;
 
@@ -54,11 +59,15 @@ impl<L: LogMemory> Side<L> {
     /// What follows from a change of the register that this node made.
     pub(super) fn follow_swap<D: BlockDevice>(&mut self, pools: &mut Pools<D, L>, swap: Swap, now: Nanos) {
         let epoch = self.epoch();
+        if matches!(swap, Swap::Claim | Swap::TakeOver) && self.open == Open::Yielded {
+            self.open = Open::Closed;
+        }
         match swap {
             Swap::Claim => self.is_lease_over = false,
             Swap::TakeOver => {
                 self.is_lease_over = false;
                 self.takeovers += 1;
+                self.given_up_by = self.yielding.take();
             }
             Swap::GoStale => {
                 if let Some(coordinator) = self.coordinator(pools) {
@@ -86,6 +95,7 @@ impl<L: LogMemory> Side<L> {
     /// The partner was recognised: it says its words anew.
     pub(super) fn partner_is_there(&mut self, partner: &Partner) {
         self.unheard_since = None;
+        self.partner_life = Some(partner.incarnation);
         let unit = partner.unit_bytes.iter().find(|(pool, _)| *pool == self.pool);
         self.partner_unit_bytes = unit.map_or(0, |&(_, bytes)| bytes);
         // It lives, or lives again: what fences have found does not count any more.
@@ -227,6 +237,45 @@ impl<L: LogMemory> Side<L> {
         self.flight.forget();
     }
 
+    /// An opening has ended without anything that would have to close, and is tried again: what the pool needs may be in use for a while. Once too often, the pool is
+    /// given up at this epoch: this process holds it no more until it claims it again, so the partner may take it over.
+    pub(super) fn opening_failed(&mut self, reason: String, (now, retry): (Nanos, Duration)) {
+        tracing::error!(pool = self.name, %reason, "the pool could not be opened");
+        self.portion.give_back();
+        // If it becomes another's, what its portion holds is of an ownership that is over.
+        self.has_own_records = true;
+        self.openings_failed += 1;
+        (self.open, self.open_rests_until) = (Open::Closed, now + retry);
+        if self.openings_failed >= OPENINGS_MAX {
+            tracing::warn!(pool = self.name, "given up until it is claimed again");
+            (self.open, self.open_rests_until) = (Open::Yielded, now + retry * OPEN_PAUSE);
+            self.held = None;
+            if matches!(self.command, Command::Takeover | Command::Forced) {
+                self.answer(refused(&format!("the pool could not be opened: {reason}"), "twinlog pair explain"));
+            }
+        }
+        self.open_failure = reason;
+    }
+
+    /// What was given up is claimed again after a while; at once when the partner has had it and hands it over. Returns whether the state has changed.
+    fn follow_openings(&mut self, owner: Owner, now: Nanos) -> bool {
+        let has_failed = self.openings_failed >= OPENINGS_MAX;
+        let before = self.open;
+        if owner == Owner::Partner {
+            self.given_up_by = None;
+        }
+        match (owner, before) {
+            (Owner::Partner, Open::Closed | Open::Yielded) if has_failed => {
+                (self.open, self.open_rests_until) = (Open::Yielded, now);
+            }
+            (Owner::Held | Owner::Unclaimed, Open::Yielded) if now >= self.open_rests_until => {
+                self.open = Open::Closed;
+            }
+            _ => {}
+        }
+        self.open != before
+    }
+
     fn coordinator<'a, D: BlockDevice>(&self, pools: &'a mut Pools<D, L>) -> Option<&'a mut Coordinator> {
         pools.engine_mut(self.slot)?.coordinator_mut().filter(|coordinator| *coordinator.state() == PoolState::Serving)
     }
@@ -273,6 +322,7 @@ impl<L: LogMemory> Controller<L> {
         match engine.pool_state() {
             Some(PoolState::Serving) if side.open == Open::Opening => {
                 side.open = Open::Serving;
+                side.openings_failed = 0;
                 side.alone_since = now;
             }
             Some(PoolState::Stopped(reason)) if !side.is_closing => {
@@ -401,7 +451,10 @@ impl<L: LogMemory> Controller<L> {
             side.fence.1 = Fence::NotTried;
         }
         side.lapse_command(now, command_patience(&self.timing));
-        let view = side.view(link, beat, lease);
+        let mut view = side.view(link, beat, lease);
+        if side.follow_openings(view.owner, now) {
+            view = side.view(link, beat, lease);
+        }
         let decision = decide(&view);
         if side.decided.is_none_or(|(before, _)| before != decision) {
             let (name, action) = (decision.name(), decision.action().words());
@@ -423,7 +476,7 @@ impl<L: LogMemory> Controller<L> {
         let side = &mut self.sides[index];
         if view.owner == Owner::Partner
             && view.portion == Portion::Usable
-            && matches!(side.open, Open::Closed | Open::Drained)
+            && matches!(side.open, Open::Closed | Open::Drained | Open::Yielded)
             && !matches!(decision.action(), Action::TakeOver | Action::ForceTakeOver | Action::Discard)
         {
             side.portion.begin_mirror(side.epoch());
@@ -605,6 +658,9 @@ impl<L: LogMemory> Controller<L> {
     fn swap(&mut self, index: usize, swap: Swap, old: Option<Register>, new: Register) -> bool {
         let side = &mut self.sides[index];
         (side.swap, side.asked) = (Some(swap), Some((swap, new)));
+        if swap == Swap::TakeOver {
+            side.yielding = side.yielding_life();
+        }
         if swap == Swap::HandOver {
             // From here on the partner may own the pool, whatever this node hears: to keep it, it claims it anew.
             side.held = None;

@@ -219,15 +219,10 @@ impl<L: LogMemory> Controller<L> {
         self.link() == Link::Cut
     }
 
-    /// An opening has ended without anything that would have to close. It is tried again: what the pool needs may be in use for a while.
+    /// An opening has ended without anything that would have to close.
     pub fn open_failed(&mut self, slot: PoolSlot, reason: String) {
-        let rests_until = self.now + self.timing.retry;
-        let side = self.side(slot);
-        side.open_rests_until = rests_until;
-        tracing::error!(pool = side.name, %reason, "the pool could not be opened");
-        side.portion.give_back();
-        side.open = Open::Closed;
-        side.trouble = Some(reason);
+        let (now, retry) = (self.now, self.timing.retry);
+        self.side(slot).opening_failed(reason, (now, retry));
     }
 
     /// An order of the control side that is about the pair; any other is given back.

@@ -2,7 +2,7 @@
 
 use super::{flight::Flight, portion::LocalPortion};
 use crate::{
-    base::{Epoch, LaneIndex, Lsn, PoolId, PortionId, planted},
+    base::{Epoch, Incarnation, LaneIndex, Lsn, PoolId, PortionId, planted},
     changelog::{PortionRole, lane::MirrorItem},
     format::register::{Register, Side as PoolSide},
     node::{admin::AdminReply, pools::PoolSlot},
@@ -75,8 +75,17 @@ pub(super) struct Side<L: LogMemory> {
     /// Whether it may hold records that this node made as an owner whose time is over.
     pub(super) has_own_records: bool,
     pub(super) open: Open,
-    /// An opening that has failed is not tried again before.
+    /// An opening that has failed is not tried again before; nor is what was given up claimed again.
     pub(super) open_rests_until: Nanos,
+    /// Openings that have failed since one succeeded, and why the last one did.
+    pub(super) openings_failed: u32,
+    pub(super) open_failure: String,
+    /// The partner's life, as it was recognised last.
+    pub(super) partner_life: Option<Incarnation>,
+    /// The partner's life that could not serve the pool when this node took it over.
+    pub(super) given_up_by: Option<Incarnation>,
+    /// The same, while the takeover is at the arbiter.
+    pub(super) yielding: Option<Incarnation>,
     /// Whether the engine was told to close.
     pub(super) is_closing: bool,
     pub(super) replies: Replies,
@@ -153,6 +162,11 @@ impl<L: LogMemory> Side<L> {
             has_own_records: true,
             open: Open::Closed,
             open_rests_until: Nanos(0),
+            openings_failed: 0,
+            open_failure: String::new(),
+            partner_life: None,
+            given_up_by: None,
+            yielding: None,
             is_closing: false,
             replies: Replies::Alone,
             fence: (Epoch(0), Fence::NotTried),
@@ -297,10 +311,30 @@ impl<L: LogMemory> Side<L> {
             portion,
             command: match self.command {
                 Command::None if self.register().is_some_and(|register| register.kept) => Command::Keep,
+                Command::None if self.is_given_up() => Command::Keep,
                 command => command,
             },
             lease: if self.is_lease_over { decide::Lease::Ended } else { lease },
         }
+    }
+
+    /// Whether this node owns the pool because its partner could not serve it, in the life that it still has.
+    pub(super) fn is_given_up(&self) -> bool {
+        let is_mine = self.register().is_some_and(|register| register.owner == self.me());
+        is_mine && self.given_up_by.is_some() && self.given_up_by == self.partner_life
+    }
+
+    /// The partner's life that owns the pool, has its log, and says that it does not serve it.
+    pub(super) fn yielding_life(&self) -> Option<Incarnation> {
+        let has_log = self.register().is_some_and(|register| self.partner_portion() == Some(register.portion));
+        self.partner_life.filter(|_| has_log && matches!(self.word(), Word::Standby | Word::Mirroring))
+    }
+
+    /// Why the pool could not be opened here, while that is of interest.
+    pub(super) fn open_trouble(&self) -> Option<&str> {
+        let is_mine = self.register().is_some_and(|register| register.owner == self.me());
+        let is_shut = matches!(self.open, Open::Closed | Open::Opening) && is_mine && self.openings_failed > 0;
+        (is_shut || self.open == Open::Yielded).then_some(&self.open_failure)
     }
 
     fn usable(&self) -> Portion {

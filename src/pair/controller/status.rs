@@ -76,7 +76,7 @@ impl<L: LogMemory> Controller<L> {
             status.deadline = decision.deadline().words().to_owned();
             status.next = decision.next(&names);
         }
-        if let Some(trouble) = side.trouble.as_deref().or(side.portion.failure()) {
+        if let Some(trouble) = side.open_trouble().or(side.trouble.as_deref()).or(side.portion.failure()) {
             status.trouble = trouble.to_owned();
         }
         match &side.known {
@@ -111,8 +111,11 @@ impl<L: LogMemory> Controller<L> {
             MirrorState::InSync(named) => side.portion.id() == Some(named),
         };
         let is_tried = |decision: &Decision| decision.action() == Action::Fence || decision.name() == "fence failed";
+        let has_given_up = if is_owner { side.is_given_up() } else { side.open == Open::Yielded };
         let owner_dies = if !is_followed {
             format!("not served until {owner} is back: only its log has every answered change")
+        } else if has_given_up {
+            format!("not served until {owner} is back: {other}, which could not open it, takes it over by command only")
         } else if side.decided.is_some_and(|(decision, _)| is_tried(&decision)) {
             format!("{other} takes over only when a fence can tell that {owner} does not serve it")
         } else {

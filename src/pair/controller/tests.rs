@@ -288,6 +288,8 @@ struct TestOpener {
     ready: VecDeque<(PoolSlot, Grant)>,
     fails: OpenFails,
     begun: u32,
+    /// At which epoch each opening was begun.
+    epochs: Vec<Epoch>,
     polls: u32,
 }
 
@@ -310,6 +312,7 @@ fn pool_of(node: usize, slot: PoolSlot) -> usize {
 impl PoolOpener<SimDisk, SimLog> for TestOpener {
     fn begin(&mut self, slot: PoolSlot, grant: Grant) {
         self.begun += 1;
+        self.epochs.push(grant.epoch);
         self.ready.push_back((slot, grant));
     }
 
@@ -495,6 +498,7 @@ impl Pair {
                 ready: VecDeque::new(),
                 fails: OpenFails::default(),
                 begun: 0,
+                epochs: Vec::new(),
                 polls: 0,
             },
             way: TestWay { wire: self.wire.clone(), node, bytes: Arc::default() },

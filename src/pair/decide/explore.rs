@@ -69,7 +69,9 @@ fn heal(mut world: World, healed: Healed, swaps_arrive: bool) -> World {
     }
     for n in 0..2 {
         let runs = healed == Healed::Both || healed == Healed::Only(n);
-        let must_end = world.nodes[n].open == Open::Failed || !runs;
+        // What one that is left alone has given up comes back with a command, or a restart.
+        let is_passive = healed != Healed::Both && world.nodes[n].open == Open::Yielded && world.register.owner != n;
+        let must_end = world.nodes[n].open == Open::Failed || is_passive || !runs;
         if must_end && world.nodes[n].process == Process::Running {
             world = world.after(Event::Crash(n), Flaw::None).expect("safety was shown");
         }
@@ -106,7 +108,12 @@ fn round(mut world: World, healed: Healed, forced: Option<usize>) -> World {
             continue;
         }
         if world.nodes[n].seen != Seen::Fresh {
+            let was_other = world.nodes[n].open == Open::Yielded && !world.rests(n);
             world = go(world, Event::Read(n));
+            if was_other && world.rests(n) {
+                // The partner has handed it over.
+                world = go(world, Event::TriesAgain(n));
+            }
         }
         let command = if forced == Some(n) { Command::Forced } else { command(&world, n, healed) };
         let action = decide(&sees(&world, n, healed, command)).action();
@@ -123,24 +130,32 @@ fn round(mut world: World, healed: Healed, forced: Option<usize>) -> World {
     world
 }
 
-/// Rounds after which a pair must have come to rest. The longest way: stop, claim, open, resync in three, drain, give back, claim, open, attach.
+/// Rounds after which a pair must have come to rest. The longest way: give up, take over, discard, open, resync in three, drain, give back, claim, open, attach.
 const ROUNDS_MAX: usize = 16;
 
 /// The world in which nothing changes any more, and the number of rounds up to there.
 fn settle(mut world: World, healed: Healed, forced: Option<usize>) -> (World, usize) {
     for rounds in 0..=ROUNDS_MAX {
         let next = round(world, healed, forced);
-        if next == world {
-            return (world, rounds);
-        }
-        world = next;
+        let resting = (0..2).find(|&n| next == world && world.rests(n));
+        world = match resting {
+            // Nobody has taken over what it has given up.
+            Some(n) => world.after(Event::TriesAgain(n), Flaw::None).expect("safety was shown"),
+            None if next == world => return (world, rounds),
+            None => next,
+        };
     }
     panic!("no rest within {ROUNDS_MAX} rounds: {world:#?}")
 }
 
 fn is_served_in_sync(world: &World) -> bool {
     let home = &world.nodes[0];
-    let both_rest = (0..2).all(|n| decide(&sees(world, n, Healed::Both, Command::None)).is_final());
+    // Who has given the pool up mirrors it as well; people know when that may end.
+    let rests = |n| {
+        let decision = decide(&sees(world, n, Healed::Both, Command::None));
+        decision.is_final() || decision.name() == "standby, given up"
+    };
+    let both_rest = (0..2).all(rests);
     let mirrored = home.stream == Stream::Caught && home.replies == Replies::Mirrored && world.nodes[1].receives;
     world.register.owner == 0 && home.open == Open::Serving && mirrored && both_rest
 }

@@ -38,10 +38,12 @@ pub(super) enum Flaw {
     InSyncTooEarly,
     /// A crash during a last consistency point leaves the pool as drained.
     DrainedWithoutCheckpoint,
+    /// An owner that has given a pool up opens it without a new claim.
+    YieldsAndOpens,
 }
 
 impl Flaw {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::TakesStaleOver,
         Self::TakesReplacedOver,
         Self::TakesWithoutFence,
@@ -56,6 +58,7 @@ impl Flaw {
         Self::OldFenceCounts,
         Self::InSyncTooEarly,
         Self::DrainedWithoutCheckpoint,
+        Self::YieldsAndOpens,
     ];
 
     /// What a table with this flaw decides.

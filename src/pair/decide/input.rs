@@ -78,6 +78,9 @@ input! {
         Draining = "draining",
         /// It has done so, at the epoch that it holds: nothing lies above the consistency point.
         Drained = "drained",
+        /// Nothing: it could not be opened, several times in a row. As the owner the process opens it no more before it has claimed it anew; beside an owner it
+        /// mirrors, and takes the pool over only when it is told to, or when the owner cannot serve it either.
+        Yielded = "given up",
         /// A failure has stopped it: nothing is answered any more in this process's life.
         Failed = "failed",
     }
@@ -172,7 +175,7 @@ input! {
         Giveback = "giveback",
         /// Hand the pool to the partner, which keeps it: this node, its home, is about to be maintained.
         Drain = "drain",
-        /// Nothing, and the register says that the home node was drained: its partner keeps the pool.
+        /// Nothing, and the home node's partner keeps the pool: the home node was drained, as the register says, or has given the pool up in its present life.
         Keep = "keep",
     }
 }
@@ -215,14 +218,14 @@ impl View {
             (Open::Serving, _, _) => Word::Serving,
             (Open::Draining, _, _) => Word::Leaving,
             // It gives the pool up: it cannot open it, and the partner may.
-            (Open::Failed, Owner::Held | Owner::Unclaimed, _) => Word::Standby,
+            (Open::Failed | Open::Yielded, Owner::Held | Owner::Unclaimed, _) => Word::Standby,
             (Open::Failed, _, _) => Word::Leaving,
             (Open::Closed | Open::Drained, Owner::Held | Owner::Unclaimed, Portion::Void) => Word::Standby,
             (Open::Closed | Open::Drained, Owner::Held | Owner::Unclaimed, Portion::Usable) => Word::Starting,
-            (Open::Closed | Open::Drained, Owner::Unreadable, _) => Word::Starting,
-            (Open::Closed | Open::Drained, Owner::Absent | Owner::Outdated, _) => Word::Standby,
-            (Open::Closed | Open::Drained, Owner::Partner, Portion::Void) => Word::Starting,
-            (Open::Closed | Open::Drained, Owner::Partner, Portion::Usable) => {
+            (Open::Closed | Open::Drained | Open::Yielded, Owner::Unreadable, _) => Word::Starting,
+            (Open::Closed | Open::Drained | Open::Yielded, Owner::Absent | Owner::Outdated, _) => Word::Standby,
+            (Open::Closed | Open::Drained | Open::Yielded, Owner::Partner, Portion::Void) => Word::Starting,
+            (Open::Closed | Open::Drained | Open::Yielded, Owner::Partner, Portion::Usable) => {
                 if is_mirroring {
                     Word::Mirroring
                 } else {

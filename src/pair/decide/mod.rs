@@ -26,7 +26,8 @@
 //! ```text
 //!            claim, take over                                    hand over
 //!  standby ------------------> closed --open--> serving --drain--> drained --> standby
-//!     ^                          ^                 |
+//!     ^  ^                       ^  |              |
+//!     |  +------- given up <-----|--+ fails        |   (several times in a row; it is claimed again, unless the partner takes it over)
 //!     +--- discard --- void <----+-- stop at once -+   (the lease ended, or the register names the partner)
 //! ```
 //!

@@ -8,7 +8,7 @@
 //! Safety must not rest on time or on what nodes believe of each other, so whatever the table does not pin down can have any value at any
 //! time: interconnect and heartbeat; commands; what the partner says, but for its word that it does not have the pool open, which it must have
 //! said since the register last changed; the register, which a node may have read long ago. A node can die or fail between any two steps, or
-//! do nothing for any time (a paused one is no more than that); a lease can end at any time; a portion can be lost, or be unreadable for a while, while its
+//! do nothing for any time (a paused one is no more than that); an opening can fail, and be tried again or given up; a lease can end at any time; a portion can be lost, or be unreadable for a while, while its
 //! node is down; a swap can take effect without its author hearing of it, or later, unless another swap came first.
 //!
 //! # What is true of the world around it
@@ -134,6 +134,12 @@ pub(super) enum Event {
     Arrives(usize),
     /// Recovery ends, with a consistency point.
     Opened(usize),
+    /// It could not begin, and is tried again.
+    NotOpened(usize),
+    /// It could not begin, once too often.
+    GivesUp(usize),
+    /// The owner does not rest any more from what it has given up.
+    TriesAgain(usize),
     /// The last consistency point is taken.
     Drained(usize),
     Checkpoint(usize),
@@ -190,6 +196,11 @@ impl World {
             Seen::Fresh if self.nodes[n].held == Held::Current => (Owner::Held, self.register.mirror),
             Seen::Fresh => (Owner::Unclaimed, self.register.mirror),
         }
+    }
+
+    /// Whether node `n` owns a pool that it has given up.
+    pub(super) fn rests(&self, n: usize) -> bool {
+        self.nodes[n].open == Open::Yielded && matches!(self.reading(n).0, Owner::Held | Owner::Unclaimed)
     }
 
     /// What its portion can be to it.
@@ -304,6 +315,12 @@ impl World {
         if is_active(node.open) {
             events.push(Event::Failure(n));
         }
+        if node.open == Open::Opening {
+            events.extend([Event::NotOpened(n), Event::GivesUp(n)]);
+        }
+        if self.rests(n) {
+            events.push(Event::TriesAgain(n));
+        }
         match node.open {
             Open::Opening if node.lease => events.push(Event::Opened(n)),
             Open::Serving if node.lease && !self.disk => events.push(Event::Checkpoint(n)),
@@ -337,6 +354,14 @@ impl World {
             Event::Failure(n) => {
                 self.nodes[n].open = Open::Failed;
                 self.detach(n);
+            }
+            Event::NotOpened(n) | Event::TriesAgain(n) => self.nodes[n].open = Open::Closed,
+            Event::GivesUp(n) => {
+                let node = &mut self.nodes[n];
+                node.open = Open::Yielded;
+                if flaw != Flaw::YieldsAndOpens {
+                    (node.held, node.lease) = (Held::No, false);
+                }
             }
             Event::LeaseReturns(n) => self.nodes[n].lease = true,
             Event::Read(n) => {
@@ -546,7 +571,8 @@ impl World {
         let node = &self.nodes[n];
         let knows = self.reading(n).0 == Owner::Partner
             && (node.seen != Seen::Fresh || self.nodes[1 - n].held == Held::Current);
-        let can = matches!(node.open, Open::Closed | Open::Drained) && self.portions(n).contains(&Portion::Usable);
+        let is_shut = matches!(node.open, Open::Closed | Open::Drained | Open::Yielded);
+        let can = is_shut && self.portions(n).contains(&Portion::Usable);
         node.process == Process::Running && knows && can
     }
 

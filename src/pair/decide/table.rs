@@ -73,7 +73,12 @@ const NOT_TAKE: &[Command] = &[Command::None, Command::Giveback, Command::Drain,
 const NOT_FORCED: &[Command] = &[Command::None, Command::Takeover, Command::Giveback, Command::Drain, Command::Keep];
 
 /// Views of a node whose partner owns the pool and which could take it: what all rows of that part have in common.
-const STANDBY: When = When { owner: &[Owner::Partner], open: SHUT, portion: &[Portion::Usable], ..ANY };
+const STANDBY: When = When {
+    owner: &[Owner::Partner],
+    open: &[Open::Closed, Open::Drained, Open::Yielded],
+    portion: &[Portion::Usable],
+    ..ANY
+};
 
 /// Views of the owner that does not have the pool open.
 const SHUT_OWNER: When = When { owner: MINE, open: SHUT, ..ANY };
@@ -348,9 +353,9 @@ pub(super) const ROWS: &[Row] = &[
         name: "in sync, kept",
         when: When { place: &[Place::Away], command: &[Command::Keep], ..OWNING },
         then: Action::Rest,
-        why: "{pool} was drained from {partner}, its home node; {me} keeps it, and both logs have every answered change",
+        why: "{partner}, the home node of {pool}, was drained or could not open it; {me} keeps it, and both logs have every answered change",
         until: Deadline::Final,
-        next: "when {partner} is maintained: `twinlog pair giveback` on {me}",
+        next: "when {partner} is maintained or mended: `twinlog pair giveback` on {me}",
     },
     Row {
         name: "in sync, away",
@@ -369,6 +374,22 @@ pub(super) const ROWS: &[Row] = &[
         next: "nothing to do",
     },
     // The owner, with the pool closed.
+    Row {
+        name: "given up, in sync",
+        when: When { owner: MINE, open: &[Open::Yielded], mirror: &[Mirror::Named], ..ANY },
+        then: Action::Wait,
+        why: "{me} could not open {pool}, several times in a row; {partner}'s log has every answered change",
+        until: Deadline::Retry,
+        next: "{partner} takes {pool} over if it is there, else {me} tries again; mend what the trouble names",
+    },
+    Row {
+        name: "given up",
+        when: When { owner: MINE, open: &[Open::Yielded], ..ANY },
+        then: Action::Refuse,
+        why: "{me} could not open {pool}, several times in a row, and no other log has every answered change",
+        until: Deadline::Retry,
+        next: "{me} tries again; mend what the trouble names",
+    },
     Row {
         name: "own log lost, forced",
         when: When { portion: &[Portion::Void], command: &[Command::Forced], ..SHUT_OWNER },
@@ -524,6 +545,20 @@ pub(super) const ROWS: &[Row] = &[
         next: "{partner} finishes what was admitted and hands {pool} over",
     },
     Row {
+        name: "standby, given up",
+        when: When {
+            open: &[Open::Yielded],
+            link: &[Link::Up],
+            word: &[Word::Serving],
+            mirror: &[Mirror::Named],
+            ..STANDBY
+        },
+        then: Action::Wait,
+        why: "{me} could not open {pool}; {partner} serves it, and both logs have every answered change",
+        until: Deadline::Retry,
+        next: "mend what the trouble names, then restart {me}, or `twinlog pair takeover {pool}` on {me}",
+    },
+    Row {
         name: "standby, drained",
         when: When {
             link: &[Link::Up],
@@ -576,6 +611,14 @@ pub(super) const ROWS: &[Row] = &[
         why: "{partner} has not said yet what it does with {pool}",
         until: Deadline::Detection,
         next: "{partner} says its word, or counts as lost",
+    },
+    Row {
+        name: "owner silent, given up",
+        when: When { open: &[Open::Yielded], mirror: &[Mirror::Named], command: NOT_TAKE, ..STANDBY },
+        then: Action::Refuse,
+        why: "{partner} does not answer, and {me}, which could not open {pool}, does not take it over unasked",
+        until: Deadline::Retry,
+        next: "start {partner}, or mend the interconnect; or mend what the trouble names, then restart {me}, or `twinlog pair takeover {pool}` on {me}",
     },
     Row {
         name: "process gone",
