@@ -6,12 +6,13 @@
 //! | a disk or a log is slow, or stands still | requests wait | the same |
 //! | a log's write or read fails | the pool stops at the node that owns it, or is served alone | the same |
 //! | a log is lost while its node is down | the other node serves | the same: none is lost without which an answered change is |
+//! | a node cannot open a pool's disk | the other node serves, or requests wait | the same; and it moves once |
 //!
 //! A pool that has failed stays so until people have mended what failed and have started the node again: the operator here reads of it in the status, as
 //! they do.
 
-use super::{History, lines, site::NAMES};
-use crate::setup::index;
+use super::{History, lines, setup::Trouble, site::NAMES};
+use crate::{history::Violation, setup::index};
 use twinlog::{
     base::PortionId,
     format::register::{MirrorState, Side},
@@ -76,6 +77,20 @@ impl History {
         self.tell(if was_owner { lines::OWN_LOG_LOST } else { lines::MIRROR_LOST }, true);
     }
 
+    /// A node cannot open a pool's disk for a while. Often it is made to try.
+    pub(super) fn hinder(&mut self, node: usize, pool: usize) {
+        let time = self.setup.detection * u32::try_from(self.prng.between(1, 30)).expect("small");
+        let until = self.site.world.now() + time;
+        self.site.hindrances.borrow_mut().until[node][pool] = Some(until);
+        let Some(server) = self.pools[pool].server.filter(|_| self.prng.chance(3, 4)) else { return };
+        if server == node {
+            return self.restart(node);
+        }
+        let Some(process) = &self.processes[server] else { return };
+        // What counts is where the pool is served.
+        let _answer = process.node.call(AdminRequest::PairGiveback { pool: Some(NAMES[pool].to_owned()) });
+    }
+
     /// Whether every answered change is in the other node's log, as far as the register says: this one can be lost.
     fn is_spare(&self, node: usize, pool: usize) -> bool {
         let desk = self.site.desk.borrow();
@@ -106,6 +121,7 @@ impl History {
                 log.set_latency_ns(shape.latency_ns.0, shape.latency_ns.1);
             }
         }
+        self.site.hindrances.borrow_mut().until = Default::default();
         let until = self.figures.turns + AFTERMATH_TURNS;
         for pool in &mut self.pools {
             pool.excused_until = pool.excused_until.min(until);
@@ -127,6 +143,44 @@ impl History {
             self.die(node, false);
             self.start(node);
         }
+        let is_given_up = |pool: &&PairPoolStatus| pool.open == "given up" && pool.owner == NAMES[1 - node];
+        if let Some(pool) = pools.iter().find(is_given_up) {
+            self.take_up(node, &pool.name);
+        }
+    }
+
+    /// An operator mends what kept a node from opening a pool that its partner owns now, and has it restarted, or orders the pool there.
+    fn take_up(&mut self, node: usize, pool: &str) {
+        self.note(|_| format!("{} can open pool {pool} again", NAMES[node]));
+        self.mend_hardware();
+        if self.prng.chance(1, 2) {
+            self.die(node, false);
+            self.start(node);
+        } else if let Some(process) = &self.processes[node] {
+            let request = AdminRequest::PairTakeover { pool: Some(pool.to_owned()), force: false };
+            // What counts is where the pool is served.
+            let _answer = process.node.call(request);
+        }
+    }
+
+    /// An operator looks at both nodes when all is well, as what was given up stays so until people have mended it. Returns whether something was.
+    pub(super) fn take_everything_up(&mut self) -> Result<bool, Violation> {
+        let mut is_any = false;
+        for node in 0..2 {
+            let answer = self.processes[node].as_ref().and_then(|process| process.node.call(AdminRequest::Status));
+            let Some(answer) = answer.filter(|_| self.setup.troubles.contains(&Trouble::Unopenable)) else { continue };
+            while answer.is_empty() && self.processes[node].is_some() {
+                self.turn_with(false)?;
+            }
+            let Ok(AdminReply::Status(status)) = answer.try_recv() else { continue };
+            let pools = status.pair.map(|pair| pair.pools).unwrap_or_default();
+            if pools.iter().any(|pool| pool.open == "given up") {
+                self.die(node, false);
+                self.start(node);
+                is_any = true;
+            }
+        }
+        Ok(is_any)
     }
 
     /// Whether a log that its node took for lost is there after all: it can be read by now.

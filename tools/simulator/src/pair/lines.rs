@@ -6,7 +6,7 @@ use twinlog::format::register::{MirrorState, Register, Side};
 use twinlog_sim::{Direction, Fault};
 
 /// Everything that is counted.
-pub(super) const ALL: [&str; 38] = [
+pub(super) const ALL: [&str; 40] = [
     ARBITER_LATE,
     ARBITER_LOST,
     ARBITER_POSTHUMOUS,
@@ -30,6 +30,7 @@ pub(super) const ALL: [&str; 38] = [
     LOG_SLOW,
     LOG_WRITE,
     MIRROR_LOST,
+    OPENING,
     OWN_LOG_LOST,
     PACKET_LOST,
     PAUSE,
@@ -45,6 +46,7 @@ pub(super) const ALL: [&str; 38] = [
     LINE_PAUSED,
     LINE_INTERRUPTED,
     LINE_GIVEN_BACK,
+    LINE_NOT_OPENED,
 ];
 
 pub(super) const ARBITER_LATE: &str = "arbiter: change made late";
@@ -70,6 +72,7 @@ const LOG_READ: &str = "log: read error";
 pub(super) const LOG_SLOW: &str = "log: stands still";
 const LOG_WRITE: &str = "log: write error";
 pub(super) const MIRROR_LOST: &str = "log: mirror lost";
+const OPENING: &str = "opening: hindered";
 pub(super) const OWN_LOG_LOST: &str = "log: own log lost";
 pub(super) const PACKET_LOST: &str = "packet lost";
 pub(super) const PAUSE: &str = "node paused";
@@ -85,6 +88,10 @@ const LINE_PARTNER_RETURNS: &str = "line: partner returns";
 const LINE_PAUSED: &str = "line: paused, taken over";
 const LINE_INTERRUPTED: &str = "line: takeover interrupted";
 const LINE_GIVEN_BACK: &str = "given back";
+const LINE_NOT_OPENED: &str = "line: devices not opened";
+
+/// A node gives a pool up after so many openings.
+const GIVEN_UP_AFTER: u32 = 5;
 
 /// What has happened to a pool and is not over.
 #[derive(Clone, Copy, Debug, Default)]
@@ -180,6 +187,10 @@ impl History {
         if story.is_paused {
             self.tell(LINE_PAUSED, true);
         }
+        let failed = std::mem::take(&mut self.site.hindrances.borrow_mut().failed[1 - node][pool]);
+        if failed > 0 {
+            self.tell(LINE_NOT_OPENED, failed >= GIVEN_UP_AFTER);
+        }
         if story.is_moving && story.lost.is_none() && node == pool {
             self.tell(LINE_GIVEN_BACK, true);
         }
@@ -248,6 +259,7 @@ impl History {
     /// Adds what the world has counted.
     pub(super) fn count_world(&mut self) {
         let counts = self.site.desk.borrow().counts;
+        let hindered = self.site.hindrances.borrow().count;
         let paths: Vec<_> = self.site.paths.iter().map(twinlog_sim::SimPath::counts).collect();
         let sum = |what: fn(&twinlog_sim::PathCounts) -> u64| paths.iter().map(what).sum::<u64>();
         let all = [
@@ -261,6 +273,7 @@ impl History {
             (DISK_READ, self.site.world.faults(Fault::ReadError)),
             (DISK_SLOW, self.site.world.faults(Fault::SlowOperation)),
             (DISK_WRITE, self.site.world.faults(Fault::WriteError)),
+            (OPENING, (hindered, hindered)),
             (LOG_READ, self.site.world.faults(Fault::LogReadError)),
             (LOG_WRITE, self.site.world.faults(Fault::LogPersistError)),
             (PACKET_LOST, (sum(|path| path.lost), sum(|path| path.lost))),

@@ -186,6 +186,9 @@ impl History {
     fn end_well(&mut self) -> Result<(), Violation> {
         self.heal();
         self.until("all is healed, and both pools are served at home, in step", Self::is_converged)?;
+        while self.take_everything_up()? {
+            self.until("what was given up is served at home again, in step", Self::is_converged)?;
+        }
         let node = crate::setup::index(self.prng.below(2));
         self.may_start[node] = false;
         if self.prng.chance(1, 3) {

@@ -1,5 +1,6 @@
-//! Opening a pool for every reactor of a simulated process, some time after reactor 0 has asked for it.
+//! Opening a pool for every reactor of a simulated process, some time after reactor 0 has asked for it; or failing to.
 
+use super::site::slot_of;
 use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
 use twinlog::{
     alloc::budget::Budget,
@@ -7,7 +8,7 @@ use twinlog::{
     cp::message::Grant,
     node::{
         engine::{EngineLimits, EngineParts, ReactorMessage},
-        pools::{OpenedPool, PoolOpener, PoolSlot},
+        pools::{NotOpened, OpenedPool, PoolOpener, PoolSlot},
     },
     reactor::{Mailbox, MailboxSender, Waker, mailbox},
 };
@@ -24,8 +25,34 @@ struct Delivery {
     holders: Arc<()>,
 }
 
+/// Pools that a node cannot open for a while: by node, then by pool.
+#[derive(Default)]
+pub(super) struct Hindrances {
+    /// Until when, if at all.
+    pub(super) until: [[Option<Nanos>; 2]; 2],
+    /// Openings that have failed since one succeeded, or the process began.
+    pub(super) failed: [[u32; 2]; 2],
+    /// Openings that have failed.
+    pub(super) count: u64,
+}
+
+impl Hindrances {
+    /// Whether an opening that begins now fails.
+    fn is_met(&mut self, node: usize, pool: usize, now: Nanos) -> bool {
+        let is_met = self.until[node][pool].is_some_and(|until| now < until);
+        let failed = &mut self.failed[node][pool];
+        *failed = if is_met { *failed + 1 } else { 0 };
+        self.count += u64::from(is_met);
+        is_met
+    }
+}
+
 /// Pools on their way to the reactors of one process.
 pub(super) struct Openings {
+    node: usize,
+    hindrances: Rc<RefCell<Hindrances>>,
+    /// What failed, and when reactor 0 hears of it.
+    failures: VecDeque<(Nanos, PoolSlot)>,
     agendas: Vec<Agenda>,
     wakers: Vec<Arc<dyn Waker>>,
     messages_max: usize,
@@ -35,12 +62,16 @@ pub(super) struct Openings {
 
 impl Openings {
     pub(super) fn new(
+        (node, hindrances): (usize, &Rc<RefCell<Hindrances>>),
         agendas: &[Agenda],
         wakers: &[Arc<dyn Waker>],
         messages_max: usize,
         prng: Prng,
     ) -> Rc<RefCell<Self>> {
         Rc::new(RefCell::new(Self {
+            node,
+            hindrances: hindrances.clone(),
+            failures: VecDeque::new(),
             agendas: agendas.to_vec(),
             wakers: wakers.to_vec(),
             messages_max,
@@ -50,6 +81,13 @@ impl Openings {
     }
 
     fn begin(&mut self, slot: PoolSlot, grant: Grant) {
+        let now = self.agendas[0].world().now();
+        let pool = if slot == slot_of(self.node, 0) { 0 } else { 1 };
+        if self.hindrances.borrow_mut().is_met(self.node, pool, now) {
+            let due = now + Duration::from_nanos(self.prng.between(500, 20_000));
+            self.agendas[0].at(due);
+            return self.failures.push_back((due, slot));
+        }
         let (peers, mailboxes): (Vec<_>, Vec<_>) =
             self.wakers.iter().map(|waker| mailbox(self.messages_max, Arc::clone(waker))).unzip();
         let (budget, holders) = (Budget::default(), Arc::new(()));
@@ -59,6 +97,12 @@ impl Openings {
             let (peers, budget, holders) = (peers.clone(), budget.clone(), Arc::clone(&holders));
             deliveries.push_back(Delivery { due, slot, grant, mailbox, peers, budget, holders });
         }
+    }
+
+    fn next_failure(&mut self, reactor: u16) -> Option<PoolSlot> {
+        let now = self.agendas[0].world().now();
+        self.failures.front().filter(|(due, _)| reactor == 0 && *due <= now)?;
+        self.failures.pop_front().map(|(_, slot)| slot)
     }
 
     fn next(&mut self, reactor: usize) -> Option<Delivery> {
@@ -87,6 +131,9 @@ impl PoolOpener<SimDisk, SimLog> for SimOpener {
     }
 
     fn poll(&mut self) -> Option<OpenedPool<SimDisk, SimLog>> {
+        if let Some(slot) = self.openings.borrow_mut().next_failure(self.number) {
+            return Some((slot, Err(NotOpened::Nowhere("its disk is in use".to_owned()))));
+        }
         let delivery = self.openings.borrow_mut().next(usize::from(self.number))?;
         let Delivery { slot, grant, mailbox, peers, budget, holders, .. } = delivery;
         let place = usize::from(slot == PoolSlot::Partner);

@@ -60,10 +60,12 @@ pub(super) enum Trouble {
     Ambush,
     /// An operator gives up what only a lost log has.
     Forced,
+    /// A node cannot open a pool's devices for a while.
+    Unopenable,
 }
 
 impl Trouble {
-    /// Every kind.
+    /// Every kind but the last one, which is drawn after everything else: histories without it stay what they were.
     pub(super) const ALL: [Self; 19] = [
         Self::Kill,
         Self::Dark,
@@ -165,7 +167,7 @@ impl PairSetup {
         let mut reactors = || if prng.chance(1, 6) { 2 } else { 1 };
         let reactors = [reactors(), reactors()];
         let (disk_ns, log_ns) = (prng.between(1000, 8000), prng.between(500, 5000));
-        Self {
+        let mut setup = Self {
             lanes,
             reactors,
             messages_max: *prng.pick(&[2, 8]),
@@ -193,7 +195,11 @@ impl PairSetup {
             write_bytes_max: (ring_blocks / 4 * BLOCK).min(16 << 10),
             any_byte: prng.chance(1, 3),
             is_uniform: prng.chance(1, 3),
+        };
+        if prng.chance(1, 4) {
+            setup.troubles.push(Trouble::Unopenable);
         }
+        setup
     }
 
     /// A pool's disk.

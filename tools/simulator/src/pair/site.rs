@@ -3,7 +3,7 @@
 use super::{
     arbiter::{Desk, SimArbiter},
     fence::{Fences, SimFencer},
-    opener::{Openings, SimOpener},
+    opener::{Hindrances, Openings, SimOpener},
     setup::PairSetup,
 };
 use crate::{
@@ -71,6 +71,8 @@ pub(super) struct Site {
     pub(super) desk: Rc<RefCell<Desk>>,
     /// The fences.
     pub(super) fences: Rc<RefCell<Fences>>,
+    /// What cannot be opened.
+    pub(super) hindrances: Rc<RefCell<Hindrances>>,
     /// The interconnect: the first node connects, the second one listens.
     pub(super) paths: Vec<SimPath>,
     prng: Prng,
@@ -134,7 +136,18 @@ impl Site {
         let desk = Desk::new(&world, prng.fork(), setup.detection * 2);
         let fences = Fences::new(&world, prng.fork(), setup.fence);
         let paths = (0..setup.paths).map(|path| SimPath::new(&world, &address(path), setup.path())).collect();
-        let mut site = Self { world, setup: setup.clone(), media, logs, blocks, desk, fences, paths, prng };
+        let mut site = Self {
+            world,
+            setup: setup.clone(),
+            media,
+            logs,
+            blocks,
+            desk,
+            fences,
+            hindrances: Rc::default(),
+            paths,
+            prng,
+        };
         for (pool, name) in NAMES.into_iter().enumerate() {
             let disks = std::slice::from_ref(&site.media[pool]);
             make_pool(&site.world, disks, &site.blocks[pool], (pool_id(pool), name), setup.lanes);
@@ -197,7 +210,9 @@ impl Site {
         let wakers: Vec<Arc<dyn Waker>> =
             agendas.iter().map(|agenda| Arc::new(MailWaker(agenda.waker())) as Arc<dyn Waker>).collect();
         let (calls, called) = mailbox(CALLS_MAX, wakers[0].clone());
-        let openings = Openings::new(&agendas, &wakers, self.setup.messages_max, self.prng.fork());
+        self.hindrances.borrow_mut().failed[node] = [0; 2];
+        let hindrances = (node, &self.hindrances);
+        let openings = Openings::new(hindrances, &agendas, &wakers, self.setup.messages_max, self.prng.fork());
         let (forwarder, forward_ports) = self.forwarder(node, &wakers);
         let (parts, net) = self.pair_parts(node, &agendas[0], forwarder);
         let (mut called, mut pair) = (Some(called), Some(Box::new(parts)));

@@ -57,6 +57,7 @@ impl History {
             Trouble::Restart => self.restart(node),
             Trouble::Ambush => self.lie_in_ambush(pool),
             Trouble::Forced => self.begin_forced(pool),
+            Trouble::Unopenable => self.hinder(node, pool),
         }
     }
 
