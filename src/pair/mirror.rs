@@ -60,7 +60,8 @@ impl<L: LogMemory> MirrorPortion<L> {
     /// # Errors
     /// The log memory's.
     pub fn poll(&mut self) -> Result<(), DeviceError> {
-        self.lanes.iter_mut().try_for_each(MirrorLane::poll)
+        // All of them: one whose log memory has failed keeps no other from coming to rest.
+        self.lanes.iter_mut().map(MirrorLane::poll).fold(Ok(()), Result::and)
     }
 
     /// The next acknowledgement of what is durable and was not told.
@@ -125,4 +126,69 @@ fn refused(lane: LaneIndex, refusal: &changelog::MirrorRefusal) -> MirrorRefusal
         Cause::TooMuch(_) => (MirrorRefusalReason::TooMuch, Lsn(0)),
     };
     MirrorRefusal { lane, reason, expected, text: refusal.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        base::{ObjectId, PoolId, PortionId},
+        changelog::{Draft, Format, Lane, MirrorItem, PortionRole, RecordKind},
+    };
+    use std::time::Duration;
+    use twinlog_device::{Nanos, Wait};
+    use twinlog_sim::{Agenda, LogMedium, LogShape, SimLog, SimWorld};
+
+    fn formatted(medium: &LogMedium, agenda: &Agenda, identity: &LaneIdentity) -> SimLog {
+        let mut format = Format::new(medium.open(agenda), identity, PortionId(1));
+        while !format.poll().expect("nothing fails yet") {
+            agenda.turn(Wait::UpTo(Duration::from_millis(1)));
+        }
+        format.into_log()
+    }
+
+    /// What an owner's lane sends of one record.
+    fn batch(identity: LaneIdentity, agenda: &Agenda, medium: &LogMedium) -> (Lsn, Lsn, Vec<u8>) {
+        let identity = LaneIdentity { role: PortionRole::Own, ..identity };
+        let mut owner = Lane::open_at(formatted(medium, agenda, &identity), identity, Epoch(1), Lsn(0));
+        owner.start_mirroring(512);
+        let (kind, object) = (RecordKind::Block, ObjectId(1));
+        let draft = Draft { kind, object, offset_bytes: 0, argument: 0, flags: 0, time_ns: 0, request_id: 0 };
+        owner.append(&draft, &[&[7; 4096]]);
+        owner.poll(Nanos(0)).expect("nothing fails");
+        while let Some(item) = owner.next_mirror_item() {
+            if let MirrorItem::Write { start, end, bytes, .. } = item {
+                return (start, end, bytes.to_vec());
+            }
+        }
+        panic!("the record is sent");
+    }
+
+    #[test]
+    fn a_lane_that_has_failed_keeps_no_other_from_coming_to_rest() {
+        let world = SimWorld::new(1);
+        let agenda = Agenda::new(&world);
+        let media: Vec<_> = (0..4).map(|_| LogMedium::new(&world, "log", LogShape::file(1 << 20))).collect();
+        let identity = |lane| LaneIdentity { pool: PoolId(1), role: PortionRole::Mirror, lane, lane_count: 2 };
+        let lanes = [LaneIndex(0), LaneIndex(1)];
+        let logs = lanes.map(|lane| (identity(lane), formatted(&media[lane.index()], &agenda, &identity(lane))));
+        let mut portion = MirrorPortion::open(logs.into(), Epoch(1));
+        for lane in lanes {
+            let (start, end, bytes) = batch(identity(lane), &agenda, &media[2 + lane.index()]);
+            portion.begin(lane, Epoch(1), start).expect("it is open");
+            portion.write(lane, Epoch(1), (start, end), &bytes).expect("it follows");
+        }
+        media[0].fail_persist_after(0);
+        media[1].set_latency_ns(50_000_000, 50_000_000);
+        let mut failure = None;
+        for _ in 0..100 {
+            failure = failure.or(portion.poll().err());
+            if failure.is_some() {
+                portion.close();
+            }
+            agenda.turn(Wait::UpTo(Duration::from_millis(1)));
+        }
+        assert_eq!(failure.map(|error| error.device), Some("log".to_owned()));
+        assert!(portion.is_idle(), "whoever makes the log anew waits for that");
+    }
 }
