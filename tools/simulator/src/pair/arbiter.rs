@@ -129,6 +129,13 @@ impl Desk {
         self.requests.retain(|request| request.node != node || request.fate == Fate::Late || prng.chance(1, 2));
     }
 
+    /// Both nodes reach it, and what is late is late no longer.
+    pub(super) fn heal(&mut self) {
+        self.reach = [Reach::Good; 2];
+        let now = self.world.now();
+        self.requests.iter_mut().for_each(|request| request.due = request.due.min(now));
+    }
+
     /// Whether a change of a pool's register is on its way.
     pub(super) fn is_changing(&self, pool: PoolId) -> bool {
         self.requests.iter().any(|request| matches!(request.ask, Ask::Swap(_, new) if new.pool == pool))

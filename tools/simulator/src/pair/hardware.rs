@@ -130,8 +130,12 @@ impl History {
 
     /// An operator looks at what the status of a node has said since the last time, and starts it again where it says that this is what helps.
     pub(super) fn operate(&mut self, node: usize) {
-        let process = self.processes[node].as_ref().filter(|_| !self.is_paused[node]);
-        let next = process.and_then(|process| process.node.call(AdminRequest::Status));
+        let Some(process) = &self.processes[node] else {
+            // What it said in its last life is history.
+            self.looks[node] = None;
+            return;
+        };
+        let next = if self.is_paused[node] { None } else { process.node.call(AdminRequest::Status) };
         let Some(last) = std::mem::replace(&mut self.looks[node], next) else { return };
         let Ok(AdminReply::Status(status)) = last.try_recv() else { return };
         let pools = status.pair.map(|pair| pair.pools).unwrap_or_default();

@@ -161,6 +161,7 @@ impl Site {
     /// Makes a portion anew, as when its medium was replaced.
     pub(super) fn renew_portion(&mut self, node: usize, pool: usize) {
         let id = PortionId(u128::from(self.prng.next_u64()) | 1);
+        self.logs[node][pool].iter().for_each(LogMedium::repair);
         format_logs(&self.world, &self.logs[node][pool], self.identity(node, pool), id);
     }
 

@@ -148,7 +148,7 @@ impl History {
             path.heal();
             path.set_plan(plan);
         }
-        self.site.desk.borrow_mut().reach = [Reach::Good; 2];
+        self.site.desk.borrow_mut().heal();
         self.mend_hardware();
         self.ambush = None;
         for node in 0..2 {
