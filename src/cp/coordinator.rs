@@ -327,10 +327,12 @@ impl Coordinator {
         }
     }
 
-    /// Whether a consistency point is in progress or asked for.
+    /// Whether [`Coordinator::step`] has something to do although nothing arrives: not while a device or a shard has to end something
+    /// first. A reactor that went on turning would keep the processor from those who end it.
     #[must_use]
-    pub fn is_busy(&self) -> bool {
-        self.run.is_some() || self.wanted || self.state == PoolState::Opening
+    pub fn is_busy<D: BlockDevice>(&self, io: &Io<D>) -> bool {
+        let is_under_way = self.run.is_some() || self.wanted;
+        self.state == PoolState::Opening || (is_under_way && !io.is_awaited() && !self.awaits_shards())
     }
 
     /// When [`Coordinator::step`] has something to do even if nothing arrives.
@@ -430,28 +432,30 @@ impl Coordinator {
         }
     }
 
-    /// Goes on for one turn.
-    pub fn step<D: BlockDevice>(&mut self, io: &mut Io<D>, now: Nanos, wall_clock_ns: u64) {
+    /// Goes on for one turn. Returns whether it did something that there may be more of.
+    pub fn step<D: BlockDevice>(&mut self, io: &mut Io<D>, now: Nanos, wall_clock_ns: u64) -> bool {
         if let Some(opening) = &mut self.opening {
             match opening.step(io) {
                 Ok(None) => {}
                 Ok(Some(pool)) => self.opened(pool),
                 Err(error) => self.stop(error.to_string()),
             }
-            return;
+            return true;
         }
         if matches!(self.state, PoolState::Stopped(_)) {
-            return;
+            return false;
         }
         self.wanted |= self.next_deadline().is_some_and(|at| at <= now);
         if self.run.is_none() && self.wanted && self.to_replay.is_empty() {
             self.start(now);
         }
-        if self.run.is_some()
-            && let Err(reason) = self.run_step(io, wall_clock_ns)
-        {
-            self.stop(reason);
+        if self.run.is_none() {
+            return false;
         }
+        self.run_step(io, wall_clock_ns).unwrap_or_else(|reason| {
+            self.stop(reason);
+            true
+        })
     }
 
     /// Stops the pool: nothing more is written.

@@ -28,6 +28,7 @@ use twinlog_device::BlockDevice;
 /// Areas loaded in one turn.
 const STEP_AREAS: usize = 16;
 
+#[derive(Clone, Copy, PartialEq)]
 enum Stage {
     Load,
     Plan,
@@ -116,11 +117,19 @@ impl MapUpdate {
         self.update.as_mut()
     }
 
-    /// Goes on for one turn. True when everything of the map has been written.
+    /// Whether everything of the map has been written.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.stage == Stage::Done
+    }
+
+    /// Goes on for one turn. Returns whether anything was done.
     ///
     /// # Errors
     /// The map contradicts itself, or has no room where room was kept.
     pub fn step<D: BlockDevice>(&mut self, io: &mut Io<D>, space: &mut SpaceMap) -> Result<bool, String> {
+        let before = (self.stage, self.loaded);
+        let mut worked = false;
         match self.stage {
             Stage::Load => {
                 for &area in self.clear_areas.iter().skip(self.loaded).take(STEP_AREAS) {
@@ -135,7 +144,7 @@ impl MapUpdate {
             }
             Stage::Plan => {
                 let update = self.update.as_mut().expect("made by the plan");
-                update.step(io, 64);
+                worked = update.step(io, 64);
                 if update.is_ready() {
                     self.stage = Stage::Fit;
                 }
@@ -143,14 +152,14 @@ impl MapUpdate {
             Stage::Fit => self.fit(io, space)?,
             Stage::Write => {
                 let update = self.update.as_mut().expect("made by the plan");
-                update.step(io, 64);
+                worked = update.step(io, 64);
                 if update.is_done() {
                     self.stage = Stage::Done;
                 }
             }
-            Stage::Done => return Ok(true),
+            Stage::Done => {}
         }
-        Ok(false)
+        Ok(worked || (self.stage, self.loaded) != before)
     }
 
     /// The end.

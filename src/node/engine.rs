@@ -435,7 +435,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         self.io.poll();
         busy |= self.dispatch(now);
         if let Some(coordinator) = &mut self.coordinator {
-            coordinator.step(&mut self.io, now, wall_clock_ns);
+            busy |= coordinator.step(&mut self.io, now, wall_clock_ns);
         }
         for shard in &mut self.shards {
             busy |= shard.poll(&mut self.io, now, wall_clock_ns);
@@ -463,7 +463,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         let outgoing = self.outgoing.iter().any(|queue| !queue.is_empty());
         outgoing
             || !self.local.is_empty()
-            || self.coordinator.as_ref().is_some_and(Coordinator::is_busy)
+            || self.coordinator.as_ref().is_some_and(|coordinator| coordinator.is_busy(&self.io))
             || self.admin.is_busy()
             || self.is_closing()
     }

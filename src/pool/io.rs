@@ -293,6 +293,12 @@ impl<D: BlockDevice> Io<D> {
         self.events.pop_front()
     }
 
+    /// Whether a device has something in hand, whose end gives the reactor a turn.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        self.disks.iter().any(|disk| !disk.pending.is_empty())
+    }
+
     /// Whether operations are under way or waiting.
     #[must_use]
     pub fn is_busy(&self) -> bool {

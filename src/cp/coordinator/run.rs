@@ -184,18 +184,25 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Goes on with the one in progress.
-    pub(super) fn run_step<D: BlockDevice>(&mut self, io: &mut Io<D>, wall_clock_ns: u64) -> Result<(), String> {
+    /// Whether the one in progress waits for shards alone, whose messages give the reactor a turn.
+    pub(super) fn awaits_shards(&self) -> bool {
+        let awaits = |run: &Run| matches!(run.phase, Phase::Gather) && run.space_wanted.is_empty();
+        self.run.as_ref().is_some_and(awaits)
+    }
+
+    /// Goes on with the one in progress. Returns whether anything was done.
+    pub(super) fn run_step<D: BlockDevice>(&mut self, io: &mut Io<D>, wall_clock_ns: u64) -> Result<bool, String> {
         let run = self.run.as_mut().expect("called with one");
         match &mut run.phase {
             Phase::Gather => self.gather(io),
             Phase::Reap { .. } => self.reap_step(io),
             Phase::Directory(_) => self.directory_step(io),
             Phase::Map(map) => {
-                if map.step(io, &mut self.space)? {
+                let worked = map.step(io, &mut self.space)?;
+                if map.is_done() {
                     self.begin_lists();
                 }
-                Ok(())
+                Ok(worked)
             }
             Phase::Lists(lists) => {
                 let owner = self.owners.main;
@@ -203,25 +210,28 @@ impl Coordinator {
                     lists.next_write += 1;
                     Tag { owner, id: lists.next_write }
                 };
-                lists.writes += lists.freed.step(io, &mut tag) + lists.reap.step(io, &mut tag);
+                let begun = lists.freed.step(io, &mut tag) + lists.reap.step(io, &mut tag);
+                lists.writes += begun;
                 if let (Some(freed), Some(reap), 0) =
                     (lists.freed.first_block(), lists.reap.first_block(), lists.writes)
                 {
                     self.commit(io, wall_clock_ns, (freed, reap));
+                    return Ok(true);
                 }
-                Ok(())
+                Ok(begun > 0)
             }
-            Phase::Commit(_) => Ok(()),
+            Phase::Commit(_) => Ok(false),
         }
     }
 
     /// Grants space, and waits until every shard has written.
-    fn gather<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<(), String> {
+    fn gather<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<bool, String> {
         let lane_count = self.superblock.as_ref().expect("opened").applied.len();
         let run = self.run.as_mut().expect("called with one");
+        let mut worked = false;
         while let Some(&(lane, blocks)) = run.space_wanted.front() {
             match self.space.ensure(io, Tag { owner: self.owners.main, id: 0 }, blocks) {
-                Ready::Pending => return Ok(()),
+                Ready::Pending => return Ok(worked),
                 Ready::Never => return Err(format!("{blocks} blocks were reserved and are not there")),
                 Ready::Yes => {}
             }
@@ -229,9 +239,10 @@ impl Coordinator {
             run.allocated_blocks += blocks;
             run.space_wanted.pop_front();
             self.events.push_back(CoordinatorEvent::Shard(lane, ToShard::Space(ranges)));
+            worked = true;
         }
         if run.reports.len() < lane_count {
-            return Ok(());
+            return Ok(worked);
         }
         for report in run.reports.values_mut() {
             run.frees_data |= !report.freed.is_empty();
@@ -258,25 +269,26 @@ impl Coordinator {
         let list_blocks = usize::try_from(self.budget.kept() / 4).expect("a small part of the pool");
         let ranges_max = run.freed.len() + list_blocks * entries_per_block::<AddressRange>();
         run.phase = Phase::Reap { nodes: 0, ranges_max };
-        Ok(())
+        Ok(true)
     }
 
     /// Frees subtrees that were cut off, depth first: a bounded number of nodes, and not more ranges than the freed list has space kept for.
-    fn reap_step<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<(), String> {
+    fn reap_step<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<bool, String> {
         let run = self.run.as_mut().expect("called with one");
         let Phase::Reap { nodes, ranges_max } = &mut run.phase else { unreachable!("called in this phase") };
         let tag = Tag { owner: self.owners.main, id: 0 };
         for subtree in self.reap.iter().rev().take(REAP_AHEAD).filter(|subtree| subtree.levels > 0) {
             let _ = io.fetch(&subtree.root, tag);
         }
+        let before = *nodes;
         for _ in 0..REAP_AHEAD {
             let is_enough = *nodes >= REAP_NODES_MAX || run.freed.len() >= *ranges_max;
             let Some(subtree) = self.reap.last().copied().filter(|_| !is_enough) else {
                 run.phase = Phase::Directory(None);
-                return Ok(());
+                return Ok(true);
             };
             if subtree.levels > 0 {
-                let Some(block) = io.fetch(&subtree.root, tag) else { return Ok(()) };
+                let Some(block) = io.fetch(&subtree.root, tag) else { return Ok(*nodes > before) };
                 self.reap.pop();
                 for child in node(&block).iter().filter(|child| !child.is_hole()) {
                     if subtree.levels == 1 {
@@ -294,25 +306,26 @@ impl Coordinator {
             *nodes += 1;
             run.frees_data = true;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Writes the changed blocks of the object table.
-    fn directory_step<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<(), String> {
+    fn directory_step<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<bool, String> {
         let run = self.run.as_mut().expect("called with one");
         let Phase::Directory(update) = &mut run.phase else { unreachable!("called in this phase") };
         let Some(update) = update else {
             if !self.directory.is_dirty() {
-                return self.begin_map();
+                return self.begin_map().map(|()| true);
             }
             if let Some((dirty, levels)) = self.directory.take_dirty(|| io.allocate()) {
                 let purpose = (self.owners.update, Aux::Blocks);
                 run.phase =
                     Phase::Directory(Some(TreeUpdate::new(run.object_table, levels, Rc::new(dirty), run.cp, purpose)));
+                return Ok(true);
             }
-            return Ok(());
+            return Ok(false);
         };
-        update.step(io, 64);
+        let worked = update.step(io, 64);
         if update.is_ready() {
             let needed = update.needed_blocks();
             match self.space.ensure(io, Tag { owner: self.owners.main, id: 0 }, needed) {
@@ -321,6 +334,7 @@ impl Coordinator {
                 Ready::Yes => {
                     run.allocated_blocks += needed;
                     update.grant(self.space.allocate(needed));
+                    return Ok(true);
                 }
             }
         } else if update.is_done() {
@@ -334,9 +348,9 @@ impl Coordinator {
                 self.space.clear(&range)?;
                 run.allocated_blocks -= range.count;
             }
-            return self.begin_map();
+            return self.begin_map().map(|()| true);
         }
-        Ok(())
+        Ok(worked)
     }
 
     fn begin_map(&mut self) -> Result<(), String> {
