@@ -146,18 +146,15 @@ fn the_doctor_names_what_a_node_of_a_pair_lacks() {
     fs::write(directory.path().join("pool-a.img"), "").expect("ours");
     let addresses = ["--node=a=127.0.0.1", "--node=b=127.0.0.2"];
     let devices = [format!("--devices=a={place}/pool-a.img"), format!("--devices=b={place}/pool-b.img")];
-    let more = [format!("--state={place}"), "--witness=127.0.0.3:1".to_owned()];
+    let agent = format!("{place}/agent");
+    let fence = format!("--fence-command=/bin/sh {agent}");
+    let more = [format!("--state={place}"), "--witness=127.0.0.3:1".to_owned(), fence];
     let mut words = vec!["pair", "configure", place];
     words.extend(addresses);
     words.extend(devices.iter().chain(&more).map(String::as_str));
     let configured = twinlog(&words);
     assert!(configured.status.success(), "{configured:?}");
     let file = format!("{place}/a.toml");
-    let agent = format!("{place}/agent");
-    let mut text = fs::read_to_string(&file).expect("it was written");
-    text = text
-        .replace("fence = [\"lease\"]", &format!("fence = [\"command\"]\nfence_command = [\"/bin/sh\", \"{agent}\"]"));
-    fs::write(&file, text).expect("ours");
     fs::write(&agent, "cat; exit 3").expect("ours");
     let output = twinlog(&["doctor", place, "--config", &file, "-o", "json"]);
     assert_eq!(output.status.code(), Some(3), "{output:?}");

@@ -133,6 +133,7 @@ impl Machines {
             format!("--state={}", machines.folder.path().display()),
             format!("--run={}", machines.folder.path().display()),
             "--log-size=16MiB".to_owned(),
+            "--accept-in-flight-io".to_owned(),
         ];
         let directory = machines.folder.path().display().to_string();
         let configure = configure.iter().map(String::as_str);

@@ -327,6 +327,12 @@ pub(crate) struct ConfigureArgs {
     /// Host and port of the witness that keeps the pair's registers
     #[arg(long)]
     pub(crate) witness: String,
+    /// Program, with its arguments, that switches off the partner's machine
+    #[arg(long, value_name = "PROGRAM ARGUMENT...")]
+    pub(crate) fence_command: Option<String>,
+    /// Take over when the partner's lease has ended, after the command or without one: a write that its disks have in their queues may land later, over newer data
+    #[arg(long)]
+    pub(crate) accept_in_flight_io: bool,
     /// Directory of each machine for its log and its mirror of the partner's
     #[arg(long, default_value = "/var/lib/twinlog")]
     pub(crate) state: PathBuf,

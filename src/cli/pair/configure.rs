@@ -38,6 +38,12 @@ pub(crate) fn run(args: &ConfigureArgs, output: &Output) -> Result<Exit, Failure
         key: &'a Path,
     }
     let [first, second] = nodes(args)?;
+    if args.fence_command.is_none() && !args.accept_in_flight_io {
+        let message = "it is not said how a machine that does not answer is kept from writing";
+        let hint = "--fence-command fence_ipmilan, or another program that switches it off; or --accept-in-flight-io, which trusts its clock: a write \
+                    that its disks have in their queues may land after the takeover, over newer data";
+        return Err(Failure::new(Exit::Usage, message, hint));
+    }
     let dir = std::path::absolute(&args.dir).map_err(|error| Failure::system("find", args.dir.display(), &error))?;
     let files = [(&first, &second), (&second, &first)].map(|(node, partner)| {
         let text = text(args, node, partner);
@@ -80,13 +86,25 @@ fn refuse_other(file: &Path, text: &str) -> Result<(), Failure> {
 fn next_steps(args: &ConfigureArgs, [first, second]: &[PathBuf; 2], key: &Path) -> String {
     let [first, second, key] = [first, second, key].map(shell_word);
     let witness = &args.witness;
+    let trial = match (&args.fence_command, args.accept_in_flight_io) {
+        (Some(_), false) => "give the fence command its options in both files, and try it before you rely on it",
+        (Some(_), true) => {
+            "give the fence command its options in both files, and try it before you rely on it: where it fails, and a lease decides, a write \
+             that the disks of the node that was lost have in their queues may land later, over newer data"
+        }
+        (None, _) => {
+            "you have accepted that a write that the disks of a lost node have in their queues may land after the takeover, over newer data; \
+             a fence command rules that out"
+        }
+    };
     format!(
         "{first}, {second} and {key} are there. Read them, then\n  \
            copy {second} and {key} to the other machine; only the node's user may read the key\n  \
            copy {key} to the witness at {witness}, as NAME.key in its directory\n  \
            on this machine:      twinlog pair create --config {first}\n  \
            on the other machine: twinlog pair create --config {second}\n  \
-           then start the witness and both nodes\n"
+           then start the witness and both nodes\n\
+         {trial}\n"
     )
 }
 
@@ -162,12 +180,7 @@ encrypt = true
 key = \"pair.key\"
 # the third machine that keeps the pair's registers
 witness = {witness}
-# `lease` waits until {partner} must have stopped. It trusts clocks, and not disks that delay a write: put a command that switches
-# {partner}'s machine off before it if you can, and try it.
-fence = [\"lease\"]
-# fence = [\"command\", \"lease\"]
-# fence_command = [\"fence_ipmilan\"]
-# fence_options = {{ ip = \"192.0.2.7\", username = \"fence\", password_script = \"/etc/twinlog/fence-password\", lanplus = \"1\" }}
+{fences}
 
 [partner_pool]
 name = {quoted_partner}
@@ -185,12 +198,37 @@ size = \"{size}\"
         nbd = socket("nbd.sock"),
         log = place("log", node.name),
         mirror = place("mirror", partner.name),
+        fences = fences(args, partner.name),
         devices = list(node.devices),
         partner_devices = list(partner.devices),
         witness = quoted(&args.witness),
         tcp = list(&node.addresses),
         partner_tcp = list(&partner.addresses),
     )
+}
+
+/// How `partner` is kept from writing, for people to read and to edit.
+fn fences(args: &ConfigureArgs, partner: &str) -> String {
+    let mut kinds = Vec::new();
+    let mut lines = Vec::new();
+    if let Some(command) = &args.fence_command {
+        kinds.push("command");
+        let words: Vec<&str> = command.split_whitespace().collect();
+        lines.push(format!("# It ends with 0 only when {partner}'s machine is off, and reads these options: try it."));
+        lines.push(format!("fence_command = {}", list(&words)));
+        lines.push(
+            "# fence_options = { ip = \"192.0.2.7\", username = \"fence\", password_script = \"/etc/twinlog/fence-password\", lanplus = \"1\" }"
+                .to_owned(),
+        );
+    }
+    if args.accept_in_flight_io {
+        kinds.push("lease");
+        lines.push(format!("# `lease` trusts {partner}'s clock. A write that {partner}'s disks have in their queues may land after the takeover,"));
+        lines.push("# over newer data: that is accepted here. A fence command rules it out.".to_owned());
+        lines.push("accept_in_flight_io = true".to_owned());
+    }
+    lines.insert(0, format!("fence = {}", list(&kinds)));
+    lines.join("\n")
 }
 
 #[cfg(test)]
@@ -201,6 +239,7 @@ mod tests {
         output::OutputFormat,
     };
     use clap::Parser;
+    use twinlog::control::config::FenceKind;
 
     fn configured(line: &str, dir: &Path) -> Result<Exit, Failure> {
         let words = ["twinlog", "pair", "configure"].into_iter().chain(line.split_whitespace());
@@ -237,7 +276,6 @@ mod tests {
             // What stands there as a comment is good too.
             let uncommented: String = written
                 .lines()
-                .filter(|line| *line != "fence = [\"lease\"]")
                 .map(|line| {
                     line.strip_prefix("# ").filter(|line| line.contains(" = ")).unwrap_or(line).to_owned() + "\n"
                 })
@@ -249,7 +287,7 @@ mod tests {
     #[test]
     fn run_again_it_changes_nothing_and_overwrites_nothing() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let line = "--node b=10.0.0.2,[fd00::2]:9 --node a=10.0.0.1 --devices a=/x,/y --devices b=/z --witness h:1";
+        let line = "--node b=10.0.0.2,[fd00::2]:9 --node a=10.0.0.1 --devices a=/x,/y --devices b=/z --witness h:1 --fence-command f";
         let read = |name: &str| fs::read_to_string(directory.path().join(name)).expect("there");
         configured(line, directory.path()).expect("new");
         let (config, key) = (read("a.toml"), read("pair.key"));
@@ -276,8 +314,29 @@ mod tests {
             "--node a=10.0.0.1 --node b=10.0.0.2 --devices a=/x --devices b=/y --witness h",
             "--node a=10.0.0.1 --node b=10.0.0.2 --devices a=/x --devices b=/y --witness h:1 --log-size 1MiB",
         ] {
-            assert_eq!(configured(line, &dir).expect_err(line).exit, Exit::Usage, "{line}");
+            let line = format!("{line} --fence-command f");
+            assert_eq!(configured(&line, &dir).expect_err(&line).exit, Exit::Usage, "{line}");
             assert!(!dir.exists(), "{line}");
         }
+    }
+
+    #[test]
+    fn an_operator_chooses_how_a_lost_machine_is_kept_from_writing() {
+        let line = "--node a=10.0.0.1 --node b=10.0.0.2 --devices a=/x --devices b=/y --witness h:1";
+        let fences = |options: &str| {
+            let directory = tempfile::tempdir().expect("a temporary directory");
+            configured(&format!("{line} {options}"), directory.path()).map(|_| {
+                let pair = config::load(&directory.path().join("a.toml")).expect("it is accepted").pair.expect("there");
+                (pair.fence, pair.fence_command, pair.accept_in_flight_io)
+            })
+        };
+        let refused = fences("").expect_err("nothing was chosen");
+        assert!(refused.exit == Exit::Usage && refused.hint.contains("over newer data"), "{refused:?}");
+        let (command, none) = (vec!["f".to_owned()], Vec::new());
+        let chosen = |options| fences(options).expect(options);
+        assert_eq!(chosen("--fence-command f"), (vec![FenceKind::Command], command.clone(), false));
+        assert_eq!(chosen("--accept-in-flight-io"), (vec![FenceKind::Lease], none, true));
+        let both = (vec![FenceKind::Command, FenceKind::Lease], command, true);
+        assert_eq!(chosen("--accept-in-flight-io --fence-command f"), both);
     }
 }

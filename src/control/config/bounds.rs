@@ -126,8 +126,7 @@ fn check_arbiter(pair: &super::PairConfig) -> Result<(), Broken> {
         || "the pair's registers are in a `mailbox` or at a `witness`: one of the two is needed".to_owned(),
         "mailbox = \"../disks/mailbox\", or witness = \"host:port\"",
     )?;
-    let remote = pair.tcp.iter().chain(&pair.partner_tcp).find(|address| !address.ip().is_loopback());
-    if let Some(address) = remote {
+    if let Some(address) = pair.remote_address() {
         ensure(
             pair.mailbox.is_none(),
             "pair.mailbox",
@@ -154,7 +153,24 @@ fn check_arbiter(pair: &super::PairConfig) -> Result<(), Broken> {
             "fence = [\"command\"], or [\"lease\"]",
         )?;
     }
-    Ok(())
+    check_lease(pair)
+}
+
+/// A node whose lease has ended gives nothing more to its devices; what it has given to them before is theirs. On one machine the opener of a pool waits for the locks of
+/// its devices, which go with the last write; between two nothing says when that was.
+fn check_lease(pair: &super::PairConfig) -> Result<(), Broken> {
+    let is_between_machines = pair.fence.contains(&FenceKind::Lease) && pair.remote_address().is_some();
+    ensure(
+        !is_between_machines || pair.accept_in_flight_io,
+        "pair.fence",
+        || {
+            format!(
+                "`lease` stops {} by its clock, not what it has given to its disks: a write that is delayed on its way may land after the takeover, over newer data",
+                pair.partner
+            )
+        },
+        "fence = [\"command\"] with a program that switches the machine off; or accept that: accept_in_flight_io = true",
+    )
 }
 
 fn check_fence_command(pair: &super::PairConfig) -> Result<(), Broken> {

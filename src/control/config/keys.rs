@@ -49,6 +49,7 @@ pub(super) const KEYS: [(&str, &[&str]); 11] = [
             "giveback_after_s",
             "request_wait_s",
             "fence",
+            "accept_in_flight_io",
             "fence_command",
             "fence_options",
             "fence_limit_s",

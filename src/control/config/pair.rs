@@ -5,6 +5,7 @@
 //! 1. `[pair]` stands together with `[partner_pool]` and `[mirror]`, or none of them does.
 //! 2. The interconnect can be reached from other machines only with `allow_remote = true`; it is authenticated in any case, and encrypted
 //!    with `encrypt = true`.
+//! 3. Between machines `lease` fences only with `accept_in_flight_io = true`: it stops a process, not what that has given to a device.
 
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
@@ -53,6 +54,9 @@ pub struct PairConfig {
     /// Ways to make sure that the partner has stopped, in the order in which they are tried.
     #[serde(default = "default_fence")]
     pub fence: Vec<FenceKind>,
+    /// Whether `lease` may fence between machines, although writes that the partner's devices have in their queues may land after the takeover.
+    #[serde(default)]
+    pub accept_in_flight_io: bool,
     /// Program and arguments for `command`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fence_command: Vec<String>,
@@ -72,7 +76,7 @@ pub enum FenceKind {
     Lock,
     /// The process of this machine that has those locks is killed: for nodes on one machine, of which one may stand still.
     Process,
-    /// It has given no sign of life at the arbiter for as long as it may serve without: for nodes that never stand still.
+    /// It has given no sign of life at the arbiter for as long as it may serve without. Writes that it had begun may be on their way.
     Lease,
     /// A command says so: see `fence_command`.
     Command,
@@ -138,10 +142,16 @@ impl PairConfig {
             giveback_after_s: default_giveback_after_s(),
             request_wait_s: default_request_wait_s(),
             fence: vec![FenceKind::Lock, FenceKind::Process],
+            accept_in_flight_io: false,
             fence_command: Vec::new(),
             fence_options: BTreeMap::new(),
             fence_limit_s: default_fence_limit_s(),
         }
+    }
+
+    /// An address of the pair that other machines reach; `None`: both nodes are on one machine.
+    pub(super) fn remote_address(&self) -> Option<&SocketAddr> {
+        self.tcp.iter().chain(&self.partner_tcp).find(|address| !address.ip().is_loopback())
     }
 
     /// How long the partner must have been back before its pool is given back to it; `None`: only by command.

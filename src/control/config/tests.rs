@@ -193,7 +193,7 @@ fn registers_and_locks_in_a_file_are_for_nodes_on_one_machine() {
     read(&with(here)).expect("both are on this machine");
     // The node that listens may name no address of its partner.
     for remote in there {
-        let lines = format!("{remote}{lease}");
+        let lines = format!("{remote}{lease}accept_in_flight_io = true\n");
         let (message, hint) = broken(&with(&lines));
         assert!(message.contains("`mailbox` is safe between nodes of one machine only"), "{message}");
         assert!(hint.contains("twinlog witness"), "{hint}");
@@ -201,6 +201,25 @@ fn registers_and_locks_in_a_file_are_for_nodes_on_one_machine() {
         read(&witness(&lines)).expect("a witness may be asked from anywhere");
         assert!(broken(&witness(remote)).0.contains("`lock` needs the locks of a mailbox"));
     }
+}
+
+#[test]
+fn a_lease_is_no_fence_between_machines_unless_what_it_lets_through_is_accepted() {
+    let witness = PAIR.replace("mailbox = \"m\"", "witness = \"h:1\"");
+    let with = |lines: &str| witness.replace("[partner_pool]", &format!("{lines}[partner_pool]"));
+    let command = "fence = [\"command\", \"lease\"]\nfence_command = [\"f\"]\n";
+    for remote in ["allow_remote = true\ntcp = [\"0.0.0.0:1\"]\n", "partner_tcp = [\"10.0.0.2:1\"]\n"] {
+        for fence in ["fence = [\"lease\"]\n", command] {
+            let (message, hint) = broken(&with(&format!("{remote}{fence}")));
+            assert!(message.contains("may land after the takeover, over newer data"), "{message}");
+            assert!(hint.contains("fence = [\"command\"]") && hint.contains("accept_in_flight_io = true"), "{hint}");
+            let accepted = format!("{remote}{fence}accept_in_flight_io = true\n");
+            assert!(read(&with(&accepted)).expect("accepted").pair.expect("there").accept_in_flight_io);
+        }
+        read(&with(&format!("{remote}{}", command.replace(", \"lease\"", "")))).expect("it switches machines off");
+    }
+    // On one machine the locks of the devices last as long as the writes.
+    read(&with("fence = [\"lease\"]\npartner_tcp = [\"127.0.0.1:1\"]\n")).expect("one machine");
 }
 
 #[test]
