@@ -73,11 +73,11 @@ impl<L: LogMemory> Side<L> {
                 if let Some(coordinator) = self.coordinator(pools) {
                     coordinator.mirror_is_stale(epoch);
                 }
-                self.forget_mirror();
+                self.mirror.end();
                 self.replies = Replies::Alone;
             }
             Swap::GoInSync => {
-                self.is_in_step = false;
+                self.mirror.is_in_step = false;
                 if let Some(coordinator) = self.coordinator(pools) {
                     coordinator.mirror_is_in_sync(epoch);
                 }
@@ -102,8 +102,7 @@ impl<L: LogMemory> Side<L> {
         self.fence = (Epoch(0), Fence::NotTried);
         self.heard = None;
         self.said = None;
-        self.mirror_lost = None;
-        self.early.fill(None);
+        self.mirror.meet_partner();
         if let Some(mirror) = self.portion.mirror() {
             mirror.acknowledge_again();
         }
@@ -111,12 +110,8 @@ impl<L: LogMemory> Side<L> {
 
     /// What was sent on a path that is lost is sent again on those that are left.
     pub(super) fn path_is_lost<D: BlockDevice>(&mut self, pools: &mut Pools<D, L>) {
-        if let Some(engine) = pools.engine_mut(self.slot).filter(|_| self.is_attached) {
-            for (lane, acknowledged) in (0..).map(LaneIndex).zip(&self.acknowledged) {
-                engine.order_mirror(lane, MirrorOrder::Resend(*acknowledged));
-            }
-            self.next.clone_from(&self.acknowledged);
-            self.flight.forget();
+        if let Some(engine) = pools.engine_mut(self.slot).filter(|_| self.mirror.is_attached) {
+            self.mirror.resend().for_each(|(lane, from)| engine.order_mirror(lane, MirrorOrder::Resend(from)));
         }
         self.said = None;
         if let Some(mirror) = self.portion.mirror() {
@@ -127,7 +122,7 @@ impl<L: LogMemory> Side<L> {
     /// No path to the partner is left. A mirror that is not in step yet has to begin anew.
     pub(super) fn partner_is_away<D: BlockDevice>(&mut self, pools: &mut Pools<D, L>) {
         self.heard = None;
-        self.is_attached = false;
+        self.mirror.is_attached = false;
         self.abandon_resync(pools);
     }
 
@@ -136,11 +131,11 @@ impl<L: LogMemory> Side<L> {
         let is_ready = matches!(word.word, Word::Standby | Word::Mirroring);
         self.wants_read |= word.epoch > self.epoch();
         if !is_ready {
-            self.is_attached = false;
+            self.mirror.is_attached = false;
             self.abandon_resync(pools);
         }
         self.heard = Some(word);
-        if self.partner_portion().is_some_and(|theirs| Some(theirs) != self.follower) {
+        if self.partner_portion().is_some_and(|theirs| Some(theirs) != self.mirror.follower) {
             self.lose_mirror(pools, "it is another one than mirroring began with".to_owned());
         }
         self.attach(pools);
@@ -151,26 +146,18 @@ impl<L: LogMemory> Side<L> {
     fn attach<D: BlockDevice>(&mut self, pools: &mut Pools<D, L>) -> bool {
         let (Some(engine), Some(heard)) = (pools.engine_mut(self.slot), &self.heard) else { return false };
         let is_mirrored = engine.mirror_progress().is_some_and(|progress| *progress != MirrorProgress::Off);
-        let is_ready = matches!(heard.word, Word::Standby | Word::Mirroring) && self.mirror_lost.is_none();
-        if self.is_attached || !is_mirrored || !is_ready {
+        let is_ready = matches!(heard.word, Word::Standby | Word::Mirroring) && self.mirror.lost.is_none();
+        if self.mirror.is_attached || !is_mirrored || !is_ready {
             return false;
         }
-        let silent = vec![None; self.next.len()];
-        let expected = if heard.expected.len() == silent.len() { heard.expected.clone() } else { silent.clone() };
+        let lane_count = self.mirror.lane_count();
+        let is_whole = heard.expected.len() == lane_count;
+        let expected = if is_whole { heard.expected.clone() } else { vec![None; lane_count] };
         for (lane, expected) in (0..).map(LaneIndex).zip(&expected) {
             engine.order_mirror(lane, MirrorOrder::Resend(*expected));
         }
-        self.next.clone_from(&expected);
-        self.flight.forget();
-        self.acknowledged = expected;
-        self.is_attached = true;
-        for (lane, early) in (0..).map(LaneIndex).zip(std::mem::replace(&mut self.early, silent)) {
-            if let Some(durable) = early
-                && !planted::is("early-acknowledgement-dropped")
-                && self.note_acknowledged(lane, durable)
-            {
-                engine.order_mirror(lane, MirrorOrder::Mirrored(durable));
-            }
+        for (lane, durable) in self.mirror.attach(&expected) {
+            engine.order_mirror(lane, MirrorOrder::Mirrored(durable));
         }
         true
     }
@@ -195,10 +182,9 @@ impl<L: LogMemory> Side<L> {
 
     /// The partner's mirror has come so far.
     pub(super) fn hear_mirrored<D: BlockDevice>(&mut self, pools: &mut Pools<D, L>, ack: &Ack, now: Nanos) {
-        if self.note_acknowledged(ack.lane, ack.durable)
+        if self.mirror.hear(ack.lane, ack.durable, now)
             && let Some(engine) = pools.engine_mut(self.slot)
         {
-            self.flight.acknowledged(ack.lane, ack.durable, now);
             engine.order_mirror(ack.lane, MirrorOrder::Mirrored(ack.durable));
         }
     }
@@ -209,9 +195,9 @@ impl<L: LogMemory> Side<L> {
             self.coordinator(pools).is_some_and(|coordinator| *coordinator.mirror() != MirrorProgress::Off);
         if is_mirrored {
             tracing::warn!(pool = self.name, %reason, "the partner's log is no mirror any more");
-            self.is_attached = false;
+            self.mirror.is_attached = false;
             self.abandon_resync(pools);
-            self.mirror_lost = (self.replies == Replies::Mirrored).then_some(reason);
+            self.mirror.lost = (self.replies == Replies::Mirrored).then_some(reason);
         }
     }
 
@@ -222,19 +208,8 @@ impl<L: LogMemory> Side<L> {
             && matches!(coordinator.mirror(), MirrorProgress::Starting(_) | MirrorProgress::Covering(_))
         {
             coordinator.mirror_is_stale(epoch);
-            self.forget_mirror();
+            self.mirror.end();
         }
-    }
-
-    fn forget_mirror(&mut self) {
-        self.mirror_lost = None;
-        self.follower = None;
-        self.is_in_step = false;
-        self.is_attached = false;
-        self.next.fill(None);
-        self.acknowledged.fill(None);
-        self.early.fill(None);
-        self.flight.forget();
     }
 
     /// An opening has ended without anything that would have to close, and is tried again: what the pool needs may be in use for a while. Once too often, the pool is
@@ -314,7 +289,7 @@ impl<L: LogMemory> Controller<L> {
                 side.has_own_records |= side.register().is_none_or(|register| register.owner != side.me());
                 side.held = side.held.filter(|_| side.open == Open::Drained);
                 side.is_lease_over &= side.held.is_some();
-                side.forget_mirror();
+                side.mirror.end();
             }
             return is_over;
         };
@@ -338,7 +313,7 @@ impl<L: LogMemory> Controller<L> {
         let mut lost = None;
         while let Some(news) = engine.next_mirror_news() {
             match news {
-                PoolMirrorNews::InStep => side.is_in_step = true,
+                PoolMirrorNews::InStep => side.mirror.is_in_step = true,
                 PoolMirrorNews::Lost(reason) => lost = Some(reason),
             }
         }
@@ -368,12 +343,9 @@ impl<L: LogMemory> Controller<L> {
         let is_heard = side.heard.as_ref().is_some_and(|heard| heard.epoch == side.epoch());
         side.unheard_since = if is_heard { None } else { Some(side.unheard_since.unwrap_or(now)) };
         let patience = detection * ACKNOWLEDGE_FACTOR;
-        if side.is_attached && side.flight.oldest().is_some_and(|at| now.since(at) >= patience) {
-            side.mirror_rests_until = now + patience * REST_FACTOR;
-            side.flight.forget();
+        if side.mirror.gives_up(now, patience, patience * REST_FACTOR) {
             side.lose_mirror(pools, format!("its log has acknowledged nothing for {patience:?}"));
         }
-        side.is_mirror_resting = now < side.mirror_rests_until;
     }
 
     /// Hands the lanes' batches to the interconnect.
@@ -387,13 +359,13 @@ impl<L: LogMemory> Controller<L> {
         let side = &mut self.sides[index];
         let Some(engine) = pools.engine_mut(side.slot) else { return false };
         for sent in 0..BATCHES_PER_TURN {
-            if side.is_attached && !way.has_room() {
+            if side.mirror.is_attached && !way.has_room() {
                 return sent > 0;
             }
             let Some((lane, item)) = engine.next_mirror_item() else { return sent > 0 };
             // Without a mirror it is dropped: the lane keeps it, and hands it out again.
-            if side.is_attached
-                && let Some(message) = side.message(lane, item, now)
+            if side.mirror.is_attached
+                && let Some(message) = side.mirror.message(side.pool, (lane, item), now)
             {
                 way.send(message);
             }
@@ -595,7 +567,7 @@ impl<L: LogMemory> Controller<L> {
         }
         let is_mirrored = matches!(register.mirror, MirrorState::InSync(_));
         side.portion.lend();
-        side.follower = match register.mirror {
+        side.mirror.follower = match register.mirror {
             MirrorState::InSync(theirs) => Some(theirs),
             MirrorState::Stale => None,
         };
@@ -616,15 +588,13 @@ impl<L: LogMemory> Controller<L> {
         let Some(coordinator) = side.coordinator(pools) else { return false };
         if *coordinator.mirror() == MirrorProgress::Off {
             coordinator.start_mirroring(if is_unit { unit_bytes } else { largest });
-            side.is_attached = true;
-            side.follower = theirs;
-            side.next.fill(None);
-            side.acknowledged.fill(None);
+            side.mirror.begin(theirs);
             return true;
         }
-        match (register, theirs.filter(|_| theirs == side.follower)) {
+        match (register, theirs.filter(|_| theirs == side.mirror.follower)) {
             (Some(register), Some(theirs))
-                if (side.is_in_step || planted::is("in-sync-too-early")) && register.mirror == MirrorState::Stale =>
+                if (side.mirror.is_in_step || planted::is("in-sync-too-early"))
+                    && register.mirror == MirrorState::Stale =>
             {
                 let next = ownership::go_in_sync(&register, side.me(), theirs, time_ns);
                 self.swap(index, Swap::GoInSync, Some(register), next)

@@ -28,14 +28,14 @@ impl Flight {
 
     /// A batch that ends at `end` was sent.
     pub(super) fn sent(&mut self, lane: LaneIndex, (end, bytes): (Lsn, usize), now: Nanos) {
-        if let Some(lane) = self.lanes.get_mut(usize::from(lane.0)) {
+        if let Some(lane) = self.lanes.get_mut(lane.index()) {
             lane.push_back(Sent { end, bytes: bytes as u64, at: now });
         }
     }
 
     /// Everything before `durable` was acknowledged.
     pub(super) fn acknowledged(&mut self, lane: LaneIndex, durable: Lsn, now: Nanos) {
-        let Some(lane) = self.lanes.get_mut(usize::from(lane.0)) else { return };
+        let Some(lane) = self.lanes.get_mut(lane.index()) else { return };
         let count = lane.partition_point(|sent| sent.end <= durable);
         for sent in lane.drain(..count) {
             self.figures.record(sent.bytes, now.since(sent.at));

@@ -19,6 +19,7 @@
 mod act;
 mod flight;
 mod portion;
+mod session;
 mod side;
 mod status;
 #[cfg(test)]

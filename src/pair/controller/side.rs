@@ -1,16 +1,16 @@
 //! One pool of the pair, as this node sees it: everything that a decision depends on, and what is under way.
 
-use super::{flight::Flight, portion::LocalPortion};
+use super::{portion::LocalPortion, session::MirrorSession};
 use crate::{
-    base::{Epoch, Incarnation, LaneIndex, Lsn, PoolId, PortionId, planted},
-    changelog::{PortionRole, lane::MirrorItem},
+    base::{Epoch, Incarnation, PoolId, PortionId, planted},
+    changelog::PortionRole,
     format::register::{Register, Side as PoolSide},
     node::{admin::AdminReply, pools::PoolSlot},
     pair::{
         decide::{
             self, Action, Command, Decision, Fence, Link, Mirror, Open, Owner, Place, Portion, Replies, View, Word,
         },
-        interconnect::{Message, PoolWord},
+        interconnect::PoolWord,
         ownership::Reader,
     },
 };
@@ -105,25 +105,8 @@ pub(super) struct Side<L: LogMemory> {
     pub(super) heard: Option<PoolWord>,
     /// Since when the partner has said nothing at this node's epoch.
     pub(super) unheard_since: Option<Nanos>,
-    /// A mirror that acknowledged nothing is not tried again before.
-    pub(super) mirror_rests_until: Nanos,
-    pub(super) is_mirror_resting: bool,
-    /// Why the partner's portion is no mirror although the interconnect is up.
-    pub(super) mirror_lost: Option<String>,
-    /// The position that goes to the partner next, by lane; `None`: a lane's mirror has not begun.
-    pub(super) next: Vec<Option<Lsn>>,
-    /// What the partner has acknowledged, by lane, since it is attached.
-    pub(super) acknowledged: Vec<Option<Lsn>>,
-    /// What is on its way there.
-    pub(super) flight: Flight,
-    /// What it has acknowledged in this session before it was attached, by lane.
-    pub(super) early: Vec<Option<Lsn>>,
-    /// Whether the partner's mirror takes what the lanes hand out.
-    pub(super) is_attached: bool,
-    /// The partner's portion that this node's lanes are mirrored to: what it is in step with, the register may name.
-    pub(super) follower: Option<PortionId>,
-    /// The mirror is in step, and the register is to say so.
-    pub(super) is_in_step: bool,
+    /// The partner's mirror, while this node owns the pool.
+    pub(super) mirror: MirrorSession,
     /// Whether the partner knows of a newer register.
     pub(super) wants_read: bool,
     /// The highest epoch that is known of the pool: of its superblock when the node started, or of a register since.
@@ -178,16 +161,7 @@ impl<L: LogMemory> Side<L> {
             partner_unit_bytes: 0,
             heard: None,
             unheard_since: None,
-            mirror_rests_until: Nanos(0),
-            is_mirror_resting: false,
-            mirror_lost: None,
-            next: vec![None; usize::from(lane_count)],
-            acknowledged: vec![None; usize::from(lane_count)],
-            flight: Flight::new(lane_count),
-            early: vec![None; usize::from(lane_count)],
-            is_attached: false,
-            follower: None,
-            is_in_step: false,
+            mirror: MirrorSession::new(lane_count),
             wants_read: false,
             epoch_seen: epoch_min,
             is_lease_over: false,
@@ -258,14 +232,14 @@ impl<L: LogMemory> Side<L> {
 
     /// Whether the partner's portion follows this node's lanes, and replies wait for it.
     fn is_followed(&self) -> bool {
-        self.is_attached && self.replies == Replies::Mirrored
+        self.mirror.is_attached && self.replies == Replies::Mirrored
     }
 
     /// What the partner's word counts for here.
     fn word(&self) -> Word {
         match &self.heard {
             None => Word::Unknown,
-            Some(_) if self.mirror_lost.is_some() || self.is_mirror_resting => Word::Leaving,
+            Some(_) if self.mirror.is_unusable() => Word::Leaving,
             // Its portion follows something; whether that is what this node's lanes hand out is known once they have gone on where it is.
             Some(heard) if heard.epoch == self.epoch() && heard.word == Word::Mirroring && !self.is_followed() => {
                 Word::Standby
@@ -350,46 +324,6 @@ impl<L: LogMemory> Side<L> {
             portion: self.portion.id(),
             expected: self.portion.expected(),
         }
-    }
-
-    /// The message that carries a batch, unless the partner has it or cannot take it yet: after a reconnect batches that were handed out
-    /// before meet those that are sent again.
-    pub(super) fn message(&mut self, lane: LaneIndex, item: MirrorItem, now: Nanos) -> Option<Message> {
-        let next = self.next.get_mut(usize::from(lane.0))?;
-        let acknowledged = self.acknowledged.get(usize::from(lane.0)).copied().flatten();
-        let pool = self.pool;
-        match item {
-            MirrorItem::Begin { epoch, start } => {
-                // Said again to a partner that has begun it changes nothing there.
-                *next = Some(start).max(acknowledged);
-                Some(Message::Begin { pool, lane, epoch, start })
-            }
-            MirrorItem::Write { epoch, start, end, bytes } => {
-                if *next != Some(start) {
-                    return None;
-                }
-                *next = Some(end);
-                self.flight.sent(lane, (end, bytes.len()), now);
-                Some(Message::Write { pool, lane, epoch, start, end, bytes })
-            }
-        }
-    }
-
-    /// The partner has everything of a lane before `durable`. Returns whether the lane is to hear of it now: before it is attached it does when
-    /// it is.
-    pub(super) fn note_acknowledged(&mut self, lane: LaneIndex, durable: Lsn) -> bool {
-        let place = usize::from(lane.0);
-        let acknowledged = if self.is_attached { &mut self.acknowledged } else { &mut self.early };
-        let (Some(acknowledged), Some(next)) = (acknowledged.get_mut(place), self.next.get_mut(place)) else {
-            return false;
-        };
-        // An older word may come later, on another path.
-        *acknowledged = (*acknowledged).max(Some(durable));
-        if self.is_attached {
-            // What was to be sent again may have arrived after all.
-            *next = (*next).max(Some(durable));
-        }
-        self.is_attached
     }
 
     /// Whether a command to take the pool over waits for its time.

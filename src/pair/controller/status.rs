@@ -49,8 +49,8 @@ impl<L: LogMemory> Controller<L> {
             unmirrored_ns: side.unmirrored_ns,
             fence: side.fence_said.clone(),
             command: self.armed(side),
-            mirror_lag_bytes: side.flight.waiting_bytes(),
-            mirrored: side.flight.figures().status(),
+            mirror_lag_bytes: side.mirror.waiting_bytes(),
+            mirrored: side.mirror.figures().status(),
             ..PairPoolStatus::default()
         };
         if let Known::Register(register) = &side.known {

@@ -581,8 +581,8 @@ impl Pair {
     fn in_sync_is_said_of_mirrors_only(&self) {
         for side in self.nodes.iter().flatten().flat_map(|node| &node.controller.sides) {
             let says = side.decided.is_some_and(|(decision, _)| decision.name().starts_with("in sync"));
-            let follows = side.is_attached && side.replies == crate::pair::decide::Replies::Mirrored;
-            assert!(!says || follows || side.is_closing, "pool {}: attached {}", side.name, side.is_attached);
+            let follows = side.mirror.is_attached && side.replies == crate::pair::decide::Replies::Mirrored;
+            assert!(!says || follows || side.is_closing, "pool {}: attached {}", side.name, side.mirror.is_attached);
         }
     }
 
@@ -798,7 +798,7 @@ fn a_replaced_log_is_not_said_to_be_in_sync() {
     pair.cut(true);
     pair.write(0, "vol-a", 0, 1);
     pair.cut(false);
-    pair.until("the mirror is in step", |pair| pair.node(0).controller.sides[0].is_in_step);
+    pair.until("the mirror is in step", |pair| pair.node(0).controller.sides[0].mirror.is_in_step);
     pair.write(0, "vol-a", 0, 2);
     // The next look at the register finds that it still says stale, together with everything that the partner's next life says.
     pair.until("the register is read", |pair| {
@@ -836,9 +836,9 @@ fn mirroring_counts_as_standby_until_this_nodes_lanes_have_gone_on() {
     let side = &mut pair.node(0).controller.sides[0];
     let word = |side: &Side<SimLog>| side.view(Link::Up, Beat::Alive, Lease::Left).word;
     assert_eq!(word(side), Word::Mirroring, "in sync");
-    side.is_attached = false;
+    side.mirror.is_attached = false;
     assert_eq!(word(side), Word::Standby, "what it follows is not known");
-    (side.is_attached, side.replies) = (true, Replies::Alone);
+    (side.mirror.is_attached, side.replies) = (true, Replies::Alone);
     assert_eq!(word(side), Word::Standby, "no reply waits for it");
 }
 
