@@ -642,8 +642,11 @@ impl<L: LogMemory> Controller<L> {
     /// A command ends when what it wants is so, or is refused; and a giveback is wanted when the home node was in step for long enough.
     fn end_command(&mut self, index: usize, view: &View, decision: Decision) {
         let (now, giveback) = (self.now, self.timing.giveback);
-        let names = self.names(index);
-        let (why, next) = (decision.why(&names), decision.next(&names));
+        let is_refused = decision.action() == Action::Refuse && self.sides[index].command != Command::None;
+        let refusal = is_refused.then(|| {
+            let names = self.names(index);
+            refused(&decision.why(&names), &decision.next(&names))
+        });
         let side = &mut self.sides[index];
         let since = side.decided.map_or(now, |(_, since)| since);
         match side.command {
@@ -665,8 +668,11 @@ impl<L: LogMemory> Controller<L> {
             }
             Command::Giveback | Command::Drain if view.owner == Owner::Partner => side.answer(AdminReply::Done),
             // Without a caller too: what a timer or the partner asked for is asked for again when it can be done.
-            _ if decision.action() == Action::Refuse => side.answer(refused(&why, &next)),
-            _ => {}
+            _ => {
+                if let Some(refusal) = refusal {
+                    side.answer(refusal);
+                }
+            }
         }
     }
 }

@@ -771,6 +771,23 @@ fn a_write_is_answered_when_the_link_is_lost_for_a_moment() {
     }
 }
 
+/// Bugs that histories of the simulator do not show, as the head of its bank of the pair explains.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn planted_bugs_are_found() {
+    use crate::base::planted;
+    let bugs: [(_, fn()); 2] = [
+        ("early-acknowledgement-dropped", a_write_is_answered_when_the_link_is_lost_for_a_moment),
+        ("request-epoch-not-compared", forward::a_change_of_an_ownership_that_is_over_is_not_performed),
+    ];
+    for (bug, test) in bugs {
+        planted::choose(bug);
+        let is_found = std::panic::catch_unwind(test).is_err();
+        planted::choose("");
+        assert!(is_found, "{bug}");
+    }
+}
+
 /// A word that was on its way on a path that is lost is said again: clients of the other node wait for it.
 #[test]
 fn what_was_said_on_a_lost_path_is_said_again() {

@@ -50,6 +50,11 @@ pub(crate) const fn lane_bug(name: &'static str, what: &'static str) -> Bug {
     Bug { name, what, finder: Finder::Test("cargo test --features planted-bugs --test changelog planted") }
 }
 
+/// A bug of the controller that the interconnect makes up for, or nearly.
+pub(crate) const fn controller_bug(name: &'static str, what: &'static str) -> Bug {
+    Bug { name, what, finder: Finder::Test("cargo test --features planted-bugs --lib planted") }
+}
+
 /// Every bug.
 pub const BUGS: [Bug; 40] = [
     bug("acknowledge-early", "a change is answered when it was appended, not when it is durable"),

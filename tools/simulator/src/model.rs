@@ -271,6 +271,18 @@ impl Model {
         Ok(())
     }
 
+    /// Whether a write that is under way has certainly happened, and been overwritten somewhere since.
+    #[must_use]
+    pub fn is_replaced(&self, id: WriteId) -> bool {
+        let Write { volume, range, was_read, .. } = &self.writes[index(id)];
+        let Some(volume) = self.volumes.get(volume).filter(|_| *was_read) else { return false };
+        let is_dead = |segment: &Segment| {
+            let is_possible = |candidate: &Candidate| candidate.write == id && candidate.is_alive();
+            !segment.part(range).is_empty() && !segment.candidates.iter().any(is_possible)
+        };
+        volume.segments.iter().any(is_dead)
+    }
+
     /// A write was not submitted after all.
     pub fn withdraw(&mut self, id: WriteId) {
         let write = &mut self.writes[index(id)];

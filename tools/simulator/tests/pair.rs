@@ -1,5 +1,4 @@
-//! Histories of the pair: the first are clean, the same seed gives the same bytes, and with the feature `planted-bugs` those bugs are found that
-//! few histories find. The others of its bank take longer than anybody has waited (docs/testing.md).
+//! Histories of the pair: the first are clean, and the same seed gives the same bytes. Its bank of planted bugs is run by the simulator itself (`--bank --pair`).
 
 use twinlog_simulator::{
     history::Watch,
@@ -32,39 +31,4 @@ fn a_chosen_bug_is_in_force_in_every_thread() {
     let summary = run(&plan, &Summary::new(&plan), |_| {});
     twinlog::base::planted::choose("");
     assert!(!summary.failures.is_empty());
-}
-
-/// The rarest took 84 histories of seed 1.
-#[cfg(feature = "planted-bugs")]
-#[test]
-fn planted_bugs_of_the_pair_are_found() {
-    use twinlog::base::planted;
-    for bug in [
-        "answered-when-sent",
-        "asked-again-by-a-new-name",
-        "attached-by-words-only",
-        "discard-skipped",
-        "earlier-session-not-awaited",
-        "fence-failed-for-ever",
-        "fence-not-awaited",
-        "lease-ignored",
-        "mirror-acknowledges-early",
-        "name-not-compared",
-        "name-not-noted",
-        "names-not-in-superblock",
-        "open-without-claim",
-        "resend-forgets",
-        "slot-taken-twice",
-        "stable-without-mirror",
-        "superblocks-unordered",
-        "takeover-while-stale",
-        "unknown-is-done",
-        "void-log-kept",
-        "word-epoch-not-compared",
-    ] {
-        planted::choose(bug);
-        let is_found = (0..200).any(|index| Mode::Pair.run_one(seed_of(1, index), Watch::Verdict).violation.is_some());
-        planted::choose("");
-        assert!(is_found, "{bug}");
-    }
 }

@@ -187,6 +187,29 @@ fn a_change_that_arrives_late_is_not_performed_over_a_newer_one() {
     assert_eq!((pair.read(0, "vol-a", 0), pair.read(1, "vol-a", 0)), (4, 4));
 }
 
+/// A change takes the slow path; when it arrives the pool has gone to the other node, where it was performed, and back.
+#[test]
+pub(super) fn a_change_of_an_ownership_that_is_over_is_not_performed() {
+    let mut pair = Pair::started(29);
+    pair.create(0, "vol-a");
+    pair.until_listed(1, &["vol-a"]);
+    pair.wire.borrow_mut().is_late = Some(|message| matches!(message, Message::Request { .. }));
+    let late = pair.begin_write(1, "vol-a", 0, 3);
+    pair.turns(50);
+    let lies = std::mem::take(&mut pair.wire.borrow_mut().late);
+    assert_eq!(lies.len(), 1);
+    pair.wire.borrow_mut().is_late = None;
+    let takeover = AdminRequest::PairTakeover { pool: Some("a".to_owned()), force: false };
+    assert!(matches!(pair.commanded(1, takeover), AdminReply::Done));
+    pair.end(1, late).expect("it is served here");
+    pair.write(1, "vol-a", 0, 4);
+    pair.until("it is given back", |pair| pair.serves(0, PoolSlot::Home));
+    pair.wire.borrow_mut().late = lies;
+    pair.wire.borrow_mut().deliver_late();
+    pair.turns(50);
+    assert_eq!((pair.read(0, "vol-a", 0), pair.read(1, "vol-a", 0)), (4, 4));
+}
+
 /// The partner closes a lost path before it takes the next frame, so once is enough.
 #[test]
 fn a_lost_path_has_everything_asked_for_again_once() {

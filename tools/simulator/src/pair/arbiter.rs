@@ -83,6 +83,8 @@ pub(super) struct Desk {
     seen: [u64; 2],
     lives: [u64; 2],
     requests: VecDeque<Request>,
+    /// Changes that were asked for, for who lies in wait.
+    pub(super) asked: Vec<(Register, Register)>,
     answers: [VecDeque<(Nanos, Answer)>; 2],
     /// How each node reaches it.
     pub(super) reach: [Reach; 2],
@@ -106,6 +108,7 @@ impl Desk {
             seen: [0; 2],
             lives: [0; 2],
             requests: VecDeque::new(),
+            asked: Vec::new(),
             answers: Default::default(),
             reach: [Reach::Good; 2],
             timeout,
@@ -144,6 +147,9 @@ impl Desk {
     fn ask(&mut self, node: usize, agenda: &Agenda, ask: Ask) {
         let now = self.world.now();
         let is_swap = matches!(ask, Ask::Swap(..));
+        if let Ask::Swap(Some(old), new) = ask {
+            self.asked.push((old, new));
+        }
         let fate = match (self.reach[node], self.prng.below(8)) {
             (Reach::Good, _) => Fate::Answered,
             (Reach::Lost, 0) | (Reach::Deaf, 1 | 2) => Fate::Unheard,

@@ -1,14 +1,17 @@
-//! Planted bugs of the pair, each of which histories of the pair must find; or, where another defence does the same, a test of the change log:
+//! Planted bugs of the pair, each of which histories of the pair must find; or, where another defence does the same, a test of the change log or of the
+//! controller:
 //!
 //! | bug | why no history shows it |
 //! |---|---|
+//! | `early-acknowledgement-dropped` | acknowledgements ride on the word of their pool, or follow it; only where the word takes the slower of two paths, and the last acknowledgement of all the other one, a reply waits for ever |
 //! | `mirror-begin-epoch-not-compared` | two owners never begin at the same position: an opened lane goes on a lap beyond all that it may hold |
 //! | `mirror-epoch-not-compared` | a node mirrors only while its register names the partner, and a session's frames end with it: none of an older epoch arrives |
 //! | `mirror-gap-accepted` | a session keeps the order of frames, and after a lost path the owner goes on where the mirror has acknowledged |
 //! | `record-epoch-not-compared` | as the first; without both a stale tail rises (`named.rs`) |
+//! | `request-epoch-not-compared` | a request that arrives when its pool has gone there and back is older than those that have taken its slot in this session; only before the first of them it is performed |
 //! | `ring-reused-before-mirrored` | the mirror refuses what lies more than a ring ahead, and is brought in step anew |
 
-use crate::bank::{Bug, bug, lane_bug};
+use crate::bank::{Bug, bug, controller_bug, lane_bug};
 
 /// Every bug.
 pub const BUGS: [Bug; 36] = [
@@ -19,7 +22,7 @@ pub const BUGS: [Bug; 36] = [
     bug("closed-pool-answers", "a pool that closes answers what becomes stable in the same turn"),
     bug("discard-skipped", "what an ownership that is over has left in a log is not discarded"),
     bug("earlier-session-not-awaited", "a session's requests begin while those of an earlier one are under way"),
-    bug("early-acknowledgement-dropped", "what is acknowledged before the mirror is attached is not heard"),
+    controller_bug("early-acknowledgement-dropped", "what is acknowledged before the mirror is attached is not heard"),
     bug("fence-epoch-not-compared", "what a fence has found counts in later epochs"),
     bug("fence-failed-for-ever", "a fence that has failed is not tried again"),
     bug("fence-not-awaited", "a takeover does not wait for the fence"),
@@ -38,7 +41,7 @@ pub const BUGS: [Bug; 36] = [
     bug("open-without-claim", "an owner opens its pool without a new epoch"),
     lane_bug("record-epoch-not-compared", "recovery performs records of an epoch before the consistency point's"),
     bug("replay-forgets-names", "recovery does not remember the names in the records"),
-    bug("request-epoch-not-compared", "a request of an ownership that is over is performed"),
+    controller_bug("request-epoch-not-compared", "a request of an ownership that is over is performed"),
     bug("resend-forgets", "what was on its way when the interconnect was cut is not sent again"),
     lane_bug("ring-reused-before-mirrored", "the ring is reused before the mirror has what lies there"),
     bug("slot-taken-twice", "a name's slot is taken again before its change was answered"),

@@ -136,7 +136,10 @@ impl History {
     /// Clients of nodes that do not serve the pool work too, also while nobody serves it.
     fn ask_elsewhere(&mut self, pool: usize) {
         let watch = &self.pools[pool];
-        if watch.model.volumes().is_empty() || (watch.server.is_some() && watch.phase != Phase::Working) {
+        if self.setup.is_one_sided
+            || watch.model.volumes().is_empty()
+            || (watch.server.is_some() && watch.phase != Phase::Working)
+        {
             return;
         }
         for node in 0..2 {
@@ -279,9 +282,22 @@ impl History {
         let (write, began) = begun;
         self.note(|_| format!("  {id}: {ask:?} of {}:{volume} at {}", NAMES[pool], NAMES[node]));
         let (since, watch) = (self.site.world.now(), &mut self.pools[pool]);
+        let services = watch.services;
         let is_local = watch.server == Some(node);
         let (parted, has_outlived) = (None, false);
-        let flying = Flying { ask, volume, write, began, node, since, is_local, parted, has_outlived, is_verification };
+        let flying = Flying {
+            ask,
+            volume,
+            write,
+            began,
+            node,
+            since,
+            services,
+            is_local,
+            parted,
+            has_outlived,
+            is_verification,
+        };
         watch.flying.insert(id, flying);
         true
     }
@@ -359,6 +375,13 @@ impl History {
     /// Rule R2: only the owner answers, and only while its lease lasts.
     fn may_answer(&self, pool: usize, flying: &Flying) -> Result<(), Violation> {
         let (watch, node) = (&self.pools[pool], flying.node);
+        let is_single = self.setup.reactors[node] == 1;
+        let is_here = flying.is_local && watch.server == Some(node) && flying.services == watch.services;
+        // A node decides before its engine has its turn; with several reactors some hear of it later.
+        if is_here && is_single && self.engine(pool, node).is_none_or(Engine::is_closing) {
+            let what = format!("{} answers for pool {} after it has decided to close it", NAMES[node], NAMES[pool]);
+            return Err(found(Oracle::Protocol, what));
+        }
         if watch.server != Some(node) {
             let is_closed = watch.server.is_none() && flying.parted == Some(watch.services);
             if flying.is_local && is_closed {
@@ -377,7 +400,6 @@ impl History {
         }
         let lease = self.setup.detection * super::site::LEASE_FACTOR;
         // Only reactor 0 has a clock for it; the others hear from it.
-        let is_single = self.setup.reactors[node] == 1;
         if is_single && self.clocks[node] > desk.beat_heard[node] + lease {
             let what = format!("{} answers for pool {} after its lease has ended", NAMES[node], NAMES[pool]);
             return Err(found(Oracle::Lease, what));
@@ -402,10 +424,14 @@ impl History {
             let what = format!("pool {}: {:?} was refused without a fault: {refusal:?}", NAMES[pool], flying.ask);
             return Err(found(Oracle::Error, what));
         }
+        let is_failed = matches!(refusal, Refusal::Failed(_)) && !self.is_excused(pool);
         if *refusal == Refusal::Unserved {
             self.tell(lines::FORWARDED_UNSERVED, true);
         }
         let watch = &mut self.pools[pool];
+        if is_failed && flying.services == watch.services {
+            watch.refused_in = Some(watch.services);
+        }
         match flying.write {
             Some(write) if never_happens => {
                 watch.model.refuse_write(write).map_err(|(oracle, what)| found(Oracle::Data(oracle), what))?;

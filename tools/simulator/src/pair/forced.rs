@@ -181,6 +181,11 @@ impl History {
         if new.owner != old.owner && mirror != Some(old.portion) {
             void.insert(old.portion);
         }
+        let is_handed_over = new.owner != old.owner && mirror == Some(old.portion);
+        if is_handed_over && self.pools[pool].refused_in == Some(self.pools[pool].services) {
+            let what = format!("requests to pool {} were refused, and it was handed over in order", NAMES[pool]);
+            return Err(found(Oracle::Error, what));
+        }
         let keeps = new.portion == old.portion || old.mirror == MirrorState::InSync(new.portion);
         if keeps || mirror == Some(old.portion) {
             return Ok(());

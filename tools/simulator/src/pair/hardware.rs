@@ -35,17 +35,20 @@ impl History {
         let (fault, skipped) = (*self.prng.pick(&faults), self.prng.below(20));
         self.note(|_| format!("disk {}: {fault} after {skipped}", NAMES[pool]));
         self.site.media[pool].arm(fault, skipped);
+        self.is_well = false;
         self.pools[pool].excused_until = u64::MAX;
     }
 
     /// Some operations of a disk take as long as a partner is waited for.
     pub(super) fn slow_disk(&mut self, pool: usize) {
+        self.is_well = false;
         let per_million = u32::try_from(self.prng.between(20_000, 300_000)).expect("below a million");
         self.site.media[pool].set_faults(FaultPlan::default().with(Fault::SlowOperation, per_million));
     }
 
     /// Something fails of a log.
     pub(super) fn harm_log(&mut self, node: usize, pool: usize) {
+        self.is_well = false;
         let lane = index(self.prng.below(u64::from(self.setup.lanes)));
         let log = &self.site.logs[node][pool][lane];
         if self.prng.chance(3, 4) {
@@ -58,6 +61,7 @@ impl History {
 
     /// A log's device stands still for a while, each time that it is asked.
     pub(super) fn slow_log(&mut self, node: usize, pool: usize) {
+        self.is_well = false;
         let longest = self.setup.detection * u32::try_from(self.prng.between(1, 6)).expect("small");
         let longest_ns = u64::try_from(longest.as_nanos()).expect("some milliseconds");
         self.site.logs[node][pool].iter().for_each(|log| log.set_latency_ns(longest_ns / 2, longest_ns));
@@ -110,6 +114,7 @@ impl History {
 
     /// Disks and logs work again.
     pub(super) fn mend_hardware(&mut self) {
+        self.is_well = true;
         for medium in &self.site.media {
             medium.set_faults(FaultPlan::default());
             medium.repair();

@@ -1,6 +1,12 @@
 //! How often what went wrong, and what came of it: the lines of the failure table in `docs/pair.md`, as they are seen from outside.
 
-use super::{History, ambush::Moment, arbiter::Reach, forced::Lost, site::NAMES};
+use super::{
+    History,
+    ambush::{Change, Moment},
+    arbiter::Reach,
+    forced::Lost,
+    site::NAMES,
+};
 use crate::history::Violation;
 use twinlog::format::register::{MirrorState, Register, Side};
 use twinlog_sim::{Direction, Fault};
@@ -221,8 +227,8 @@ impl History {
                 format!("register {}: epoch {}, owner {}, {mirror}", NAMES[pool], new.epoch.0, NAMES[owner(pool, &new)])
             });
             self.judge_register(pool, &old, &new)?;
-            if let Some(moment) = Moment::of(&old, &new) {
-                self.moment(pool, moment);
+            if let Some(change) = Change::of(&old, &new) {
+                self.moment(pool, Moment::Made(change));
             }
             if old.owner != new.owner {
                 self.stories[pool].is_moving = true;

@@ -16,6 +16,7 @@
 //! 3. What one pool's clients were answered is there after every opening, by whichever node, and what was read once never vanishes.
 //! 4. Two nodes never have a pool open at the same time; only the node that the register names answers, and not after its lease has ended.
 
+mod aim;
 mod ambush;
 mod arbiter;
 #[cfg(feature = "planted-bugs")]
@@ -38,6 +39,7 @@ use crate::{
     history::{self, Figures, Oracle, Outcome, Violation},
 };
 use ambush::{Ambush, Moment};
+use arbiter::Reach;
 use crossbeam_channel::Receiver;
 use fence::Blow;
 use forced::Forced;
@@ -59,6 +61,10 @@ use watch::{Phase, Watch};
 
 /// Turns in which everything that waits for nothing but time must have come.
 const PATIENCE_TURNS: u64 = 60_000;
+/// Turns in which the steps of an aim come about, or will not.
+const AIM_TURNS: u64 = 15_000;
+/// A request that was under way for so many detection times in which all was well has been forgotten: twice what a mirror that stands still costs.
+const PATIENCE_FACTOR: u32 = 30;
 
 fn found(oracle: Oracle, what: impl Into<String>) -> Violation {
     Violation { oracle, what: what.into() }
@@ -87,6 +93,8 @@ pub struct History {
     next_id: u64,
     /// The interconnect is slow, loses packets, or breaks again and again.
     is_slow: bool,
+    /// Disks and logs are as they should be.
+    is_well: bool,
     /// When each node's last turn ended: its clock in the next one.
     clocks: [Nanos; 2],
     tally: Tally,
@@ -132,6 +140,7 @@ impl History {
             forced: None,
             next_id: 0,
             is_slow: false,
+            is_well: true,
             clocks: [Nanos(0); 2],
             tally: tally(),
             figures: Figures::default(),
@@ -171,6 +180,7 @@ impl History {
                 self.turn()?;
             }
             self.something_goes_wrong();
+            self.wait_for_aim()?;
         }
         let turns = self.prng.between(1, self.setup.gap_turns);
         for _ in 0..turns {
@@ -180,6 +190,15 @@ impl History {
             self.turn()?;
         }
         self.end_well()
+    }
+
+    /// Until the steps of its aim are done, or are no use any more.
+    fn wait_for_aim(&mut self) -> Result<(), Violation> {
+        let until = self.figures.turns + AIM_TURNS;
+        while self.setup.aim.is_some() && self.ambush.is_some() && self.figures.turns < until {
+            self.turn()?;
+        }
+        Ok(())
     }
 
     /// Everything heals, and everything must work.
@@ -214,6 +233,11 @@ impl History {
     }
 
     fn is_at_home(&self, pool: usize) -> bool {
+        self.is_well_at_home(pool) && self.pools[pool].is_at_rest()
+    }
+
+    /// Whether it is served at home and its log is in step.
+    fn is_well_at_home(&self, pool: usize) -> bool {
         let desk = self.site.desk.borrow();
         let is_registered = desk
             .registers
@@ -222,7 +246,10 @@ impl History {
         let engine = self.processes[pool].as_ref().and_then(|process| process.node.reactor(0));
         let engine = engine.and_then(|reactor| reactor.pools().engine(PoolSlot::Home));
         let is_mirrored = engine.is_some_and(|engine| engine.mirror_progress() == Some(&MirrorProgress::InStep));
-        is_registered && is_mirrored && self.pools[pool].server == Some(pool) && self.pools[pool].is_at_rest()
+        is_registered
+            && is_mirrored
+            && self.pools[pool].server == Some(pool)
+            && self.pools[pool].phase == Phase::Working
     }
 
     /// Turns until `done`, which must be soon. Clients work on for a while, and an operator looks after both nodes.
@@ -256,6 +283,8 @@ impl History {
     /// One turn of everything; what is answered goes to the models.
     fn turn_with(&mut self, works: bool) -> Result<(), Violation> {
         self.figures.turns += 1;
+        self.look_at_requests();
+        self.wait_in_ambush();
         self.site.desk.borrow_mut().step();
         while let Some(blow) = self.next_blow() {
             self.strike(blow);
@@ -289,8 +318,28 @@ impl History {
         for pool in 0..2 {
             self.look_for_calm(pool);
             self.lead(pool, works)?;
+            self.look_for_waiting(pool)?;
         }
         Ok(())
+    }
+
+    /// Nothing waits for long while all is well.
+    fn look_for_waiting(&self, pool: usize) -> Result<(), Violation> {
+        let (watch, now) = (&self.pools[pool], self.site.world.now());
+        let patience = self.setup.detection * PATIENCE_FACTOR;
+        if now.since(watch.calm_since) < patience {
+            return Ok(());
+        }
+        match watch.flying.values().find(|flying| now.since(flying.since) >= patience) {
+            Some(flying) => {
+                let (name, ask) = (NAMES[pool], &flying.ask);
+                Err(found(
+                    Oracle::Liveness,
+                    format!("pool {name}: {ask:?} waits, and all has been well for {patience:?}"),
+                ))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether nothing keeps requests at either node from the one that serves.
@@ -299,7 +348,9 @@ impl History {
             && self.processes.iter().all(Option::is_some)
             && self.is_paused == [false; 2]
             && !self.is_slow
-            && !self.is_cut();
+            && self.is_well
+            && !self.is_cut()
+            && self.site.desk.borrow().reach == [Reach::Good; 2];
         if !is_calm {
             self.pools[pool].calm_since = self.site.world.now();
         }
@@ -383,6 +434,7 @@ impl History {
                 self.note(|_| format!("{} serves pool {name}", NAMES[node]));
                 self.tell_service(pool, node);
                 self.begin_service(pool, node)?;
+                self.moment(pool, Moment::Serves);
             }
         }
         Ok(())

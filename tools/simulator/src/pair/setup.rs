@@ -1,7 +1,7 @@
 //! What one history of a pair is made of, drawn from its seed. Time limits are some thousand times shorter than those of real pairs, so
 //! that a lease ends within a few hundred turns.
 
-use super::forced::Lost;
+use super::{aim::Aim, forced::Lost};
 use crate::setup::{BLOCK, index, log_shape};
 use std::time::Duration;
 use twinlog_device::{DurabilityClass, Prng};
@@ -128,6 +128,8 @@ pub(super) struct PairSetup {
     pub(super) troubles: Vec<Trouble>,
     /// What operators lose for good.
     pub(super) lost: Lost,
+    /// What it is aimed at, beside them.
+    pub(super) aim: Option<Aim>,
     /// How often something does.
     pub(super) events: u64,
     /// Turns between two of them, at most.
@@ -138,6 +140,9 @@ pub(super) struct PairSetup {
     pub(super) volume_blocks_max: u64,
     /// Requests in flight in each pool, from the clients of each node.
     pub(super) depth: usize,
+    /// Whether only the node that serves has clients. What waits at the other one is performed as soon as it serves, and may overwrite what the takeover has
+    /// lost before anybody looks.
+    pub(super) is_one_sided: bool,
     /// How many detection times a request waits for a pool that nobody serves.
     pub(super) deadline: u32,
     /// Longest write.
@@ -186,19 +191,25 @@ impl PairSetup {
             fence: *prng.pick(&[FenceKind::Lock, FenceKind::PowerOff]),
             troubles,
             lost: *prng.pick(&[Lost::Log, Lost::Machine]),
+            aim: None,
             events: prng.between(2, 12),
             gap_turns: *prng.pick(&[60, 400, 2500]),
             volumes_max: prng.between(1, 2),
             volume_blocks_max: *prng.pick(&[4, 12, 24]),
             depth: index(prng.between(1, 4)),
+            is_one_sided: prng.chance(1, 4),
             deadline: *prng.pick(&[10, 100, 1000]),
-            write_bytes_max: (ring_blocks / 4 * BLOCK).min(16 << 10),
+            write_bytes_max: 16 << 10,
             any_byte: prng.chance(1, 3),
             is_uniform: prng.chance(1, 3),
         };
         if prng.chance(1, 4) {
             setup.troubles.push(Trouble::Unopenable);
         }
+        if prng.chance(1, 3) {
+            prng.pick(&Aim::ALL).prepare(&mut setup);
+        }
+        setup.write_bytes_max = setup.write_bytes_max.min(setup.ring_blocks / 4 * BLOCK);
         setup
     }
 
@@ -230,6 +241,13 @@ impl PairSetup {
     pub(super) fn slow_path(&self) -> PathPlan {
         let resent_after_ns_max = u64::try_from(self.detection.as_nanos()).expect("some milliseconds");
         PathPlan { latency_ns: [1000, self.path_ns * 10], lost_one_in: 6, resent_after_ns_max, broken_one_in: 400 }
+    }
+
+    /// A path that loses a packet now and then: what follows it waits, and the other paths go on.
+    #[must_use]
+    pub(super) fn lossy_path(&self) -> PathPlan {
+        let resent_after_ns_max = u64::try_from(self.detection.as_nanos()).expect("some milliseconds");
+        PathPlan { lost_one_in: 12, resent_after_ns_max, ..self.path() }
     }
 
     /// A path whose connections break again and again.

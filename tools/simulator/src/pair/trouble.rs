@@ -9,8 +9,12 @@ impl History {
     /// Draws what happens next.
     pub(super) fn something_goes_wrong(&mut self) {
         (0..2).for_each(|node| self.operate(node));
+        let pool = index(self.prng.below(2));
+        if let Some(aim) = self.setup.aim.filter(|_| self.prng.chance(3, 4)) {
+            return self.take_aim(aim, pool);
+        }
         let trouble = *self.prng.pick(&self.setup.troubles.clone());
-        let (node, pool) = (index(self.prng.below(2)), index(self.prng.below(2)));
+        let node = index(self.prng.below(2));
         // Half of all steps mend something, so that new trouble meets a pair that is well.
         if self.prng.chance(2, 5) {
             return self.mend();
@@ -85,14 +89,12 @@ impl History {
     }
 
     fn command(&mut self, node: usize) {
-        let Some(process) = &self.processes[node] else { return };
         let pool = None;
         let request = match self.prng.below(2) {
             0 => AdminRequest::PairTakeover { pool, force: false },
             _ => AdminRequest::PairGiveback { pool },
         };
-        // Whatever is answered: what counts is what becomes of the pools.
-        let _answer = process.node.call(request);
+        self.order_of(node, request);
     }
 
     /// Both nodes and the disks lose their power.
@@ -132,7 +134,7 @@ impl History {
     }
 
     /// Something has changed, and the nodes need some time for it.
-    fn disturb(&mut self) {
+    pub(super) fn disturb(&mut self) {
         let now = self.site.world.now();
         self.pools.iter_mut().for_each(|pool| pool.calm_since = now);
     }

@@ -21,6 +21,8 @@ pub(super) struct Flying {
     /// Where its client is connected.
     pub(super) node: usize,
     pub(super) since: Nanos,
+    /// How often the pool had been opened then.
+    pub(super) services: u64,
     /// That node served the pool when it was asked.
     pub(super) is_local: bool,
     /// That node has closed the pool since: after so many services.
@@ -75,6 +77,8 @@ pub(super) struct Watch {
     pub(super) was_forced: bool,
     /// Logs that a node owned the pool with when the other one took it over: what they hold counts no more.
     pub(super) void: BTreeSet<PortionId>,
+    /// In this service a request was refused as one that its node cannot end.
+    pub(super) refused_in: Option<u64>,
     /// Before this turn errors may come from its disk or its logs.
     pub(super) excused_until: u64,
 }
@@ -97,6 +101,7 @@ impl Watch {
             may_be_forced: false,
             was_forced: false,
             void: BTreeSet::new(),
+            refused_in: None,
             excused_until: 0,
         }
     }
@@ -157,6 +162,13 @@ impl Watch {
     /// Changes that somebody waits for.
     pub(super) fn waiting(&self) -> Vec<WriteId> {
         self.flying.values().filter_map(|flying| flying.write).collect()
+    }
+
+    /// Whether a change of the other node's clients was read and overwritten, and is not answered.
+    pub(super) fn has_replaced(&self) -> bool {
+        let is_forwarded = |flying: &&Flying| !flying.is_local && self.server.is_some_and(|node| node != flying.node);
+        let mut writes = self.flying.values().filter(is_forwarded).filter_map(|flying| flying.write);
+        writes.any(|write| self.model.is_replaced(write))
     }
 
     /// Requests in flight of a node's clients.

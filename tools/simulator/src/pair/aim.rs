@@ -1,0 +1,134 @@
+//! What every third history is aimed at: trouble of several steps that meets a pair which is well, again and again. Each aim is a window that trouble
+//! drawn step by step hits once in thousands of histories.
+//!
+//! | aim | window |
+//! |---|---|
+//! | alone | the owner answers alone, and dies before the register says stale |
+//! | lease | the lease ends while the owner has work in hand |
+//! | catching up | the owner dies, or hands over, while it brings the mirror in step |
+//! | back | the owner dies and claims the pool again while its partner acts upon the death, and does not see it |
+//! | both die | the mirror's log is behind, and has to show what it is worth |
+//! | late reply | a change is replaced, and the owner dies before its reply arrives |
+//! | asked again | a path is lost while what was sent on it waits at the owner behind other changes |
+
+use super::{
+    History,
+    ambush::{Act, Change, Moment, Step},
+    setup::PairSetup,
+};
+use std::time::Duration;
+
+/// What a history is aimed at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aim {
+    Alone,
+    Lease,
+    CatchingUp,
+    Back,
+    BothDie,
+    LateReply,
+    AskedAgain,
+}
+
+impl Aim {
+    /// Every one.
+    pub(super) const ALL: [Self; 7] =
+        [Self::Alone, Self::Lease, Self::CatchingUp, Self::Back, Self::BothDie, Self::LateReply, Self::AskedAgain];
+
+    /// Makes the window likely.
+    pub(super) fn prepare(self, setup: &mut PairSetup) {
+        setup.aim = Some(self);
+        (setup.events, setup.gap_turns) = (setup.events.min(2), 400);
+        match self {
+            // With one reactor the pool is closed before anything is answered.
+            Self::Alone => {
+                (setup.lanes, setup.reactors, setup.volumes_max) = (2, [2, 2], 2);
+                (setup.depth, setup.is_one_sided) = (4, true);
+                // What a consistency point contains is not lost: none comes before the log is fuller.
+                (setup.ring_blocks, setup.is_uniform) = (64, true);
+            }
+            // A consistency point takes longer than the node waits before it looks again.
+            Self::CatchingUp => {
+                setup.latency_ns.0 = 8000;
+                setup.detection = setup.detection.min(Duration::from_millis(1));
+            }
+            Self::LateReply => (setup.paths, setup.is_one_sided) = (2, false),
+            Self::AskedAgain => {
+                (setup.paths, setup.is_one_sided) = (2, false);
+                setup.ring_blocks = setup.ring_blocks.min(8);
+                setup.depth = setup.depth.max(3);
+            }
+            Self::Lease | Self::Back | Self::BothDie => {}
+        }
+    }
+}
+
+impl History {
+    /// Lies in wait for the window of this history's aim, as soon as all is well; unless it does already.
+    pub(super) fn take_aim(&mut self, aim: Aim, pool: usize) {
+        if self.ambush.is_none() {
+            self.heal();
+            let steps = self.steps(aim);
+            self.lay(Some(pool), steps);
+        }
+    }
+
+    /// Between none and so many detection times.
+    fn within(&mut self, detections: u32) -> Duration {
+        let part = u32::try_from(self.prng.below(256)).expect("small");
+        self.setup.detection * detections * part / 256
+    }
+
+    fn steps(&mut self, aim: Aim) -> Vec<Step> {
+        let detection = self.setup.detection;
+        let few = self.prng.below(4);
+        let well = |act| Step::at(Moment::IsWell, 0, act);
+        match aim {
+            Aim::Alone => vec![
+                well(Act::Cut),
+                // It is heard of until then, and the change is lost on its way.
+                Step::after(detection * 3 / 2, Act::OwnerIsLost),
+                Step::at(Moment::Asked(Change::Stale), 1 + few, Act::OwnerDies),
+                Step::after(detection * 3, Act::Heal),
+            ],
+            Aim::Lease => vec![well(Act::OwnerIsLost), Step::after(detection * 6, Act::Heal)],
+            Aim::CatchingUp => {
+                let (away, soon) = (detection * 2 + self.within(2), self.within(1));
+                let changes = [Moment::Asked(Change::InSync), Moment::Made(Change::InSync)];
+                let dies = Step::at(*self.prng.pick(&changes), few, Act::OwnerDies);
+                let last = if self.prng.chance(3, 4) { dies } else { Step::after(soon, Act::Takeover) };
+                let [dies, starts] = [well(Act::OtherDies), Step::after(away, Act::OtherStarts)];
+                vec![dies, Step::now(Act::DiskIsSlow), starts, last, Step::after(detection * 8, Act::Heal)]
+            }
+            Aim::Back => {
+                let (turns, rest) = (self.prng.between(5, 40), self.within(1) / 2);
+                // By then its partner has heard of it, and has looked whether its process has ended.
+                let cut = Step::after(Duration::from_micros(80), Act::Cut);
+                let is_unseen = self.prng.chance(2, 3);
+                [well(Act::OtherLogIsSlow), Step::after_turns(turns, Act::OwnerIsKilled)]
+                    .into_iter()
+                    .chain(is_unseen.then_some(cut))
+                    .chain([Step::after(rest, Act::OwnerStarts), Step::after(detection * 4, Act::Heal)])
+                    .collect()
+            }
+            Aim::BothDie => {
+                let turns = self.prng.between(5, 200);
+                vec![
+                    well(Act::OtherLogIsSlow),
+                    Step::after_turns(turns, Act::BothDie),
+                    Step::after(detection * 4, Act::Heal),
+                ]
+            }
+            Aim::LateReply => vec![
+                well(Act::Lossy),
+                Step::at(Moment::Replaced, few, Act::OwnerDies),
+                Step::after(detection * 8, Act::Heal),
+            ],
+            Aim::AskedAgain => {
+                let turns = self.prng.between(20, 300);
+                let again = Step::after_turns(turns, Act::Break);
+                vec![well(Act::DiskIsSlow), again, again, again, again, Step::after(detection * 4, Act::Heal)]
+            }
+        }
+    }
+}
