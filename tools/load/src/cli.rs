@@ -97,7 +97,7 @@ pub(crate) struct Cli {
     /// When the connection is lost, try again for so long and send unanswered requests once more
     #[arg(long, value_name = "SECONDS", value_parser = parse_duration)]
     pub(crate) reconnect: Option<Duration>,
-    /// Another way to the same export, tried in turn after the connection is lost; may be given several times
+    /// Another way to the same export, tried in turn while there is no connection; may be given several times
     #[arg(long, value_name = "URI", value_parser = parse_target, requires = "reconnect")]
     pub(crate) alternate: Vec<Target>,
     /// The target counts as lost when it answers nothing for so long

@@ -94,7 +94,7 @@ pub(crate) fn run(cli: &Cli) -> Result<ExitCode, Failure> {
                 };
                 places.push((address.clone(), export.clone()));
             }
-            let engine = connect(cli, &places)?;
+            let engine = connect(cli, places)?;
             let plan = plan(cli, &engine, known.as_ref())?;
             if plan.prove && cli.connections > 1 && !engine.geometry().multi_conn {
                 eprintln!(
@@ -126,13 +126,17 @@ fn known_journal(cli: &Cli) -> Result<Option<Replay>, Failure> {
     }
 }
 
-/// Connects. With `--reconnect`, tries for that long; a proof, which comes after a crash, for a minute by itself.
-fn connect(cli: &Cli, places: &[Place]) -> Result<NbdEngine, Lost> {
+/// Connects, to the first place that lets it. With `--reconnect`, tries for that long; a proof, which comes after a crash, for a minute by itself.
+fn connect(cli: &Cli, mut places: Vec<Place>) -> Result<NbdEngine, Lost> {
     let start = Instant::now();
     let patience = cli.reconnect.or(cli.prove.is_some().then_some(RECOVERY_LIMIT)).unwrap_or_default();
     loop {
-        match NbdEngine::open(places, usize::from(cli.connections)) {
-            Err(unopened) if unopened.may_come && start.elapsed() < patience => std::thread::sleep(RETRY),
+        match NbdEngine::open(&places, usize::from(cli.connections)) {
+            // Where one of several refuses, as a node does that has just started, another may not.
+            Err(unopened) if (unopened.may_come || places.len() > 1) && start.elapsed() < patience => {
+                places.rotate_left(1);
+                std::thread::sleep(RETRY);
+            }
             result => return result.map_err(|unopened| unopened.lost),
         }
     }

@@ -148,6 +148,7 @@ fn an_alternate_server_is_tried_when_the_first_is_gone() {
     let load = format!("--rw randwrite --ops 1000 --warmup 0 --reconnect 20 -o json --alternate {}", other.uri());
     let json = gone.load(&load).ends(0).json();
     assert_eq!((json["acknowledged"]["ops"].as_u64(), json["end"].as_str()), (Some(1000), Some("finished")));
+    gone.load(&load).ends(0);
     gone.load("--reconnect 1 --alternate /a/file").ends(2).says("is no NBD export");
 }
 
