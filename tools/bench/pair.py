@@ -12,10 +12,8 @@ memory they are files on a tmpfs.
 It needs Python 3.9, programs built with `cargo build --release --workspace`, and cargo for the bare round trip, which is a bench.
 """
 
-import argparse
 import contextlib
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -23,7 +21,7 @@ import sys
 import tempfile
 import time
 
-from peers import (CLIENT_CORE, LOAD, MIB, PROGRAM, ROOT, SERVER_CORE, Bench, cell, first_iops, log_fill, machine, output_of, pinned, say,
+from peers import (CLIENT_CORE, LOAD, MIB, PROGRAM, ROOT, SERVER_CORE, Bench, cell, first_iops, log_fill, output_of, pinned, run, say,
                    table)
 
 CORES = {"a": SERVER_CORE, "b": CLIENT_CORE}
@@ -271,30 +269,5 @@ FIGURES = {
 }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="which; all by default")
-    parser.add_argument("--list", action="store_true", help="name the figures and end")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (5)")
-    parser.add_argument("--time", type=int, default=5, help="seconds of one measurement (5)")
-    parser.add_argument("--dir", default=str(ROOT / "target/bench"), help="where files are made: names the disk")
-    options = parser.parse_args()
-    unknown = [name for name in options.figures if name not in FIGURES]
-    if options.list or unknown:
-        print("\n".join(FIGURES))
-        return 2 if unknown else 0
-    print("\n".join(f"- {line}" for line in machine()))
-    bench = PairBench(options)
-    failed = []
-    for name in options.figures or FIGURES:
-        say(f"{name}:")
-        try:
-            FIGURES[name](bench)
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
-            say(f"{name} failed: {error}")
-            failed.append(name)
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__, FIGURES, PairBench))

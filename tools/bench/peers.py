@@ -502,17 +502,18 @@ def machine():
     return lines
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(about, figures, make_bench):
+    """What the command line asks for of `figures`: the exit code."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help="which; all by default")
     parser.add_argument("--list", action="store_true", help="name the figures and end")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (5)")
     parser.add_argument("--time", type=int, default=5, help="seconds of one measurement (5)")
     parser.add_argument("--dir", default=str(ROOT / "target/bench"), help="where files are made: names the disk")
     options = parser.parse_args()
-    unknown = [name for name in options.figures if name not in FIGURES]
+    unknown = [name for name in options.figures if name not in figures]
     if options.list or unknown:
-        print("\n".join(FIGURES))
+        print("\n".join(figures))
         return 2 if unknown else 0
     if (os.cpu_count() or 1) < 2:
         say("two cores are needed: one for the server, one for the client")
@@ -523,12 +524,12 @@ def main():
             return 1
     print("\n".join(f"- {line}" for line in machine()))
     print(f"- {options.rounds} rounds of {options.time} s; server on core {SERVER_CORE}, client on core {CLIENT_CORE}")
-    bench = Bench(options)
+    bench = make_bench(options)
     failed = []
-    for name in options.figures or FIGURES:
+    for name in options.figures or figures:
         say(f"{name}:")
         try:
-            FIGURES[name](bench)
+            figures[name](bench)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             say(f"{name} failed: {error}")
             failed.append(name)
@@ -536,4 +537,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__, FIGURES, Bench))

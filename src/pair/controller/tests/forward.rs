@@ -166,47 +166,48 @@ fn a_change_that_is_asked_for_again_is_not_performed_again() {
     assert_eq!((pair.read(0, "vol-a", 0), pair.read(1, "vol-a", 0)), (4, 4));
 }
 
-/// A change takes the slow path and is asked for again on the fast one; it arrives when the slot of its name is another change's.
-#[test]
-fn a_change_that_arrives_late_is_not_performed_over_a_newer_one() {
-    let mut pair = Pair::started(27);
+/// A pair with a change of node 1's client, its number, and the frame that it is in, which is on a slow path.
+fn with_a_late_change(seed: u64) -> (Pair, u64, Vec<(usize, Message)>) {
+    let mut pair = Pair::started(seed);
     pair.create(0, "vol-a");
     pair.until_listed(1, &["vol-a"]);
     pair.wire.borrow_mut().is_late = Some(|message| matches!(message, Message::Request { .. }));
-    let late = pair.begin_write(1, "vol-a", 0, 3);
+    let change = pair.begin_write(1, "vol-a", 0, 3);
     pair.turns(50);
-    let lies = std::mem::take(&mut pair.wire.borrow_mut().late);
-    assert_eq!(lies.len(), 1);
     pair.wire.borrow_mut().is_late = None;
+    let late = std::mem::take(&mut pair.wire.borrow_mut().late);
+    assert_eq!(late.len(), 1);
+    (pair, change, late)
+}
+
+/// What was late arrives.
+fn arrives(pair: &mut Pair, late: Vec<(usize, Message)>) {
+    pair.wire.borrow_mut().late = late;
+    pair.wire.borrow_mut().deliver_late();
+    pair.turns(50);
+}
+
+/// A change takes the slow path and is asked for again on the fast one; it arrives when the slot of its name is another change's.
+#[test]
+fn a_change_that_arrives_late_is_not_performed_over_a_newer_one() {
+    let (mut pair, late, lies) = with_a_late_change(27);
     pair.wire.borrow_mut().lose_path();
     pair.end(1, late).expect("asked for again");
     pair.write(1, "vol-a", 0, 4);
-    pair.wire.borrow_mut().late = lies;
-    pair.wire.borrow_mut().deliver_late();
-    pair.turns(50);
+    arrives(&mut pair, lies);
     assert_eq!((pair.read(0, "vol-a", 0), pair.read(1, "vol-a", 0)), (4, 4));
 }
 
 /// A change takes the slow path; when it arrives the pool has gone to the other node, where it was performed, and back.
 #[test]
 pub(super) fn a_change_of_an_ownership_that_is_over_is_not_performed() {
-    let mut pair = Pair::started(29);
-    pair.create(0, "vol-a");
-    pair.until_listed(1, &["vol-a"]);
-    pair.wire.borrow_mut().is_late = Some(|message| matches!(message, Message::Request { .. }));
-    let late = pair.begin_write(1, "vol-a", 0, 3);
-    pair.turns(50);
-    let lies = std::mem::take(&mut pair.wire.borrow_mut().late);
-    assert_eq!(lies.len(), 1);
-    pair.wire.borrow_mut().is_late = None;
+    let (mut pair, late, lies) = with_a_late_change(29);
     let takeover = AdminRequest::PairTakeover { pool: Some("a".to_owned()), force: false };
     assert!(matches!(pair.commanded(1, takeover), AdminReply::Done));
     pair.end(1, late).expect("it is served here");
     pair.write(1, "vol-a", 0, 4);
     pair.until("it is given back", |pair| pair.serves(0, PoolSlot::Home));
-    pair.wire.borrow_mut().late = lies;
-    pair.wire.borrow_mut().deliver_late();
-    pair.turns(50);
+    arrives(&mut pair, lies);
     assert_eq!((pair.read(0, "vol-a", 0), pair.read(1, "vol-a", 0)), (4, 4));
 }
 

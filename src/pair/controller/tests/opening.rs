@@ -21,6 +21,18 @@ fn given_up() -> Pair {
     pair
 }
 
+/// Node a alone, whose log alone has everything, and cannot open its own pool.
+fn started_alone(seed: u64) -> Pair {
+    let mut pair = Pair::started(seed);
+    pair.create(0, "vol-a");
+    pair.kill(1);
+    pair.write(0, "vol-a", 0, 7);
+    pair.kill(0);
+    pair.start(0);
+    pair.node(0).opener.fails = OpenFails::Nowhere;
+    pair
+}
+
 impl Pair {
     fn owner(&self, pool: usize) -> usize {
         let owner = self.registers.borrow().registers[&pool_id(pool)].owner;
@@ -146,13 +158,7 @@ fn what_neither_node_can_open_does_not_go_to_and_fro() {
 
 #[test]
 fn an_owner_whose_log_alone_counts_goes_on_trying() {
-    let mut pair = Pair::started(33);
-    pair.create(0, "vol-a");
-    pair.kill(1);
-    pair.write(0, "vol-a", 0, 7);
-    pair.kill(0);
-    pair.start(0);
-    pair.node(0).opener.fails = OpenFails::Nowhere;
+    let mut pair = started_alone(33);
     pair.until("it was given up", |pair| pair.node(0).row(PoolSlot::Home) == "given up");
     pair.start(1);
     pair.until("its partner says why", |pair| pair.node(1).row(PoolSlot::Partner) == "yielded, stale");
@@ -169,13 +175,7 @@ fn an_owner_whose_log_alone_counts_goes_on_trying() {
 
 #[test]
 fn an_operator_can_force_a_pool_that_its_owner_cannot_open() {
-    let mut pair = Pair::started(35);
-    pair.create(0, "vol-a");
-    pair.kill(1);
-    pair.write(0, "vol-a", 0, 7);
-    pair.kill(0);
-    pair.start(0);
-    pair.node(0).opener.fails = OpenFails::Nowhere;
+    let mut pair = started_alone(35);
     pair.start(1);
     pair.until("its partner hears it", |pair| pair.node(1).row(PoolSlot::Partner) == "standby, opening");
     let request = AdminRequest::PairTakeover { pool: Some("a".to_owned()), force: true };
