@@ -6,9 +6,10 @@
 //!
 //! # Invariants
 //!
-//! 1. A block index is in the free list, or owned by exactly one [`BlockBuf`], or shared by `n >= 1` [`SharedBlock`]s
-//!    while its count is `n`. Never two of these.
-//! 2. Bytes are written only through a `BlockBuf`; a `SharedBlock` never changes.
+//! 1. A block index is in the free list (its state is zero), or owned by exactly one [`BlockBuf`] (`UNIQUE`) or one [`DeviceBlock`]
+//!    (`DEVICE`), or shared by `n >= 1` [`SharedBlock`]s (its state is `n`). Never two of these.
+//! 2. Bytes are written only through a `BlockBuf`, or by a device while they are a `DeviceBlock`, to which no reference exists; a
+//!    `SharedBlock` never changes.
 //! 3. The mapping lives until the pool and every handle are gone.
 //! 4. `lent` is what live [`Loan`]s have left plus the number of live handles that are marked as lent. No loan is given that would
 //!    lift it above the share it is asked of ([`Shares`]); only clones of lent handles can, by themselves.
@@ -19,6 +20,10 @@
 //! free --allocate--> BlockBuf --freeze--> SharedBlock (clones) --last drop--> free
 //!                       ^                      |
 //!                       +----- try_unique -----+   (only the last handle)
+//!
+//! BlockBuf --into_device--> DeviceBlock --take_back--> BlockBuf
+//!                                |
+//!                                +--drop--> lost: the device may still write
 //! ```
 //!
 //! # Loans
@@ -33,6 +38,7 @@ use crossbeam_queue::ArrayQueue;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::{
     fmt,
+    mem::ManuallyDrop,
     num::NonZeroUsize,
     ops::{Deref, DerefMut},
     ptr::NonNull,
@@ -48,11 +54,20 @@ pub const BLOCK_BYTES: usize = 4096;
 /// The bytes of one block.
 pub type BlockBytes = [u8; BLOCK_BYTES];
 
+/// State of a block that is one [`BlockBuf`]; states from one to below this are numbers of [`SharedBlock`]s.
+const UNIQUE: u32 = 1 << 31;
+
+/// State of a block that is one [`DeviceBlock`].
+const DEVICE: u32 = UNIQUE + 1;
+
+/// The same, while [`BlockPool::write_as_device`] writes to it.
+const DEVICE_WRITES: u32 = UNIQUE + 2;
+
 struct Mapping {
     base: NonNull<u8>,
     length_bytes: NonZeroUsize,
-    /// Handles per block; zero while the block is free. Written by handles only.
-    counts: Box<[AtomicU32]>,
+    /// State of each block: invariant 1. Written by handles only.
+    states: Box<[AtomicU32]>,
     free: ArrayQueue<u32>,
     /// Blocks of loans and lent handles: invariant 4.
     lent: AtomicUsize,
@@ -80,7 +95,7 @@ unsafe impl Sync for Mapping {}
 
 impl fmt::Debug for Mapping {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} blocks", self.counts.len())
+        write!(formatter, "{} blocks", self.states.len())
     }
 }
 
@@ -128,11 +143,11 @@ impl BlockPool {
         for index in 0..block_count {
             free.push(index).expect("the queue holds every block");
         }
-        let counts = (0..block_count).map(|_| AtomicU32::new(0)).collect();
+        let states = (0..block_count).map(|_| AtomicU32::new(0)).collect();
         let mapping = Mapping {
             base: base.cast(),
             length_bytes,
-            counts,
+            states,
             free,
             lent: AtomicUsize::new(0),
             clients_max: AtomicUsize::new(usize::MAX),
@@ -160,7 +175,7 @@ impl BlockPool {
     #[must_use]
     pub fn allocate_kept(&self) -> Option<BlockBuf> {
         let index = self.0.free.pop()?;
-        let before = self.0.counts[index as usize].swap(1, Ordering::Relaxed);
+        let before = self.0.states[index as usize].swap(UNIQUE, Ordering::Relaxed);
         assert_eq!(before, 0, "a free block has no handles");
         Some(BlockBuf(Handle { mapping: self.0.clone(), index, is_lent: false }))
     }
@@ -227,7 +242,7 @@ impl BlockPool {
     /// All blocks of the pool.
     #[must_use]
     pub fn block_count(&self) -> usize {
-        self.0.counts.len()
+        self.0.states.len()
     }
 
     /// First byte and length of the mapping, for drivers that register it with the kernel or an IOMMU.
@@ -239,8 +254,42 @@ impl BlockPool {
     /// Whether `address` points into this pool.
     #[must_use]
     pub fn contains(&self, address: *const u8) -> bool {
+        self.offset_of(address).is_some()
+    }
+
+    /// Where `address` lies in [`Self::region`], in bytes; none outside.
+    #[must_use]
+    pub fn offset_of(&self, address: *const u8) -> Option<usize> {
         let (base, length) = self.region();
-        (base.addr()..base.addr() + length).contains(&address.addr())
+        address.addr().checked_sub(base.addr()).filter(|&offset| offset < length)
+    }
+
+    /// A further handle of the block at `index`, if it is shared now: how a model of a device reads.
+    #[must_use]
+    pub fn shared(&self, index: u32) -> Option<SharedBlock> {
+        let more = |state: u32| (1..UNIQUE / 2).contains(&state).then_some(state + 1);
+        self.0.states.get(index as usize)?.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).ok()?;
+        Some(SharedBlock(Handle { mapping: self.0.clone(), index, is_lent: false }))
+    }
+
+    /// Writes `bytes` at `offset` of the block at `index` if it is a [`DeviceBlock`] now, and says whether it is: how a model of a
+    /// device writes.
+    ///
+    /// # Panics
+    /// When the bytes do not lie in one block.
+    #[must_use]
+    pub fn write_as_device(&self, index: u32, offset: usize, bytes: &[u8]) -> bool {
+        assert!(offset <= BLOCK_BYTES && bytes.len() <= BLOCK_BYTES - offset, "the bytes lie in one block");
+        let Some(state) = self.0.states.get(index as usize) else { return false };
+        if state.compare_exchange(DEVICE, DEVICE_WRITES, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        // SAFETY: no reference to this block's bytes exists (invariant 2), nobody else writes them (`DEVICE_WRITES`), and it cannot
+        // be taken back until the state is `DEVICE` again.
+        let block = unsafe { self.0.block(index).as_mut() };
+        block[offset..offset + bytes.len()].copy_from_slice(bytes);
+        state.store(DEVICE, Ordering::Release);
+        true
     }
 }
 
@@ -290,8 +339,8 @@ struct Handle {
 }
 
 impl Handle {
-    fn count(&self) -> &AtomicU32 {
-        &self.mapping.counts[self.index as usize]
+    fn state(&self) -> &AtomicU32 {
+        &self.mapping.states[self.index as usize]
     }
 
     fn end_loan(&mut self) {
@@ -301,7 +350,7 @@ impl Handle {
     }
 
     fn bytes(&self) -> &BlockBytes {
-        // SAFETY: invariant 2: no `BlockBuf` other than a borrowed one exists, so nobody writes while this lives.
+        // SAFETY: invariant 2: no `BlockBuf` other than a borrowed one and no `DeviceBlock` exists, so nobody writes while this lives.
         unsafe { self.mapping.block(self.index).as_ref() }
     }
 }
@@ -309,12 +358,18 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.end_loan();
-        let before = self.count().fetch_sub(1, Ordering::Release);
-        assert_ne!(before, 0, "a handle was counted");
-        if before == 1 {
+        // Nobody else changes the state of a unique block.
+        if self.state().load(Ordering::Relaxed) == UNIQUE {
+            self.state().store(0, Ordering::Release);
+        } else {
+            let before = self.state().fetch_sub(1, Ordering::Release);
+            assert!((1..UNIQUE).contains(&before), "a handle was counted");
+            if before > 1 {
+                return;
+            }
             fence(Ordering::Acquire);
-            self.mapping.free.push(self.index).expect("the queue holds every block");
         }
+        self.mapping.free.push(self.index).expect("the queue holds every block");
     }
 }
 
@@ -326,7 +381,15 @@ impl BlockBuf {
     #[must_use]
     pub fn freeze(mut self) -> SharedBlock {
         self.0.end_loan();
+        self.0.state().store(1, Ordering::Release);
         SharedBlock(self.0)
+    }
+
+    /// Gives the block to a device, which may write to it until it is taken back.
+    #[must_use]
+    pub fn into_device(self) -> DeviceBlock {
+        self.0.state().store(DEVICE, Ordering::Release);
+        DeviceBlock(ManuallyDrop::new(self.0))
     }
 }
 
@@ -350,6 +413,35 @@ impl fmt::Debug for BlockBuf {
     }
 }
 
+/// A block that a device may be writing to: nobody sees its bytes. Dropping it loses the block for ever, because who does not take it
+/// back does not know that the device has finished.
+pub struct DeviceBlock(ManuallyDrop<Handle>);
+
+impl DeviceBlock {
+    /// The block again, when its device has finished with it or can no longer write: it has answered, or was reset.
+    #[must_use]
+    pub fn take_back(mut self) -> BlockBuf {
+        // A model in another thread may be writing just now; it does so for as long as it takes to copy a block.
+        while self.0.state().compare_exchange_weak(DEVICE, UNIQUE, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            std::hint::spin_loop();
+        }
+        // SAFETY: taken once, by the value's last use.
+        BlockBuf(unsafe { ManuallyDrop::take(&mut self.0) })
+    }
+
+    /// Where the block lies.
+    #[must_use]
+    pub fn address(&self) -> *const u8 {
+        self.0.mapping.block(self.0.index).as_ptr().cast()
+    }
+}
+
+impl fmt::Debug for DeviceBlock {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "DeviceBlock({})", self.0.index)
+    }
+}
+
 /// A handle of a block that never changes again while any handle lives.
 pub struct SharedBlock(Handle);
 
@@ -359,15 +451,16 @@ impl SharedBlock {
     /// # Errors
     /// Gives `self` back while another handle exists.
     pub fn try_unique(self) -> Result<BlockBuf, Self> {
-        // When the count is one the handle is ours, and nobody else can clone it meanwhile.
-        if self.0.count().load(Ordering::Acquire) == 1 { Ok(BlockBuf(self.0)) } else { Err(self) }
+        // When the state is one the handle is ours; only a model of a device could make another one meanwhile.
+        let unique = self.0.state().compare_exchange(1, UNIQUE, Ordering::Acquire, Ordering::Relaxed);
+        if unique.is_ok() { Ok(BlockBuf(self.0)) } else { Err(self) }
     }
 }
 
 impl Clone for SharedBlock {
     fn clone(&self) -> Self {
-        let before = self.0.count().fetch_add(1, Ordering::Relaxed);
-        assert!((1..u32::MAX / 2).contains(&before), "a shared block has a sane number of handles");
+        let before = self.0.state().fetch_add(1, Ordering::Relaxed);
+        assert!((1..UNIQUE / 2).contains(&before), "a shared block has a sane number of handles");
         if self.0.is_lent {
             self.0.mapping.lent.fetch_add(1, Ordering::Relaxed);
         }
@@ -483,6 +576,35 @@ mod tests {
         unique[7] = 1;
         assert!(pool.allocate().is_none());
         drop(unique);
+        assert_eq!(pool.free_count(), 1);
+    }
+
+    #[test]
+    fn only_a_device_writes_to_what_is_with_it() {
+        let pool = pool(2);
+        let block = pool.allocate_zeroed().expect("all are free");
+        let index = u32::try_from(pool.offset_of(block.as_ptr()).expect("ours") / BLOCK_BYTES).expect("small");
+        assert!(!pool.write_as_device(index, 0, &[1]) && pool.shared(index).is_none(), "the block is its owner's");
+        let lent = block.into_device();
+        assert_eq!(pool.offset_of(lent.address()), Some(index as usize * BLOCK_BYTES));
+        assert!(pool.write_as_device(index, BLOCK_BYTES - 2, &[7, 8]) && pool.shared(index).is_none());
+        assert!(!pool.write_as_device(2, 0, &[1]) && pool.shared(2).is_none(), "there is no third block");
+        let shared = lent.take_back().freeze();
+        assert_eq!(shared[BLOCK_BYTES - 3..], [0, 7, 8]);
+        assert!(!pool.write_as_device(index, 0, &[1]), "a shared block never changes");
+        let read = pool.shared(index).expect("it is shared");
+        let shared = shared.try_unique().expect_err("the reader has a handle");
+        drop(read);
+        drop(shared.try_unique().expect("the last handle"));
+        assert_eq!(pool.free_count(), 2);
+    }
+
+    #[test]
+    fn what_a_device_may_still_write_is_never_used_again() {
+        let pool = pool(2);
+        drop(pool.allocate().expect("all are free").into_device());
+        assert_eq!(pool.free_count(), 1);
+        drop(pool.allocate().expect("one is free").into_device().take_back());
         assert_eq!(pool.free_count(), 1);
     }
 
