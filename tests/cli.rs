@@ -131,8 +131,19 @@ fn the_doctor_examines_this_machine_and_leaves_nothing_behind() {
     assert!(matches!(output.status.code(), Some(0 | 3)), "{output:?}");
     let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let checks = value["checks"].as_array().expect("a list");
-    for name in ["kernel", "io_uring", "O_DIRECT", "space", "locked memory", "open files", "cpus", "huge pages", "vfio"]
-    {
+    for name in [
+        "kernel",
+        "io_uring",
+        "O_DIRECT",
+        "space",
+        "locked memory",
+        "open files",
+        "cpus",
+        "huge pages",
+        "iommu",
+        "vfio-pci",
+        "vfio groups",
+    ] {
         let check = checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name} is missing"));
         assert!(!check["found"].as_str().expect("words").is_empty());
     }

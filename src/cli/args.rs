@@ -1,6 +1,9 @@
 //! What can be written on the command line.
 
-use super::output::OutputFormat;
+use super::{
+    device::{PciAddress, UserDriver},
+    output::OutputFormat,
+};
 use clap::{Args, Parser, Subcommand};
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, str::FromStr};
 use twinlog::control::size::ByteSize;
@@ -55,6 +58,9 @@ pub(crate) enum Command {
     Pair(PairCommand),
     /// Keep the registers of pairs that share no disk for them, on a third machine
     Witness(WitnessArgs),
+    /// Show this machine's NVMe controllers, and choose which of them a program drives instead of the kernel
+    #[command(subcommand)]
+    Device(DeviceCommand),
     /// Inspect the change log of a stopped node; reads only
     #[command(subcommand)]
     Log(LogCommand),
@@ -362,6 +368,45 @@ impl FromStr for Named {
         }
         Ok(Self { name: name.to_owned(), values })
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// List every controller: driver, IOMMU group, namespaces and what they are used for
+    List,
+    /// Take a controller from the kernel's driver for a program; refused while anything on it is in use
+    Bind(BindArgs),
+    /// Give a controller back to the kernel's driver
+    Unbind(UnbindArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BindArgs {
+    /// The controller's serial, or its name in /dev/disk/by-id
+    #[arg(value_name = "SERIAL")]
+    pub(crate) name: String,
+    /// What lets the program drive it
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) driver: UserDriver,
+    /// The user that may drive it: its IOMMU group's node becomes this user's
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Although this namespace holds somebody's data, which nothing on this machine can reach then; once per namespace
+    #[arg(long, value_name = "NAMESPACE")]
+    pub(crate) lose_access_to: Vec<String>,
+    /// Which, when several controllers bear the serial
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) controller: Option<PciAddress>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct UnbindArgs {
+    /// The controller's serial; its PCI address only when no serial is known
+    #[arg(value_name = "SERIAL")]
+    pub(crate) name: String,
+    /// Which, when several controllers bear the serial
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) controller: Option<PciAddress>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,11 +3,13 @@
 //! Facts are gathered by trying (a ring is made, a file is opened with O_DIRECT) where that is possible without harm, and read from
 //! `/proc` and `/sys` elsewhere. What a fact means is decided by pure functions of the facts.
 
+mod bare_metal;
 mod configured;
 
 use super::{
     args::DoctorArgs,
     compose,
+    device::Machine,
     output::{Exit, Failure, Output},
 };
 use nix::{
@@ -26,10 +28,7 @@ use std::{
 };
 use twinlog::{
     base::limits::CONNECTIONS_MAX,
-    control::{
-        config::{self, MemoryConfig},
-        size::show_bytes,
-    },
+    control::{config, size::show_bytes},
 };
 
 /// Oldest kernel with everything that the io_uring driver asks for (DEFER_TASKRUN came with 6.1).
@@ -77,14 +76,13 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<Exit, Failure> {
         io_uring(),
         direct(&directory),
         space(&directory),
-        locked_memory(limit(Resource::RLIMIT_MEMLOCK), geteuid().is_root()),
+        bare_metal::locked_memory(limit(Resource::RLIMIT_MEMLOCK), geteuid().is_root()),
         open_files(limit(Resource::RLIMIT_NOFILE)),
         cpus(),
         governor(read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").as_deref()),
         persistent_memory(),
-        huge_pages(read("/proc/meminfo").as_deref().unwrap_or_default()),
-        vfio(),
     ];
+    checks.extend(bare_metal::checks(&Machine::this()));
     if let Some(file) = &args.config {
         checks.extend(configured::checks(&config::load(file)?, file));
     }
@@ -202,22 +200,6 @@ fn space(directory: &Path) -> Check {
     }
 }
 
-fn locked_memory(limit: Option<u64>, root: bool) -> Check {
-    let wanted_bytes = MemoryConfig::default().limit.bytes();
-    let enough = root || limit.is_some_and(|bytes| bytes >= wanted_bytes);
-    let found = match limit {
-        _ if root => "unlimited (root)".to_owned(),
-        Some(u64::MAX) => "unlimited".to_owned(),
-        Some(bytes) => show_bytes(bytes),
-        None => "unknown".to_owned(),
-    };
-    let why =
-        "for `pinned = true` in [memory] of node.toml, which saves a page lookup per operation; the default needs none";
-    let mend =
-        "LimitMEMLOCK=infinity in the systemd unit, or `ulimit -l unlimited`, or memlock in /etc/security/limits.conf";
-    check("locked memory", useful(enough), found, why, mend)
-}
-
 fn open_files(limit: Option<u64>) -> Check {
     let found = limit.map_or("unknown".to_owned(), |files| files.to_string());
     let enough = limit.is_some_and(|files| files >= FILES_WANTED);
@@ -256,29 +238,6 @@ fn persistent_memory() -> Check {
     check("persistent memory", State::Ok, devices.join(", "), why, mend)
 }
 
-fn huge_pages(meminfo: &str) -> Check {
-    let figure = |key: &str| -> u64 {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(key));
-        line.and_then(|rest| rest.trim_start_matches(':').split_whitespace().next()?.parse().ok()).unwrap_or(0)
-    };
-    let (free, kib) = (figure("HugePages_Free"), figure("Hugepagesize"));
-    let found = format!("{free} free of {}", show_bytes(kib.saturating_mul(1024)));
-    check(
-        "huge pages",
-        useful(free > 0),
-        found,
-        "the user-space NVMe driver of a later release needs them; io_uring does not",
-        "sysctl vm.nr_hugepages=256",
-    )
-}
-
-fn vfio() -> Check {
-    let (groups, units) = (Path::new("/dev/vfio/vfio").exists(), entries("/sys/class/iommu").len());
-    let found = format!("{units} IOMMU unit(s), VFIO {}", if groups { "present" } else { "absent" });
-    let why = "the user-space NVMe driver of a later release needs them; io_uring does not";
-    check("vfio", useful(groups && units > 0), found, why, "modprobe vfio-pci; on Intel boot with intel_iommu=on")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,21 +263,14 @@ mod tests {
             open_files(Some(FILES_WANTED - 1)),
             open_files(None),
             governor(Some("powersave")),
-            locked_memory(Some(8 << 20), false),
+            bare_metal::locked_memory(Some(8 << 20), false),
         ];
         assert!(limits.iter().all(|check| check.state != State::Ok && !check.mend.is_empty()));
         assert_eq!(open_files(Some(FILES_WANTED)).state, State::Ok);
-        assert_eq!(locked_memory(Some(8 << 20), true).state, State::Ok);
+        assert_eq!(bare_metal::locked_memory(Some(8 << 20), true).state, State::Ok);
         let shown = text(&limits[..1]);
         assert!(shown.starts_with("LACKING   open files"), "{shown}");
         assert!(shown.contains("-> ulimit -n 640"), "{shown}");
-    }
-
-    #[test]
-    fn huge_pages_are_read_from_meminfo() {
-        let found = huge_pages("HugePages_Total:      12\nHugePages_Free:       7\nHugepagesize:       2048 kB\n");
-        assert_eq!((found.state, found.found.as_str()), (State::Ok, "7 free of 2.00 MiB"));
-        assert_eq!(huge_pages("nonsense").state, State::Optional);
     }
 
     #[test]

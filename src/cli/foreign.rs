@@ -17,6 +17,8 @@ use twinlog::base::limits::BLOCK_BYTES;
 /// volume managers (ZFS: the first and last 512 KiB) all lie there.
 pub(crate) const LOOK_BYTES: u64 = 1 << 20;
 
+const CHANGE_LOG: &str = "a change log of Twinlog";
+
 /// A label: whose it is, where, counted from the head, and its bytes.
 const HEAD_LABELS: [(&str, u64, &[u8]); 24] = [
     ("an XFS file system", 0, b"XFSB"),
@@ -24,7 +26,7 @@ const HEAD_LABELS: [(&str, u64, &[u8]); 24] = [
     ("a squashfs image", 0, b"hsqs"),
     ("a disk image (QCOW)", 0, b"QFI\xfb"),
     ("a Ceph BlueStore", 0, b"bluestore block device"),
-    ("a change log of Twinlog", 0, b"TWLLANE1"),
+    (CHANGE_LOG, 0, b"TWLLANE1"),
     ("a member of a RAID (md 1.1)", 0, b"\xfc\x4e\x2b\xa9"),
     ("a physical volume of LVM", 512, b"LABELONE"),
     ("a physical volume of LVM", 0, b"LABELONE"),
@@ -64,6 +66,8 @@ pub(crate) struct Foreign {
     pub(crate) what: String,
     /// Its first byte that is not zero.
     pub(crate) byte: u64,
+    /// Whether Twinlog wrote it.
+    pub(crate) is_ours: bool,
 }
 
 /// Looks at the head, the tail, and, `everywhere`, at what else a file holds. `None`: only zeroes.
@@ -75,11 +79,16 @@ pub(crate) fn find(file: &File, path: &Path, bytes: u64, everywhere: bool) -> io
     file.read_exact_at(&mut tail, tail_start)?;
     let used = |part: &[u8]| part.iter().position(|&byte| byte != 0).map(|at| at as u64);
     if let Some(byte) = used(&head).or_else(|| used(&tail).map(|at| tail_start + at)) {
-        let what = pool_of(path).or_else(|| whose(&head, &tail).map(str::to_owned));
-        return Ok(Some(Foreign { what: what.unwrap_or_else(|| "data".to_owned()), byte }));
+        let label = whose(&head, &tail);
+        if let Some(what) = pool_of(path) {
+            // Somebody may have made a file system since: a superblock at the other end outlives that.
+            return Ok(Some(Foreign { what, byte, is_ours: label.is_none() }));
+        }
+        let what = label.unwrap_or("data");
+        return Ok(Some(Foreign { what: what.to_owned(), byte, is_ours: what == CHANGE_LOG }));
     }
     let hidden = if everywhere { hidden_data(file, bytes)? } else { None };
-    Ok(hidden.map(|byte| Foreign { what: "data".to_owned(), byte }))
+    Ok(hidden.map(|byte| Foreign { what: "data".to_owned(), byte, is_ours: false }))
 }
 
 /// The pool whose device it is, if that can still be told.

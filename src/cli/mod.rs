@@ -7,6 +7,7 @@ mod args;
 mod client;
 mod compose;
 mod demo;
+mod device;
 mod doctor;
 mod events;
 mod foreign;
@@ -81,6 +82,7 @@ fn run(command: Command, output: &Output) -> Result<Exit, Failure> {
         Command::Volume(command) => client::volume(command, output),
         Command::Pair(command) => pair::run(command, output),
         Command::Witness(args) => witness::run(&args, output),
+        Command::Device(command) => device::run(command, output),
         Command::Log(command) => offline::log(command, output),
         Command::Inspect(args) => offline::inspect(&args, output),
         Command::Completions { shell } => completions(shell, output),

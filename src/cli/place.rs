@@ -58,6 +58,7 @@ impl Place {
             Command::Inspect(args) => Self::of_files(&args.node),
             Command::Demo(args) => Self::of_directory(&args.dir, "a"),
             Command::Doctor(_)
+            | Command::Device(_)
             | Command::Pair(PairCommand::Configure(_))
             | Command::Witness(_)
             | Command::Load { .. }

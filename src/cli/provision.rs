@@ -175,7 +175,7 @@ pub(crate) fn refuse_data(file: &File, path: &Path, bytes: u64) -> Result<(), Fa
     let found = foreign::find(file, path, bytes, true);
     match found.map_err(|error| Failure::system("read", path.display(), &error))? {
         None => Ok(()),
-        Some(Foreign { what, byte }) => {
+        Some(Foreign { what, byte, .. }) => {
             let message = format!("{} holds {what} (byte {byte}); nothing was written", path.display());
             let hint = format!("is it the right one? to lose it all: --overwrite {}", shell_word(path));
             Err(Failure::new(Exit::Refused, message, hint))

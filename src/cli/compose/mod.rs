@@ -307,7 +307,7 @@ fn refuse_foreign(path: &Path, bytes: u64) -> Result<(), String> {
     let found = File::open(path).and_then(|file| foreign::find(&file, path, bytes, false));
     match found.map_err(|error| error.to_string())? {
         None => Ok(()),
-        Some(Foreign { what, byte }) => Err(format!("it holds {what} (byte {byte})")),
+        Some(Foreign { what, byte, .. }) => Err(format!("it holds {what} (byte {byte})")),
     }
 }
 
