@@ -40,7 +40,7 @@ fn read(client: &mut Client, offset: u64, length: u32) -> Vec<u8> {
     reply.pieces.into_iter().flat_map(|(_, bytes)| bytes).collect()
 }
 
-/// What each of the blocks of `answered_changes_wait_only_in_the_log` holds.
+/// What block `index` of a test holds.
 fn block(index: u8) -> Vec<u8> {
     vec![index + 1; 4096]
 }
@@ -110,7 +110,7 @@ fn claims_80_101_the_image_on_disk_is_whole_at_every_kill() {
         let load = [target.uri(), "--bs=512-64k".into(), "--trim=10".into(), "--time=60".into(), "--warmup=0".into()];
         let mut load = command(load_tool, &load);
         load.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-        let mut load = load.spawn().expect("coreutils' timeout can be started");
+        let mut load = load.spawn().expect("the load tool starts");
         common::pause_ms(100 + 300 * round);
         target.kill();
         load.wait().expect("a child of ours");
@@ -147,6 +147,7 @@ fn claims_86_87_107_108_the_log_holds_blocks_and_requests() {
     let _ = answered_and_killed(&mut target, |client| {
         write(client, 0, vec![1; 8192]);
         write(client, 100_001, vec![2; 333]);
+        write(client, 1 << 20, vec![3; 8192]);
         change(client, TRIM, 1 << 20, 1 << 20);
         change(client, WRITE_ZEROES, 100, 200);
     });
@@ -161,6 +162,7 @@ fn claims_86_87_107_108_the_log_holds_blocks_and_requests() {
     assert_eq!(read(&mut client, 100, 200), vec![0; 200]);
     assert_eq!(read(&mut client, 300, 7892), vec![1; 7892]);
     assert_eq!(read(&mut client, 100_001, 333), vec![2; 333]);
+    assert_eq!(read(&mut client, 1 << 20, 8192), vec![0; 8192]);
 }
 
 #[test]
@@ -264,5 +266,37 @@ fn claims_77_78_81_82_83_99_105_106_the_partner_performs_exactly_the_rest() {
         let shown = log_of(&pair, survivor, &["log", "show", "--mirror"]);
         let performed = records(&shown).iter().filter(|row| row["kind"] == "block").count();
         assert!(performed >= 1, "the survivor logs what it serves in its own portion: {shown}");
+    }
+}
+
+/// The tests tested: each fails when a rule that it guards is broken, in the very processes that users run.
+#[cfg(feature = "planted-bugs")]
+mod planted {
+    use std::process::Command;
+
+    /// A test, and a bug that breaks the rule that it shows.
+    const TABLE: [(&str, &str); 9] = [
+        ("claims_79_84_88_103_109_110_an_answer_does_not_wait_for_the_disks", "answers-wait-for-disks"),
+        ("claims_82_99_102_105_a_restart_performs_exactly_the_rest", "recovery-does-not-advance"),
+        ("claims_80_101_the_image_on_disk_is_whole_at_every_kill", "list-blocks-leak"),
+        ("claims_83_106_a_recovery_that_is_interrupted_is_repeated_by_the_same_path", "recovery-does-not-advance"),
+        ("claims_86_87_107_108_the_log_holds_blocks_and_requests", "no-block-descriptors"),
+        ("claims_86_87_107_108_the_log_holds_blocks_and_requests", "replay-skips-discards"),
+        ("claim_100_a_pool_refuses_the_log_of_another", "any-log-taken"),
+        ("claims_77_81_85_94_95_96_98_every_descriptor_lies_at_both_nodes", "mirror-keeps-nothing"),
+        ("claims_77_78_81_82_83_99_105_106_the_partner_performs_exactly_the_rest", "mirror-keeps-nothing"),
+    ];
+
+    #[test]
+    fn every_claims_test_fails_when_its_rule_is_broken() {
+        let own = std::env::current_exe().expect("a test runs");
+        for (test, bug) in TABLE {
+            let mut command = Command::new(&own);
+            command.args(["--exact", test]).env("TWINLOG_PLANTED_BUG", bug);
+            let output = command.output().expect("it starts again");
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(said.contains(&format!("test {test} ... FAILED")), "{test} does not notice {bug}:\n{said}");
+            println!("{bug}: noticed by {test}");
+        }
     }
 }

@@ -196,7 +196,10 @@ fn orders_right_after_a_start_or_a_death_wait_for_the_node() {
     // Nothing listens yet: `up` has just begun to make the node.
     wait_for("the supervisor", || directory.path().join("lock").exists().then_some(()));
     up.json(&["volume", "create", "early", "1MiB"]);
-    signal(up.node(), "KILL");
+    let node = up.node();
+    signal(node, "KILL");
+    // A process that is being killed may take a connection yet.
+    wait_for("its death", || (!Path::new("/proc").join(node.to_string()).exists()).then_some(()));
     assert_eq!(up.json(&["pool", "check"])["problems"].as_array().map(Vec::len), Some(0));
     assert!(up.volumes().contains(&"early".to_owned()));
 }

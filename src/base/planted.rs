@@ -1,9 +1,10 @@
 //! Planted bugs: deliberate defects that prove the simulator can find such defects. Compiled in only with the feature `planted-bugs`.
 //!
-//! A bug is chosen by name for one thread; several that only together do harm are joined by `+`. `docs/testing.md` lists them with the oracle that catches each.
+//! A bug is chosen by name for one thread, or for a whole process; several that only together do harm are joined by `+`. `docs/testing.md` lists them
+//! with the oracle that catches each.
 
 #[cfg(feature = "planted-bugs")]
-use std::cell::Cell;
+use std::{cell::Cell, sync::OnceLock};
 
 #[cfg(feature = "planted-bugs")]
 mod chosen {
@@ -19,6 +20,16 @@ pub fn choose(name: &'static str) {
     chosen::BUG.with(|bug| bug.set(name));
 }
 
+/// What is in force on every thread that has chosen nothing.
+#[cfg(feature = "planted-bugs")]
+static PROCESS: OnceLock<String> = OnceLock::new();
+
+/// Puts the bug called `name` in force for this process. The first call counts.
+#[cfg(feature = "planted-bugs")]
+pub fn choose_for_process(name: String) {
+    let _ = PROCESS.set(name);
+}
+
 /// What is in force for this thread, for threads that go on with its work.
 #[cfg(feature = "planted-bugs")]
 #[must_use]
@@ -30,7 +41,11 @@ pub fn chosen() -> &'static str {
 #[cfg(feature = "planted-bugs")]
 #[must_use]
 pub fn is(name: &str) -> bool {
-    chosen::BUG.with(|bug| bug.get().split('+').any(|chosen| chosen == name))
+    let mut chosen = chosen::BUG.with(Cell::get);
+    if chosen.is_empty() {
+        chosen = PROCESS.get().map_or("", String::as_str);
+    }
+    chosen.split('+').any(|chosen| chosen == name)
 }
 
 /// Whether the bug called `name` is in force: never, in this build.

@@ -411,7 +411,11 @@ impl<L: LogMemory> MirrorLane<L> {
             if part.is_empty() {
                 return stored;
             }
-            self.log.store(offset_bytes, part);
+            if planted::is("mirror-keeps-nothing") {
+                self.log.store(offset_bytes, &vec![0; part.len()]);
+            } else {
+                self.log.store(offset_bytes, part);
+            }
             let run = self.run.get_or_insert(Run { offset_bytes, length_bytes: 0, end: None });
             run.offset_bytes += part.len() as u64;
             run.length_bytes += part.len() as u64;

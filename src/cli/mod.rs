@@ -32,6 +32,8 @@ use std::{process::ExitCode, time::Duration};
 
 /// Runs the command that the program was called with.
 pub(crate) fn main() -> ExitCode {
+    #[cfg(feature = "planted-bugs")]
+    plant();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // --help, --version; or wrong arguments, in text: exit code 0 or 2.
@@ -50,6 +52,15 @@ pub(crate) fn main() -> ExitCode {
     match run(cli.command, &output) {
         Ok(exit) => exit.into(),
         Err(failure) => output.fail(&Failure { hint: place.complete(&failure.hint), ..failure }),
+    }
+}
+
+/// Puts the planted bug in force that the environment names.
+#[cfg(feature = "planted-bugs")]
+#[expect(clippy::disallowed_methods, reason = "whoever tests a test chooses the bug for every process of it")]
+fn plant() {
+    if let Ok(bug) = std::env::var("TWINLOG_PLANTED_BUG") {
+        twinlog::base::planted::choose_for_process(bug);
     }
 }
 

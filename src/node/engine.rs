@@ -464,7 +464,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         outgoing
             || !self.local.is_empty()
             || self.coordinator.as_ref().is_some_and(|coordinator| coordinator.is_busy(&self.io))
-            || self.admin.is_busy()
+            || self.admin.is_busy(&self.io)
             || self.is_closing()
     }
 

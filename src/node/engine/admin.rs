@@ -9,7 +9,7 @@ use crate::{
     cp::{check::Check, message::VolumeChange},
     format::object::VolumeRecord,
     node::admin::{DeviceStatus, NodeStatus, PoolStatus, ReactorReport, ReactorStatus, VolumeStatus},
-    pool::io::{IoEvent, Tag},
+    pool::io::{Io, IoEvent, Tag},
 };
 use crossbeam_channel::Sender;
 use std::collections::BTreeMap;
@@ -68,8 +68,9 @@ impl Admin {
         self.stopped
     }
 
-    pub(super) fn is_busy(&self) -> bool {
-        self.checking.is_some() || (self.stop.is_some() && !self.stopped)
+    /// Whether a step has something to do although nothing arrives. A check whose reads are on their way does not.
+    pub(super) fn is_busy<D: BlockDevice>(&self, io: &Io<D>) -> bool {
+        (self.checking.is_some() && !io.is_awaited()) || (self.stop.is_some() && !self.stopped)
     }
 
     pub(super) fn reactor_drained(&mut self) {

@@ -319,7 +319,9 @@ impl<L: LogMemory> Shard<L> {
     }
 
     fn draft(&self, object: ObjectId, change: &Change, part: &Range<u64>, request_id: u64) -> Draft {
-        let aligned = part.start.is_multiple_of(BLOCK_BYTES) && part.end.is_multiple_of(BLOCK_BYTES);
+        let aligned = part.start.is_multiple_of(BLOCK_BYTES)
+            && part.end.is_multiple_of(BLOCK_BYTES)
+            && !planted::is("no-block-descriptors");
         let (kind, argument, flags) = match change {
             Change::Write(..) if aligned => (RecordKind::Block, 0, 0),
             Change::Write(..) => (RecordKind::Write, 0, 0),

@@ -252,7 +252,8 @@ impl<L: LogMemory> Shard<L> {
             Kind::Change { durable, .. } => *durable && !planted::is("fua-ignored"),
         };
         let lsn = request.lsn;
-        if needs_cp && self.is_volatile() && self.is_above_cp(lsn) {
+        let waits = needs_cp && self.is_volatile() || planted::is("answers-wait-for-disks");
+        if waits && self.is_above_cp(lsn) {
             self.cp_waiters.insert((lsn, id));
             self.want_cp();
         } else {

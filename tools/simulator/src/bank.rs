@@ -55,9 +55,16 @@ pub(crate) const fn controller_bug(name: &'static str, what: &'static str) -> Bu
     Bug { name, what, finder: Finder::Test("cargo test --features planted-bugs --lib planted") }
 }
 
+/// A bug that breaks a requirement of `docs/claims.md` without harm to what histories compare.
+pub(crate) const fn claims_bug(name: &'static str, what: &'static str) -> Bug {
+    Bug { name, what, finder: Finder::Test("cargo test --features planted-bugs --test claims planted") }
+}
+
 /// Every bug.
-pub const BUGS: [Bug; 40] = [
+pub const BUGS: [Bug; 43] = [
     bug("acknowledge-early", "a change is answered when it was appended, not when it is durable"),
+    claims_bug("answers-wait-for-disks", "a change is answered when a consistency point contains it"),
+    claims_bug("any-log-taken", "a lane is taken whose header names another pool"),
     bug("applied-too-far", "the superblock names a position beyond what it contains"),
     bug("cache-ignores-birth", "cached blocks are known by address only"),
     bug("checksum-not-verified", "a block is served whatever its checksum"),
@@ -78,6 +85,7 @@ pub const BUGS: [Bug; 40] = [
     bug("log-error-ignored", "a failed persist counts as done"),
     bug("mailbox-loses", "a message that finds a full mailbox is dropped"),
     bug("mark-forgotten", "a quiet lane does not prove its newest record"),
+    claims_bug("no-block-descriptors", "the log holds whole blocks as requests"),
     bug("object-id-reused", "recovery forgets the ids of volumes made since the consistency point"),
     lane_bug("overwrite-in-flight", "the ring is written where a persist is under way"),
     bug("read-unstable", "a read is answered before what it returns is durable"),

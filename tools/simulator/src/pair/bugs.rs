@@ -14,7 +14,7 @@
 use crate::bank::{Bug, bug, controller_bug, lane_bug};
 
 /// Every bug.
-pub const BUGS: [Bug; 36] = [
+pub const BUGS: [Bug; 37] = [
     bug("alone-before-stale", "replies leave without the mirror before the register says stale"),
     bug("answered-when-sent", "a change is answered when it was sent to the owner"),
     bug("asked-again-by-a-new-name", "what is asked for again gets a new name"),
@@ -34,6 +34,7 @@ pub const BUGS: [Bug; 36] = [
     lane_bug("mirror-begin-epoch-not-compared", "a begin of a later epoch is taken for a repetition"),
     lane_bug("mirror-epoch-not-compared", "the mirror takes records of an epoch that is over"),
     lane_bug("mirror-gap-accepted", "the mirror takes what does not follow"),
+    bug("mirror-keeps-nothing", "the mirror acknowledges records and keeps zeroes"),
     bug("name-not-compared", "a change that the pool contains is performed again"),
     bug("name-not-noted", "the owner remembers only the names of before it opened the pool"),
     bug("names-forgotten-at-takeover", "what waits is performed after a takeover, whatever the pool contains"),
