@@ -15,7 +15,7 @@ use twinlog::{
     },
     format::{
         chain::{AddressRange, Subtree, decode_chain_block, encode_chain_block},
-        object::{ObjectRecord, VolumeRecord, records, records_mut},
+        object::{ObjectRecord, Offline, OfflineCause, VolumeRecord, records, records_mut},
         reference::{BlockRef, node, node_mut},
         register::{
             Beat, HEADER_BLOCK, MAILBOX_BLOCKS, MailboxHeader, MirrorState, NodeIndex, Register, Side, register_blocks,
@@ -155,6 +155,7 @@ fn superblock() -> Superblock {
         reap: BlockRef::default(),
         applied: vec![Lsn(128), Lsn(1 << 40)],
         forwarded: vec![ForwardedChanges::none(2); 2],
+        has_offline: false,
         devices: vec![
             PoolDevice { id: 5, block_count: 4096, plex: 0 },
             PoolDevice { id: 1 << 100, block_count: 1 << 30, plex: 1 },
@@ -172,7 +173,46 @@ fn volume() -> VolumeRecord {
         allocated_blocks: 77,
         created_cp: CpNumber(6),
         created_ns: 1_750_000_000_000_000_002,
+        offline: None,
     }
+}
+
+/// One for each cause.
+fn offline_volumes() -> [VolumeRecord; 3] {
+    [OfflineCause::Unreadable(0x0708_090a), OfflineCause::BeyondEnd, OfflineCause::Invalid].map(|cause| VolumeRecord {
+        offline: Some(Offline {
+            cause,
+            lane: LaneIndex(3),
+            lsn: Lsn(0x1_0203_0480),
+            records: 0x0b0c,
+            start_bytes: 0x1080,
+            end_bytes: 0x0d_0e00,
+            held: TreeRoot { root: reference(107), levels: 2 },
+        }),
+        ..volume()
+    })
+}
+
+/// A superblock of a pool with volumes that are offline, and their records in the object table.
+fn write_offline() -> Vec<u8> {
+    let mut image = Superblock { has_offline: true, ..superblock() }.encode(1, 1).to_vec();
+    let mut block = [0; BLOCK_BYTES];
+    for (slot, volume) in records_mut(&mut block).iter_mut().zip(&offline_volumes()) {
+        *slot = ObjectRecord::volume(volume);
+    }
+    image.extend_from_slice(&block);
+    image
+}
+
+#[test]
+fn pool_version_1_with_offline_volumes() {
+    let image = fs::read(golden("pool-1-offline.bin")).expect("the file is part of the repository");
+    let blocks: Vec<BlockBytes> =
+        image.chunks(BLOCK_BYTES).map(|block| block.try_into().expect("whole blocks")).collect();
+    assert_eq!(Superblock::verify(&blocks[0], 1), Ok((Superblock { has_offline: true, ..superblock() }, 1)));
+    let found = records(&blocks[1]).iter().map_while(|record| record.verify().expect("well formed"));
+    assert_eq!(found.collect::<Vec<_>>(), offline_volumes());
+    assert!(write_offline() == image, "the format changed: it needs a new version");
 }
 
 fn ranges() -> Vec<AddressRange> {
@@ -284,5 +324,6 @@ fn mailbox_version_1() {
 fn write_golden_files() {
     fs::write(golden("lane-2.bin"), write_lane()).expect("the repository can be written");
     fs::write(golden("pool-1.bin"), write_pool()).expect("the repository can be written");
+    fs::write(golden("pool-1-offline.bin"), write_offline()).expect("the repository can be written");
     fs::write(golden("mailbox-1.bin"), write_mailbox()).expect("the repository can be written");
 }

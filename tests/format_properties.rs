@@ -17,7 +17,7 @@ use twinlog::{
     format::{
         chain::{AddressRange, ChainEntry, Subtree, decode_chain_block, encode_chain_block, entries_per_block},
         lane_header::RawLaneHeader,
-        object::{ObjectRecord, VolumeRecord},
+        object::{ObjectRecord, Offline, OfflineCause, VolumeRecord},
         record::{RawRecord, RecordExpected, RecordHeader, RecordPlace},
         reference::BlockRef,
         superblock::{PoolDevice, Superblock, TreeRoot},
@@ -107,6 +107,7 @@ fn superblock(prng: &mut Prng) -> Superblock {
         reap: reference(prng),
         applied: (0..lane_count).map(|_| Lsn(number(prng, u64::MAX))).collect(),
         forwarded,
+        has_offline: prng.chance(1, 2),
         devices,
     }
 }
@@ -281,6 +282,26 @@ fn lists_survive_the_round_trip() {
     });
 }
 
+fn offline(prng: &mut Prng) -> Offline {
+    let root = loop {
+        let root = reference(prng);
+        if !root.is_hole() {
+            break root;
+        }
+    };
+    let start_bytes = number(prng, 1 << 30) * 128;
+    let blocks = number(prng, u64::MAX);
+    Offline {
+        cause: *prng.pick(&[OfflineCause::Unreadable(blocks), OfflineCause::BeyondEnd, OfflineCause::Invalid]),
+        lane: LaneIndex(u16::try_from(prng.below(16)).expect("small")),
+        lsn: Lsn(number(prng, u64::MAX)),
+        records: number(prng, u64::MAX - 1) + 1,
+        start_bytes,
+        end_bytes: start_bytes + 128 * prng.between(1, 1 << 30),
+        held: TreeRoot { root, levels: u8::try_from(prng.between(1, 6)).expect("small") },
+    }
+}
+
 #[test]
 fn volumes_survive_the_round_trip() {
     let mut prng = Prng::new(6);
@@ -294,6 +315,7 @@ fn volumes_survive_the_round_trip() {
             allocated_blocks: number(&mut prng, u64::MAX),
             created_cp: CpNumber(number(&mut prng, u64::MAX)),
             created_ns: number(&mut prng, u64::MAX),
+            offline: prng.chance(1, 2).then(|| offline(&mut prng)),
         };
         let record = ObjectRecord::volume(&volume);
         let again = ObjectRecord::read_from_bytes(record.as_bytes()).expect("256 bytes");
@@ -340,6 +362,7 @@ fn requests_sizes_and_configurations_survive_the_round_trip() {
             AdminRequest::VolumeCreate { name: name.clone(), size_bytes },
             AdminRequest::VolumeResize { name: name.clone(), size_bytes },
             AdminRequest::VolumeDelete { name: name.clone() },
+            AdminRequest::VolumeOnline { name: name.clone(), accept_loss: prng.chance(1, 2) },
             AdminRequest::PoolGrow { device: name },
         ] {
             let line = serde_json::to_vec(&request).expect("plain data");

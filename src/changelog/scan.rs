@@ -276,9 +276,7 @@ impl<L: LogMemory> Scan<L> {
         let Some(body) = reader.exactly(self.position.plus(RECORD_HEADER_BYTES), header.body_bytes()) else {
             return Ok(None);
         };
-        let payload = header.payload(body)?.to_vec();
-        let RecordHeader { lsn, end, epoch, lane, draft, .. } = header;
-        Ok(Some(OwnedRecord { lsn, end, epoch, lane, draft, payload }))
+        OwnedRecord::new(&header, body).map(Some)
     }
 
     /// Compares a header's place with the position: only a record that belongs here is one, or is one that is not supported.

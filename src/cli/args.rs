@@ -265,6 +265,19 @@ pub(crate) enum VolumeCommand {
         #[command(flatten)]
         node: NodeArgs,
     },
+    /// Bring back a volume that is offline: perform the records that are held for it
+    Online {
+        /// Which
+        name: String,
+        /// Drop the records instead: answered changes are lost
+        #[arg(long)]
+        accept_loss: bool,
+        /// Needed with --accept-loss
+        #[arg(long, requires = "accept_loss")]
+        yes: bool,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
     /// Delete a volume and its content
     Delete {
         /// Which

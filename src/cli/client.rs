@@ -19,7 +19,7 @@ use twinlog::{
         size::{ByteSize, show_bytes},
     },
     format::object::{is_valid_name, is_valid_size},
-    node::admin::{AdminReply, AdminRequest, CheckReport, DamagedRange, NodeStatus, VolumeStatus},
+    node::admin::{AdminReply, AdminRequest, CheckReport, DamagedRange, NodeStatus, OfflineVolume, VolumeStatus},
 };
 
 #[derive(Serialize)]
@@ -73,6 +73,7 @@ pub(crate) fn volume(command: VolumeCommand, output: &Output) -> Result<Exit, Fa
             Ok(Exit::Done)
         }
         VolumeCommand::Resize { name, size, discard, node } => resize(&name, size, discard, &node, output),
+        VolumeCommand::Online { name, accept_loss, yes, node } => online(&name, (accept_loss, yes), &node, output),
         VolumeCommand::Delete { name, yes, node } => {
             if !yes {
                 let message = format!("volume {name} is not deleted: its content would be lost");
@@ -144,6 +145,29 @@ fn known(volumes: &[VolumeStatus], name: &str) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Error, format!("there is no volume {name}"), "twinlog volume list"));
     }
     Ok(())
+}
+
+/// Brings a volume back. What is to be lost is said first.
+fn online(name: &str, (accept_loss, yes): (bool, bool), node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
+    if accept_loss && !yes {
+        let mut now = open_status(node)?.volumes;
+        now.retain(|volume| volume.name == name);
+        known(&now, name)?;
+        let held = now.iter().find_map(|volume| volume.offline.as_ref());
+        let held =
+            held.ok_or_else(|| Failure::new(Exit::Error, format!("volume {name} is online"), "twinlog volume list"))?;
+        let message = format!(
+            "nothing was dropped: {} record(s) in {} of volume {name} would be lost, that of log lane {} at position {} and every later one; each \
+             is a change that may have been answered",
+            held.held_records,
+            show_bytes(held.held_bytes),
+            held.lane,
+            held.lsn
+        );
+        return Err(Failure::new(Exit::Refused, message, format!("twinlog volume online {name} --accept-loss --yes")));
+    }
+    let request = AdminRequest::VolumeOnline { name: name.to_owned(), accept_loss };
+    show_changed(name, &request, node, output)
 }
 
 fn resize(name: &str, size: ByteSize, discard: bool, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
@@ -261,12 +285,16 @@ pub(crate) fn show_report(report: &CheckReport, output: &Output) -> Result<Exit,
             let end = offset_bytes + length_bytes;
             text.push_str(&format!("  volume {volume}: bytes {offset_bytes}..{end} cannot be read\n"));
         }
+        for OfflineVolume { volume, why } in &report.offline {
+            text.push_str(&format!("  volume {volume} is offline: {why}\n"));
+        }
         for problem in &report.problems {
             text.push_str(&format!("  {problem}\n"));
         }
         text
     })?;
-    Ok(if report.problems.is_empty() { Exit::Done } else { Exit::Degraded })
+    let is_good = report.problems.is_empty() && report.offline.is_empty();
+    Ok(if is_good { Exit::Done } else { Exit::Degraded })
 }
 
 #[cfg(test)]

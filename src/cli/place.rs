@@ -45,6 +45,7 @@ impl Place {
                 | VolumeCommand::List(node)
                 | VolumeCommand::Show { node, .. }
                 | VolumeCommand::Resize { node, .. }
+                | VolumeCommand::Online { node, .. }
                 | VolumeCommand::Delete { node, .. },
             ) => Self::of_node(node),
             Command::Pair(PairCommand::Mailbox { config } | PairCommand::Create { config }) => Self::of_config(config),

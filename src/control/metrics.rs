@@ -303,6 +303,12 @@ fn put_volumes(page: &mut Page, status: &NodeStatus) {
     page.gauge("volume_size_bytes", "Size of the volume", volumes(|volume| figure(volume.size_bytes)));
     let allocated = volumes(|volume| figure(volume.allocated_bytes));
     page.gauge("volume_allocated_bytes", "Bytes allocated to the volume", allocated);
+    let offline = volumes(|volume| figure(u64::from(volume.offline.is_some())));
+    page.gauge("volume_offline", "1 while the volume is offline", offline);
+    let held = volumes(|volume| volume.offline.as_ref().map_or(0.0, |offline| figure(offline.held_records)));
+    page.gauge("volume_held_records", "Records of a volume that is offline, to be performed", held);
+    let held = volumes(|volume| volume.offline.as_ref().map_or(0.0, |offline| figure(offline.held_bytes)));
+    page.gauge("volume_held_bytes", "Their bytes", held);
     let operations = || {
         status.volumes.iter().flat_map(move |volume| {
             [("read", &volume.reads), ("write", &volume.writes)]

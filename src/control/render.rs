@@ -4,7 +4,7 @@ use super::{
     size::{show_bytes, show_ns},
     status::{Judgement, Severity, permille},
 };
-use crate::node::admin::{LaneStatus, NodeStatus, OperationStatus, PairStatus, VolumeStatus};
+use crate::node::admin::{LaneStatus, NodeStatus, OfflineStatus, OperationStatus, PairStatus, VolumeStatus};
 use std::fmt::Write;
 
 /// Characters of a fill bar.
@@ -126,10 +126,12 @@ pub fn volume_figures(status: &NodeStatus) -> String {
 #[must_use]
 pub fn volumes(volumes: &[VolumeStatus]) -> String {
     let width = volumes.iter().map(|volume| volume.name.len()).max().unwrap_or(0).max(4);
-    let mut text = format!("{:width$}  {:>10}  {:>10}  REACTOR\n", "NAME", "SIZE", "ALLOCATED");
+    let mut text = format!("{:width$}  {:>10}  {:>10}  REACTOR  STATE\n", "NAME", "SIZE", "ALLOCATED");
     for volume in volumes {
         let (size, allocated) = (show_bytes(volume.size_bytes), show_bytes(volume.allocated_bytes));
-        put(&mut text, format_args!("{:width$}  {size:>10}  {allocated:>10}  {}\n", volume.name, volume.reactor));
+        let state = if volume.offline.is_some() { "offline" } else { "online" };
+        let (name, reactor) = (&volume.name, volume.reactor);
+        put(&mut text, format_args!("{name:width$}  {size:>10}  {allocated:>10}  {reactor:<7}  {state}\n"));
     }
     text
 }
@@ -216,6 +218,11 @@ fn volume(text: &mut String, volume: &VolumeStatus, before: Option<&VolumeStatus
         volume.reactor
     );
     line(text, "volume", &head);
+    if let Some(OfflineStatus { lane, lsn, why, held_records, held_bytes }) = &volume.offline {
+        let record = format!("the record of log lane {lane} at position {lsn} could not be performed: {why}");
+        line(text, "offline", &record);
+        line(text, "held", &format!("{held_records} record(s), {}", show_bytes(*held_bytes)));
+    }
     operations(text, "reads", &volume.reads, before.map(|before| &before.reads), seconds);
     operations(text, "writes", &volume.writes, before.map(|before| &before.writes), seconds);
 }
@@ -340,7 +347,7 @@ OK  single node, log not mirrored (so configured); answered changes survive a po
         );
         assert_eq!(
             volumes(&healthy().volumes),
-            "NAME         SIZE   ALLOCATED  REACTOR\nvol-a    4.00 GiB    1.00 GiB  0\n"
+            "NAME         SIZE   ALLOCATED  REACTOR  STATE\nvol-a    4.00 GiB    1.00 GiB  0        online\n"
         );
     }
 }

@@ -8,7 +8,7 @@
 //! 2. Every finding names its object, why it matters, and the next command or step.
 
 use super::size::{show_bytes, show_ns};
-use crate::node::admin::{NodeStatus, PairStatus};
+use crate::node::admin::{NodeStatus, OfflineStatus, PairStatus};
 use serde::Serialize;
 use std::fmt;
 
@@ -145,9 +145,11 @@ fn now(status: &NodeStatus) -> String {
     match status.state.as_str() {
         "serving" => {
             let connections: u64 = status.reactors.iter().map(|reactor| reactor.connections).sum();
-            let (volumes, uptime) = (status.volumes.len(), show_ns(status.uptime_ns));
+            let offline = status.volumes.iter().filter(|volume| volume.offline.is_some()).count();
+            let (volumes, uptime) = (status.volumes.len() - offline, show_ns(status.uptime_ns));
+            let offline = if offline > 0 { format!(", {offline} offline,") } else { String::new() };
             format!(
-                "serving {volumes} volume(s) to {connections} connection(s), up {uptime}, CP {} {}",
+                "serving {volumes} volume(s){offline} to {connections} connection(s), up {uptime}, CP {} {}",
                 status.pool.cp, status.pool.cp_phase
             )
         }
@@ -188,6 +190,9 @@ fn findings(status: &NodeStatus) -> Vec<Finding> {
             ));
         }
     }
+    // First of its severity: a block that cannot be read is its cause.
+    let taken_over = status.pair.as_ref().and_then(|pair| pair.taken_over.as_deref());
+    [status].into_iter().chain(taken_over).for_each(|status| volume_findings(status, &mut found));
     lane_findings(status, &mut found);
     device_findings(status, &mut found);
     pool_findings(status, &mut found);
@@ -279,6 +284,23 @@ fn lane_findings(status: &NodeStatus, found: &mut Vec<Finding>) {
                 "the disks are slower than the clients: a larger log only helps with bursts",
             ));
         }
+    }
+}
+
+fn volume_findings(status: &NodeStatus, found: &mut Vec<Finding>) {
+    for volume in &status.volumes {
+        let Some(offline) = &volume.offline else { continue };
+        let OfflineStatus { lane, lsn, why, held_records, held_bytes } = offline;
+        let held = show_bytes(*held_bytes);
+        let why = format!(
+            "it is offline: the record of log lane {lane} at position {lsn} could not be performed: {why}; \
+             {held_records} answered change(s) in {held} are held, none is lost"
+        );
+        let next = format!(
+            "repair what cannot be read, then `twinlog volume online {}`; docs/operating/running.md has the other ways",
+            volume.name
+        );
+        found.push(finding(Severity::Degraded, &format!("volume {}", volume.name), why, &next));
     }
 }
 
@@ -375,6 +397,7 @@ pub(super) mod tests {
                 reactor: 0,
                 reads: operations.clone(),
                 writes: operations,
+                offline: None,
             }],
             memory_used_bytes: 100 << 20,
             memory_cached_bytes: 200 << 20,
@@ -469,6 +492,22 @@ pub(super) mod tests {
             status.pool.deferred_bytes = 1 << 30;
         });
         assert_eq!(deferred.verdict, Verdict::Ok, "what comes back with the next consistency points counts");
+    }
+
+    #[test]
+    fn a_volume_that_is_offline_is_named_with_its_record() {
+        let judgement = verdict(|status| {
+            status.pool.checksum_errors = 1;
+            let why = "block 7 of the volume, or what leads to it, cannot be read".to_owned();
+            status.volumes[0].offline =
+                Some(OfflineStatus { lane: 3, lsn: 77_056, why, held_records: 12, held_bytes: 4096 });
+        });
+        assert_eq!(judgement.verdict, Verdict::Degraded);
+        let why =
+            "volume vol-a: it is offline: the record of log lane 3 at position 77056 could not be performed: block 7";
+        assert!(judgement.why.starts_with(why), "{}", judgement.why);
+        assert!(judgement.now.contains("serving 0 volume(s), 1 offline"), "{}", judgement.now);
+        assert!(judgement.next.contains("twinlog volume online vol-a"), "{}", judgement.next);
     }
 
     #[test]

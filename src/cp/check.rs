@@ -64,6 +64,9 @@ pub struct CheckReport {
     pub freed_blocks: u64,
     /// What of which volume cannot be read, by volume and offset; neighbours are joined. At most 1000.
     pub damaged: Vec<DamagedRange>,
+    /// Volumes that are offline, and what is held for them.
+    #[serde(default)]
+    pub offline: Vec<OfflineVolume>,
     /// Everything that is wrong, at most 100 lines; empty means whole.
     pub problems: Vec<String>,
 }
@@ -79,10 +82,21 @@ pub struct DamagedRange {
     pub length_bytes: u64,
 }
 
+/// A volume that is offline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfflineVolume {
+    /// Its name.
+    pub volume: String,
+    /// Why, with lane and position of the record.
+    pub why: String,
+}
+
 /// What a block is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Volume(ObjectId),
+    /// Records that are held of the volume.
+    Held(ObjectId),
     ObjectTable,
     SpaceMap,
     Freed,
@@ -255,7 +269,7 @@ impl Check {
             return self.visit_node(visit, block);
         }
         match visit.role {
-            Role::Volume(_) | Role::Reap => self.expect_aux(&visit, Aux::Blocks.of_leaf(block)),
+            Role::Volume(_) | Role::Held(_) | Role::Reap => self.expect_aux(&visit, Aux::Blocks.of_leaf(block)),
             Role::SpaceMap => {
                 self.expect_aux(&visit, Aux::FreeBlocks.of_leaf(block));
                 let seen = self.seen.remove(&visit.first).unwrap_or_else(|| Box::new([0; BLOCK_BYTES]));
@@ -300,6 +314,14 @@ impl Check {
                     }
                     let role = Role::Volume(volume.id);
                     self.push(Visit { role, reference: volume.root, levels: volume.levels, first: 0 });
+                    if let Some(offline) = volume.offline {
+                        let (role, why) = (Role::Held(volume.id), offline.to_string());
+                        self.push(Visit { role, reference: offline.held.root, levels: offline.held.levels, first: 0 });
+                        self.report.offline.push(OfflineVolume { volume: volume.name, why });
+                        if !self.superblock.has_offline {
+                            self.problem("a volume is offline that the superblock does not know of".to_owned());
+                        }
+                    }
                 }
                 Err(reason) => self.problem(format!("{}: {reason}", self.describe(visit))),
             }
@@ -408,6 +430,10 @@ impl Check {
                 let name = self.objects.get(&id).map_or("?", |(name, _)| name.as_str());
                 let bytes = self.bytes_below(visit).map_or(0..0, |(_, bytes)| bytes);
                 format!("volume {name}, bytes {}..{}", bytes.start, bytes.end)
+            }
+            Role::Held(id) => {
+                let name = self.objects.get(&id).map_or("?", |(name, _)| name.as_str());
+                format!("held records of volume {name}")
             }
             Role::ObjectTable => "object table".to_owned(),
             Role::SpaceMap => format!("space map, from area {}", visit.first),

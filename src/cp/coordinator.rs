@@ -383,6 +383,29 @@ impl Coordinator {
         Ok(call)
     }
 
+    /// Begins to perform the held records of a volume that is offline, or to drop them. The end is [`CoordinatorEvent::VolumeDone`] with the returned
+    /// number: the volume is online when its consistency point is durable.
+    ///
+    /// # Errors
+    /// A sentence: why it is refused.
+    pub fn online(&mut self, name: &str, accept_loss: bool) -> Result<u64, String> {
+        if self.state != PoolState::Serving {
+            return Err("the pool does not serve yet, or any more".to_owned());
+        }
+        let volume = self.volumes.values().find(|volume| volume.name == name);
+        let volume = volume.ok_or_else(|| format!("no volume is called '{name}'"))?;
+        if volume.offline.is_none() {
+            return Err(format!("volume '{name}' is online"));
+        }
+        let id = volume.id;
+        self.next_call += 1;
+        let call = self.next_call;
+        self.calls.insert(call, VolumeCall { id, name: None });
+        let order = ToShard::Online { call, id, accept_loss };
+        self.events.push_back(CoordinatorEvent::Shard(self.lane_of(id), order));
+        Ok(call)
+    }
+
     /// The lane that a volume's changes go to.
     #[must_use]
     pub fn lane_of(&self, id: ObjectId) -> LaneIndex {

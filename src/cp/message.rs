@@ -120,6 +120,15 @@ pub enum ToShard {
         /// What to do.
         change: VolumeChange,
     },
+    /// Perform the held records of a volume that is offline, or drop them; the answer is `VolumeDone` with the same number.
+    Online {
+        /// Number of the call.
+        call: u64,
+        /// Which volume.
+        id: ObjectId,
+        /// Whether they are dropped.
+        accept_loss: bool,
+    },
     /// What becomes of the lane's mirror.
     Mirror(MirrorOrder),
     /// The pool has stopped for this reason.

@@ -2,7 +2,7 @@
 
 use super::message::{ShardReport, ToCoordinator};
 use crate::{
-    base::{CpNumber, ForwardedChanges, LaneIndex, Lsn, ObjectId},
+    base::{CpNumber, ForwardedChanges, LaneIndex, Lsn, ObjectId, limits::BLOCK_BYTES, planted},
     format::{chain::AddressRange, chain::Subtree, superblock::TreeRoot},
     fs::{
         directory::ObjectUpdate,
@@ -10,7 +10,7 @@ use crate::{
     },
     pool::{
         io::{Io, IoEvent},
-        tree::{Aux, TreeUpdate},
+        tree::{Aux, TreeUpdate, levels_for},
     },
 };
 use std::collections::{BTreeMap, VecDeque};
@@ -19,15 +19,24 @@ use twinlog_device::BlockDevice;
 /// Blocks of work in one turn: some 10 microseconds of checksums.
 const STEP_BLOCKS: usize = 32;
 
+/// Which tree of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Data,
+    /// The records that are held while it is offline.
+    Held,
+}
+
 /// A consistency point in the making, on one shard.
 pub struct ShardCp {
     cp: CpNumber,
     lane: LaneIndex,
     owner: u16,
-    waiting: VecDeque<(ObjectId, Frozen)>,
-    current: Option<(ObjectId, Frozen, TreeUpdate)>,
+    waiting: VecDeque<(ObjectId, Part, Frozen)>,
+    current: Option<(ObjectId, Part, Frozen, TreeUpdate)>,
     asked: bool,
-    trees: BTreeMap<ObjectId, TreeRoot>,
+    /// New trees: of the data, of the held records.
+    trees: BTreeMap<ObjectId, (TreeRoot, Option<TreeRoot>)>,
     report: ShardReport,
     applied: Lsn,
     reported: bool,
@@ -48,11 +57,15 @@ impl ShardCp {
             if !record.root.is_hole() {
                 report.reap.push(Subtree { root: record.root, levels: record.levels });
             }
+            let held = record.offline.map(|offline| Subtree { root: offline.held.root, levels: offline.held.levels });
+            report.reap.extend(held.filter(|held| !held.root.is_hole()));
+            report.reap.extend(volume.released());
         }
         let mut waiting = VecDeque::new();
         for (&id, volume) in volumes.iter_mut().filter(|(_, volume)| volume.is_dirty()) {
             let frozen = volume.freeze();
-            waiting.push_back((id, frozen));
+            report.reap.extend(frozen.released);
+            waiting.push_back((id, Part::Data, frozen));
         }
         let trees = BTreeMap::new();
         Self { cp, lane, owner, waiting, current: None, asked: false, trees, report, applied, reported: false }
@@ -82,7 +95,7 @@ impl ShardCp {
 
     /// Places for the volume that is being written.
     pub fn space(&mut self, ranges: Vec<AddressRange>) {
-        let (_, _, update) = self.current.as_mut().expect("space was asked for");
+        let (.., update) = self.current.as_mut().expect("space was asked for");
         update.grant(ranges);
     }
 
@@ -91,7 +104,7 @@ impl ShardCp {
     /// # Errors
     /// A node cannot be read or a write failed: the pool must stop.
     pub fn event(&mut self, event: IoEvent) -> Result<(), String> {
-        let (_, _, update) = self.current.as_mut().expect("I/O belongs to the volume that is being written");
+        let (.., update) = self.current.as_mut().expect("I/O belongs to the volume that is being written");
         update.event(event)
     }
 
@@ -101,8 +114,8 @@ impl ShardCp {
         if self.reported {
             return (false, None);
         }
-        let Some((_, _, update)) = &mut self.current else {
-            let Some((id, frozen)) = self.waiting.pop_front() else {
+        let Some((.., update)) = &mut self.current else {
+            let Some((id, part, frozen)) = self.waiting.pop_front() else {
                 // One node would lose nothing without this: what a consistency point contains needs no record, and a change that was not
                 // answered may have happened or not. But recovery then finds a lane that ends before its applied position.
                 if !is_stable {
@@ -113,10 +126,16 @@ impl ShardCp {
                 report.applied = self.applied;
                 return (true, Some(ToCoordinator::Written { lane: self.lane, report }));
             };
-            let tree = TreeRoot { root: frozen.record.root, levels: frozen.record.levels };
-            let levels = crate::pool::tree::levels_for(frozen.record.size_bytes / crate::base::limits::BLOCK_BYTES);
-            let update = TreeUpdate::new(tree, levels, frozen.dirty.clone(), self.cp, (self.owner, Aux::Blocks));
-            self.current = Some((id, frozen, update));
+            let (tree, bytes, dirty) = match (part, &frozen.record.offline) {
+                (Part::Held, Some(offline)) => (offline.held, offline.end_bytes, &frozen.held),
+                _ => {
+                    let tree = TreeRoot { root: frozen.record.root, levels: frozen.record.levels };
+                    (tree, frozen.record.size_bytes, &frozen.dirty)
+                }
+            };
+            let levels = levels_for(bytes.div_ceil(BLOCK_BYTES));
+            let update = TreeUpdate::new(tree, levels, dirty.clone(), self.cp, (self.owner, Aux::Blocks));
+            self.current = Some((id, part, frozen, update));
             self.asked = false;
             return (true, None);
         };
@@ -131,7 +150,7 @@ impl ShardCp {
             worked = true;
         }
         if update.is_done() {
-            self.finish_volume();
+            self.finish_tree();
             worked = true;
         }
         (worked, None)
@@ -140,23 +159,35 @@ impl ShardCp {
     /// Hands every volume its new tree.
     pub fn thaw(self, volumes: &mut BTreeMap<ObjectId, Volume>, deleted: &mut [Volume]) {
         assert!(self.reported, "a consistency point is durable after it was written");
-        for (id, tree) in self.trees {
+        for (id, (tree, held)) in self.trees {
             let volume = volumes.get_mut(&id).or_else(|| deleted.iter_mut().find(|volume| volume.record().id == id));
-            volume.expect("a frozen volume is kept until the consistency point is durable").thaw(tree);
+            volume.expect("a frozen volume is kept until the consistency point is durable").thaw(tree, held);
         }
     }
 
-    fn finish_volume(&mut self) {
-        let (id, frozen, mut update) = self.current.take().expect("it has just been written");
+    fn finish_tree(&mut self) {
+        let (id, part, mut frozen, mut update) = self.current.take().expect("it has just been written");
         self.report.freed.append(&mut update.take_freed());
         self.report.reap.append(&mut update.take_reap());
         let mut result = update.into_result();
         self.report.unused.append(&mut result.unused);
-        self.trees.insert(id, result.tree);
-        let mut record = frozen.record;
-        record.root = result.tree.root;
-        record.levels = result.tree.levels;
-        record.allocated_blocks = u64::from(result.tree.root.aux());
-        self.report.objects.push(ObjectUpdate::Put(record));
+        let trees = self.trees.entry(id).or_default();
+        let record = &mut frozen.record;
+        if part == Part::Held {
+            trees.1 = Some(result.tree);
+            record.offline.as_mut().expect("records are held of a volume that is offline").held = result.tree;
+        } else {
+            trees.0 = result.tree;
+            record.root = result.tree.root;
+            record.levels = result.tree.levels;
+            record.allocated_blocks = u64::from(result.tree.root.aux());
+            if !frozen.held.is_empty() {
+                return self.waiting.push_front((id, Part::Held, frozen));
+            }
+        }
+        if planted::is("forgets-offline-at-cp") {
+            record.offline = None;
+        }
+        self.report.objects.push(ObjectUpdate::Put(frozen.record));
     }
 }

@@ -498,10 +498,37 @@ pub struct OwnedRecord {
     pub epoch: Epoch,
     /// Its lane.
     pub lane: LaneIndex,
+    /// Records before this position were stable when it was made.
+    pub stable_lsn: Lsn,
     /// What it says.
     pub draft: Draft,
     /// The payload.
     pub payload: Vec<u8>,
+}
+
+impl OwnedRecord {
+    /// The bytes of the record as they stand in the log of `pool`.
+    #[must_use]
+    pub fn to_bytes(&self, pool: PoolId) -> Vec<u8> {
+        let Self { lsn, end, epoch, lane, stable_lsn, draft, payload } = self;
+        let place = RecordPlace { pool, lane: *lane, epoch: *epoch, lsn: *lsn, stable_lsn: *stable_lsn };
+        let mut body = payload.clone();
+        body.resize(body.len().next_multiple_of(usize::try_from(RECORD_ALIGN).expect("small")), 0);
+        let mut bytes = RawRecord::new(&place, draft, payload.len() as u64, &body).as_bytes().to_vec();
+        bytes.append(&mut body);
+        assert_eq!(bytes.len() as u64, end.0 - lsn.0, "a record ends where the next one begins");
+        bytes
+    }
+
+    /// The record whose header is `header`, with its body.
+    ///
+    /// # Errors
+    /// [`RecordFault::BodyDamaged`].
+    pub fn new(header: &RecordHeader, body: &[u8]) -> Result<Self, RecordFault> {
+        let payload = header.payload(body)?.to_vec();
+        let RecordHeader { lsn, end, epoch, lane, stable_lsn, draft, .. } = *header;
+        Ok(Self { lsn, end, epoch, lane, stable_lsn, draft, payload })
+    }
 }
 
 /// The low half of the pool's id: enough to tell a log of another pool, whose ids are random.

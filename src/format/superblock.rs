@@ -33,6 +33,8 @@ pub const DEVICE_BLOCKS_MIN: u64 = 1024;
 
 /// Feature, read-only compatible: the pool remembers forwarded changes. Who does not keep them up to date may not change the pool.
 const FEATURE_FORWARDED: u64 = 1;
+/// Feature, incompatible: a volume is offline. Who does not know that would take its tree for the newest state of it.
+const FEATURE_OFFLINE: u64 = 1;
 
 const MAGIC: [u8; 8] = *b"TWLPOOL1";
 
@@ -146,6 +148,8 @@ pub struct Superblock {
     pub applied: Vec<Lsn>,
     /// Per lane: forwarded changes that are contained.
     pub forwarded: Vec<ForwardedChanges>,
+    /// Whether a volume is offline.
+    pub has_offline: bool,
     /// The pool's devices, by index.
     pub devices: Vec<PoolDevice>,
 }
@@ -178,6 +182,7 @@ impl Superblock {
         raw.magic = MAGIC;
         raw.version = POOL_VERSION.into();
         raw.length = 4096.into();
+        raw.incompatible = if self.has_offline { FEATURE_OFFLINE.into() } else { 0.into() };
         raw.own_block = own_block.into();
         raw.pool = self.pool.0.into();
         raw.cp = self.cp.0.into();
@@ -239,7 +244,7 @@ impl Superblock {
             return Err(Damaged("checksum, or written to another place"));
         }
         if raw.version.get() != POOL_VERSION
-            || raw.incompatible.get() != 0
+            || raw.incompatible.get() & !FEATURE_OFFLINE != 0
             || raw.read_only_compatible.get() & !FEATURE_FORWARDED != 0
         {
             return Err(Unsupported(raw.version.get()));
@@ -293,6 +298,7 @@ impl Superblock {
             reap: raw.reap,
             applied: raw.applied[..lane_count].iter().map(|lsn| Lsn(lsn.get())).collect(),
             forwarded,
+            has_offline: raw.incompatible.get() & FEATURE_OFFLINE != 0,
             devices,
         };
         Ok((superblock, raw.device_index.get()))
@@ -329,6 +335,7 @@ mod tests {
             reap: BlockRef::default(),
             applied: vec![Lsn(128); LANES_MAX],
             forwarded: vec![noted(); LANES_MAX],
+            has_offline: true,
             devices: vec![PoolDevice { id: 8, block_count: 4096, plex: 0 }; DEVICES_MAX],
         }
     }

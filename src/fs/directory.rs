@@ -29,6 +29,7 @@ pub struct Directory {
     slots: BTreeMap<u64, ObjectId>,
     free_slots: BTreeSet<u64>,
     dirty_blocks: BTreeSet<u64>,
+    offline: BTreeSet<ObjectId>,
 }
 
 impl Directory {
@@ -43,6 +44,7 @@ impl Directory {
                 Some(volume) => {
                     let id = volume.id;
                     self.slots.insert(slot, id);
+                    self.note_offline(&volume);
                     if self.volumes.insert(id, (slot, volume)).is_some() {
                         return Err(format!("object {id} stands in the object table twice"));
                     }
@@ -55,6 +57,20 @@ impl Directory {
     /// Every volume.
     pub fn volumes(&self) -> impl Iterator<Item = &VolumeRecord> {
         self.volumes.values().map(|(_, record)| record)
+    }
+
+    /// Whether a volume is offline.
+    #[must_use]
+    pub fn has_offline(&self) -> bool {
+        !self.offline.is_empty()
+    }
+
+    fn note_offline(&mut self, volume: &VolumeRecord) {
+        if volume.offline.is_some() {
+            self.offline.insert(volume.id);
+        } else {
+            self.offline.remove(&volume.id);
+        }
     }
 
     /// Number of volumes.
@@ -81,6 +97,7 @@ impl Directory {
         match update {
             ObjectUpdate::Put(record) => {
                 let id = record.id;
+                self.note_offline(&record);
                 let known = self.volumes.get(&id).map(|(slot, _)| *slot);
                 let slot = known.unwrap_or_else(|| self.new_slot());
                 self.volumes.insert(id, (slot, record));
@@ -90,6 +107,7 @@ impl Directory {
             ObjectUpdate::Delete(_) if planted::is("delete-not-in-cp") => {}
             ObjectUpdate::Delete(id) => {
                 // An object that was made and deleted between two consistency points never had a slot.
+                self.offline.remove(&id);
                 if let Some((slot, _)) = self.volumes.remove(&id) {
                     self.slots.remove(&slot);
                     self.free_slots.insert(slot);

@@ -9,6 +9,18 @@
 //!
 //! A consistency point freezes the active generation, writes it, and when it is durable the frozen generation is dropped and
 //! the new tree takes its place: until then every lookup finds the old tree and its overlay unchanged.
+//!
+//! # A volume that is offline
+//!
+//! ```text
+//!              hold                  pass_held ... end_held          thaw
+//! online ------------> offline -----------------------------> ending ------> online
+//!         recovery: a record        the held records are              the consistency point is
+//!         cannot be performed       performed, in order               durable: nothing is held
+//! ```
+//!
+//! Held records are a small log of their own, and what is performed of them moves its start in the same consistency point that contains it (rule
+//! R6). Nobody reads or changes the volume until that is over.
 
 use crate::{
     base::{
@@ -18,14 +30,15 @@ use crate::{
     },
     format::{
         chain::{Subtree, chain_blocks},
-        object::VolumeRecord,
+        object::{Offline, OfflineCause, VolumeRecord},
+        record::OwnedRecord,
         reference::{BlockKey, BlockRef},
         superblock::TreeRoot,
     },
     pool::tree::{Dirty, DirtyBlock, DirtyLookup, Walk, levels_for, missing_node, span, walk},
 };
 use std::{ops::Range, rc::Rc};
-use twinlog_device::SharedBlock;
+use twinlog_device::{BlockBuf, SharedBlock};
 
 /// What the overlay says of a block.
 #[derive(Debug)]
@@ -56,6 +69,10 @@ pub struct Frozen {
     pub dirty: Rc<Dirty>,
     /// The volume's description at the freeze.
     pub record: VolumeRecord,
+    /// Records held by the recovery that this consistency point ends.
+    pub held: Rc<Dirty>,
+    /// What held the records of a volume that is offline no more.
+    pub released: Option<Subtree>,
 }
 
 /// A volume.
@@ -66,13 +83,19 @@ pub struct Volume {
     /// Whether the description changed in the active generation.
     changed: bool,
     frozen: Option<Frozen>,
+    /// Blocks of records that recovery holds in the active generation.
+    held: Dirty,
+    released: Option<Subtree>,
+    is_offline: bool,
 }
 
 impl Volume {
     /// A volume that the newest consistency point contains.
     #[must_use]
     pub fn open(record: VolumeRecord) -> Self {
-        Self { record, active: Dirty::default(), changed: false, frozen: None }
+        let is_offline = record.offline.is_some();
+        let (active, held) = (Dirty::default(), Dirty::default());
+        Self { record, active, changed: false, frozen: None, held, released: None, is_offline }
     }
 
     /// A volume that was just made: empty.
@@ -88,6 +111,7 @@ impl Volume {
             allocated_blocks: 0,
             created_cp: cp,
             created_ns: time_ns,
+            offline: None,
         };
         Self { changed: true, ..Self::open(record) }
     }
@@ -233,17 +257,114 @@ impl Volume {
     /// Begins a new generation; the old one is for a consistency point to write.
     pub fn freeze(&mut self) -> Frozen {
         assert!(self.frozen.is_none(), "one consistency point at a time");
-        let frozen = Frozen { dirty: Rc::new(std::mem::take(&mut self.active)), record: self.record.clone() };
+        let frozen = Frozen {
+            dirty: Rc::new(std::mem::take(&mut self.active)),
+            record: self.record.clone(),
+            held: Rc::new(std::mem::take(&mut self.held)),
+            released: self.released.take(),
+        };
         self.changed = false;
         self.frozen = Some(frozen.clone());
         frozen
     }
 
-    /// The frozen generation is durable as `tree`.
-    pub fn thaw(&mut self, tree: TreeRoot) {
-        assert!(self.frozen.take().is_some(), "a consistency point thaws what it froze");
+    /// The frozen generation is durable as `tree`, and its held records, if it has any, in `held`.
+    pub fn thaw(&mut self, tree: TreeRoot, held: Option<TreeRoot>) {
+        let frozen = self.frozen.take().expect("a consistency point thaws what it froze");
+        self.is_offline &= frozen.record.offline.is_some();
+        if let (Some(offline), Some(held)) = (&mut self.record.offline, held) {
+            offline.held = held;
+        }
         self.record.root = tree.root;
         self.record.levels = tree.levels;
         self.record.allocated_blocks = u64::from(tree.root.aux());
+    }
+
+    /// What held records and is not in a consistency point's reap list yet.
+    #[must_use]
+    pub fn released(&self) -> Option<Subtree> {
+        self.released
+    }
+
+    /// Whether nobody may use the volume: records are held, or the consistency point that contains the last of them is not durable yet.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
+        self.is_offline
+    }
+
+    /// Holds a record, which stands in the log as `bytes`, together with those that came before: the first one cannot be performed, because of
+    /// `cause`. `place` has room for the blocks that `hold_blocks` says. Returns how the reservation grew.
+    pub fn hold(&mut self, record: &OwnedRecord, cause: OfflineCause, bytes: &[u8], place: Vec<BlockBuf>) -> u64 {
+        let mut offline = self.record.offline.unwrap_or(Offline {
+            cause,
+            lane: record.lane,
+            lsn: record.lsn,
+            records: 0,
+            start_bytes: 0,
+            end_bytes: 0,
+            held: TreeRoot { root: BlockRef::default(), levels: 1 },
+        });
+        assert_eq!(place.len() as u64, self.hold_blocks(bytes.len() as u64), "as much as was asked for");
+        let before = self.held.reserved_blocks();
+        let start = self.hold_start(&offline);
+        let end = start + bytes.len() as u64;
+        let levels = levels_for(end.div_ceil(BLOCK_BYTES)).max(offline.held.levels);
+        let small = |number: u64| usize::try_from(number).expect("inside a record or a block");
+        for (index, mut block) in (start / BLOCK_BYTES..).zip(place) {
+            block.fill(0);
+            if let DirtyLookup::Block(known) = self.held.lookup(index) {
+                block.copy_from_slice(&*known.data);
+            }
+            let (first, last) = (start.max(index * BLOCK_BYTES), end.min((index + 1) * BLOCK_BYTES));
+            let within = small(first - index * BLOCK_BYTES)..small(last - index * BLOCK_BYTES);
+            block[within].copy_from_slice(&bytes[small(first - start)..small(last - start)]);
+            self.held.insert(index, DirtyBlock { data: block.freeze(), lsn: record.end }, levels);
+        }
+        offline.records += 1;
+        offline.end_bytes = end;
+        self.record.offline = Some(offline);
+        (self.is_offline, self.changed) = (true, true);
+        self.held.reserved_blocks() - before
+    }
+
+    /// Blocks of memory that holding a record of `record_bytes` takes.
+    #[must_use]
+    pub fn hold_blocks(&self, record_bytes: u64) -> u64 {
+        let start = self.record.offline.as_ref().map_or(0, |offline| self.hold_start(offline));
+        (start + record_bytes).div_ceil(BLOCK_BYTES) - start / BLOCK_BYTES
+    }
+
+    /// Where the next held record begins: behind the last one, in a block of its own if that one's lies in a consistency point.
+    fn hold_start(&self, offline: &Offline) -> u64 {
+        if self.held.is_empty() { offline.end_bytes.next_multiple_of(BLOCK_BYTES) } else { offline.end_bytes }
+    }
+
+    /// The first held record was performed; the next one begins at `start_bytes`.
+    pub fn pass_held(&mut self, start_bytes: u64) {
+        self.skip_held(start_bytes);
+        let offline = self.record.offline.as_mut().expect("records are held");
+        offline.records -= 1;
+    }
+
+    /// The next held record begins at `start_bytes`.
+    pub fn skip_held(&mut self, start_bytes: u64) {
+        let offline = self.record.offline.as_mut().expect("records are held");
+        assert!(offline.start_bytes < start_bytes && start_bytes <= offline.end_bytes, "records follow each other");
+        offline.start_bytes = start_bytes;
+        self.changed = true;
+    }
+
+    /// The first held record, which stood in the log at `lsn`, cannot be performed, because of `cause`.
+    pub fn keep_held(&mut self, lsn: Lsn, cause: OfflineCause) {
+        let offline = self.record.offline.as_mut().expect("records are held");
+        (offline.lsn, offline.cause) = (lsn, cause);
+        self.changed = true;
+    }
+
+    /// Nothing is held any more, once the next consistency point is durable.
+    pub fn end_held(&mut self) {
+        let Offline { held: TreeRoot { root, levels }, .. } = self.record.offline.take().expect("records are held");
+        self.released = Some(Subtree { root, levels });
+        self.changed = true;
     }
 }

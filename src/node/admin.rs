@@ -2,7 +2,7 @@
 //!
 //! Control runs on ordinary threads; it sends an [`AdminCall`] over a bounded channel to reactor 0 and waits for the reply there.
 
-pub use crate::cp::check::{CheckReport, DamagedRange};
+pub use crate::cp::check::{CheckReport, DamagedRange, OfflineVolume};
 use crate::{base::limits::BLOCK_BYTES, format::object::VolumeRecord};
 use crossbeam_channel::Sender;
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,13 @@ pub enum AdminRequest {
     VolumeDelete {
         /// Which.
         name: String,
+    },
+    /// Perform the held records of a volume that is offline, and reply when it is online.
+    VolumeOnline {
+        /// Which.
+        name: String,
+        /// Drop the records instead.
+        accept_loss: bool,
     },
     /// Take a consistency point now and reply when it is durable.
     Checkpoint,
@@ -88,7 +95,7 @@ pub enum AdminReply {
     Done,
     /// To `Status`.
     Status(Box<NodeStatus>),
-    /// To `VolumeCreate`, `VolumeList`, `VolumeResize`.
+    /// To `VolumeCreate`, `VolumeList`, `VolumeResize`, `VolumeOnline`.
     Volumes {
         /// One or all.
         volumes: Vec<VolumeStatus>,
@@ -326,6 +333,24 @@ pub struct VolumeStatus {
     pub reads: OperationStatus,
     /// Changes since start.
     pub writes: OperationStatus,
+    /// Why nobody can use it, and what is held; none: it is online.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offline: Option<OfflineStatus>,
+}
+
+/// What stands of a volume that is offline.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfflineStatus {
+    /// Lane of the change log in which the record stood that could not be performed.
+    pub lane: u16,
+    /// Its position there.
+    pub lsn: u64,
+    /// Why it could not.
+    pub why: String,
+    /// Records that are held, this one included.
+    pub held_records: u64,
+    /// Their bytes.
+    pub held_bytes: u64,
 }
 
 impl VolumeStatus {
@@ -338,6 +363,13 @@ impl VolumeStatus {
             size_bytes: record.size_bytes,
             allocated_bytes: record.allocated_blocks * BLOCK_BYTES,
             reactor,
+            offline: record.offline.map(|offline| OfflineStatus {
+                lane: offline.lane.0,
+                lsn: offline.lsn.0,
+                why: offline.cause.to_string(),
+                held_records: offline.records,
+                held_bytes: offline.end_bytes - offline.start_bytes,
+            }),
             ..Self::default()
         }
     }

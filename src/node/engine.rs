@@ -641,6 +641,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                         id: volume.id,
                         name: volume.name.clone(),
                         size_bytes: volume.size_bytes,
+                        offline: volume.offline.map(|offline| offline.to_string()),
                     })
                     .collect();
                 let lanes = coordinator.superblock().map_or(1, Superblock::lane_count);

@@ -284,7 +284,9 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
             }
             AdminRequest::Status => self.ask_all(call, Question::Status),
             AdminRequest::VolumeList => self.ask_all(call, Question::Volumes),
-            AdminRequest::VolumeResize { name, .. } | AdminRequest::VolumeDelete { name } => {
+            AdminRequest::VolumeResize { name, .. }
+            | AdminRequest::VolumeDelete { name }
+            | AdminRequest::VolumeOnline { name, .. } => {
                 let slot = self.volume(name).map_or(PoolSlot::Home, |volume| PoolSlot::of(volume.id));
                 self.ask(slot, call);
             }

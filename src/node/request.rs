@@ -225,6 +225,9 @@ pub enum VolumeError {
     /// Neither node of the pair has served the pool for as long as a request waits.
     #[error("neither node has served the pool for {} s", .0.as_secs())]
     Unserved(Duration),
+    /// Recovery could not perform a record of the volume's: it, and all later ones, are held until somebody acts.
+    #[error("the volume is offline: {0}")]
+    Offline(String),
     /// The node is shutting down.
     #[error("the node is shutting down")]
     ShuttingDown,
@@ -239,6 +242,8 @@ pub struct VolumeInfo {
     pub name: String,
     /// Its size.
     pub size_bytes: u64,
+    /// Why nobody can use it; `None`: it is online.
+    pub offline: Option<String>,
 }
 
 /// What a node offers its front ends.

@@ -400,6 +400,7 @@ pub fn first_superblock(
         reap: BlockRef::default(),
         applied: vec![Lsn(0); usize::from(lane_count)],
         forwarded: vec![ForwardedChanges::none(usize::from(lane_count)); usize::from(lane_count)],
+        has_offline: false,
         devices,
     }
 }

@@ -13,7 +13,7 @@ use twinlog::{
     control::admin::{ReplyLine, SCHEMA_VERSION},
     format::{
         chain::{AddressRange, Subtree, encode_chain_block},
-        object::{ObjectRecord, VolumeRecord, records_mut},
+        object::{ObjectRecord, Offline, OfflineCause, VolumeRecord, records_mut},
         record::{RawRecord, RecordPlace},
         reference::{BlockRef, node_mut},
         superblock::{PoolDevice, Superblock, TreeRoot},
@@ -102,7 +102,7 @@ fn frames() -> Vec<Vec<u8>> {
     let lane = LaneIndex(1);
     let refusal = MirrorRefusal { lane, reason: MirrorRefusalReason::Gap, expected: Lsn(256), text: text() };
     let state = PoolState { word: Word::Mirroring, portion: Some(PortionId(8)), expected: vec![Some(Lsn(128)), None] };
-    let entry = VolumeEntry { id: ObjectId(1), size_bytes: 1 << 30, name: "vol".to_owned() };
+    let entry = VolumeEntry { id: ObjectId(1), size_bytes: 1 << 30, is_offline: true, name: "vol".to_owned() };
     let request = |kind, length_bytes| Request {
         id: 7,
         volume: ObjectId(3),
@@ -273,6 +273,7 @@ fn sample() -> Superblock {
         reap: BlockRef::default(),
         applied: vec![Lsn(128), Lsn(1 << 40)],
         forwarded: vec![ForwardedChanges::none(2); 2],
+        has_offline: false,
         devices: vec![PoolDevice { id: 8, block_count: 4096, plex: 0 }; 3],
     }
 }
@@ -284,6 +285,7 @@ fn superblocks() -> Vec<Vec<u8>> {
         name: "n".repeat(64),
         applied: vec![Lsn(1); 16],
         forwarded: vec![forwarded; 16],
+        has_offline: true,
         devices: vec![PoolDevice { id: 9, block_count: 1024, plex: 0 }; 32],
         ..sample()
     };
@@ -307,6 +309,15 @@ fn blocks() -> Vec<Vec<u8>> {
             allocated_blocks: 9,
             created_cp: CpNumber(2),
             created_ns: 5,
+            offline: (id == 3).then_some(Offline {
+                cause: OfflineCause::Unreadable(7),
+                lane: LaneIndex(1),
+                lsn: Lsn(1 << 20),
+                records: 3,
+                start_bytes: 0,
+                end_bytes: 9 * 128,
+                held: TreeRoot { root: reference, levels: 1 },
+            }),
         });
     }
     let mut nodes = [0; BLOCK_BYTES];
@@ -343,6 +354,7 @@ fn admin_lines() -> Vec<Vec<u8>> {
         AdminRequest::VolumeList,
         AdminRequest::VolumeResize { name: name(), size_bytes: u64::MAX },
         AdminRequest::VolumeDelete { name: name() },
+        AdminRequest::VolumeOnline { name: name(), accept_loss: true },
         AdminRequest::Checkpoint,
         AdminRequest::PoolCheck,
         AdminRequest::PoolGrow { device: "/dev/\"odd\"\n".to_owned() },

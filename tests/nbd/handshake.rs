@@ -101,6 +101,31 @@ fn list_names_every_volume() {
 }
 
 #[test]
+fn a_volume_that_is_offline_is_neither_listed_nor_entered() {
+    let mut bench = Bench::new();
+    bench.service.offline = Some("vol");
+    let client = haggling(&mut bench);
+    let listed = bytes![option_reply(3, 2, &bytes![u32be(5), b"other", OTHER.as_bytes()]), ack(3)];
+    expect_reply(&mut bench, client, &option(3, &[]), &listed);
+    let why: &[u8] =
+        b"the volume is offline, for a record of the change log could not be performed: see `twinlog status`";
+    for number in [6, 7] {
+        // The empty name is the first volume.
+        for name in ["vol", ""] {
+            let refused = option_reply(number, wire::ERR_POLICY, why);
+            expect_reply(&mut bench, client, &option(number, &wire::go(name, &[])), &refused);
+        }
+    }
+    bench.service.offline = None;
+    expect_reply(&mut bench, client, &option(7, &wire::go("vol", &[])), &bytes![info_export(7, SIZE, FLAGS), ack(7)]);
+    let mut bench = Bench::new();
+    bench.service.offline = Some("vol");
+    let client = haggling(&mut bench);
+    expect_reply(&mut bench, client, &option(1, b"vol"), &[]);
+    assert_eq!(bench.closed(client), Some(Closed::Aborted));
+}
+
+#[test]
 fn info_tells_what_is_asked_and_go_enters() {
     let mut bench = Bench::new();
     let client = haggling(&mut bench);

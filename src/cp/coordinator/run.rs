@@ -258,6 +258,7 @@ impl Coordinator {
                     && let Some(volume) = self.volumes.get_mut(&record.id)
                 {
                     volume.allocated_blocks = record.allocated_blocks;
+                    volume.offline = record.offline;
                 }
                 self.directory.apply(update);
             }
@@ -401,6 +402,7 @@ impl Coordinator {
         next.space_map = map.tree;
         next.freed = freed;
         next.reap = reap;
+        next.has_offline = self.directory.has_offline();
         for (lane, report) in &run.reports {
             next.applied[lane.index()] = report.applied;
             if let Some(forwarded) = &report.forwarded {

@@ -174,6 +174,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                 self.volume_call(&name, VolumeChange::Resize(size_bytes), reply);
             }
             AdminRequest::VolumeDelete { name } => self.volume_call(&name, VolumeChange::Delete, reply),
+            AdminRequest::VolumeOnline { name, accept_loss } => self.online_call(&name, accept_loss, reply),
             AdminRequest::Checkpoint => match self.ask_for_cp() {
                 Ok(wanted) => self.admin.checkpoints.push((wanted, reply)),
                 Err(message) => answer(&reply, refused(&message, "twinlog status")),
@@ -241,6 +242,17 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         }
         let coordinator = self.coordinator.as_mut().expect("reactor 0 takes calls");
         match coordinator.change_volume(name, change) {
+            Ok(call) => drop(self.admin.volume_calls.insert(call, reply)),
+            Err(message) => answer(&reply, refused(&message, "twinlog volume list")),
+        }
+    }
+
+    fn online_call(&mut self, name: &str, accept_loss: bool, reply: Sender<AdminReply>) {
+        if self.admin.stop.is_some() {
+            return answer(&reply, refused("the pool is shutting down, or handed over", "twinlog status"));
+        }
+        let coordinator = self.coordinator.as_mut().expect("reactor 0 takes calls");
+        match coordinator.online(name, accept_loss) {
             Ok(call) => drop(self.admin.volume_calls.insert(call, reply)),
             Err(message) => answer(&reply, refused(&message, "twinlog volume list")),
         }

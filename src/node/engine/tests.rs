@@ -30,6 +30,7 @@ mod forwarded;
 mod grow;
 mod memory;
 mod mirror;
+mod offline;
 mod space;
 
 /// Wakes a reactor that has a message.

@@ -23,7 +23,10 @@ use crate::{
     },
     fs::volume::{Below, Overlay, Volume},
     node::request::VolumeError,
-    pool::io::{Io, Tag},
+    pool::{
+        io::{Io, Tag},
+        tree::levels_for,
+    },
 };
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 use twinlog_device::{BlockBuf, BlockDevice, Loan, LogMemory, SharedBlock};
@@ -53,7 +56,8 @@ struct Reading<'a, D> {
     tag: Tag,
     /// What has been read for it.
     arrived: &'a BTreeMap<BlockKey, Result<SharedBlock, String>>,
-    loan: &'a mut Option<Loan>,
+    /// `None`: it reads whether or not clients have borrowed all there is, one record at a time.
+    loan: Option<&'a mut Option<Loan>>,
 }
 
 impl<D: BlockDevice> Reading<'_, D> {
@@ -80,9 +84,31 @@ impl<D: BlockDevice> Reading<'_, D> {
         if let Some(Err(reason)) = self.arrived.get(&reference.key()) {
             return Err(Obstacle::Refused(VolumeError::Unreadable { block: index, reason: reason.clone() }));
         }
-        borrow_for_change(self.io, volume, self.loan)?;
+        if let Some(loan) = &mut self.loan {
+            borrow_for_change(self.io, volume, loan)?;
+        }
         let _ = self.io.fetch(reference, self.tag);
         Ok(())
+    }
+}
+
+/// The record of a change that is to be performed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Entry {
+    /// There is none yet.
+    New,
+    /// It stands in the log, and ends here: its space was promised when it was admitted.
+    Replayed(Lsn),
+    /// It was held while its volume was offline, and ended here: its space is promised anew.
+    Held(Lsn),
+}
+
+impl Entry {
+    fn end(self) -> Option<Lsn> {
+        match self {
+            Self::New => None,
+            Self::Replayed(end) | Self::Held(end) => Some(end),
+        }
     }
 }
 
@@ -101,7 +127,7 @@ impl<L: LogMemory> Shard<L> {
     pub(super) fn admit<D: BlockDevice>(&mut self, io: &mut Io<D>) {
         for _ in 0..super::APPENDS_PER_TURN {
             let Some(&id) = self.admission.front() else { return };
-            match self.try_append(io, id, None) {
+            match self.try_append(io, id, Entry::New) {
                 Ok(true) => {
                     self.admission.pop_front();
                     let Some(request) = self.requests.get_mut(id) else { continue };
@@ -159,17 +185,16 @@ impl<L: LogMemory> Shard<L> {
         self.admission.push_back(key);
     }
 
-    /// Appends the next record of a change and performs it; with `replayed` the record exists already and ends there. True when that
-    /// was the last.
+    /// Performs the next record of a change; a new one is appended before. True when that was the last.
     pub(super) fn try_append<D: BlockDevice>(
         &mut self,
         io: &mut Io<D>,
         id: u64,
-        replayed: Option<Lsn>,
+        entry: Entry,
     ) -> Result<bool, Obstacle> {
         let Some(place) = self.requests.get_mut(id) else { return Ok(true) };
         let mut request = std::mem::replace(place, Request::placeholder());
-        let result = self.append_part(io, id, &mut request, replayed);
+        let result = self.append_part(io, id, &mut request, entry);
         let is_done = matches!(request.kind, Kind::Change { change: Change::Done, .. });
         *self.requests.get_mut(id).expect("it was there") = request;
         result.map(|()| is_done)
@@ -180,20 +205,25 @@ impl<L: LogMemory> Shard<L> {
         io: &mut Io<D>,
         id: u64,
         request: &mut Request,
-        replayed: Option<Lsn>,
+        entry: Entry,
     ) -> Result<(), Obstacle> {
         let range = request.range();
         let tag = Tag { owner: self.options.owners.requests, id };
-        let mut reading = Reading { io, tag, arrived: &request.arrived, loan: &mut request.loan };
+        let loan = matches!(entry, Entry::New).then_some(&mut request.loan);
+        let mut reading = Reading { io, tag, arrived: &request.arrived, loan };
         let Kind::Change { change, .. } = &mut request.kind else { unreachable!("only changes are appended") };
         if let Change::Volume(volume_change) = change {
             let volume_change = volume_change.clone();
-            if let (VolumeChange::Resize(size_bytes), Some(volume), None) =
-                (&volume_change, self.volumes.get(&request.volume), replayed)
+            if let (VolumeChange::Resize(size_bytes), Some(volume)) =
+                (&volume_change, self.volumes.get(&request.volume))
             {
                 reading.path(volume, &(size_bytes / BLOCK_BYTES..volume.block_count()), true)?;
+                if levels_for(size_bytes / BLOCK_BYTES) > volume.record().levels {
+                    // The root becomes the child of a new one.
+                    reading.path(volume, &(0..1), false)?;
+                }
             }
-            request.lsn = self.perform_on_volume(request.volume, &volume_change, replayed)?;
+            request.lsn = self.perform_on_volume(request.volume, &volume_change, entry)?;
             *change = Change::Done;
             return Ok(());
         }
@@ -208,10 +238,7 @@ impl<L: LogMemory> Shard<L> {
             *change = Change::Done;
             return Ok(());
         }
-        // A record that is replayed was admitted: what has become unreadable since is for the consistency point to find.
-        if replayed.is_none() {
-            read_paths(volume, change, &part, &mut reading)?;
-        }
+        read_paths(volume, change, &part, &mut reading)?;
         let edges = match change {
             Change::Discard(_) => Vec::new(),
             _ => old_edges(volume, &part, &mut reading)?,
@@ -219,16 +246,8 @@ impl<L: LogMemory> Shard<L> {
         let (cost, is_urgent) = cost(volume, change, &part);
         let frees = matches!(change, Change::Discard(_) | Change::Zero(_, false));
         let lists = if frees { volume.free_list_cost() } else { 0 };
-        let mut pause = Duration::ZERO;
-        let lists = if replayed.is_none() {
-            let payload = if matches!(change, Change::Write(..)) { part.end - part.start } else { 0 };
-            pause = self.check_room(payload, cost)?;
-            self.check_pace(pause)?;
-            reserve(&self.options.budget, (cost, lists), is_urgent)?
-        } else {
-            self.options.budget.reserve_again(cost);
-            0
-        };
+        let payload = if matches!(change, Change::Write(..)) { part.end - part.start } else { 0 };
+        let (lists, pause) = self.promise(entry, payload, (cost, lists, is_urgent))?;
         let step = match self.prepare(io, change, &part, edges) {
             Ok(step) => step,
             Err(obstacle) => {
@@ -239,7 +258,7 @@ impl<L: LogMemory> Shard<L> {
         let request_id = request.source.record_id(id);
         let draft = self.draft(request.volume, change, &part, request_id);
         self.forwarded.note(draft.request_id);
-        request.lsn = self.append(&draft, &step, replayed);
+        request.lsn = self.append(&draft, &step, entry);
         let taken = self.perform(request.volume, step, request.lsn);
         assert!(taken <= cost, "{taken} blocks were taken where {cost} were reserved");
         self.options.budget.give_back(i64::try_from(cost - taken).expect("bounded by the request"));
@@ -253,18 +272,51 @@ impl<L: LogMemory> Shard<L> {
         Ok(())
     }
 
+    /// Promises the space of a record, and what its lists may take. Returns the latter, and how much the record is to be delayed.
+    fn promise(
+        &mut self,
+        entry: Entry,
+        payload: u64,
+        (cost, lists, is_urgent): (u64, u64, bool),
+    ) -> Result<(u64, Duration), Obstacle> {
+        let mut pause = Duration::ZERO;
+        match entry {
+            Entry::New => {
+                pause = self.check_room(payload, cost)?;
+                self.check_pace(pause)?;
+            }
+            Entry::Held(_) => self.check_memory(cost)?,
+            Entry::Replayed(_) => {
+                self.options.budget.reserve_again(cost);
+                return Ok((0, pause));
+            }
+        }
+        Ok((reserve(&self.options.budget, (cost, lists), is_urgent)?, pause))
+    }
+
     /// Whether lane and memory have room for a record with a payload of so many bytes; returns how much it is to be delayed.
     fn check_room(&mut self, payload: u64, cost: u64) -> Result<Duration, Obstacle> {
         let State::Serving(lane) = &self.state else { return Err(Obstacle::Wait) };
-        let is_memory_full = self.reserved_active + self.reserved_frozen + cost > self.options.dirty_blocks_max;
-        if is_memory_full || !lane.has_space_for(payload) {
+        let has_space = lane.has_space_for(payload);
+        self.check_memory(cost)?;
+        if !has_space {
             self.want_cp();
             return Err(Obstacle::Wait);
         }
+        let State::Serving(lane) = &self.state else { return Err(Obstacle::Wait) };
         if !lane.room_for(payload) {
             return Err(Obstacle::Wait);
         }
         Ok(self.pause(lane, record_bytes(payload)))
+    }
+
+    /// Whether memory has room for so many dirty blocks more.
+    fn check_memory(&mut self, cost: u64) -> Result<(), Obstacle> {
+        if self.reserved_active + self.reserved_frozen + cost > self.options.dirty_blocks_max {
+            self.want_cp();
+            return Err(Obstacle::Wait);
+        }
+        Ok(())
     }
 
     /// Whether the throttle lets a record pass that is delayed by `pause`.
@@ -335,8 +387,8 @@ impl<L: LogMemory> Shard<L> {
     }
 
     /// Puts the record into the lane, unless it is there already. Returns the position after it.
-    fn append(&mut self, draft: &Draft, step: &Step, replayed: Option<Lsn>) -> Lsn {
-        if let Some(end) = replayed {
+    fn append(&mut self, draft: &Draft, step: &Step, entry: Entry) -> Lsn {
+        if let Some(end) = entry.end() {
             return end;
         }
         let State::Serving(lane) = &mut self.state else { unreachable!("room was checked in a serving lane") };
@@ -372,15 +424,15 @@ impl<L: LogMemory> Shard<L> {
     }
 
     /// Makes, resizes or deletes a volume. Returns the position after the record.
-    fn perform_on_volume(
-        &mut self,
-        id: ObjectId,
-        change: &VolumeChange,
-        replayed: Option<Lsn>,
-    ) -> Result<Lsn, Obstacle> {
+    fn perform_on_volume(&mut self, id: ObjectId, change: &VolumeChange, entry: Entry) -> Result<Lsn, Obstacle> {
         let is_there = self.volumes.contains_key(&id);
         if is_there == matches!(change, VolumeChange::Create { .. }) {
             return Err(Obstacle::Refused(VolumeError::NoSuchVolume));
+        }
+        if let (Entry::New, VolumeChange::Resize(_)) = (entry, change)
+            && let Some(reason) = self.offline_reason(id)
+        {
+            return Err(Obstacle::Refused(VolumeError::Offline(reason)));
         }
         let frees = |volume: &Volume| volume.free_cost() + volume.free_list_cost();
         let cost = match change {
@@ -394,15 +446,17 @@ impl<L: LogMemory> Shard<L> {
             VolumeChange::Resize(size_bytes) => (RecordKind::Resize, *size_bytes, &[][..]),
             VolumeChange::Delete => (RecordKind::Delete, 0, &[][..]),
         };
-        if replayed.is_none() {
-            self.check_room(name.len() as u64, cost)?;
-            reserve(&self.options.budget, (cost, 0), matches!(change, VolumeChange::Delete))?;
-        } else {
-            self.options.budget.reserve_again(cost);
+        match entry {
+            Entry::New => {
+                self.check_room(name.len() as u64, cost)?;
+                reserve(&self.options.budget, (cost, 0), matches!(change, VolumeChange::Delete))?;
+            }
+            Entry::Replayed(_) => self.options.budget.reserve_again(cost),
+            Entry::Held(_) => drop(reserve(&self.options.budget, (cost, 0), false)?),
         }
         let time_ns = self.wall_clock_ns;
         let draft = Draft { kind, object: id, offset_bytes: 0, argument, flags: 0, time_ns, request_id: 0 };
-        let lsn = replayed.unwrap_or_else(|| {
+        let lsn = entry.end().unwrap_or_else(|| {
             let State::Serving(lane) = &mut self.state else { unreachable!("room was checked in a serving lane") };
             lane.append(&draft, if name.is_empty() { &[] } else { std::slice::from_ref(&name) })
         });
@@ -472,7 +526,7 @@ fn advance(change: &mut Change, end: u64) {
 }
 
 /// Blocks that `range` covers whole.
-fn whole_blocks(range: &Range<u64>) -> Range<u64> {
+pub(super) fn whole_blocks(range: &Range<u64>) -> Range<u64> {
     let start = range.start.div_ceil(BLOCK_BYTES);
     start..(range.end / BLOCK_BYTES).max(start)
 }

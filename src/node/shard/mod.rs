@@ -18,12 +18,15 @@
 //!    that its consistency point will copy were readable: from then on nothing can refuse it (rule R8).
 //! 4. `reserved_active + reserved_frozen` bounds the memory that consistency points will take; with `reserved_lists`, the space.
 //! 5. Every request ends in exactly one reply.
-//! 6. A request reads only after it has borrowed the memory for all that it holds at once: see [the division of
+//! 6. A volume of which recovery could not perform a record is offline: the record and all later ones of the volume are held, in order, and are
+//!    in the consistency point that ends the recovery. What is asked of the volume is refused, until a consistency point contains all of them.
+//! 7. A request reads only after it has borrowed the memory for all that it holds at once: see [the division of
 //!    memory](super::memory).
 
 mod change;
 mod loan;
 mod mirror;
+mod online;
 mod read;
 mod replay;
 mod request;
@@ -33,7 +36,7 @@ pub use request::{Origin, Source};
 
 use crate::{
     alloc::budget::Budget,
-    base::{CpNumber, Epoch, ForwardedChanges, LaneIndex, Lsn, ObjectId, Slab, limits::BLOCK_BYTES, planted},
+    base::{CpNumber, Epoch, ForwardedChanges, LaneIndex, Lsn, ObjectId, PoolId, Slab, limits::BLOCK_BYTES, planted},
     changelog::{
         lane::Lane,
         throttle::{Drain, Pace, delay, is_much, should_checkpoint},
@@ -102,6 +105,8 @@ pub struct Shard<L: LogMemory> {
     deleted: Vec<Volume>,
     figures: BTreeMap<ObjectId, VolumeFigures>,
     requests: Slab<Request>,
+    /// Calls that bring volumes back; the first one is under way.
+    onlines: VecDeque<online::Online>,
     /// Changes in the order in which they want to enter the lane.
     admission: VecDeque<u64>,
     space_waiters: VecDeque<u64>,
@@ -115,6 +120,7 @@ pub struct Shard<L: LogMemory> {
     cp: Option<ShardCp>,
     cp_asked: bool,
     cp_number: CpNumber,
+    pool: PoolId,
     /// Forwarded changes that were performed, replayed ones included.
     forwarded: ForwardedChanges,
     /// Whether the coordinator waits for the partner to have everything that may have been answered.
@@ -147,6 +153,7 @@ impl<L: LogMemory> Shard<L> {
             deleted: Vec::new(),
             figures: BTreeMap::new(),
             requests: Slab::default(),
+            onlines: VecDeque::new(),
             admission: VecDeque::new(),
             space_waiters: VecDeque::new(),
             loan_waiters: VecDeque::new(),
@@ -156,6 +163,7 @@ impl<L: LogMemory> Shard<L> {
             cp: None,
             cp_asked: false,
             cp_number: CpNumber(0),
+            pool: PoolId(0),
             forwarded: ForwardedChanges::none(1),
             catches_up: false,
             reserved_active: 0,
@@ -195,7 +203,8 @@ impl<L: LogMemory> Shard<L> {
         let age = age.map(|oldest| oldest + crate::changelog::throttle::CHECKPOINT_AGE);
         let throttle = (!self.admission.is_empty() && self.throttled_until > self.now).then_some(self.throttled_until);
         let loan = (!self.loan_waiters.is_empty()).then(|| self.now + loan::RETRY);
-        lane.next_deadline().into_iter().chain(age).chain(throttle).chain(loan).min()
+        let online = (!self.onlines.is_empty()).then(|| self.now + loan::RETRY);
+        lane.next_deadline().into_iter().chain(age).chain(throttle).chain(loan).chain(online).min()
     }
 
     /// The next reply.
@@ -221,6 +230,7 @@ impl<L: LogMemory> Shard<L> {
             }
             ToShard::Durable(cp) => self.durable(cp),
             ToShard::Volume { call, id, change } => self.submit_volume_change(call, id, change),
+            ToShard::Online { call, id, accept_loss } => self.begin_online(call, id, accept_loss),
             ToShard::Mirror(order) => self.mirror(order),
             ToShard::Stop(reason) => self.stop(reason),
         }
@@ -243,6 +253,9 @@ impl<L: LogMemory> Shard<L> {
         };
         if tag.owner == self.options.owners.requests {
             let IoEvent::Fetched { key, result, .. } = event else { unreachable!("requests only fetch") };
+            if tag.id == online::HELD {
+                return self.held_arrived(key, result);
+            }
             if let Some(request) = self.requests.get_mut(tag.id) {
                 request.arrived.insert(key, result);
                 if !std::mem::replace(&mut request.is_woken, true) {
@@ -274,7 +287,10 @@ impl<L: LogMemory> Shard<L> {
                 self.replay(io);
                 worked = true;
             }
-            State::Serving(_) => self.serve_turn(io),
+            State::Serving(_) => {
+                self.serve_turn(io);
+                worked = self.online_turn(io);
+            }
             State::Closed(_) | State::Replayed { .. } | State::Stopped(_) => {}
         }
         let is_stable = match (&self.state, &self.cp) {
@@ -384,6 +400,7 @@ impl<L: LogMemory> Shard<L> {
             self.want_cp();
         }
         self.retry_space_waiters();
+        self.end_onlines();
     }
 
     fn serve(&mut self) {
@@ -424,6 +441,7 @@ impl<L: LogMemory> Shard<L> {
     fn stop(&mut self, reason: String) {
         self.cp = None;
         self.admission.clear();
+        self.onlines.clear();
         self.space_waiters.clear();
         self.loan_waiters.clear();
         self.stable_waiters.clear();

@@ -1,26 +1,50 @@
 //! Recovery of a lane (rule R10): every record above the applied position is performed, in order, by the functions that requests use.
 //!
 //! Crash restart, takeover and giveback all end here: what differs is only whose portion the log memory is.
+//!
+//! Admission sees to it that a record can be performed (rule R8), but not that the disks keep what it needs. A record that cannot be performed on its
+//! volume takes that volume offline: the record and all later ones of the volume are held, byte by byte as they stand in the log, in a tree of the
+//! volume's that the consistency point at the end writes. So the log is trimmed as ever, nothing that was answered is lost, and whoever opens the pool next finds the
+//! volume's state in its object record. What is a matter of the pool stops the pool: memory, space, a record that contradicts the object table.
 
 use super::{
     Shard, State,
-    change::Obstacle,
+    change::{Entry, Obstacle, whole_blocks},
     request::{Change, Kind, Request, Source},
 };
 use crate::{
-    base::{Epoch, ObjectId, planted},
+    base::{
+        Epoch, ObjectId,
+        limits::{BLOCK_BYTES, CHANGE_BYTES_MAX},
+        planted,
+    },
     changelog::scan::{Scan, ScanEnd, ScanStart, ScanStep},
     cp::message::{ShardOpening, ToCoordinator, VolumeChange},
     format::{
         lane_header::LaneIdentity,
-        object::{is_valid_name, is_valid_size},
-        record::{FLAG_KEEP_ALLOCATED, OwnedRecord, RecordKind},
+        object::{OfflineCause, is_valid_name, is_valid_size},
+        record::{Draft, FLAG_KEEP_ALLOCATED, OwnedRecord, RecordKind},
     },
     fs::volume::Volume,
-    node::request::{Payload, VolumeOperation},
-    pool::io::Io,
+    node::request::{Payload, VolumeError, VolumeOperation},
+    pool::io::{Io, Tag},
 };
+use std::{collections::VecDeque, ops::Range};
 use twinlog_device::{BlockDevice, LogMemory};
+
+/// Records that are read ahead of the one in hand, at most.
+const AHEAD_MAX: usize = 128;
+/// Bytes of their payloads, about.
+const AHEAD_BYTES_MAX: usize = 2 << 20;
+/// Names the fetches of nodes that are read ahead: nobody takes them, they are for the cache.
+const AHEAD: u64 = u64::MAX - 1;
+
+/// A record that comes after the one in hand.
+struct Ahead {
+    record: OwnedRecord,
+    /// Whether the nodes that its consistency point will copy were at hand.
+    is_read: bool,
+}
 
 /// A lane being replayed.
 pub(super) struct Replay<L: LogMemory> {
@@ -29,10 +53,47 @@ pub(super) struct Replay<L: LogMemory> {
     /// In which the lane goes on, and whether it is mirrored from the start.
     epoch: Epoch,
     is_mirrored: bool,
-    /// The record in hand: its request.
+    /// What the scan has returned: the record in hand first.
+    ahead: VecDeque<Ahead>,
+    ahead_bytes: usize,
+    end: Option<ScanEnd>,
+    /// The request of the record in hand.
     current: Option<u64>,
     records: u64,
     object_max: ObjectId,
+}
+
+/// Why a record is not performed.
+enum Unperformed {
+    /// It is a matter of its volume, in the words of the device if there are any.
+    Volume(OfflineCause, String),
+    /// It is a matter of the pool.
+    Pool(String),
+}
+
+impl<L: LogMemory> Replay<L> {
+    /// Takes what the scan has, as far as it is wanted.
+    fn scan(&mut self) -> Result<(), String> {
+        while self.end.is_none() && self.ahead.len() < AHEAD_MAX && self.ahead_bytes < AHEAD_BYTES_MAX {
+            match self.scan.poll().map_err(|error| error.to_string())? {
+                ScanStep::Pending => return Ok(()),
+                ScanStep::Record(record) => {
+                    self.ahead_bytes += record.payload.len();
+                    self.ahead.push_back(Ahead { record, is_read: false });
+                }
+                ScanStep::End(end) => self.end = Some(end),
+            }
+        }
+        Ok(())
+    }
+
+    /// The record in hand is done.
+    fn pop(&mut self) -> Option<OwnedRecord> {
+        self.current = None;
+        let Ahead { record, .. } = self.ahead.pop_front()?;
+        self.ahead_bytes -= record.payload.len();
+        Some(record)
+    }
 }
 
 impl<L: LogMemory> Shard<L> {
@@ -46,87 +107,166 @@ impl<L: LogMemory> Shard<L> {
         let identity = LaneIdentity { pool: opening.pool, role: opening.role, lane, lane_count: opening.lane_count };
         let start = ScanStart { identity, applied: opening.applied, epoch_min: opening.epoch_min };
         self.cp_number = opening.cp;
+        self.pool = opening.pool;
         self.forwarded = opening.forwarded;
         self.volumes = opening.volumes.into_iter().map(|record| (record.id, Volume::open(record))).collect();
         let scan = Scan::new(log, start);
         let ShardOpening { epoch, is_mirrored, .. } = opening;
-        let replay = Replay { scan, identity, epoch, is_mirrored, current: None, records: 0, object_max: ObjectId(0) };
+        let (ahead, ahead_bytes, end, current) = (VecDeque::new(), 0, None, None);
+        let (records, object_max) = (0, ObjectId(0));
+        let replay =
+            Replay { scan, identity, epoch, is_mirrored, ahead, ahead_bytes, end, current, records, object_max };
         self.state = State::Scanning(Box::new(replay));
     }
 
     /// Performs the records that are at hand, a bounded number.
     pub(super) fn replay<D: BlockDevice>(&mut self, io: &mut Io<D>) {
+        if let Err(reason) = self.read_ahead(io) {
+            return self.fail(reason);
+        }
         for _ in 0..super::REPLAYS_PER_TURN {
             let State::Scanning(replay) = &mut self.state else { return };
-            let id = match replay.current {
-                Some(id) => id,
-                None => match replay.scan.poll() {
-                    Ok(ScanStep::Pending) => return,
-                    Ok(ScanStep::Record(record)) => {
-                        replay.records += 1;
-                        replay.object_max = replay.object_max.max(record.draft.object);
-                        if !planted::is("replay-forgets-names") {
-                            self.forwarded.note(record.draft.request_id);
-                        }
-                        if planted::is("replay-skips-discards") && record.draft.kind == RecordKind::Discard {
-                            continue;
-                        }
-                        match self.replay_request(io, record) {
-                            Ok(id) => id,
-                            Err(reason) => return self.fail(reason),
-                        }
-                    }
-                    Ok(ScanStep::End(end)) => return self.replay_end(end),
-                    Err(error) => return self.fail(error.to_string()),
-                },
+            let performed = match (replay.current, replay.ahead.is_empty(), replay.end) {
+                (Some(id), ..) => self.replay_step(io, id),
+                (None, false, _) => self.replay_first(io),
+                (None, true, Some(end)) => return self.replay_end(end),
+                (None, true, None) => return,
             };
-            if !self.replay_step(io, id) {
-                return;
+            let held = match performed {
+                Ok(true) => Ok(()),
+                Ok(false) => return,
+                Err(Unperformed::Volume(cause, why)) => self.take_offline(io, cause, &why),
+                Err(Unperformed::Pool(reason)) => Err(reason),
+            };
+            if let Err(reason) = held {
+                return self.fail(reason);
             }
         }
+    }
+
+    /// Reads what the next records need of their volumes' trees, all at once: one after the other they would wait for a disk each.
+    fn read_ahead<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<(), String> {
+        let State::Scanning(replay) = &mut self.state else { return Ok(()) };
+        replay.scan()?;
+        let tag = Tag { owner: self.options.owners.requests, id: AHEAD };
+        for Ahead { record, is_read } in replay.ahead.iter_mut().filter(|ahead| !ahead.is_read) {
+            let (blocks, is_freed) = touched(record);
+            let volume = self.volumes.get(&record.draft.object);
+            match volume.and_then(|volume| volume.missing_path(&blocks, is_freed, |key| io.cached(key))) {
+                Some((node, _)) => drop(io.fetch(&node, tag)),
+                None => *is_read = true,
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins with the first record that was read ahead.
+    fn replay_first<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<bool, Unperformed> {
+        let State::Scanning(replay) = &mut self.state else { return Ok(false) };
+        let Some(Ahead { record, .. }) = replay.ahead.front() else { return Ok(false) };
+        replay.records += 1;
+        replay.object_max = replay.object_max.max(record.draft.object);
+        if !planted::is("replay-forgets-names") {
+            self.forwarded.note(record.draft.request_id);
+        }
+        if planted::is("replay-skips-discards") && record.draft.kind == RecordKind::Discard {
+            replay.pop();
+            return Ok(true);
+        }
+        let offline = self.volumes.get(&record.draft.object).filter(|volume| volume.is_offline());
+        let offline = offline.and_then(|volume| volume.record().offline);
+        // A volume that is deleted needs nothing of what is held.
+        if let Some(offline) = offline.filter(|_| record.draft.kind != RecordKind::Delete)
+            && !planted::is("performs-later-records-of-an-offline-volume")
+        {
+            return Err(Unperformed::Volume(offline.cause, String::new()));
+        }
+        let record = record.clone();
+        let id = self.record_request(io, &record).map_err(|obstacle| {
+            let wrong = |what: &str| format!("the record at position {} cannot be performed: {what}", record.lsn);
+            match obstacle {
+                RecordObstacle::Memory => Unperformed::Pool(wrong("memory is too small for what the log holds")),
+                RecordObstacle::Pool(what) => Unperformed::Pool(wrong(what)),
+                RecordObstacle::Invalid(what) if self.volumes.contains_key(&record.draft.object) => {
+                    Unperformed::Volume(OfflineCause::Invalid, what.to_owned())
+                }
+                RecordObstacle::Invalid(what) => Unperformed::Pool(wrong(what)),
+            }
+        })?;
+        let State::Scanning(replay) = &mut self.state else { return Ok(false) };
+        replay.current = Some(id);
+        Ok(true)
     }
 
     /// Performs the record in hand; false while something is on its way.
-    fn replay_step<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) -> bool {
+    fn replay_step<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) -> Result<bool, Unperformed> {
         if self.reserved_active > self.options.dirty_blocks_max {
             // With the memory that it was admitted with it would fit: its cost was counted then.
             let limit_mib = io.blocks().block_count() / 256;
-            self.fail(format!(
+            return Err(Unperformed::Pool(format!(
                 "the log holds more changes than {limit_mib} MiB of memory have room for: raise `limit` in [memory] to what it was"
-            ));
-            return false;
+            )));
         }
         let request = self.requests.get_mut(id).expect("a record in hand has a request");
         let Source::Replay(end) = request.source else { unreachable!("made by replay") };
-        match self.try_append(io, id, Some(end)) {
+        match self.try_append(io, id, Entry::Replayed(end)) {
             Ok(is_done) => {
-                let State::Scanning(replay) = &mut self.state else { return false };
-                replay.current = (!is_done).then_some(id);
+                let State::Scanning(replay) = &mut self.state else { return Ok(false) };
                 if is_done {
                     self.requests.remove(id);
+                    replay.pop();
                 }
-                true
+                Ok(true)
             }
             Err(Obstacle::Refused(error)) => {
-                self.fail(format!("the record that ends at position {end} cannot be performed: {error}"));
-                false
+                self.requests.remove(id);
+                let reason = format!("the record that ends at position {end} cannot be performed: {error}");
+                Err(match cause_of(&error) {
+                    Some(cause) => Unperformed::Volume(cause, error.to_string()),
+                    None => Unperformed::Pool(reason),
+                })
             }
             Err(Obstacle::Wait | Obstacle::Space) => {
-                self.fail(format!("memory is too small to perform the record that ends at position {end}"));
-                false
+                Err(Unperformed::Pool(format!("memory is too small to perform the record that ends at position {end}")))
             }
-            Err(Obstacle::Fetch) => {
-                let State::Scanning(replay) = &mut self.state else { return false };
-                replay.current = Some(id);
-                false
-            }
+            Err(Obstacle::Fetch) => Ok(false),
         }
     }
 
+    /// Holds the record in hand, which cannot be performed, or follows one that could not: its volume is offline. The reason is empty for the latter.
+    fn take_offline<D: BlockDevice>(&mut self, io: &mut Io<D>, cause: OfflineCause, why: &str) -> Result<(), String> {
+        let State::Scanning(replay) = &mut self.state else { return Ok(()) };
+        let record = replay.pop().expect("it is in hand");
+        let volume = self.volumes.get_mut(&record.draft.object).expect("it is a matter of the volume");
+        if !why.is_empty() {
+            let (lane, lsn, name) = (record.lane.0, record.lsn.0, &volume.record().name);
+            tracing::error!(volume = %name, lane, lsn, reason = %why, "a record cannot be performed: its volume is offline");
+        }
+        let bytes = record.to_bytes(self.pool);
+        let room = (0..volume.hold_blocks(bytes.len() as u64)).map(|_| io.allocate()).collect::<Option<Vec<_>>>();
+        let name = volume.record().name.clone();
+        let room = room.ok_or_else(|| format!("memory is too small to hold the records of volume {name}"))?;
+        let taken = volume.hold(&record, cause, &bytes, room);
+        self.reserved_active += taken;
+        self.oldest_change.get_or_insert(self.now);
+        // Changes of the same blocks were promised one place together; here each has its own.
+        let budget = &self.options.budget;
+        if budget.reserve(taken) || budget.reserve_urgent(taken) {
+            return Ok(());
+        }
+        let (lane, lsn) = (record.lane, record.lsn);
+        Err(format!(
+            "the record of lane {lane} at position {lsn} cannot be performed, and the pool has no room to hold it: {cause}"
+        ))
+    }
+
     /// The request that a record describes.
-    fn replay_request<D: BlockDevice>(&mut self, io: &mut Io<D>, record: OwnedRecord) -> Result<u64, String> {
+    pub(super) fn record_request<D: BlockDevice>(
+        &mut self,
+        io: &mut Io<D>,
+        record: &OwnedRecord,
+    ) -> Result<u64, RecordObstacle> {
         let draft = &record.draft;
-        let wrong = |what: &str| format!("the record at position {} cannot be performed: {what}", record.lsn);
         let range = draft.offset_bytes..draft.offset_bytes + draft.argument;
         let source = Source::Replay(record.end);
         let operation = match draft.kind {
@@ -134,7 +274,7 @@ impl<L: LogMemory> Shard<L> {
                 let range = draft.offset_bytes..draft.offset_bytes + record.payload.len() as u64;
                 let mut blocks = Vec::new();
                 for _ in range.start / 4096..range.end.div_ceil(4096) {
-                    blocks.push(io.allocate().ok_or_else(|| wrong("memory is too small for what the log holds"))?);
+                    blocks.push(io.allocate().ok_or(RecordObstacle::Memory)?);
                 }
                 let mut payload = Payload::new(range, blocks);
                 payload.fill(0, &record.payload);
@@ -146,12 +286,12 @@ impl<L: LogMemory> Shard<L> {
                 VolumeOperation::WriteZeroes { range, may_free, durable: false }
             }
             RecordKind::Create | RecordKind::Resize | RecordKind::Delete => {
-                let change = volume_change(&record).map_err(wrong)?;
+                let change = volume_change(record)?;
                 let mut request = Request::new(source, draft.object, VolumeOperation::Flush, self.now);
                 request.kind = Kind::Change { change: Change::Volume(change), durable: false };
                 return Ok(self.requests.insert(request));
             }
-            RecordKind::Pad | RecordKind::Mark => return Err(wrong("it is no change")),
+            RecordKind::Pad | RecordKind::Mark => return Err(RecordObstacle::Pool("it is no change")),
         };
         Ok(self.requests.insert(Request::new(source, draft.object, operation, self.now)))
     }
@@ -174,16 +314,52 @@ impl<L: LogMemory> Shard<L> {
     }
 }
 
+/// What stands in the way of a record's becoming a request.
+pub(super) enum RecordObstacle {
+    /// Memory for its payload.
+    Memory,
+    /// It asks for what no volume can have.
+    Invalid(&'static str),
+    /// It contradicts the pool.
+    Pool(&'static str),
+}
+
+/// Why the volume of a record that was refused with `error` goes offline; `None`: that is a matter of the pool. A record about a volume that does not
+/// exist, or that makes one that does, contradicts the object table, and nobody can tell which of them is wrong.
+pub(super) fn cause_of(error: &VolumeError) -> Option<OfflineCause> {
+    match error {
+        VolumeError::Unreadable { block, .. } => Some(OfflineCause::Unreadable(*block)),
+        VolumeError::OutOfRange => Some(OfflineCause::BeyondEnd),
+        _ => None,
+    }
+}
+
+/// The blocks whose nodes the consistency point of a record copies, and whether they are freed. A record that says more than one can is judged when
+/// its turn comes.
+fn touched(record: &OwnedRecord) -> (Range<u64>, bool) {
+    let Draft { kind, offset_bytes, argument, flags, .. } = record.draft;
+    let covered = |length: u64| {
+        let length = length.min(CHANGE_BYTES_MAX);
+        (offset_bytes / BLOCK_BYTES..(offset_bytes + length).div_ceil(BLOCK_BYTES), false)
+    };
+    match kind {
+        RecordKind::Block | RecordKind::Write => covered(record.payload.len() as u64),
+        RecordKind::WriteZeroes if flags & FLAG_KEEP_ALLOCATED != 0 => covered(argument),
+        RecordKind::WriteZeroes | RecordKind::Discard => (whole_blocks(&(offset_bytes..offset_bytes + argument)), true),
+        _ => (0..0, false),
+    }
+}
+
 /// The change of a volume that a record describes, checked as it was before it was logged.
-fn volume_change(record: &OwnedRecord) -> Result<VolumeChange, &'static str> {
+fn volume_change(record: &OwnedRecord) -> Result<VolumeChange, RecordObstacle> {
     let size_bytes = record.draft.argument;
     if record.draft.kind != RecordKind::Delete && !is_valid_size(size_bytes) {
-        return Err("its size is none");
+        return Err(RecordObstacle::Invalid("its size is none"));
     }
     match record.draft.kind {
         RecordKind::Create => {
             let name = str::from_utf8(&record.payload).ok().filter(|name| is_valid_name(name));
-            let name = name.ok_or("its name is none")?.to_owned();
+            let name = name.ok_or(RecordObstacle::Pool("its name is none"))?.to_owned();
             Ok(VolumeChange::Create { name, size_bytes, time_ns: record.draft.time_ns })
         }
         RecordKind::Resize => Ok(VolumeChange::Resize(size_bytes)),

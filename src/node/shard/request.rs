@@ -171,6 +171,9 @@ impl<L: LogMemory> Shard<L> {
             }
             return self.reply(request, Err(VolumeError::NoSuchVolume));
         };
+        if let Some(reason) = self.offline_reason(request.volume) {
+            return self.reply(request, Err(VolumeError::Offline(reason)));
+        }
         if request.range().end > volume.record().size_bytes {
             return self.reply(request, Err(VolumeError::OutOfRange));
         }

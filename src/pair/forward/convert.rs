@@ -153,6 +153,7 @@ pub(super) fn reply_of(id: u64, result: Result<ReplyData, VolumeError>) -> (Repl
                 VolumeError::Stopped(reason) | VolumeError::Interrupted(reason) => {
                     (ReplyStatus::Stopped, 0, reason.as_str())
                 }
+                VolumeError::Offline(reason) => (ReplyStatus::Offline, 0, reason.as_str()),
                 VolumeError::Unserved(_) => return bare_reply(id, ReplyStatus::NotOwner),
             };
             let text = shortened(text).to_vec();
@@ -194,6 +195,7 @@ pub(super) fn result_of(
         ReplyStatus::NoSpace => VolumeError::NoSpace,
         ReplyStatus::Unreadable => VolumeError::Unreadable { block: reply.detail, reason: text() },
         ReplyStatus::Stopped | ReplyStatus::NotOwner => VolumeError::Stopped(text()),
+        ReplyStatus::Offline => VolumeError::Offline(text()),
         ReplyStatus::ShuttingDown => VolumeError::ShuttingDown,
     };
     Some(Err(error))
@@ -282,6 +284,7 @@ mod tests {
             VolumeError::NoSpace,
             VolumeError::Unreadable { block: 7, reason: "wrong checksum".to_owned() },
             VolumeError::Stopped("ü".repeat(100)),
+            VolumeError::Offline("the record".to_owned()),
             VolumeError::ShuttingDown,
         ] {
             let (reply, bytes) = reply_of(1, Err(error.clone()));

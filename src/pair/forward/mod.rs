@@ -375,7 +375,13 @@ impl Forwarder {
             side.part.clear();
             return;
         }
-        let info = |entry: VolumeEntry| VolumeInfo { id: entry.id, name: entry.name, size_bytes: entry.size_bytes };
+        let offline = || "the node that serves it says why: `twinlog status`".to_owned();
+        let info = |entry: VolumeEntry| VolumeInfo {
+            id: entry.id,
+            name: entry.name,
+            size_bytes: entry.size_bytes,
+            offline: entry.is_offline.then(offline),
+        };
         side.part.extend(list.entries.into_iter().map(info));
         if side.part.len() as u64 == u64::from(list.total_count) {
             let volumes = std::mem::take(&mut side.part);
@@ -434,8 +440,12 @@ fn is_alone<D: BlockDevice, L: LogMemory>(controller: &Controller<L>, pools: &Po
 
 fn frames_of(volumes: &[VolumeInfo]) -> Vec<Volumes> {
     let count = |number: usize| u32::try_from(number).expect("memory does not hold so many volumes");
-    let entry =
-        |volume: &VolumeInfo| VolumeEntry { id: volume.id, size_bytes: volume.size_bytes, name: volume.name.clone() };
+    let entry = |volume: &VolumeInfo| VolumeEntry {
+        id: volume.id,
+        size_bytes: volume.size_bytes,
+        is_offline: volume.offline.is_some(),
+        name: volume.name.clone(),
+    };
     let starts = (0..volumes.len().max(1)).step_by(VOLUMES_PER_FRAME_MAX);
     let frame = |first: usize| Volumes {
         total_count: count(volumes.len()),

@@ -90,6 +90,8 @@ pub struct VolumeEntry {
     pub id: ObjectId,
     /// Its size.
     pub size_bytes: u64,
+    /// Whether it is offline.
+    pub is_offline: bool,
     /// Its name.
     pub name: String,
 }
@@ -118,7 +120,9 @@ struct RawVolume {
     id: U64,
     size_bytes: U64,
     name_bytes: u8,
-    reserved: [u8; 7],
+    /// 1: offline. Zero: not.
+    offline: u8,
+    reserved: [u8; 6],
     name: [u8; NAME_BYTES_MAX],
 }
 
@@ -134,7 +138,8 @@ impl Volumes {
         for entry in &self.entries {
             let (name, name_bytes) = pad_name(&entry.name);
             let (id, size_bytes) = (entry.id.0.into(), entry.size_bytes.into());
-            output.extend_from_slice(RawVolume { id, size_bytes, name_bytes, reserved: [0; 7], name }.as_bytes());
+            let (offline, reserved) = (u8::from(entry.is_offline), [0; 6]);
+            output.extend_from_slice(RawVolume { id, size_bytes, name_bytes, offline, reserved, name }.as_bytes());
         }
     }
 
@@ -145,9 +150,11 @@ impl Volumes {
         let end = u64::from(raw.first.get()) + entries.len() as u64;
         need(end <= u64::from(raw.total_count.get()), "more volumes than there are")?;
         let entries = entries.iter().map(|entry| {
-            need(entry.reserved == [0; 7] && entry.size_bytes.get() <= VOLUME_BYTES_MAX, "a volume that cannot be")?;
+            let is_sane = entry.offline <= 1 && entry.reserved == [0; 6];
+            need(is_sane && entry.size_bytes.get() <= VOLUME_BYTES_MAX, "a volume that cannot be")?;
             let name = name_of(&entry.name, entry.name_bytes)?;
-            Ok(VolumeEntry { id: ObjectId(entry.id.get()), size_bytes: entry.size_bytes.get(), name })
+            let (id, size_bytes) = (ObjectId(entry.id.get()), entry.size_bytes.get());
+            Ok(VolumeEntry { id, size_bytes, is_offline: entry.offline == 1, name })
         });
         Ok(Self {
             total_count: raw.total_count.get(),

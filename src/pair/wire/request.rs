@@ -154,11 +154,13 @@ pub enum ReplyStatus {
     ShuttingDown = 6,
     /// The node is not the owner of the pool, or not at this epoch.
     NotOwner = 7,
+    /// The volume is offline.
+    Offline = 8,
 }
 
 impl ReplyStatus {
     /// Every status.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Done,
         Self::NoSuchVolume,
         Self::OutOfRange,
@@ -167,6 +169,7 @@ impl ReplyStatus {
         Self::Stopped,
         Self::ShuttingDown,
         Self::NotOwner,
+        Self::Offline,
     ];
 }
 

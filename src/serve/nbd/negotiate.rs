@@ -117,6 +117,10 @@ pub(super) struct Negotiation {
 type OptionError = (u32, &'static str);
 
 const UNKNOWN_EXPORT: OptionError = (reply::ERR_UNKNOWN, "no volume has this name");
+const OFFLINE_EXPORT: OptionError = (
+    reply::ERR_POLICY,
+    "the volume is offline, for a record of the change log could not be performed: see `twinlog status`",
+);
 const NO_DATA: OptionError = (reply::ERR_INVALID, "this option has no data");
 
 impl Negotiation {
@@ -243,7 +247,7 @@ impl Negotiation {
             }
             option::LIST => {
                 no_data(data)?;
-                for volume in service.volumes() {
+                for volume in service.volumes().into_iter().filter(|volume| volume.offline.is_none()) {
                     write_server_reply(output, option, &volume.name, &describe(&volume));
                 }
             }
@@ -286,7 +290,7 @@ impl Negotiation {
     ) -> Result<Verdict, OptionError> {
         let usable = self.refusal.is_none() && self.style != ReplyStyle::Extended;
         let name = str::from_utf8(data).ok().filter(|_| usable).ok_or(UNKNOWN_EXPORT)?;
-        let volume = service.volume(name).ok_or(UNKNOWN_EXPORT)?;
+        let volume = usable_volume(service, name)?;
         let export = self.export(&volume);
         write_export_name_reply(output, volume.size_bytes, export.transmission_flags(), !self.no_zeroes);
         Ok(Verdict::Enter(export))
@@ -302,7 +306,7 @@ impl Negotiation {
     ) -> Result<Export, OptionError> {
         let request: ExportRequest<'_> =
             parse_export_request(data).ok_or((reply::ERR_INVALID, "the option's lengths do not fit together"))?;
-        let volume = service.volume(request.name).ok_or(UNKNOWN_EXPORT)?;
+        let volume = usable_volume(service, request.name)?;
         let export = self.export(&volume);
         let description = describe(&volume);
         let mut info = |info| write_info_reply(output, option, info);
@@ -326,7 +330,7 @@ impl Negotiation {
     fn list_meta_context<S: VolumeService>(data: &[u8], service: &S, output: &mut Vec<u8>) -> Result<(), OptionError> {
         let request =
             parse_meta_context_request(data).ok_or((reply::ERR_INVALID, "the queries' lengths do not fit"))?;
-        service.volume(request.name).ok_or(UNKNOWN_EXPORT)?;
+        usable_volume(service, request.name)?;
         if request.query_count == 0 || request.allocation || request.base_wildcard {
             write_meta_context_reply(output, option::LIST_META_CONTEXT, 0);
         }
@@ -345,7 +349,7 @@ impl Negotiation {
         }
         let request =
             parse_meta_context_request(data).ok_or((reply::ERR_INVALID, "the queries' lengths do not fit"))?;
-        let volume = service.volume(request.name).ok_or(UNKNOWN_EXPORT)?;
+        let volume = usable_volume(service, request.name)?;
         if request.allocation {
             self.allocation_context = Some(volume.id);
             write_meta_context_reply(output, option::SET_META_CONTEXT, ALLOCATION_CONTEXT_ID);
@@ -373,6 +377,12 @@ impl Export {
         let payload = self.style == ReplyStyle::Extended && self.allocation_context;
         always | structured | if payload { export_flag::BLOCK_STATUS_PAYLOAD } else { 0 }
     }
+}
+
+/// The volume that a client asks for.
+fn usable_volume<S: VolumeService>(service: &S, name: &str) -> Result<VolumeInfo, OptionError> {
+    let volume = service.volume(name).ok_or(UNKNOWN_EXPORT)?;
+    if volume.offline.is_none() { Ok(volume) } else { Err(OFFLINE_EXPORT) }
 }
 
 fn no_data(data: &[u8]) -> Result<(), OptionError> {

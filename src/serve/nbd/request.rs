@@ -50,6 +50,7 @@ impl Failure {
             | VolumeError::Unreadable { .. }
             | VolumeError::Stopped(_)
             | VolumeError::Interrupted(_)
+            | VolumeError::Offline(_)
             | VolumeError::Unserved(_) => ErrorCode::Io,
             VolumeError::ShuttingDown => ErrorCode::Shutdown,
         };

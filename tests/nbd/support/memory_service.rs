@@ -80,6 +80,8 @@ pub(crate) struct MemoryService {
     pub(crate) idle_of_eight: u64,
     /// The error of every request that touches these bytes.
     pub(crate) poison: Option<(Range<u64>, VolumeError)>,
+    /// The volume of this name is offline.
+    pub(crate) offline: Option<&'static str>,
     /// Requests submitted so far.
     pub(crate) submitted_count: u64,
 }
@@ -101,6 +103,7 @@ impl MemoryService {
             hold: false,
             idle_of_eight: 0,
             poison: None,
+            offline: None,
             submitted_count: 0,
         }
     }
@@ -313,6 +316,7 @@ impl VolumeService for MemoryService {
             id: ObjectId(index),
             name: volume.name.clone(),
             size_bytes: volume.size_bytes,
+            offline: self.offline.filter(|name| *name == volume.name).map(|_| "a record".to_owned()),
         };
         (0..).zip(&self.volumes).map(info).collect()
     }

@@ -2,12 +2,12 @@
 
 use super::*;
 
-const BLOCK: u64 = 4096;
+pub(super) const BLOCK: u64 = 4096;
 /// Blocks below a node of the lowest level.
-const BELOW: u64 = 128;
+pub(super) const BELOW: u64 = 128;
 
 /// A stopped machine with volumes `bad` and `good`, and the place of the node that leads to blocks 128 to 255 of `bad`.
-fn machine_and_node() -> (Machine, u64) {
+pub(super) fn machine_and_node() -> (Machine, u64) {
     let mut machine = Machine::new(21, &[8192], 1, 4 * MIB);
     let mut node = machine.start(1);
     let [bad, good] = ["bad", "good"].map(|name| node.create(name, 64 * MIB));

@@ -175,9 +175,10 @@ impl Port {
                 VolumeError::NoSuchVolume => Refusal::NoVolume,
                 VolumeError::OutOfRange => Refusal::Beyond,
                 VolumeError::NoSpace => Refusal::NoSpace,
-                VolumeError::Unreadable { .. } | VolumeError::Stopped(_) | VolumeError::Interrupted(_) => {
-                    Refusal::Failed(error.to_string())
-                }
+                VolumeError::Unreadable { .. }
+                | VolumeError::Stopped(_)
+                | VolumeError::Interrupted(_)
+                | VolumeError::Offline(_) => Refusal::Failed(error.to_string()),
                 VolumeError::Unserved(_) => Refusal::Unserved,
                 VolumeError::ShuttingDown => Refusal::ShuttingDown,
             }),
