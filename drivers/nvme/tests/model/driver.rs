@@ -1,0 +1,320 @@
+//! What the driver does when things go wrong, one thing at a time.
+
+use crate::support::{Rig, TURNS_MAX};
+use std::time::Duration;
+use twinlog_device::{BlockDevice, BlockRange, DeviceErrorKind, Persistence, Prng, Token};
+use twinlog_nvme::{
+    Controller, ControllerOptions, ControllerState, Failure, OpenError, RESERVATION_CONFLICT, Reservation,
+    ReservationKind, Unsupported, Violation,
+    model::{Mischief, Model, ModelConfig, ModelNamespace},
+};
+
+const ALWAYS: u64 = 1000;
+
+fn rig(config: ModelConfig) -> Rig {
+    let mut rig = Rig::new(config, 256);
+    assert_eq!(rig.start(ControllerOptions::default()), ControllerState::Live);
+    rig.open(1);
+    rig
+}
+
+fn usual() -> Rig {
+    rig(ModelConfig::new(1))
+}
+
+/// Queues a read of one block and a write of one block.
+fn begin_both(rig: &mut Rig) {
+    let target = rig.pool.allocate_many(1).expect("free blocks");
+    let source = rig.pool.allocate_zeroed().expect("free blocks").freeze();
+    rig.disks[0].read(Token(1), 5, target);
+    rig.disks[0].write(Token(2), 6, vec![source], Persistence::Durable);
+}
+
+fn kinds(rig: &mut Rig, count: usize) -> Vec<Result<(), DeviceErrorKind>> {
+    let mut completions = rig.collect(0, count);
+    completions.sort_by_key(|completion| completion.token);
+    completions.into_iter().map(|completion| completion.result.map_err(|error| error.kind)).collect()
+}
+
+/// Every block is back in the pool once everything is closed.
+fn expect_whole(mut rig: Rig) {
+    rig.expect_no_fault();
+    rig.close();
+    assert_eq!(rig.pool.free_count(), rig.pool.block_count(), "no block is lost");
+}
+
+#[test]
+fn a_controller_says_what_it_is() {
+    let mut config = ModelConfig::new(3);
+    config.namespaces = vec![
+        ModelNamespace { id: 2, block_count: 100, lba_shift: 9 },
+        ModelNamespace { id: 5, block_count: 200, lba_shift: 12 },
+        ModelNamespace { id: 900, block_count: 10, lba_shift: 13 },
+    ];
+    let mut rig = Rig::new(config, 64);
+    let options = ControllerOptions { disk_count: 2, ..ControllerOptions::default() };
+    assert_eq!(rig.start(options), ControllerState::Live);
+    let identity = rig.controller().identity().expect("it was identified");
+    assert_eq!((identity.serial.as_str(), identity.model.as_str()), ("MODEL-0001", "Model controller"));
+    let namespaces = rig.controller().namespaces();
+    assert_eq!(namespaces.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2, 5, 900]);
+    assert_eq!(namespaces[2].1, Err(Unsupported::Format));
+    let open = |rig: &Rig, id| rig.controller().open(id, rig.time.clone()).map(drop);
+    assert!(matches!(open(&rig, 3), Err(OpenError::NoNamespace(_, 3))));
+    assert!(matches!(open(&rig, 900), Err(OpenError::Namespace(_, 900, Unsupported::Format))));
+    rig.open(2);
+    rig.open(5);
+    let info = rig.disks.iter().map(|disk| disk.info().clone()).collect::<Vec<_>>();
+    assert_eq!((info[0].name.as_str(), info[0].block_count, info[0].sector_bytes), ("MODEL-0001/2", 100, 512));
+    assert_eq!((info[1].name.as_str(), info[1].block_count, info[1].sector_bytes), ("MODEL-0001/5", 200, 4096));
+    assert!(matches!(open(&rig, 2), Err(OpenError::NoSeat(_, 2))));
+    rig.disks.pop();
+    assert!(open(&rig, 2).is_ok(), "a place that was left is free");
+    expect_whole(rig);
+}
+
+#[test]
+fn impossible_controllers_are_refused() {
+    let rig = Rig::new(ModelConfig { queue_entries_max: 1, ..ModelConfig::new(0) }, 16);
+    let started = Controller::start(rig.model.function(), &[&rig.pool], ControllerOptions::default(), rig.time.get());
+    let refused = OpenError::Controller(String::new(), Failure::Unsupported(Unsupported::QueueSize));
+    assert_eq!(started.err().map(|error| error.to_string()).unwrap_or_default(), format!("0000:00:00.0{refused}"));
+    let gone = Rig::new(ModelConfig::new(0), 16);
+    gone.model.remove(false);
+    let started =
+        Controller::start(gone.model.function(), &[&gone.pool], ControllerOptions::default(), gone.time.get());
+    assert!(started.is_err());
+}
+
+#[test]
+fn a_command_without_an_answer_is_aborted_and_its_neighbours_go_on() {
+    let mut rig = usual();
+    rig.model.set_mischief(Mischief { late: ALWAYS, ..Mischief::default() });
+    rig.step = Duration::from_millis(500);
+    begin_both(&mut rig);
+    rig.disks[0].poll(&mut Vec::new());
+    rig.turn();
+    rig.model.set_mischief(Mischief::default());
+    let results = kinds(&mut rig, 2);
+    let timed_out = Err(DeviceErrorKind::Os(libc::ETIMEDOUT));
+    assert!(results.iter().all(|result| result.is_ok() || *result == timed_out) && results.contains(&timed_out));
+    assert_eq!(rig.controller().reset_count(), 0, "an abort is enough");
+    expect_whole(rig);
+}
+
+#[test]
+fn a_command_that_cannot_be_aborted_costs_a_reset() {
+    let mut rig = usual();
+    rig.step = Duration::from_millis(100);
+    rig.model.set_mischief(Mischief { no_answer: ALWAYS, ..Mischief::default() });
+    begin_both(&mut rig);
+    // Both are given to the controller before it behaves again.
+    for _ in 0..3 {
+        rig.disks[0].poll(&mut Vec::new());
+        rig.turn();
+    }
+    rig.model.set_mischief(Mischief::default());
+    assert_eq!(kinds(&mut rig, 2), [Err(DeviceErrorKind::Os(libc::ETIMEDOUT)); 2]);
+    assert_eq!(rig.controller().reset_count(), 1);
+    begin_both(&mut rig);
+    assert_eq!(kinds(&mut rig, 2), [Ok(()); 2], "it serves again");
+    expect_whole(rig);
+}
+
+#[test]
+fn after_a_fatal_status_everything_is_given_again() {
+    let mut rig = usual();
+    begin_both(&mut rig);
+    rig.disks[0].poll(&mut Vec::new());
+    rig.model.fail();
+    rig.step = Duration::from_millis(20);
+    assert_eq!(kinds(&mut rig, 2), [Ok(()); 2]);
+    assert_eq!(rig.controller().reset_count(), 1);
+    expect_whole(rig);
+}
+
+#[test]
+fn a_controller_that_fails_again_and_again_is_given_up() {
+    let mut rig = usual();
+    rig.step = Duration::from_millis(20);
+    rig.model.set_mischief(Mischief { fatal: 100, ..Mischief::default() });
+    for _ in 0..TURNS_MAX {
+        begin_both(&mut rig);
+        let results = kinds(&mut rig, 2);
+        if results == [Err(DeviceErrorKind::Gone); 2] {
+            break;
+        }
+        assert_eq!(results, [Ok(()); 2], "until then everything is given again");
+    }
+    assert_eq!(rig.controller().state(), ControllerState::Failed(Failure::Unstable));
+    expect_whole(rig);
+}
+
+#[test]
+fn a_controller_that_is_gone_ends_everything() {
+    for noticed in [false, true] {
+        let mut rig = usual();
+        begin_both(&mut rig);
+        rig.model.remove(noticed);
+        rig.step = Duration::from_millis(20);
+        assert_eq!(kinds(&mut rig, 2), [Err(DeviceErrorKind::Gone); 2]);
+        rig.disks[0].flush(Token(3));
+        assert_eq!(kinds(&mut rig, 1), [Err(DeviceErrorKind::Gone)], "and everything later");
+        assert_eq!(rig.controller().state(), ControllerState::Failed(Failure::Gone));
+        expect_whole(rig);
+    }
+}
+
+#[test]
+fn a_controller_that_does_not_stop_is_stopped_by_its_function() {
+    let mut rig = usual();
+    rig.model.set_mischief(Mischief { never_stops: ALWAYS, ..Mischief::default() });
+    rig.step = Duration::from_millis(20);
+    begin_both(&mut rig);
+    rig.disks[0].poll(&mut Vec::new());
+    rig.model.fail();
+    assert_eq!(kinds(&mut rig, 2), [Ok(()); 2]);
+    expect_whole(rig);
+}
+
+#[test]
+fn what_cannot_be_stopped_keeps_its_memory() {
+    let mut rig = usual();
+    let never = Mischief { never_stops: ALWAYS, no_reset: ALWAYS, no_answer: ALWAYS, ..Mischief::default() };
+    rig.model.set_mischief(never);
+    rig.step = Duration::from_millis(50);
+    let target = rig.pool.allocate_many(1).expect("free blocks");
+    let address = target[0].as_ptr();
+    rig.disks[0].read(Token(1), 5, target);
+    let completion = rig.one(0);
+    let kind = completion.result.as_ref().map_err(|error| error.kind);
+    assert_eq!(kind, Err(DeviceErrorKind::Gone));
+    assert_eq!(rig.controller().state(), ControllerState::Failed(Failure::Unstoppable));
+    assert_eq!(completion.blocks.len(), 1, "the reader gets a block");
+    assert_ne!(completion.blocks[0].as_ptr(), address, "but not the one that the controller has");
+    drop(completion);
+    rig.close();
+    assert_eq!(rig.pool.free_count(), rig.pool.block_count() - 1, "that one is never used again");
+}
+
+#[test]
+fn broken_protocol_fails_the_controller() {
+    for (mischief, violation) in [
+        (Mischief { foreign_queue: ALWAYS, ..Mischief::default() }, Violation::ForeignQueue),
+        (Mischief { duplicate: ALWAYS, ..Mischief::default() }, Violation::UnknownCommand),
+    ] {
+        let mut rig = usual();
+        rig.model.set_mischief(mischief);
+        rig.step = Duration::from_millis(20);
+        begin_both(&mut rig);
+        let results = kinds(&mut rig, 2);
+        assert!(results.iter().all(|result| matches!(result, Ok(()) | Err(DeviceErrorKind::Gone))));
+        rig.disks[0].flush(Token(3));
+        assert_eq!(kinds(&mut rig, 1), [Err(DeviceErrorKind::Gone)]);
+        assert_eq!(rig.controller().state(), ControllerState::Failed(Failure::Violation(violation)));
+        expect_whole(rig);
+    }
+}
+
+#[test]
+fn a_health_event_is_seen() {
+    let mut rig = usual();
+    let health = rig.controller().health().expect("the log was read");
+    assert!(!health.is_critical() && health.media_errors == 2 && health.spare_percent == 100);
+    for _ in 0..2 {
+        rig.model.warn();
+        for _ in 0..100 {
+            rig.disks[0].poll(&mut Vec::new());
+            rig.turn();
+        }
+        let health = rig.controller().health().expect("the log was read");
+        assert!(health.is_critical() && health.spare_percent == 3);
+    }
+    expect_whole(rig);
+}
+
+#[test]
+fn a_shut_down_controller_serves_nobody() {
+    let mut rig = usual();
+    begin_both(&mut rig);
+    assert_eq!(kinds(&mut rig, 2), [Ok(()); 2]);
+    rig.controller().shut_down(rig.time.get());
+    rig.disks[0].flush(Token(1));
+    assert_eq!(kinds(&mut rig, 1), [Err(DeviceErrorKind::Gone)]);
+    let state = rig.settle(&rig.controller().clone());
+    assert_eq!(state, ControllerState::Failed(Failure::ShutDown));
+    expect_whole(rig);
+}
+
+#[test]
+fn zeroes_are_written_without_data_however_many() {
+    let mut config = ModelConfig::new(4);
+    config.namespaces = vec![ModelNamespace { id: 1, block_count: 40_000, lba_shift: 9 }];
+    let mut rig = rig(config);
+    for block in [0, 9_000, 20_000] {
+        let mut source = rig.pool.allocate_zeroed().expect("free blocks");
+        source.fill(7);
+        rig.disks[0].write(Token(block), block, vec![source.freeze()], Persistence::Volatile);
+    }
+    assert_eq!(kinds(&mut rig, 3), [Ok(()); 3]);
+    // More than 65536 logical blocks: several commands.
+    rig.disks[0].write_zeroes(Token(1), BlockRange { first: 1, count: 10_000 });
+    assert_eq!(kinds(&mut rig, 1), [Ok(())]);
+    for (block, expected) in [(0, 7), (9_000, 0), (20_000, 7)] {
+        let target = rig.pool.allocate_many(1).expect("free blocks");
+        rig.disks[0].read(Token(1), block, target);
+        assert!(rig.one(0).blocks[0].iter().all(|&byte| byte == expected), "block {block}");
+    }
+    assert!(rig.model.performed_count() >= 5);
+    expect_whole(rig);
+}
+
+#[test]
+fn a_flush_is_not_sent_where_nothing_is_volatile() {
+    let mut config = ModelConfig::new(5);
+    config.has_write_cache = false;
+    let mut rig = rig(config);
+    rig.disks[0].flush(Token(1));
+    assert_eq!(kinds(&mut rig, 1), [Ok(())]);
+    assert_eq!(rig.model.performed_count(), 0);
+    expect_whole(rig);
+}
+
+/// Two hosts, one namespace: the fence of a pair with shared disks.
+#[test]
+fn a_preempted_host_cannot_write() {
+    let kind = ReservationKind::WriteExclusiveRegistrants;
+    let mut first = usual();
+    let mut second = Rig::new(ModelConfig::new(9), 64);
+    second.model = Model::second_controller(&first.model);
+    assert_eq!(second.start(ControllerOptions::default()), ControllerState::Live);
+    second.open(1);
+    let run = |rig: &mut Rig, reservation| {
+        rig.disks[0].reserve(Token(1), reservation);
+        kinds(rig, 1)[0]
+    };
+    let write = |rig: &mut Rig| {
+        let source = rig.pool.allocate_zeroed().expect("free blocks").freeze();
+        rig.disks[0].write(Token(2), 3, vec![source], Persistence::Durable);
+        kinds(rig, 1)[0]
+    };
+    assert_eq!(run(&mut first, Reservation::Register { key: 11, persists: Some(true) }), Ok(()));
+    assert_eq!(run(&mut first, Reservation::Acquire { key: 11, kind }), Ok(()));
+    assert_eq!(write(&mut first), Ok(()));
+    assert_eq!(write(&mut second), Err(RESERVATION_CONFLICT), "only those who are registered write");
+    assert_eq!(run(&mut second, Reservation::Acquire { key: 22, kind }), Err(RESERVATION_CONFLICT));
+    assert_eq!(run(&mut second, Reservation::Register { key: 22, persists: None }), Ok(()));
+    assert_eq!(run(&mut second, Reservation::Preempt { key: 22, victim: 11, kind, aborts: true }), Ok(()));
+    assert_eq!(write(&mut second), Ok(()));
+    assert_eq!(write(&mut first), Err(RESERVATION_CONFLICT), "the fence holds");
+    first.model.power_cut(&mut Prng::new(1));
+    assert_eq!(first.start(ControllerOptions::default()), ControllerState::Live);
+    first.open(1);
+    assert_eq!(write(&mut first), Err(RESERVATION_CONFLICT), "and persists");
+    assert_eq!(run(&mut second, Reservation::Report), Ok(()));
+    let report = second.disks[0].take_report().expect("it succeeded");
+    assert_eq!((report.kind, report.registered_count, report.persists), (Some(kind), 1, true));
+    assert_eq!((report.hosts[0].key, report.hosts[0].holds, report.hosts[0].controller_id), (22, true, 2));
+    expect_whole(first);
+    expect_whole(second);
+}

@@ -1,0 +1,6 @@
+//! The driver on the model of a controller.
+
+mod conformance;
+mod driver;
+mod fuzz;
+mod support;
