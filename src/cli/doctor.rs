@@ -234,8 +234,9 @@ fn persistent_memory() -> Check {
     if devices.is_empty() {
         return check("persistent memory", State::Optional, "none", why, "");
     }
-    let mend = "mkfs.ext4 -b 4096 /dev/pmemN && mount -o dax=always, then [log] backend = \"pmem\"";
-    check("persistent memory", State::Ok, devices.join(", "), why, mend)
+    let found =
+        devices.iter().map(|name| format!("{name}: {}", compose::persistence_domain(&Path::new("/dev").join(name))));
+    check("persistent memory", State::Ok, found.collect::<Vec<_>>().join("; "), why, "")
 }
 
 #[cfg(test)]

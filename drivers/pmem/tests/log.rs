@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use twinlog_device::{
-    DurabilityClass, LogMemory, Token,
+    DeviceError, DeviceErrorKind, DurabilityClass, LogMemory, Token,
     conformance::{self, LogHarness},
 };
 use twinlog_file::{FileError, create_log_file};
@@ -112,4 +112,79 @@ fn lanes_of_one_file_do_not_touch_each_other() {
         let bytes = completions.pop().expect("a read").result.expect("a region in memory");
         assert!(bytes.len() == 8192 && bytes.iter().all(|&byte| byte == value));
     }
+}
+
+/// The result of the one operation that has finished.
+fn result(log: &mut PmemLog) -> Result<Vec<u8>, DeviceError> {
+    let mut completions = Vec::new();
+    log.poll(&mut completions);
+    assert_eq!(completions.len(), 1);
+    completions.pop().expect("one").result
+}
+
+/// Two lanes of a file that is then cut short in the second.
+fn cut_short() -> (Harness, [PmemLog; 2]) {
+    let mut harness = Harness::new(&std::env::temp_dir());
+    harness.log = None;
+    let file = PmemFile::open(&harness.path()).expect("nobody has it");
+    let lanes = [0, 64 << 10].map(|offset| PmemLog::new(&file, offset, 64 << 10).expect("a region"));
+    let other = std::fs::File::options().write(true).open(harness.path()).expect("there");
+    other.set_len(64 << 10).expect("shorter");
+    (harness, lanes)
+}
+
+fn is_medium(result: Result<Vec<u8>, DeviceError>) -> bool {
+    result.is_err_and(|error| error.kind == DeviceErrorKind::Medium)
+}
+
+#[test]
+fn a_read_of_memory_that_is_gone_is_an_error_and_the_end_of_the_file() {
+    let (_harness, [mut first, mut second]) = cut_short();
+    first.read(Token(0), 0, 4096);
+    assert_eq!(result(&mut first).expect("still there"), [0; 4096]);
+    second.read(Token(1), 0, 4096);
+    assert!(is_medium(result(&mut second)));
+    for lane in [&mut first, &mut second] {
+        lane.read(Token(2), 0, 4096);
+        assert!(is_medium(result(lane)), "zeroes of the replacement are never returned");
+        lane.store(0, &[1; 64]);
+        lane.persist(Token(3));
+        assert!(is_medium(result(lane)), "nothing is persisted any more");
+    }
+}
+
+#[test]
+fn a_store_to_memory_that_is_gone_fails_its_persist_and_those_of_other_lanes() {
+    let (harness, [mut first, mut second]) = cut_short();
+    first.store(0, &[1; 64]);
+    first.persist(Token(0));
+    result(&mut first).expect("still there");
+    first.store(64, &[2; 64]);
+    second.store(32 << 10, &[3; 4096]);
+    second.persist(Token(1));
+    assert!(is_medium(result(&mut second)));
+    first.persist(Token(2));
+    assert!(is_medium(result(&mut first)), "nobody knows whether its store came before or after");
+    drop((first, second));
+    let content = std::fs::read(harness.path()).expect("there");
+    assert_eq!(content[..64], [1; 64], "what was persisted is in the file");
+}
+
+/// Names the test below to the process that it starts.
+const CHILD: &str = "a_bus_error_elsewhere_ends_the_process";
+
+#[test]
+fn a_bus_error_elsewhere_ends_the_process() {
+    use std::os::unix::process::ExitStatusExt;
+    if std::env::args().any(|argument| argument == "--nocapture") {
+        let (_harness, [mut log, _]) = cut_short();
+        // The handler is in force, and has nothing guarded.
+        log.read(Token(0), 0, 4096);
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGBUS).expect("our own process");
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGBUS).expect("our own process");
+        return;
+    }
+    let own = std::env::current_exe().expect("a program");
+    let output = std::process::Command::new(own).args(["--exact", CHILD, "--nocapture"]).output().expect("started");
+    assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{output:?}");
 }

@@ -59,5 +59,5 @@ pub use net::{ListenAddress, ListenError, Listener, UringNetwork};
 pub use platform::UringPlatform;
 pub use ring::{Ring, RingError, RingFacts, RingOptions};
 pub use twinlog_file::{Access, Cache, FileError, FileKind, StorageFile, create_log_file};
-pub use twinlog_pmem::{PmemFile, PmemLog};
+pub use twinlog_pmem::{PersistenceDomain, PmemFile, PmemLog};
 pub use waker::Waker;

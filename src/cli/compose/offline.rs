@@ -26,8 +26,11 @@ use twinlog::{
         superblocks::{CreatePool, first_superblock},
     },
 };
-use twinlog_device::{BlockPool, Platform, Wait};
-use twinlog_uring::{Access, AnyLog, Cache, DiskOptions, FileDisk, Ring, RingOptions, StorageFile, UringPlatform};
+use twinlog_device::{BlockPool, DurabilityClass, Platform, Wait};
+use twinlog_uring::{
+    Access, AnyLog, Cache, DiskOptions, FileDisk, PersistenceDomain, PmemFile, Ring, RingOptions, StorageFile,
+    UringPlatform,
+};
 
 /// Memory for making or checking a pool without serving it: 64 MiB.
 const OFFLINE_BLOCKS: u32 = 16_384;
@@ -58,6 +61,26 @@ pub(crate) fn try_direct(directory: &Path) -> Result<(), String> {
     // When it cannot be removed it could not be made.
     let _never_made = std::fs::remove_file(&path);
     tried
+}
+
+/// What a file is when it is mapped as log memory.
+pub(crate) struct MappedFacts {
+    pub(crate) durability: DurabilityClass,
+    pub(crate) domain: PersistenceDomain,
+    /// Bytes that the memory has lost.
+    pub(crate) bad_bytes: u64,
+}
+
+/// Maps a file that nobody uses, for a moment.
+pub(crate) fn try_pmem(path: &Path) -> Result<MappedFacts, Failure> {
+    let file = PmemFile::open(path)?;
+    let bad_bytes = file.bad_ranges().iter().map(|range| range.end - range.start).sum();
+    Ok(MappedFacts { durability: file.durability(), domain: file.domain(), bad_bytes })
+}
+
+/// What the system says of the memory of a device.
+pub(crate) fn persistence_domain(device: &Path) -> String {
+    PersistenceDomain::of(device).to_string()
 }
 
 /// Makes a log file of zeroes that is written through; `progress` is told the bytes done.

@@ -2,7 +2,7 @@
 //! changed, and the partner's pool is not touched: a fence agent is asked with `action=monitor`.
 
 use super::{Check, State, check, useful, wanted};
-use crate::cli::compose;
+use crate::cli::{compose, output::Exit};
 use nix::unistd::{AccessFlags, access};
 use std::{
     io,
@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 use twinlog::control::config::{FenceKind, LogBackend, LogConfig, NodeConfig, PairConfig};
+use twinlog_device::DurabilityClass;
 
 /// How long an address may take to answer.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -44,8 +45,42 @@ pub(super) fn checks(config: &NodeConfig, file: &Path) -> Vec<Check> {
 fn log(name: &'static str, config: &LogConfig, create: &str) -> Option<Check> {
     let why = "answered changes are in it until they are on the disks";
     match (&config.path, config.backend) {
-        (Some(path), LogBackend::File | LogBackend::Pmem) => Some(storage(name, path, why, create)),
+        (Some(path), LogBackend::File) => Some(storage(name, path, why, create)),
+        (Some(path), LogBackend::Pmem) => Some(mapped(name, path, why, create)),
         _ => None,
+    }
+}
+
+/// A file or device-DAX node that is mapped: what survives a power cut in it, and whether all of it can be read.
+fn mapped(name: &'static str, path: &Path, why: &'static str, create: &str) -> Check {
+    if !path.exists() {
+        return storage(name, path, why, create);
+    }
+    let found = |what: &str| format!("{} {what}", path.display());
+    match compose::try_pmem(path) {
+        Ok(facts) if facts.bad_bytes > 0 => {
+            let what = format!("has lost {} bytes (bad blocks)", facts.bad_bytes);
+            let mend = "ndctl clear-errors NAMESPACE, which loses what lies around them, then make the log anew";
+            check(name, State::Lacking, found(&what), why, mend)
+        }
+        Ok(facts) => {
+            let what = format!("is {}: {}", facts.durability, facts.domain);
+            check(
+                name,
+                useful(facts.durability == DurabilityClass::Durable),
+                found(&what),
+                why,
+                "a DAX file system or device-DAX on persistent memory",
+            )
+        }
+        Err(failure) if failure.exit == Exit::Refused => check(
+            name,
+            State::Optional,
+            failure.message,
+            why,
+            "if it is the node: `twinlog status` shows what the log is",
+        ),
+        Err(failure) => check(name, State::Lacking, failure.message, why, &failure.hint),
     }
 }
 
@@ -173,6 +208,17 @@ mod tests {
         assert_eq!(reach(&free.to_string()).expect_err("closed again").kind(), io::ErrorKind::ConnectionRefused);
         let found = partner("b:1", Some(io::ErrorKind::TimedOut.into()));
         assert_eq!((found.state, found.found.as_str()), (State::Optional, "b:1 is not reached: timed out"));
+    }
+
+    #[test]
+    fn a_mapped_log_is_named_by_its_class() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("log");
+        assert_eq!(mapped("log", &path, "", "make it").mend, "make it");
+        std::fs::write(&path, [0; 4096]).expect("written");
+        let found = mapped("log", &path, "", "");
+        assert_eq!(found.state, State::Optional);
+        assert!(found.found.contains("no known persistence domain"), "{}", found.found);
     }
 
     #[test]
