@@ -43,6 +43,7 @@ impl PoolSlot {
     }
 
     /// For tables of both.
+    #[inline]
     #[must_use]
     pub fn index(self) -> usize {
         match self {

@@ -272,7 +272,7 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
             worked |= front.poll(net, pools, now);
         }
         // What clients have just asked for leaves in this turn.
-        if let Some(pair) = pair {
+        if let Some(pair) = pair.as_mut().filter(|_| worked) {
             worked |= pair.forward(pools, now);
         }
         if pools.is_stopping() {

@@ -13,6 +13,7 @@ pub struct Nanos(pub u64);
 
 impl Nanos {
     /// Time since `earlier`; zero if that lies in the future.
+    #[inline]
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -21,6 +22,7 @@ impl Nanos {
 
 impl Add<Duration> for Nanos {
     type Output = Self;
+    #[inline]
     fn add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
     }
@@ -28,6 +30,7 @@ impl Add<Duration> for Nanos {
 
 impl Sub for Nanos {
     type Output = Duration;
+    #[inline]
     fn sub(self, earlier: Self) -> Duration {
         self.since(earlier)
     }

@@ -18,7 +18,7 @@ use crate::{
         pools::{PoolOpener, Pools},
     },
     pair::{
-        decide::{Action, Command, Decision, Fence, Open, Owner, Portion, Replies, View, Word, decide},
+        decide::{Action, Command, Decision, Fence, Open, Owner, Portion, Replies, View, Word},
         interconnect::{Interconnect, Message, Partner, PoolWord},
         mirror::MirrorPortion,
         ownership,
@@ -391,20 +391,15 @@ impl<L: LogMemory> Controller<L> {
         if self.up.is_none() {
             return;
         }
-        let mut word = side.own_word(&side.view(link, beat, lease));
-        if word.epoch == Epoch(0) {
-            return;
-        }
-        if is_stopping {
-            word.word = Word::Leaving;
-        }
-        let is_known = side
-            .said
-            .as_ref()
-            .is_some_and(|said| (said.word, said.epoch, said.portion) == (word.word, word.epoch, word.portion));
-        if !is_known {
-            way.send(Message::Word(word.clone()));
-            side.said = Some(word);
+        let view = side.view(link, beat, lease);
+        let word = if is_stopping { Word::Leaving } else { view.own_word(side.portion.is_mirroring()) };
+        let (epoch, portion) = (side.epoch(), side.portion.id());
+        let is_known =
+            side.said.as_ref().is_some_and(|said| (said.word, said.epoch, said.portion) == (word, epoch, portion));
+        if epoch != Epoch(0) && !is_known {
+            let said = PoolWord { pool: side.pool, word, epoch, portion, expected: side.portion.expected() };
+            way.send(Message::Word(said.clone()));
+            side.said = Some(said);
         }
     }
 
@@ -427,7 +422,7 @@ impl<L: LogMemory> Controller<L> {
         if side.follow_openings(view.owner, now) {
             view = side.view(link, beat, lease);
         }
-        let decision = decide(&view);
+        let decision = side.decide(&view);
         if side.decided.is_none_or(|(before, _)| before != decision) {
             let (name, action) = (decision.name(), decision.action().words());
             // What is waited for `status` says at any time; what is done, and where it ends, is history.

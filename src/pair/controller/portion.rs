@@ -124,14 +124,13 @@ impl<L: LogMemory> LocalPortion<L> {
 
     /// Goes on for one turn. Returns whether it was formatted.
     pub(super) fn poll(&mut self) -> bool {
-        match std::mem::replace(&mut self.used, Use::Free) {
-            Use::Mirror(mut mirror) => {
-                if let Err(error) = mirror.poll() {
-                    self.failure = Some(error.to_string());
-                }
-                self.used = Use::Mirror(mirror);
-                false
+        if let Use::Mirror(mirror) = &mut self.used {
+            if let Err(error) = mirror.poll() {
+                self.failure = Some(error.to_string());
             }
+            return false;
+        }
+        match std::mem::replace(&mut self.used, Use::Free) {
             Use::Closing(mut mirror) => {
                 // A failure here is found again by whoever opens it next.
                 let _known_later = mirror.poll();

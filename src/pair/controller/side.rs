@@ -9,6 +9,7 @@ use crate::{
     pair::{
         decide::{
             self, Action, Command, Decision, Fence, Link, Mirror, Open, Owner, Place, Portion, Replies, View, Word,
+            decide,
         },
         interconnect::PoolWord,
         ownership::Reader,
@@ -118,6 +119,8 @@ pub(super) struct Side<L: LogMemory> {
     /// Since when it is counted as answering alone.
     pub(super) alone_since: Nanos,
     pub(super) decided: Option<(Decision, Nanos)>,
+    /// The view that was decided upon last: what comes of the same one is the same.
+    considered: Option<(View, Decision)>,
     /// When what was decided was last begun.
     pub(super) begun_at: Option<Nanos>,
     /// What went wrong last, for people.
@@ -168,6 +171,7 @@ impl<L: LogMemory> Side<L> {
             after_close: Open::Closed,
             alone_since: Nanos(0),
             decided: None,
+            considered: None,
             begun_at: None,
             trouble: None,
             takeovers: 0,
@@ -292,6 +296,18 @@ impl<L: LogMemory> Side<L> {
         }
     }
 
+    /// What to do about a view.
+    pub(super) fn decide(&mut self, view: &View) -> Decision {
+        match self.considered {
+            Some((before, decision)) if before == *view => decision,
+            _ => {
+                let decision = decide(view);
+                self.considered = Some((*view, decision));
+                decision
+            }
+        }
+    }
+
     /// Whether this node owns the pool because its partner could not serve it, in the life that it still has.
     pub(super) fn is_given_up(&self) -> bool {
         let is_mine = self.register().is_some_and(|register| register.owner == self.me());
@@ -313,17 +329,6 @@ impl<L: LogMemory> Side<L> {
 
     fn usable(&self) -> Portion {
         if self.portion.id().is_some() { Portion::Usable } else { Portion::Void }
-    }
-
-    /// What this node says to its partner.
-    pub(super) fn own_word(&self, view: &View) -> PoolWord {
-        PoolWord {
-            pool: self.pool,
-            word: view.own_word(self.portion.is_mirroring()),
-            epoch: self.epoch(),
-            portion: self.portion.id(),
-            expected: self.portion.expected(),
-        }
     }
 
     /// Whether a command to take the pool over waits for its time.

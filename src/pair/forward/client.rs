@@ -228,7 +228,7 @@ impl Client {
         let mut is_any = false;
         let has_room = |lot: &Lot, way: &dyn Interconnect| way.has_room_to_forward() && lot.sent.len() < SENT_MAX;
         let lot = &self.lots[slot.index()];
-        if !has_room(lot, way) {
+        if lot.waiting.is_empty() || !has_room(lot, way) {
             return is_any;
         }
         let keys: Vec<u64> = lot.waiting.iter().copied().take(SENT_MAX).collect();

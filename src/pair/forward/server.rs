@@ -145,7 +145,8 @@ impl Server {
     ) -> bool {
         let mut is_busy = false;
         for slot in PoolSlot::ALL {
-            let is_past = !self.awaits_earlier_session(slot) || planted::is("earlier-session-not-awaited");
+            let is_past = !self.arrived[slot.index()].is_empty()
+                && (!self.awaits_earlier_session(slot) || planted::is("earlier-session-not-awaited"));
             while is_past && let Some(arrived) = self.arrived[slot.index()].pop_front() {
                 if !self.begin(slot, &arrived, pools) {
                     self.arrived[slot.index()].push_front(arrived);
@@ -154,7 +155,8 @@ impl Server {
                 is_busy = true;
             }
         }
-        while way.has_room_to_forward()
+        while !self.replies.is_empty()
+            && way.has_room_to_forward()
             && let Some((slot, epoch, reply, bytes)) = self.replies.pop_front()
         {
             way.send(Message::Reply { pool: self.pools[slot.index()], epoch, reply, bytes: Arc::new(bytes) });
