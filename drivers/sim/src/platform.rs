@@ -13,7 +13,7 @@ const WALL_CLOCK_START_NS: u64 = 1_735_689_600_000_000_000;
 pub struct SimPlatform<L = SimLog> {
     agenda: Agenda,
     blocks: BlockPool,
-    now: Nanos,
+    gives_way: bool,
     log: PhantomData<fn() -> L>,
 }
 
@@ -21,7 +21,13 @@ impl<L> SimPlatform<L> {
     /// The platform of the reactor of `agenda`, whose blocks come from `blocks`.
     #[must_use]
     pub fn new(agenda: Agenda, blocks: BlockPool) -> Self {
-        Self { now: agenda.world().now(), agenda, blocks, log: PhantomData }
+        Self { agenda, blocks, gives_way: false, log: PhantomData }
+    }
+
+    /// The same, whose reactor never spins if `gives_way`.
+    #[must_use]
+    pub fn giving_way(self, gives_way: bool) -> Self {
+        Self { gives_way, ..self }
     }
 
     /// The reactor's agenda, to open devices on.
@@ -37,11 +43,11 @@ impl<L: LogMemory> Platform for SimPlatform<L> {
     type Net = SimNet;
 
     fn now(&self) -> Nanos {
-        self.now
+        self.agenda.clock()
     }
 
     fn wall_clock_ns(&self) -> u64 {
-        WALL_CLOCK_START_NS.saturating_add(self.now.0)
+        WALL_CLOCK_START_NS.saturating_add(self.now().0)
     }
 
     fn blocks(&self) -> &BlockPool {
@@ -49,8 +55,10 @@ impl<L: LogMemory> Platform for SimPlatform<L> {
     }
 
     fn turn(&mut self, wait: Wait) -> bool {
-        let finished = self.agenda.turn(wait);
-        self.now = self.agenda.world().now();
-        finished
+        self.agenda.turn(wait)
+    }
+
+    fn should_sleep(&self) -> bool {
+        self.gives_way
     }
 }

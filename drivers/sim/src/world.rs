@@ -145,8 +145,12 @@ pub struct Agenda {
 
 struct Events {
     due: RefCell<BinaryHeap<Reverse<u64>>>,
-    /// The end of a wait that was left early, or the time of a turn without one, until the reactor's next turn; `u64::MAX` otherwise.
+    /// The end of the reactor's wait, or the time of a turn without one; `u64::MAX` before its first turn.
     deadline: Cell<u64>,
+    /// What it has read the clock as: when its last turn ended, or it was roused since.
+    clock: Cell<u64>,
+    /// It has read the clock and not had its turn since.
+    is_up: Cell<bool>,
     /// Raised by a [`SimWaker`], lowered by the reactor's next turn.
     woken: Arc<AtomicBool>,
     /// Nobody polls the reactor: its events hold back no other.
@@ -183,6 +187,8 @@ impl Agenda {
         let events = Rc::new(Events {
             due: RefCell::default(),
             deadline: Cell::new(u64::MAX),
+            clock: Cell::new(world.0.now.get()),
+            is_up: Cell::new(true),
             woken: Arc::default(),
             is_still: Cell::new(false),
         });
@@ -209,9 +215,31 @@ impl Agenda {
         SimWaker(self.events.woken.clone())
     }
 
-    /// Whether the reactor gets no turns for a while, or never again: then time goes on without it.
+    /// Whether the reactor gets no turns for a while, or never again: then time goes on without it. When it goes on it does not know how long that was.
     pub fn stand_still(&self, is_still: bool) {
+        if is_still {
+            self.rouse();
+        }
         self.events.is_still.set(is_still);
+    }
+
+    /// Whether the reactor would have a turn now: it does not wait, or its wait is over.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.events.is_up.get() || self.events.next() <= self.world.0.now.get()
+    }
+
+    /// The reactor's wait is over, and it reads the clock; unless it has done so.
+    pub fn rouse(&self) {
+        if !self.events.is_up.replace(true) {
+            self.events.clock.set(self.world.0.now.get());
+        }
+    }
+
+    /// The time that the reactor knows of.
+    #[must_use]
+    pub fn clock(&self) -> Nanos {
+        Nanos(self.events.clock.get())
     }
 
     /// Notes that something has happened now.
@@ -224,17 +252,20 @@ impl Agenda {
     pub fn turn(&self, wait: Wait) -> bool {
         let shared = &self.world.0;
         shared.now.set(shared.now.get().saturating_add(TURN_NS));
-        // A reactor that does not wait comes back at once: until then no other may sleep past it.
-        self.events.deadline.set(if wait == Wait::No { shared.now.get() } else { u64::MAX });
-        if let Wait::UpTo(limit) = wait {
-            let deadline = self.world.now() + limit;
+        // It comes back then at the latest: until it does no other reactor may sleep past that.
+        let deadline = match wait {
+            Wait::No => self.world.now(),
+            Wait::UpTo(limit) => self.world.now() + limit,
+        };
+        self.events.deadline.set(deadline.0);
+        if wait != Wait::No {
             self.world.advance(deadline.0);
-            if self.world.now() < deadline {
-                // Woken early: until its next turn no other reactor may pass the end of this wait.
-                self.events.deadline.set(deadline.0);
-            }
         }
-        self.take_due()
+        let now = self.world.now();
+        self.events.clock.set(now.0);
+        let is_any = self.take_due();
+        self.events.is_up.set(is_any || deadline <= now);
+        is_any
     }
 
     /// Removes the events that are due; returns whether there were any.
@@ -278,6 +309,39 @@ mod tests {
         assert_eq!(world.now(), Nanos(100_500));
         second.stand_still(false);
         assert!(second.turn(Wait::No), "what was due meanwhile is found");
+    }
+
+    #[test]
+    fn a_reactor_is_due_when_its_wait_is_over_and_reads_the_clock_then() {
+        let world = SimWorld::new(1);
+        let (first, second) = (Agenda::new(&world), Agenda::new(&world));
+        let wait = |ns| Wait::UpTo(Duration::from_nanos(ns));
+        second.at(Nanos(2000));
+        first.turn(wait(1000));
+        assert!(first.is_due() && second.is_due(), "its wait is over; the other has had no turn");
+        second.turn(wait(100_000));
+        assert_eq!(
+            (world.now(), second.clock()),
+            (Nanos(2000), Nanos(2000)),
+            "nobody passes the end of another's wait"
+        );
+        first.turn(wait(1_000_000));
+        assert!(!first.is_due() && second.is_due());
+        second.turn(wait(50_000));
+        assert_eq!((first.clock(), world.now()), (Nanos(102_000), Nanos(152_500)));
+        first.waker().wake();
+        assert!(first.is_due(), "woken");
+        first.rouse();
+        assert_eq!(first.clock(), world.now());
+        second.turn(Wait::No);
+        first.turn(wait(1_000_000));
+        let before = world.now();
+        first.stand_still(true);
+        second.turn(wait(100_000));
+        first.stand_still(false);
+        first.rouse();
+        assert!(first.is_due() && world.now() > before);
+        assert_eq!(first.clock(), before, "who stood still does not know for how long");
     }
 
     #[test]

@@ -388,11 +388,16 @@ impl Node {
 
     /// Gives each reactor a turn, in an order drawn from `prng`.
     pub fn poll(&mut self, prng: &mut Prng) {
+        self.poll_some(prng, |_| true);
+    }
+
+    /// Gives each reactor of which `is_due` says so a turn, in an order drawn from `prng`.
+    pub(crate) fn poll_some(&mut self, prng: &mut Prng, is_due: impl Fn(usize) -> bool) {
         let count = self.reactors.len();
         let first = if count > 1 { index(prng.below(count as u64)) } else { 0 };
         for position in 0..count {
             let chosen = (first + position) % count;
-            if self.laziness[chosen] > 0 && prng.chance(self.laziness[chosen], 8) {
+            if !is_due(chosen) || self.laziness[chosen] > 0 && prng.chance(self.laziness[chosen], 8) {
                 continue;
             }
             if let Some(reactor) = &mut self.reactors[chosen]

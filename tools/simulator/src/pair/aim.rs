@@ -38,7 +38,7 @@ impl Aim {
     /// Makes the window likely.
     pub(super) fn prepare(self, setup: &mut PairSetup) {
         setup.aim = Some(self);
-        (setup.events, setup.gap_turns) = (setup.events.min(2), 400);
+        (setup.events, setup.gap_turns) = (setup.events.min(2), 240);
         match self {
             // With one reactor the pool is closed before anything is answered.
             Self::Alone => {
@@ -91,14 +91,21 @@ impl History {
                 Step::at(Moment::Asked(Change::Stale), 1 + few, Act::OwnerDies),
                 Step::after(detection * 3, Act::Heal),
             ],
-            Aim::Lease => vec![well(Act::OwnerIsLost), Step::after(detection * 6, Act::Heal)],
+            // Its lease lasts four.
+            Aim::Lease => vec![
+                well(Act::OwnerIsLost),
+                Step::now(Act::Rest),
+                Step::after(detection * 3, Act::Work),
+                Step::after(detection * 3, Act::Heal),
+            ],
             Aim::CatchingUp => {
                 let (away, soon) = (detection * 2 + self.within(2), self.within(1));
                 let changes = [Moment::Asked(Change::InSync), Moment::Made(Change::InSync)];
                 let dies = Step::at(*self.prng.pick(&changes), few, Act::OwnerDies);
                 let last = if self.prng.chance(3, 4) { dies } else { Step::after(soon, Act::Takeover) };
                 let [dies, starts] = [well(Act::OtherDies), Step::after(away, Act::OtherStarts)];
-                vec![dies, Step::now(Act::DiskIsSlow), starts, last, Step::after(detection * 8, Act::Heal)]
+                let [rest, heals] = aftermath(detection * 3, detection * 5);
+                vec![dies, Step::now(Act::DiskIsSlow), starts, last, rest, heals]
             }
             Aim::Back => {
                 let (turns, rest) = (self.prng.between(5, 40), self.within(1) / 2);
@@ -108,27 +115,30 @@ impl History {
                 [well(Act::OtherLogIsSlow), Step::after_turns(turns, Act::OwnerIsKilled)]
                     .into_iter()
                     .chain(is_unseen.then_some(cut))
-                    .chain([Step::after(rest, Act::OwnerStarts), Step::after(detection * 4, Act::Heal)])
+                    .chain([Step::after(rest, Act::OwnerStarts)])
+                    .chain(aftermath(detection * 2, detection * 2))
                     .collect()
             }
             Aim::BothDie => {
                 let turns = self.prng.between(5, 200);
-                vec![
-                    well(Act::OtherLogIsSlow),
-                    Step::after_turns(turns, Act::BothDie),
-                    Step::after(detection * 4, Act::Heal),
-                ]
+                let [rest, heals] = aftermath(detection * 2, detection * 2);
+                vec![well(Act::OtherLogIsSlow), Step::after_turns(turns, Act::BothDie), rest, heals]
             }
-            Aim::LateReply => vec![
-                well(Act::Lossy),
-                Step::at(Moment::Replaced, few, Act::OwnerDies),
-                Step::after(detection * 8, Act::Heal),
-            ],
+            Aim::LateReply => {
+                let [rest, heals] = aftermath(detection * 3, detection * 5);
+                vec![well(Act::Lossy), Step::at(Moment::Replaced, few, Act::OwnerDies), rest, heals]
+            }
             Aim::AskedAgain => {
                 let turns = self.prng.between(20, 300);
                 let again = Step::after_turns(turns, Act::Break);
-                vec![well(Act::DiskIsSlow), again, again, again, again, Step::after(detection * 4, Act::Heal)]
+                let [rest, heals] = aftermath(detection * 2, detection * 2);
+                vec![well(Act::DiskIsSlow), again, again, again, again, rest, heals]
             }
         }
     }
+}
+
+/// Clients work on for a while. Then only what was begun comes to its end, which takes time and few turns; and everything heals.
+fn aftermath(work: Duration, rest: Duration) -> [Step; 2] {
+    [Step::after(work, Act::Rest), Step::after(rest, Act::Heal)]
 }

@@ -74,6 +74,10 @@ pub(super) enum Act {
     Lossy,
     /// An operator wants the pool at the other node.
     Takeover,
+    /// Clients ask for nothing new.
+    Rest,
+    /// They do again.
+    Work,
     /// Everything is well again.
     Heal,
 }
@@ -242,6 +246,8 @@ impl History {
                 self.site.paths.iter().for_each(|path| path.set_plan(plan));
             }
             Act::Takeover => self.order_of(other, AdminRequest::PairTakeover { pool: name(pool), force: false }),
+            Act::Rest => self.is_resting = true,
+            Act::Work => self.is_resting = false,
             Act::Heal => self.heal(),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{
     History, found, lines,
-    site::{NAMES, pool_id, slot_of},
+    site::{NAMES, Process, pool_id, slot_of},
     watch::{Flying, Order, Phase},
 };
 use crate::{
@@ -166,6 +166,7 @@ impl History {
         let reactor = self.processes[node].as_mut().and_then(|process| process.node.reactor_mut(0));
         let engine = reactor.and_then(|reactor| reactor.pools_mut().engine_mut(slot_of(node, pool)));
         engine.expect("the pool is served").call(AdminCall { request, reply });
+        self.processes[node].iter().for_each(Process::wake);
         self.pools[pool].order = Some((order, replies));
     }
 

@@ -91,11 +91,13 @@ pub struct History {
     /// A forced takeover in the making.
     forced: Option<Forced>,
     next_id: u64,
+    /// Clients ask for nothing new.
+    is_resting: bool,
     /// The interconnect is slow, loses packets, or breaks again and again.
     is_slow: bool,
     /// Disks and logs are as they should be.
     is_well: bool,
-    /// When each node's last turn ended: its clock in the next one.
+    /// The time that each node knew of in its last turn.
     clocks: [Nanos; 2],
     tally: Tally,
     figures: Figures,
@@ -139,6 +141,7 @@ impl History {
             returns: [None, None],
             forced: None,
             next_id: 0,
+            is_resting: false,
             is_slow: false,
             is_well: true,
             clocks: [Nanos(0); 2],
@@ -277,7 +280,7 @@ impl History {
         if self.setup.is_hasty && self.figures.turns.is_multiple_of(64) {
             self.order_home();
         }
-        self.turn_with(true)
+        self.turn_with(!self.is_resting)
     }
 
     /// One turn of everything; what is answered goes to the models.
@@ -299,9 +302,9 @@ impl History {
                 continue;
             }
             let Some(process) = &mut self.processes[node] else { continue };
+            let Some(clock) = process.poll(&mut self.prng) else { continue };
+            self.clocks[node] = clock;
             is_any = true;
-            process.node.poll(&mut self.prng);
-            process.look_again(self.setup.detection / 4);
             if self.site.world.crashed() {
                 self.die(node, false);
                 self.site.world.recover();
@@ -309,10 +312,9 @@ impl History {
             }
             self.collect(node)?;
             self.follow(node)?;
-            self.clocks[node] = self.site.world.now();
         }
         if !is_any {
-            // Time passes although nobody runs.
+            // Time passes although nobody has anything to do.
             Agenda::new(&self.site.world).turn(Wait::UpTo(Duration::from_micros(50)));
         }
         for pool in 0..2 {
@@ -373,7 +375,6 @@ impl History {
         self.note(|_| format!("{} starts", NAMES[node]));
         self.figures.lives += 1;
         self.processes[node] = Some(self.site.start(node));
-        self.clocks[node] = self.site.world.now();
     }
 
     /// A process ends, with its machine if `is_dark`.

@@ -10,6 +10,9 @@ use twinlog_sim::{LogShape, MediumConfig, PathPlan};
 /// Blocks of a pool's disk.
 const DISK_BLOCKS: u64 = 1024;
 
+/// Reactors of a node, at most.
+pub(super) const REACTORS_MAX: usize = 2;
+
 /// How a node makes sure that its partner has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FenceKind {
@@ -130,6 +133,9 @@ pub(super) struct PairSetup {
     pub(super) lost: Lost,
     /// What it is aimed at, beside them.
     pub(super) aim: Option<Aim>,
+    /// Whether reactors spin for a while before they wait, as they do on real machines. Most histories do without: turns in which nothing is done show
+    /// little, and cost as much as others.
+    pub(super) spins: bool,
     /// How often something does.
     pub(super) events: u64,
     /// Turns between two of them, at most.
@@ -192,8 +198,9 @@ impl PairSetup {
             troubles,
             lost: *prng.pick(&[Lost::Log, Lost::Machine]),
             aim: None,
+            spins: false,
             events: prng.between(2, 12),
-            gap_turns: *prng.pick(&[60, 400, 2500]),
+            gap_turns: *prng.pick(&[40, 240, 1500]),
             volumes_max: prng.between(1, 2),
             volume_blocks_max: *prng.pick(&[4, 12, 24]),
             depth: index(prng.between(1, 4)),
@@ -209,6 +216,7 @@ impl PairSetup {
         if prng.chance(1, 3) {
             prng.pick(&Aim::ALL).prepare(&mut setup);
         }
+        setup.spins = prng.chance(1, 16);
         setup.write_bytes_max = setup.write_bytes_max.min(setup.ring_blocks / 4 * BLOCK);
         setup
     }

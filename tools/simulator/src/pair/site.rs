@@ -4,7 +4,7 @@ use super::{
     arbiter::{Desk, SimArbiter},
     fence::{Fences, SimFencer},
     opener::{Hindrances, Openings, SimOpener},
-    setup::PairSetup,
+    setup::{PairSetup, REACTORS_MAX},
 };
 use crate::{
     clients::{Front, Port},
@@ -34,7 +34,7 @@ use twinlog::{
         reactor::{NodeEnd, PairParts},
     },
 };
-use twinlog_device::{BlockPool, NetAddress, Prng, Wait};
+use twinlog_device::{BlockPool, Nanos, NetAddress, Prng, Wait};
 use twinlog_sim::{Agenda, LogMedium, SimListener, SimLog, SimMedium, SimNet, SimPath, SimPlatform, SimWorld};
 
 /// The nodes, and the pools that are at home there.
@@ -92,11 +92,23 @@ impl Process {
         self.agendas.iter().for_each(|agenda| agenda.stand_still(is_still));
     }
 
-    /// Has reactor 0, which keeps the time limits, looked at again soon: another reactor that has none would sleep past them.
-    pub(super) fn look_again(&self, soon: Duration) {
-        if let [first, _, ..] = &self.agendas[..] {
-            first.at(first.world().now() + soon);
+    /// Gives each reactor whose wait is over a turn, in an order drawn from `prng`. Returns the time that reactor 0 knows of in it; `None` if all wait.
+    pub(super) fn poll(&mut self, prng: &mut Prng) -> Option<Nanos> {
+        let mut is_due = [false; REACTORS_MAX];
+        for (is_due, agenda) in is_due.iter_mut().zip(&self.agendas) {
+            *is_due = agenda.is_due();
+            if *is_due {
+                agenda.rouse();
+            }
         }
+        let clock = self.agendas[0].clock();
+        self.node.poll_some(prng, |reactor| is_due[reactor]);
+        is_due.contains(&true).then_some(clock)
+    }
+
+    /// Ends the wait of reactor 0, which was given something by no way of its own.
+    pub(super) fn wake(&self) {
+        self.agendas[0].wake();
     }
 
     /// Ends with its machine: nobody hears of it.
@@ -227,7 +239,7 @@ impl Site {
             let mut pools = Pools::new(blocks.clone(), None);
             pools.set_port(forward_port);
             reactors.push(Reactor::new(ReactorParts {
-                platform: SimPlatform::new(agenda.clone(), blocks.clone()),
+                platform: SimPlatform::new(agenda.clone(), blocks.clone()).giving_way(!self.setup.spins),
                 pools,
                 net: client_net,
                 front: Front::Direct(port.clone()),

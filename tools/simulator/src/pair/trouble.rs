@@ -142,7 +142,7 @@ impl History {
     /// Everything that is wrong ends.
     pub(super) fn heal(&mut self) {
         self.note(|_| "everything heals".to_owned());
-        self.is_slow = false;
+        (self.is_slow, self.is_resting) = (false, false);
         self.disturb();
         self.forget_mirrors();
         let plan = self.setup.path();
