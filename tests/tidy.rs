@@ -42,7 +42,7 @@ const TOP_LEVEL: [&str; 18] = [
 ];
 
 /// Drivers that touch the machine. One folder chooses them; everything else is generic over `Platform`.
-const CONCRETE_DRIVERS: [&str; 4] = ["twinlog_file", "twinlog_uring", "twinlog_pmem", "twinlog_nvme"];
+const CONCRETE_DRIVERS: [&str; 5] = ["twinlog_file", "twinlog_uring", "twinlog_pmem", "twinlog_nvme", "twinlog_vfio"];
 
 /// That one folder.
 const COMPOSITION: &str = "src/cli/compose/";

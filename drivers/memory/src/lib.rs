@@ -51,6 +51,9 @@ use std::{
 /// Bytes of one block: the unit of pools, caches and transfers.
 pub const BLOCK_BYTES: usize = 4096;
 
+/// Bytes of a huge page.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// The bytes of one block.
 pub type BlockBytes = [u8; BLOCK_BYTES];
 
@@ -66,6 +69,8 @@ const DEVICE_WRITES: u32 = UNIQUE + 2;
 struct Mapping {
     base: NonNull<u8>,
     length_bytes: NonZeroUsize,
+    /// Bytes of the pages that it is surely made of.
+    page_bytes: usize,
     /// State of each block: invariant 1. Written by handles only.
     states: Box<[AtomicU32]>,
     free: ArrayQueue<u32>,
@@ -134,9 +139,25 @@ impl BlockPool {
     /// # Panics
     /// When `block_count` is zero: a pool without blocks serves nobody.
     pub fn new(block_count: u32) -> std::io::Result<Self> {
-        let length_bytes =
-            NonZeroUsize::new(block_count as usize * BLOCK_BYTES).expect("a pool has at least one block");
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        Self::map(block_count, BLOCK_BYTES, MapFlags::MAP_NORESERVE)
+    }
+
+    /// The same in huge pages of [`HUGE_PAGE_BYTES`], all of them taken now: for devices that no IOMMU translates for.
+    ///
+    /// # Errors
+    /// The kernel's error when it refuses the mapping: most often, too few huge pages are free.
+    ///
+    /// # Panics
+    /// As for [`Self::new`].
+    pub fn in_huge_pages(block_count: u32) -> std::io::Result<Self> {
+        let flags = MapFlags::MAP_HUGETLB | MapFlags::MAP_HUGE_2MB | MapFlags::MAP_POPULATE;
+        Self::map(block_count, HUGE_PAGE_BYTES, flags)
+    }
+
+    fn map(block_count: u32, page_bytes: usize, flags: MapFlags) -> std::io::Result<Self> {
+        let bytes = (block_count as usize * BLOCK_BYTES).next_multiple_of(page_bytes);
+        let length_bytes = NonZeroUsize::new(bytes).expect("a pool has at least one block");
+        let flags = MapFlags::MAP_PRIVATE | flags;
         // SAFETY: a fresh anonymous mapping aliases nothing.
         let base = unsafe { mmap_anonymous(None, length_bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
         let free = ArrayQueue::new(block_count as usize);
@@ -147,6 +168,7 @@ impl BlockPool {
         let mapping = Mapping {
             base: base.cast(),
             length_bytes,
+            page_bytes,
             states,
             free,
             lent: AtomicUsize::new(0),
@@ -249,6 +271,12 @@ impl BlockPool {
     #[must_use]
     pub fn region(&self) -> (*mut u8, usize) {
         (self.0.base.as_ptr(), self.0.length_bytes.get())
+    }
+
+    /// Whether the mapping is made of huge pages ([`Self::in_huge_pages`]).
+    #[must_use]
+    pub fn is_huge(&self) -> bool {
+        self.0.page_bytes == HUGE_PAGE_BYTES
     }
 
     /// Whether `address` points into this pool.

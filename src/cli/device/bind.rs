@@ -34,8 +34,8 @@ use nix::unistd::{User, chown};
 use serde::Serialize;
 use std::{fs::File, io, time::Duration};
 
-/// How often, 10 ms apart, the node of a group is looked for before it counts as absent: the kernel makes it at once.
-const NODE_TRIES: u32 = 200;
+/// How often, 10 ms apart, the kernel is asked for what it makes at once, or within a second or two.
+const TRIES: u32 = 200;
 
 /// Drivers that let a program drive a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
@@ -128,15 +128,28 @@ pub(crate) fn unbind(machine: &Machine, args: &UnbindArgs) -> Result<Bound, Fail
             give_back(machine, &found).map_err(|error| kernel_refused("unbind", &found, &error))?;
         }
     }
-    let now = controller::all(machine).into_iter().find(|now| now.address == found.address);
-    let driver = now.as_ref().and_then(|now| now.driver.clone());
-    if driver.as_deref() != Some("nvme") {
+    let now = started(machine, &found.address);
+    if now.as_ref().and_then(|now| now.driver.as_deref()) != Some("nvme") {
         let message = format!("{} is free, but the kernel's NVMe driver did not take it", shown(&found));
         return Err(Failure::new(Exit::Error, message, "`modprobe nvme`, then dmesg"));
     }
     Record::remove(machine, &found).map_err(|error| Failure::system("forget", shown(&found), &error))?;
-    let serial = now.map_or(found.serial, |now| now.serial);
+    let serial = now.map(|now| now.serial).filter(|serial| !serial.is_empty()).unwrap_or(found.serial);
     Ok(Bound { serial, address: found.address, driver: "nvme".to_owned(), node: String::new() })
+}
+
+/// A controller, when the kernel's driver has read its serial; or what it has become meanwhile.
+fn started(machine: &Machine, address: &PciAddress) -> Option<Controller> {
+    let now = || controller::all(machine).into_iter().find(|now| now.address == *address);
+    for _ in 0..TRIES {
+        match now() {
+            Some(starting) if starting.driver.is_some() && starting.serial.is_empty() => {
+                crate::cli::pause(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+    now()
 }
 
 /// The one controller of a serial, or of a name below `/dev/disk/by-id`. Names that change between boots are refused.
@@ -348,7 +361,7 @@ fn kernel_refused(what: &str, found: &Controller, error: &io::Error) -> Failure 
 
 /// What a program opens to drive the device.
 fn node(machine: &Machine, found: &Controller, driver: UserDriver) -> Result<String, Failure> {
-    for _ in 0..NODE_TRIES {
+    for _ in 0..TRIES {
         if let Some(node) = node_now(machine, found, driver).filter(|node| machine.exists(node.trim_start_matches('/')))
         {
             return Ok(node);

@@ -137,7 +137,9 @@ fn controller(machine: &Machine, address: PciAddress) -> Controller {
     if let Some(name) = kernel_name.filter(|_| found.driver.as_deref() == Some("nvme")) {
         let place = found.address.file(&format!("nvme/{name}"));
         found.model = machine.text(&format!("{place}/model")).unwrap_or_default();
-        found.serial = machine.text(&format!("{place}/serial")).unwrap_or_default();
+        // While the kernel's driver starts it, the text is the kernel's way to print nothing: `(efault)`.
+        let serial = machine.text(&format!("{place}/serial")).filter(|serial| !serial.starts_with('('));
+        found.serial = serial.unwrap_or_default();
         found.identity = if found.serial.is_empty() { Identity::Unknown } else { Identity::Kernel };
         let blocks = machine.names(&place).into_iter().filter_map(|name| block_name(&name));
         found.namespaces = blocks.map(|block| namespace(machine, block)).collect();

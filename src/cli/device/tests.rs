@@ -351,6 +351,14 @@ fn an_interrupted_bind_goes_on_or_back() {
 }
 
 #[test]
+fn a_controller_that_the_kernel_starts_has_no_serial_yet() {
+    let fake = Fake::new();
+    fake.put(&format!("sys/bus/pci/devices/{DISK}/nvme/nvme0/serial"), "(efault)\n");
+    assert_eq!(fake.find(DISK).identity, Identity::Unknown);
+    assert_eq!(fake.bind(&args("(efault)")).expect_err("nobody bears it").exit, Exit::Error);
+}
+
+#[test]
 fn what_a_program_drives_is_not_unbound() {
     let fake = Fake::new();
     fake.bind(&args("S1")).expect("bound");

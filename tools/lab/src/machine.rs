@@ -48,6 +48,10 @@ pub struct Machine {
     pub processors: u32,
     /// Ports of the host's loopback that lead to ports of the guest.
     pub forwarded: Vec<(u16, u16)>,
+    /// Whether PCI devices are confined by an IOMMU.
+    pub has_iommu: bool,
+    /// More of the kernel's arguments.
+    pub kernel_arguments: String,
     /// More of QEMU's arguments: disks and other devices.
     pub devices: Vec<String>,
     /// For the guest's files: sockets, console, logs. Short, as the path of a Unix socket may have 107 bytes.
@@ -72,7 +76,13 @@ impl Machine {
             forwarding += &format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}");
         }
         let mut command = host::mortal(qemu);
-        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35"]);
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+        // The IOMMU's interrupts are emulated with the rest, and it comes before what it confines.
+        let machine = if self.has_iommu { "q35,kernel-irqchip=off" } else { "q35" };
+        command.args(["-machine", machine]);
+        if self.has_iommu {
+            command.args(["-device", "intel-iommu,intremap=on,caching-mode=on"]);
+        }
         command.args(["-accel", &self.accelerator, "-cpu", "max,la57=off"]);
         command.args(["-m", &format!("{}M", self.memory_mib), "-smp", &self.processors.to_string()]);
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
@@ -86,7 +96,8 @@ impl Machine {
         command.args(["-netdev", &forwarding, "-device", "virtio-net-pci,netdev=net"]);
         command.args(&self.devices);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-        command.args(["-append", KERNEL_ARGUMENTS]);
+        let iommu = if self.has_iommu { "intel_iommu=on" } else { "" };
+        command.args(["-append", &format!("{KERNEL_ARGUMENTS} {iommu} {}", self.kernel_arguments)]);
         Ok(command)
     }
 
@@ -192,6 +203,28 @@ impl Guest {
     /// The system cannot say.
     pub fn is_alive(&mut self) -> Result<bool> {
         Ok(self.process.try_wait()?.is_none())
+    }
+
+    /// Has a device taken out, as by the button of a hot-plug slot: QEMU asks the guest for it.
+    ///
+    /// # Errors
+    ///
+    /// QEMU does not do it.
+    pub fn unplug(&self, device: &str) -> Result<()> {
+        let mut monitor = UnixStream::connect(self.folder.join("qmp")).context("connecting to qemu")?;
+        monitor.set_read_timeout(Some(PORTS_PATIENCE))?;
+        monitor.write_all(b"{\"execute\":\"qmp_capabilities\"}\n")?;
+        writeln!(monitor, "{{\"execute\":\"device_del\",\"arguments\":{{\"id\":\"{device}\"}}}}")?;
+        // A greeting, and two answers; events come between.
+        let mut answers =
+            BufReader::new(monitor).lines().map_while(Result::ok).filter(|line| !line.contains("\"event\""));
+        for _ in 0..3 {
+            let answer = answers.next().context("qemu does not answer")?;
+            if answer.contains("\"error\"") {
+                bail!("qemu: {answer}");
+            }
+        }
+        Ok(())
     }
 
     /// Waits for the end.

@@ -4,6 +4,7 @@ mod attach;
 mod exerciser;
 mod files;
 mod netlink;
+mod pci;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -40,6 +41,8 @@ pub enum Tool {
         #[arg(long, default_value_t = 2)]
         connections: usize,
     },
+    /// Drive an NVMe controller far enough to prove a way to a PCI function
+    Pci(pci::PciArgs),
     /// Write, rewrite and remove files, each step made durable
     WriteFiles {
         /// The folder, which is made
@@ -79,6 +82,7 @@ pub fn run(tool: &Tool) -> Result<()> {
     match tool {
         Tool::Exercise { path, count, size, seed } => exerciser::run(path, *size, *count, *seed),
         Tool::Attach { address, export, index, connections } => attach::run(address, export, *index, *connections),
+        Tool::Pci(args) => pci::run(args),
         Tool::WriteFiles { folder, seed, stop, list, progress } => files::write(folder, *seed, stop, list, progress),
         Tool::VerifyFiles { folder, seed, list } => files::verify(folder, *seed, list),
     }

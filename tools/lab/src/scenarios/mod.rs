@@ -2,6 +2,7 @@
 
 mod kill;
 mod nbd;
+mod nvme;
 mod power;
 
 use crate::{
@@ -30,7 +31,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 5] = [
+pub const SCENARIOS: [Scenario; 7] = [
     Scenario {
         name: "nbd-kernel",
         about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
@@ -54,6 +55,18 @@ pub const SCENARIOS: [Scenario; 5] = [
         about: "the node is killed again and again under a guest's ext4, which waits for it and goes on",
         programs: &["mkfs.ext4", "e2fsck"],
         run: kill::ext4,
+    },
+    Scenario {
+        name: "nvme-vfio",
+        about: "NVMe controllers behind an IOMMU: bound by `twinlog device`, driven, killed, given back, removed",
+        programs: &["mkfs.ext4", "setpriv"],
+        run: nvme::vfio,
+    },
+    Scenario {
+        name: "nvme-uio",
+        about: "an NVMe controller without an IOMMU: refused for VFIO, driven through uio_pci_generic",
+        programs: &[],
+        run: nvme::uio,
     },
     Scenario {
         name: "power-cut",
@@ -126,6 +139,8 @@ impl Lab {
             memory_mib: 512,
             processors: 1,
             forwarded: Vec::new(),
+            has_iommu: false,
+            kernel_arguments: String::new(),
             devices: Vec::new(),
             folder,
         })

@@ -1,0 +1,121 @@
+# NVMe controllers behind a virtual IOMMU, taken from the kernel's driver by `twinlog device bind` and given back.
+. /lab/lib.sh
+mkdir -p /mnt/data
+
+# refuses WORD COMMAND...: the command must end with 4, and say WORD.
+refuses() {
+    word=$1
+    shift
+    code=0
+    said=$("$@" 2>&1) || code=$?
+    echo "$said"
+    same "exit code of $*" $code 4
+    case $said in *"$word"*) ;; *) fail "it did not say '$word'" ;; esac
+}
+fails() {
+    word=$1
+    shift
+    said=$("$@" 2>&1) && fail "$* succeeded"
+    echo "$said"
+    case $said in *"$word"*) ;; *) fail "it did not say '$word'" ;; esac
+}
+field() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
+# Of the disk with a serial, whatever its number in this boot.
+disk() {
+    for place in /sys/class/nvme/*; do
+        if [ "$(tr -d ' ' <"$place/serial")" = "$1" ]; then
+            ls "$place" | grep '^nvme[0-9]*\(c[0-9]*\)*n1$' | sed 's/c[0-9]*//'
+        fi
+    done
+}
+faults() { dmesg | grep -c 'DMAR:.*fault addr' || true; }
+# By its path: the shell has an applet of that name.
+user="/bin/setpriv --reuid 990 --regid 990 --clear-groups"
+
+step "list, doctor"
+twinlog device list
+twinlog doctor /tmp || [ $? = 3 ]
+for serial in LAB0 LAB1 LAB2; do
+    [ -b "/dev/$(disk $serial)" ] || fail "the kernel does not show the disk of $serial"
+done
+
+step "what is in use, or somebody's, is not bound"
+data=$(disk LAB1)
+mkfs.ext4 -q -b 4096 "/dev/$data"
+mount "/dev/$data" /mnt/data
+echo precious >/mnt/data/file
+refuses "is mounted at /mnt/data" twinlog device bind LAB1 --lose-access-to "$data"
+umount /mnt/data
+refuses "--lose-access-to $data" twinlog device bind LAB1
+refuses "LAB1" twinlog device bind "/dev/$data"
+# Mounted where this shell's table of mounts does not show it.
+unshare -m sh -c "mount /dev/$data /mnt/data && touch /tmp/claimed && exec sleep 1000" &
+claimer=$!
+until [ -e /tmp/claimed ]; do kill -0 $claimer || fail "no mount"; sleep 0.1; done
+refuses "in use by another program" twinlog device bind LAB1 --lose-access-to "$data"
+kill $claimer
+wait $claimer || true
+
+step "bind, for a user who is not root"
+address=$(twinlog device bind LAB0 --user twinlog -o jsonl | field address)
+group=$(basename "$(readlink "/sys/bus/pci/devices/$address/iommu_group")")
+same "owner of the group's node" "$(stat -c %u "/dev/vfio/$group")" 990
+twinlog device list | tee /tmp/list
+grep -q "^LAB0 .*vfio-pci" /tmp/list || fail "the serial is not remembered"
+[ -z "$(disk LAB0)" ] || fail "the kernel still has it"
+twinlog device bind LAB0 --user twinlog
+
+step "memory that may not be locked"
+ulimit -l 64
+fails "LimitMEMLOCK=infinity" $user twinlog-lab guest pci "$address" --serial LAB0
+ulimit -l unlimited
+
+step "the function: registers, memory, pool, interrupts, reset"
+$user twinlog-lab guest pci "$address" --serial LAB0
+step "killed under load, and opened again"
+$user twinlog-lab guest pci "$address" --serial LAB0 --forever /tmp/busy &
+driver=$!
+until [ -e /tmp/busy ]; do kill -0 $driver || fail "the driver ended"; sleep 0.1; done
+fails "another process has it" $user twinlog-lab guest pci "$address" --serial LAB0
+refuses "in use by process" twinlog device unbind LAB0
+kill -9 $driver
+wait $driver || true
+$user twinlog-lab guest pci "$address" --serial LAB0
+same "faults of the IOMMU" "$(faults)" 0
+
+step "what is mapped no longer is out of reach"
+$user twinlog-lab guest pci "$address" --serial LAB0 --stray
+[ "$(faults)" -gt 0 ] || fail "the IOMMU let it through"
+
+step "back to the kernel"
+twinlog device unbind LAB0
+twinlog device unbind LAB0
+twinlog device list
+until [ -b "/dev/$(disk LAB0)" ]; do sleep 0.1; done
+back=$(disk LAB0)
+dd if=/dev/urandom of=/tmp/pattern bs=1M count=2 2>/dev/null
+dd if=/tmp/pattern of="/dev/$back" bs=1M oflag=direct 2>/dev/null
+dd if="/dev/$back" bs=1M count=2 iflag=direct 2>/dev/null | cmp - /tmp/pattern || fail "the kernel's driver reads something else"
+
+step "somebody's data, named: nothing is written to them"
+address=$(twinlog device bind LAB1 --lose-access-to "$(disk LAB1)" -o jsonl | field address)
+twinlog-lab guest pci "$address" --serial LAB1
+twinlog device unbind LAB1
+until [ -b "/dev/$(disk LAB1)" ]; do sleep 0.1; done
+mount "/dev/$(disk LAB1)" /mnt/data
+same "the file" "$(cat /mnt/data/file)" precious
+umount /mnt/data
+
+step "removal is noticed"
+address=$(twinlog device bind LAB2 -o jsonl | field address)
+twinlog-lab guest pci "$address" --serial LAB2 --until-removed /tmp/waiting &
+driver=$!
+until [ -e /tmp/waiting ]; do kill -0 $driver || fail "the driver ended"; sleep 0.1; done
+event remove
+wait $driver || fail "the driver did not notice"
+for try in $(seq 100); do
+    [ -e "/sys/bus/pci/devices/$address" ] || break
+    sleep 0.2
+done
+[ ! -e "/sys/bus/pci/devices/$address" ] || fail "it is still there"
+twinlog device list
