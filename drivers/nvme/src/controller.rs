@@ -1,7 +1,7 @@
 //! A controller as its users see it.
 
 use crate::{
-    ControllerIdentity, Failure, Health, Namespace, NvmeDisk, Unsupported,
+    ControllerIdentity, Failure, Health, LoggedError, Namespace, NvmeDisk, Unsupported,
     admin::Admin,
     core::{ControllerOptions, ControllerState, Core, Next},
     lock::Lock,
@@ -90,7 +90,7 @@ impl<F: PciFunction> Clone for Controller<F> {
 }
 
 impl<F: PciFunction> Controller<F> {
-    /// Takes a function, makes `pools` known to it, and begins to bring the controller up; [`Self::poll`] goes on.
+    /// Takes and resets a function, makes `pools` known to it, and begins to bring the controller up; [`Self::poll`] goes on.
     ///
     /// # Errors
     /// When the function cannot be used, or is no controller that this driver knows.
@@ -111,6 +111,11 @@ impl<F: PciFunction> Controller<F> {
         }
         if capabilities.queue_entries_max() < 2 {
             return Err(refuse(Unsupported::QueueSize));
+        }
+        // What an earlier process left under way must not find our memory at its old addresses. Every controller has this reset (pcie 3.6).
+        let is_idle = |controls: &Controls<_>| !controls.configuration().is_enabled() && !controls.status().is_ready();
+        if function.reset().is_err() && !is_idle(&controls) {
+            return Err(OpenError::Controller(address, Failure::Unstoppable));
         }
         let maps = pools.iter().map(|pool| function.map_pool(pool)).collect::<Result<Vec<PoolMap>, _>>()?;
         let admin = Admin::new(&function, controls.clone())?;
@@ -147,6 +152,12 @@ impl<F: PciFunction> Controller<F> {
     #[must_use]
     pub fn health(&self) -> Option<Health> {
         self.0.core.wait().health
+    }
+
+    /// The newest entry of its error log, if an event asked to read it.
+    #[must_use]
+    pub fn latest_error(&self) -> Option<LoggedError> {
+        self.0.core.wait().latest_error
     }
 
     /// How often it had to be reset.

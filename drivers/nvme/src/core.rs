@@ -18,13 +18,13 @@
 //! queues keep what the controller has.
 
 use crate::{
-    ControllerIdentity, Failure, Health, Namespace, Unsupported,
+    ControllerIdentity, Failure, Health, LoggedError, Namespace, Unsupported,
     admin::{Admin, Purpose},
     bring_up::Step,
     lock::Lock,
     queue::{Patience, Queue, SLOTS_MAX},
     registers::Controls,
-    spec::{AsynchronousEvent, Configuration, HealthLog, SubmissionEntry, admin_opcode, log_page},
+    spec::{AsynchronousEvent, Configuration, ErrorEntry, HealthLog, SubmissionEntry, admin_opcode, log_page},
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use twinlog_device::{DeviceErrorKind, Nanos};
@@ -144,6 +144,9 @@ pub(crate) struct Core<F: PciFunction> {
     /// Namespaces found by the present bringing-up.
     pub(crate) listed: Vec<u32>,
     pub(crate) health: Option<Health>,
+    pub(crate) latest_error: Option<LoggedError>,
+    /// Event requests to keep in flight; none after one was refused.
+    events_max: u16,
     log_wanted: Option<u8>,
     health_at: Nanos,
     resets: VecDeque<Nanos>,
@@ -174,6 +177,8 @@ impl<F: PciFunction> Core<F> {
             namespaces: Vec::new(),
             listed: Vec::new(),
             health: None,
+            latest_error: None,
+            events_max: EVENTS_MAX,
             log_wanted: None,
             health_at: Nanos(0),
             resets: VecDeque::new(),
@@ -224,10 +229,10 @@ impl<F: PciFunction> Core<F> {
                 }
             }
             Phase::Enabling { deadline } => {
-                if status.is_fatal() || deadline <= now {
-                    self.recover(now);
-                } else if status.is_ready() {
+                if status.is_ready() && !status.is_fatal() {
                     self.begin(Step::Controller, now);
+                } else if status.is_fatal() || deadline <= now {
+                    self.recover(now);
                 }
             }
             Phase::BringUp(_) | Phase::Live if status.is_fatal() || !status.is_ready() => self.recover(now),
@@ -315,6 +320,7 @@ impl<F: PciFunction> Core<F> {
 
     fn enable(&mut self, now: Nanos) {
         self.log_wanted = None;
+        self.events_max = EVENTS_MAX;
         self.admin.reset(&self.controls);
         self.controls.configure(Configuration::ENABLED);
         self.phase = Phase::Enabling { deadline: now + self.ready_timeout() };
@@ -346,10 +352,15 @@ impl<F: PciFunction> Core<F> {
                     Purpose::Event if answer.status.is_success() => {
                         self.log_wanted = Some(AsynchronousEvent(answer.result).log_page());
                     }
+                    // It does not want so many, or none.
+                    Purpose::Event => self.events_max = 0,
                     Purpose::Log(log_page::HEALTH) if answer.status.is_success() => {
                         self.health = Some(Health::new(&self.admin.data::<HealthLog>(), now));
                     }
-                    Purpose::Event | Purpose::Log(_) | Purpose::Abort | Purpose::Step => {}
+                    Purpose::Log(log_page::ERROR) if answer.status.is_success() => {
+                        self.latest_error = LoggedError::new(&self.admin.data::<ErrorEntry>());
+                    }
+                    Purpose::Log(_) | Purpose::Abort | Purpose::Step => {}
                 },
             }
         }
@@ -357,11 +368,11 @@ impl<F: PciFunction> Core<F> {
         let mut is_hopeless = self.admin.is_late(now);
         for queue in &self.queues {
             let Some(mut queue) = queue.attempt() else { continue };
+            is_hopeless |= queue.watch(now, &mut aborts);
             if let Some(violation) = queue.violation() {
                 drop(queue);
                 return self.stop(now, Next::Fail(Failure::Violation(violation)));
             }
-            is_hopeless |= queue.watch(now, &mut aborts);
         }
         if is_hopeless {
             return self.recover(now);
@@ -373,8 +384,8 @@ impl<F: PciFunction> Core<F> {
     fn ask(&mut self, now: Nanos, aborts: &[[u16; 2]]) {
         let deadline = now + self.options.admin_timeout;
         let identity = self.identity.as_ref().expect("a live controller was identified");
-        let [events_max, aborts_max] =
-            [identity.events_max.min(EVENTS_MAX), identity.aborts_max.min(ABORTS_MAX)].map(usize::from);
+        let events_max = usize::from(identity.events_max.min(self.events_max));
+        let aborts_max = usize::from(identity.aborts_max.min(ABORTS_MAX));
         for [queue, command] in aborts {
             if self.admin.count(|purpose| purpose == Purpose::Abort) >= aborts_max {
                 break;

@@ -180,3 +180,20 @@ impl<F: PciFunction, C> Drop for NvmeDisk<F, C> {
         seat.finished.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_send<T: Send>() {}
+
+    /// Reactors are threads: a disk is opened in one and used in another, where the way to the function allows it.
+    #[expect(dead_code, reason = "what it says is checked by compiling it")]
+    fn a_disk_can_be_given_to_a_thread<F, C: Send>()
+    where
+        F: PciFunction<Registers: Send, Memory: Send + Sync> + Send,
+    {
+        is_send::<NvmeDisk<F, C>>();
+        is_send::<Controller<F>>();
+    }
+}

@@ -62,7 +62,7 @@ pub use controller::{Clock, Controller, OpenError};
 pub use core::{ControllerOptions, ControllerState};
 pub use disk::NvmeDisk;
 pub use failure::{Failure, Unsupported, Violation};
-pub use health::Health;
+pub use health::{Health, LoggedError};
 pub use namespace::{ControllerIdentity, Namespace};
 pub use reservation::{
     REPORT_HOSTS_MAX, RESERVATION_CONFLICT, Registrant, Reservation, ReservationKind, ReservationReport,

@@ -89,15 +89,14 @@ pub(crate) struct Request {
 impl Request {
     /// The completion of a request that never reached the controller, or that left its blocks there.
     pub(crate) fn end(self, device: &str, result: Result<(), DeviceErrorKind>) -> BlockCompletion {
-        let result = result.map_err(|kind| DeviceError {
-            device: device.to_owned(),
-            operation: self.kind.name(),
-            first: self.range.first,
-            count: self.range.count,
-            kind,
-        });
+        let result = result.map_err(|kind| device_error(device, self.kind, self.range, kind));
         BlockCompletion { token: self.token, result, blocks: self.targets }
     }
+}
+
+fn device_error(device: &str, operation: Kind, range: BlockRange, kind: DeviceErrorKind) -> DeviceError {
+    let BlockRange { first, count } = range;
+    DeviceError { device: device.to_owned(), operation: operation.name(), first, count, kind }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -370,9 +369,11 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
     fn complete(&mut self, index: usize, status: Status, now: Nanos) {
         let slot = &mut self.slots[index];
         if status.is_success() {
-            slot.left = (slot.left.0 + slot.step, slot.left.1 - slot.step);
-            if matches!(slot.kind, Kind::Discard | Kind::Zero) && slot.left.1 > 0 {
-                return self.wait(index, now);
+            if matches!(slot.kind, Kind::Discard | Kind::Zero) {
+                slot.left = (slot.left.0 + slot.step, slot.left.1 - slot.step);
+                if slot.left.1 > 0 {
+                    return self.wait(index, now);
+                }
             }
             if slot.kind == Kind::Reserve(Reservation::Report) {
                 let mut bytes = [0; LIST_BYTES];
@@ -400,10 +401,10 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
     fn finish_with(&mut self, index: usize, result: Result<(), DeviceErrorKind>, targets: Vec<BlockBuf>) {
         let slot = &mut self.slots[index];
         slot.state = SlotState::Idle;
-        let (token, kind, range) = (slot.token, slot.kind, slot.range);
         let seat = &mut self.seats[slot.seat];
         if seat.is_open {
-            seat.finished.push(Request { token, kind, range, targets, sources: Vec::new() }.end(&seat.name, result));
+            let result = result.map_err(|kind| device_error(&seat.name, slot.kind, slot.range, kind));
+            seat.finished.push(BlockCompletion { token: slot.token, result, blocks: targets });
         }
         self.idle.push(u16::try_from(index).expect("a slot's number"));
     }

@@ -14,7 +14,7 @@ use crate::{
 };
 use std::sync::{Arc, atomic::Ordering};
 use twinlog_pci::{DmaMemory, Registers};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 const SUBMISSION_BYTES: usize = size_of::<SubmissionEntry>();
 const COMPLETION_BYTES: usize = size_of::<CompletionEntry>();
@@ -109,8 +109,7 @@ impl<R: Registers, M: DmaMemory> Rings<R, M> {
             return Ok(None);
         }
         let low = self.completions.load(offset, Ordering::Relaxed);
-        let words = [low.to_le_bytes(), high.to_le_bytes()];
-        let entry = CompletionEntry::read_from_bytes(words.as_bytes()).expect("two words are an entry");
+        let entry: CompletionEntry = zerocopy::transmute!([low.to_le_bytes(), high.to_le_bytes()]);
         if entry.submission_id.get() != self.id {
             return Err(Violation::ForeignQueue);
         }

@@ -4,7 +4,7 @@ use super::{Mischief, ModelConfig, bus::Bus, medium::Subsystem};
 use crate::spec::{CompletionEntry, Status, SubmissionEntry, offset};
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
 };
 use twinlog_device::Prng;
@@ -18,6 +18,9 @@ const LATE_MAX: u64 = 400;
 
 /// Turns until the controller has followed a change of CC.EN, at most.
 const CHANGE_MAX: u64 = 4;
+
+/// Answers that are remembered.
+const RECENT_MAX: usize = 16;
 
 /// A submission queue.
 pub(super) struct Submissions {
@@ -84,6 +87,8 @@ pub(super) struct Device {
     answers: Vec<Answer>,
     /// Queue and identifier of answers that were invented: a command that is named so is thought to be finished.
     disowned: BTreeSet<(u16, u16)>,
+    /// Queue and identifier of the latest answers.
+    recent: VecDeque<(u16, u16)>,
     /// Identifiers of event requests.
     pub(super) events: Vec<u16>,
     pub(super) critical_warning: u8,
@@ -120,6 +125,7 @@ impl Device {
             pending: Vec::new(),
             answers: Vec::new(),
             disowned: BTreeSet::new(),
+            recent: VecDeque::new(),
             events: Vec::new(),
             critical_warning: 0,
             has_event: false,
@@ -163,6 +169,7 @@ impl Device {
         self.pending.clear();
         self.answers.clear();
         self.disowned.clear();
+        self.recent.clear();
         self.events.clear();
         self.has_event = false;
     }
@@ -300,7 +307,8 @@ impl Device {
             Power::Stopping { at } if at <= now => self.stop(),
             _ => {}
         }
-        if matches!(self.power, Power::Ready | Power::Stopping { .. }) && !self.is_gone && !self.is_fatal {
+        // What does not answer any more may still have access to memory, unless it was pulled out.
+        if matches!(self.power, Power::Ready | Power::Stopping { .. }) && !self.is_removed && !self.is_fatal {
             if self.power == Power::Ready {
                 self.fetch();
             }
@@ -403,15 +411,17 @@ impl Device {
     fn post(&mut self) {
         let mut waiting = Vec::new();
         for answer in std::mem::take(&mut self.answers) {
-            let Mischief { lost_answer, duplicate, invented, .. } = self.mischief;
+            let Mischief { lost_answer, duplicate, invented, stale, .. } = self.mischief;
             if self.fails(lost_answer) {
                 continue;
             }
             if self.fails(invented) {
-                let id = if self.prng.chance(1, 2) { answer.id ^ 1 << self.prng.below(16) } else { self.draw(64) };
-                self.pending.retain(|other| other.queue != answer.queue || other.entry.command_id.get() != id);
-                self.disowned.insert((answer.queue, id));
-                self.post_one(&Answer { id, ..answer });
+                let id = if self.prng.chance(1, 2) { answer.id ^ (1 << self.prng.below(16)) } else { self.draw(64) };
+                self.post_false(answer.queue, id);
+            }
+            let earlier = self.recent.iter().rfind(|(queue, _)| *queue == answer.queue).copied();
+            if let (Some((queue, id)), true) = (earlier, self.fails(stale)) {
+                self.post_false(queue, id);
             }
             let twice = self.fails(duplicate);
             if !self.post_one(&answer) {
@@ -421,6 +431,13 @@ impl Device {
             }
         }
         self.answers.append(&mut waiting);
+    }
+
+    /// Posts an answer to a command that was not performed: whatever is named so is thought to be finished.
+    fn post_false(&mut self, queue: u16, id: u16) {
+        self.pending.retain(|other| other.queue != queue || other.entry.command_id.get() != id);
+        self.disowned.insert((queue, id));
+        self.post_one(&Answer { queue, id, status: Status::SUCCESS, result: 0 });
     }
 
     fn post_one(&mut self, answer: &Answer) -> bool {
@@ -459,6 +476,10 @@ impl Device {
             status_and_phase: (status.0 << 1 | phase).into(),
         };
         self.bus.borrow_mut().write(place, entry.as_bytes());
+        self.recent.push_back((answer.queue, answer.id));
+        if self.recent.len() > RECENT_MAX {
+            self.recent.pop_front();
+        }
         true
     }
 }

@@ -15,6 +15,8 @@ pub struct Mischief {
     pub duplicate: u64,
     /// An answer comes with an identifier that is drawn.
     pub invented: u64,
+    /// One of the answers before comes once more.
+    pub stale: u64,
     /// An answer names another submission queue.
     pub foreign_queue: u64,
     /// An answer names a position of the submission queue that is drawn.
@@ -60,6 +62,7 @@ impl Mischief {
             late: rate(200),
             duplicate: rate(50),
             invented: rate(50),
+            stale: rate(50),
             foreign_queue: rate(50),
             wrong_head: rate(50),
             wrong_phase: rate(50),

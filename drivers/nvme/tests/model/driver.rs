@@ -202,6 +202,7 @@ fn broken_protocol_fails_the_controller() {
     for (mischief, violation) in [
         (Mischief { foreign_queue: ALWAYS, ..Mischief::default() }, Violation::ForeignQueue),
         (Mischief { duplicate: ALWAYS, ..Mischief::default() }, Violation::UnknownCommand),
+        (Mischief { wrong_head: ALWAYS, ..Mischief::default() }, Violation::QueueHead),
     ] {
         let mut rig = usual();
         rig.model.set_mischief(mischief);
@@ -214,6 +215,81 @@ fn broken_protocol_fails_the_controller() {
         assert_eq!(rig.controller().state(), ControllerState::Failed(Failure::Violation(violation)));
         expect_whole(rig);
     }
+}
+
+#[test]
+fn a_pause_of_the_process_costs_nothing() {
+    let mut rig = usual();
+    begin_both(&mut rig);
+    rig.disks[0].poll(&mut Vec::new());
+    for _ in 0..10 {
+        rig.model.turn();
+    }
+    rig.time.set(rig.time.get() + Duration::from_secs(3600));
+    assert_eq!(kinds(&mut rig, 2), [Ok(()); 2]);
+    assert_eq!(rig.controller().reset_count(), 0);
+    expect_whole(rig);
+}
+
+#[test]
+fn what_an_earlier_process_left_is_stopped_before_memory_is_mapped() {
+    let mut rig = rig(ModelConfig { delay_max: 3, ..ModelConfig::new(2) });
+    let targets = rig.pool.allocate_many(8).expect("free blocks");
+    for (token, target) in (0..).zip(targets) {
+        rig.disks[0].read(Token(token), token, vec![target]);
+    }
+    rig.disks[0].poll(&mut Vec::new());
+    rig.turn();
+    // The process ends without a word.
+    let left = (std::mem::take(&mut rig.disks), rig.controller.take());
+    std::mem::forget(left);
+    assert_eq!(rig.start(ControllerOptions::default()), ControllerState::Live);
+    rig.open(1);
+    rig.disks[0].flush(Token(1));
+    assert_eq!(kinds(&mut rig, 1), [Ok(())]);
+    rig.expect_no_fault();
+}
+
+#[test]
+fn an_answer_to_an_earlier_command_answers_nothing() {
+    let mut rig = usual();
+    let target = rig.pool.allocate_many(1).expect("free blocks");
+    rig.disks[0].read(Token(1), 5, target);
+    let target = rig.one(0).blocks;
+    rig.model.set_mischief(Mischief { stale: ALWAYS, ..Mischief::default() });
+    // It has the same slot.
+    rig.disks[0].read(Token(2), 6, target);
+    assert_eq!(kinds(&mut rig, 1), [Err(DeviceErrorKind::Gone)]);
+    let unknown = Failure::Violation(Violation::UnknownCommand);
+    assert_eq!(rig.controller().state(), ControllerState::Failed(unknown));
+    expect_whole(rig);
+}
+
+#[test]
+fn a_list_of_namespaces_that_does_not_ascend_is_refused() {
+    let mut config = ModelConfig::new(1);
+    let namespace = |id| ModelNamespace { id, block_count: 100, lba_shift: 9 };
+    for ids in [[5, 2], [3, 3]] {
+        config.namespaces = ids.map(namespace).to_vec();
+        let state = Rig::new(config.clone(), 16).start(ControllerOptions::default());
+        assert_eq!(state, ControllerState::Failed(Failure::Violation(Violation::NamespaceOrder)));
+    }
+}
+
+#[test]
+fn what_does_not_answer_any_more_is_stopped_before_its_blocks_come_back() {
+    let mut rig = rig(ModelConfig { delay_max: 50, ..ModelConfig::new(2) });
+    let targets = rig.pool.allocate_many(8).expect("free blocks");
+    for (token, target) in (0..).zip(targets) {
+        rig.disks[0].read(Token(token), token, vec![target]);
+    }
+    rig.disks[0].poll(&mut Vec::new());
+    rig.turn();
+    rig.model.remove(false);
+    rig.step = Duration::from_millis(20);
+    rig.collect(0, 8);
+    (0..60).for_each(|_| rig.turn());
+    expect_whole(rig);
 }
 
 #[test]
