@@ -27,6 +27,9 @@ kill -9 $driver
 wait $driver || true
 twinlog-lab guest pci "$address" --serial LAB0 --uio
 
+step "the NVMe driver: what every block device must do"
+twinlog-lab guest nvme "$address" --serial LAB0 --uio
+
 step "back to the kernel"
 twinlog device unbind LAB0
 [ -e /sys/class/nvme/nvme0 ] || fail "the kernel does not have it"

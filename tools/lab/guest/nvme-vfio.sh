@@ -81,6 +81,19 @@ refuses "in use by process" twinlog device unbind LAB0
 kill -9 $driver
 wait $driver || true
 $user twinlog-lab guest pci "$address" --serial LAB0
+
+step "the NVMe driver: what every block device must do"
+$user twinlog-lab guest nvme "$address" --serial LAB0
+step "it is killed under load, and opened again"
+rm /tmp/busy
+$user twinlog-lab guest nvme "$address" --serial LAB0 --forever /tmp/busy &
+driver=$!
+until [ -e /tmp/busy ]; do kill -0 $driver || fail "the driver ended"; sleep 0.1; done
+kill -9 $driver
+wait $driver || true
+$user twinlog-lab guest nvme "$address" --serial LAB0
+dd if=/dev/urandom of=/tmp/written bs=64k count=5 2>/dev/null
+$user twinlog-lab guest nvme "$address" --serial LAB0 --copy /tmp/written
 same "faults of the IOMMU" "$(faults)" 0
 
 step "what is mapped no longer is out of reach"
@@ -93,6 +106,7 @@ twinlog device unbind LAB0
 twinlog device list
 until [ -b "/dev/$(disk LAB0)" ]; do sleep 0.1; done
 back=$(disk LAB0)
+dd if="/dev/$back" bs=64k count=5 iflag=direct 2>/dev/null | cmp - /tmp/written || fail "the driver wrote something else"
 dd if=/dev/urandom of=/tmp/pattern bs=1M count=2 2>/dev/null
 dd if=/tmp/pattern of="/dev/$back" bs=1M oflag=direct 2>/dev/null
 dd if="/dev/$back" bs=1M count=2 iflag=direct 2>/dev/null | cmp - /tmp/pattern || fail "the kernel's driver reads something else"

@@ -96,7 +96,8 @@ impl Machine {
         command.args(["-netdev", &forwarding, "-device", "virtio-net-pci,netdev=net"]);
         command.args(&self.devices);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-        let iommu = if self.has_iommu { "intel_iommu=on" } else { "" };
+        // On a loaded machine the timer that the kernel tries its interrupts with is late, and with an IOMMU it gives up.
+        let iommu = if self.has_iommu { "intel_iommu=on no_timer_check" } else { "" };
         command.args(["-append", &format!("{KERNEL_ARGUMENTS} {iommu} {}", self.kernel_arguments)]);
         Ok(command)
     }

@@ -4,6 +4,7 @@ mod attach;
 mod exerciser;
 mod files;
 mod netlink;
+mod nvme;
 mod pci;
 
 use anyhow::Result;
@@ -43,6 +44,8 @@ pub enum Tool {
     },
     /// Drive an NVMe controller far enough to prove a way to a PCI function
     Pci(pci::PciArgs),
+    /// Run the NVMe driver on a controller: the suite of every block device
+    Nvme(nvme::NvmeArgs),
     /// Write, rewrite and remove files, each step made durable
     WriteFiles {
         /// The folder, which is made
@@ -83,6 +86,7 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::Exercise { path, count, size, seed } => exerciser::run(path, *size, *count, *seed),
         Tool::Attach { address, export, index, connections } => attach::run(address, export, *index, *connections),
         Tool::Pci(args) => pci::run(args),
+        Tool::Nvme(args) => nvme::run(args),
         Tool::WriteFiles { folder, seed, stop, list, progress } => files::write(folder, *seed, stop, list, progress),
         Tool::VerifyFiles { folder, seed, list } => files::verify(folder, *seed, list),
     }

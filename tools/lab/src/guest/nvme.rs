@@ -1,0 +1,220 @@
+//! The NVMe driver on a real controller: the suite of every block device, data that the kernel's driver reads afterwards, and load to be killed under.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::time::{ClockId, clock_gettime};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+use twinlog_device::{
+    BlockDevice as _, BlockPool, Nanos, Persistence, Token,
+    conformance::{self, BlockHarness},
+};
+use twinlog_nvme::{Clock, Controller, ControllerOptions, ControllerState, NvmeDisk};
+use twinlog_pci::{PciError, PciFunction};
+use twinlog_vfio::{UioFunction, VfioFunction};
+
+const NAMESPACE: u32 = 1;
+const BLOCKS: u32 = 1024;
+const BLOCK_BYTES: usize = twinlog_memory::BLOCK_BYTES;
+const OPTIONS: ControllerOptions = ControllerOptions {
+    disk_count: 2,
+    queue_depth: 32,
+    // Emulation on a loaded machine.
+    command_timeout: Duration::from_secs(60),
+    abort_timeout: Duration::from_secs(20),
+    admin_timeout: Duration::from_secs(60),
+};
+/// Between two looks at the controller. Emulated, it needs the processor that would spin.
+const TURN: Duration = Duration::from_micros(200);
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Operations after which load counts as load.
+const BUSY_COUNT: u64 = 1000;
+
+/// What to do.
+#[derive(clap::Args, Debug)]
+pub struct NvmeArgs {
+    /// Of the controller on the PCI buses
+    address: String,
+    /// What it must say that its serial is
+    #[arg(long)]
+    serial: String,
+    /// Through uio_pci_generic, not VFIO
+    #[arg(long)]
+    uio: bool,
+    /// Only write this file's content to the namespace, from its first block on, durably
+    #[arg(long)]
+    copy: Option<PathBuf>,
+    /// Only put load on it until killed; this file is made when there is load
+    #[arg(long, conflicts_with = "copy")]
+    forever: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &NvmeArgs) -> Result<()> {
+    if args.uio {
+        drive(args, UioFunction::open, BlockPool::in_huge_pages)
+    } else {
+        drive(args, VfioFunction::open, BlockPool::new)
+    }
+}
+
+fn drive<F: PciFunction>(
+    args: &NvmeArgs,
+    open: fn(&str) -> Result<F, PciError>,
+    make_pool: fn(u32) -> std::io::Result<BlockPool>,
+) -> Result<()> {
+    let new = || Disks::new(args.address.clone(), open, make_pool(BLOCKS)?);
+    let mut disks = new()?;
+    let identity = disks.controller()?.identity().context("a controller that serves was identified")?;
+    println!("{identity:?}");
+    ensure!(identity.serial == args.serial, "serial {:?} and not {:?}", identity.serial, args.serial);
+    if let Some(path) = &args.copy {
+        return disks.copy(&fs::read(path)?);
+    }
+    if let Some(path) = &args.forever {
+        return disks.load(path);
+    }
+    drop(disks);
+    conformance::block_device(|| new().expect("the controller serves"));
+    let mut disks = new()?;
+    ensure!(disks.controller()?.reset_count() == 0, "it had to be reset");
+    println!("it does what every block device must");
+    disks.close();
+    ensure!(disks.pool.free_count() == disks.pool.block_count(), "blocks were lost");
+    Ok(())
+}
+
+struct Monotonic;
+
+impl Clock for Monotonic {
+    fn now(&self) -> Nanos {
+        let time = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("Linux has this clock");
+        Nanos(u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+/// The disks on one namespace.
+struct Disks<F: PciFunction> {
+    address: String,
+    open: fn(&str) -> Result<F, PciError>,
+    pool: BlockPool,
+    disks: Vec<NvmeDisk<F, Monotonic>>,
+    controller: Option<Controller<F>>,
+}
+
+impl<F: PciFunction> Disks<F> {
+    fn new(address: String, open: fn(&str) -> Result<F, PciError>, pool: BlockPool) -> Result<Self> {
+        let mut disks = Self { address, open, pool, disks: Vec::new(), controller: None };
+        disks.start()?;
+        Ok(disks)
+    }
+
+    fn controller(&self) -> Result<&Controller<F>> {
+        self.controller.as_ref().context("it is closed")
+    }
+
+    fn start(&mut self) -> Result<()> {
+        self.close();
+        let function = (self.open)(&self.address)?;
+        let controller = Controller::start(function, &[&self.pool], OPTIONS, Monotonic.now())?;
+        let start = Instant::now();
+        loop {
+            match controller.poll(Monotonic.now()) {
+                ControllerState::Live => break,
+                ControllerState::Starting if start.elapsed() < PATIENCE => thread::sleep(TURN),
+                state => bail!("{}: {state:?}", self.address),
+            }
+        }
+        for _ in 0..OPTIONS.disk_count {
+            self.disks.push(controller.open(NAMESPACE, Monotonic)?);
+        }
+        self.controller = Some(controller);
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.disks.clear();
+        self.controller = None;
+    }
+
+    /// Writes `bytes` from the first block on, durably.
+    fn copy(&mut self, bytes: &[u8]) -> Result<()> {
+        let disk = &mut self.disks[0];
+        let mut completions = Vec::new();
+        for (index, part) in bytes.chunks(BLOCK_BYTES).enumerate() {
+            let mut block = self.pool.allocate_zeroed().context("a block is free")?;
+            block[..part.len()].copy_from_slice(part);
+            disk.write(Token(index as u64), index as u64, vec![block.freeze()], Persistence::Durable);
+            let start = Instant::now();
+            while completions.len() <= index {
+                ensure!(start.elapsed() < PATIENCE, "block {index} is not written");
+                disk.poll(&mut completions);
+                thread::sleep(TURN);
+            }
+        }
+        for completion in completions {
+            completion.result?;
+        }
+        Ok(())
+    }
+
+    /// Reads and writes without an end, with both queues full.
+    fn load(&mut self, path: &Path) -> Result<()> {
+        let mut completions = Vec::new();
+        let mut count = 0;
+        loop {
+            for disk in &mut self.disks {
+                while disk.room() > 0 {
+                    let Some(block) = self.pool.allocate() else { break };
+                    let place = count * 7 % disk.info().block_count;
+                    if count % 2 == 0 {
+                        disk.read(Token(count), place, vec![block]);
+                    } else {
+                        disk.write(Token(count), place, vec![block.freeze()], Persistence::Volatile);
+                    }
+                    count += 1;
+                }
+                disk.poll(&mut completions);
+            }
+            for completion in completions.drain(..) {
+                completion.result?;
+            }
+            if count >= BUSY_COUNT && !path.exists() {
+                fs::write(path, "busy")?;
+            }
+            thread::sleep(TURN);
+        }
+    }
+}
+
+impl<F: PciFunction> Drop for Disks<F> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl<F: PciFunction> BlockHarness for Disks<F> {
+    type Device = NvmeDisk<F, Monotonic>;
+
+    fn blocks(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    fn queue_count(&self) -> usize {
+        self.disks.len()
+    }
+
+    fn device(&mut self, queue: usize) -> &mut Self::Device {
+        &mut self.disks[queue]
+    }
+
+    fn turn(&mut self) {
+        thread::sleep(TURN);
+    }
+
+    fn reopen(&mut self) {
+        self.start().expect("the controller serves again");
+    }
+}
