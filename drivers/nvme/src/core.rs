@@ -212,8 +212,12 @@ impl<F: PciFunction> Core<F> {
             return;
         }
         let status = self.controls.status();
-        if status.is_gone() || self.function.is_removed() {
+        if status.is_gone() {
             return self.lose();
+        }
+        if self.function.is_removed() && !self.is_ending() {
+            // The kernel wants it back: it is still there, and may be writing.
+            return self.stop(now, Next::Fail(Failure::Gone));
         }
         match self.phase {
             Phase::AwaitReady { deadline, next } => {
@@ -250,7 +254,7 @@ impl<F: PciFunction> Core<F> {
     /// Stops the controller, whatever it is doing, and goes on with `next`.
     pub(crate) fn stop(&mut self, now: Nanos, next: Next) {
         let status = self.controls.status();
-        if status.is_gone() || self.function.is_removed() {
+        if status.is_gone() {
             return self.lose();
         }
         let is_enabled = self.controls.configuration().is_enabled();
@@ -262,6 +266,14 @@ impl<F: PciFunction> Core<F> {
         } else {
             self.disable(now, next);
         }
+    }
+
+    /// Whether it is being stopped for good.
+    fn is_ending(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::AwaitReady { next: Next::Fail(_), .. } | Phase::Disabling { next: Next::Fail(_), .. }
+        )
     }
 
     fn disable(&mut self, now: Nanos, next: Next) {
@@ -278,8 +290,8 @@ impl<F: PciFunction> Core<F> {
 
     /// The controller is not there any more.
     fn lose(&mut self) {
-        // A function that was removed has no access to memory. One that only does not answer has to be stopped.
-        let has_stopped = self.function.is_removed() || self.function.reset().is_ok();
+        // One that only does not answer has to be stopped. Of one that the kernel took away, too, there is nothing left to stop.
+        let has_stopped = self.function.reset().is_ok() || self.function.is_removed();
         self.phase = Phase::Settling { index: 0, has_stopped, next: Next::Fail(Failure::Gone) };
     }
 
@@ -464,7 +476,7 @@ impl<F: PciFunction> Drop for Core<F> {
             // Settled: it has stopped, or has the memory for ever.
             return;
         }
-        let has_stopped = self.function.is_removed() || self.function.reset().is_ok();
+        let has_stopped = self.function.reset().is_ok();
         for queue in &self.queues {
             if let Some(mut queue) = queue.attempt() {
                 queue.fail(DeviceErrorKind::Gone, has_stopped);

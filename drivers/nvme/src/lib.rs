@@ -28,7 +28,7 @@
 //! |---|---|
 //! | a command is not answered in time | abort; then reset of the controller; then of the function. It ends with `Os(ETIMEDOUT)`; others in flight are given again |
 //! | CSTS.CFS, or ready goes away | reset; everything in flight is given again |
-//! | CSTS reads all ones, or the function is removed | everything ends with `Gone` |
+//! | CSTS reads all ones, or the kernel wants the function back | it is stopped as far as it answers; everything ends with `Gone` |
 //! | the controller breaks the protocol | it is stopped; everything ends with `Gone` |
 //! | after a reset it has another identity, or a namespace another size | the same |
 //! | neither controller nor function can be reset | the same; blocks and queues that it has are never used again |

@@ -149,7 +149,7 @@ impl Device {
 
     pub(super) fn refuses_reset(&mut self) -> bool {
         let rate = self.mischief.no_reset;
-        self.fails(rate)
+        self.is_removed || self.fails(rate)
     }
 
     /// As after power on: nothing is under way, the registers have their first values.
@@ -308,7 +308,8 @@ impl Device {
             _ => {}
         }
         // What does not answer any more may still have access to memory, unless it was pulled out.
-        if matches!(self.power, Power::Ready | Power::Stopping { .. }) && !self.is_removed && !self.is_fatal {
+        let is_there = !(self.is_gone && self.is_removed);
+        if matches!(self.power, Power::Ready | Power::Stopping { .. }) && is_there && !self.is_fatal {
             if self.power == Power::Ready {
                 self.fetch();
             }
@@ -319,7 +320,7 @@ impl Device {
     }
 
     fn misbehave(&mut self) {
-        let Mischief { fatal, not_ready, vanish, removed, event, .. } = self.mischief;
+        let Mischief { fatal, not_ready, vanish, removed, wanted_back, event, .. } = self.mischief;
         if self.fails(fatal) {
             self.is_fatal = true;
         }
@@ -332,6 +333,7 @@ impl Device {
         if self.fails(removed) {
             (self.is_gone, self.is_removed) = (true, true);
         }
+        self.is_removed |= self.fails(wanted_back);
         if self.fails(event) {
             self.has_event = true;
         }

@@ -27,7 +27,7 @@ pub struct Mischief {
     pub bad_status: u64,
     /// A part of what identify or a log page returns is drawn.
     pub lie: u64,
-    /// The fatal status appears; drawn each turn, like the next four.
+    /// The fatal status appears; drawn each turn, like the next five.
     pub fatal: u64,
     /// The ready bit disappears.
     pub not_ready: u64,
@@ -35,6 +35,8 @@ pub struct Mischief {
     pub vanish: u64,
     /// The same, and the kernel tells.
     pub removed: u64,
+    /// The kernel asks for the function, which is still there.
+    pub wanted_back: u64,
     /// A health event is reported.
     pub event: u64,
     /// The controller does not become ready; drawn once each time it is enabled.
@@ -72,6 +74,7 @@ impl Mischief {
             not_ready: rate(20),
             vanish: rate(10),
             removed: rate(10),
+            wanted_back: rate(10),
             event: rate(300),
             never_ready: rate(500),
             never_stops: rate(500),

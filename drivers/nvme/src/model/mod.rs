@@ -155,6 +155,11 @@ impl Model {
         device.is_removed = noticed;
     }
 
+    /// The kernel asks for the function, which is still there and cannot be reset from then on.
+    pub fn ask_back(&self) {
+        self.device.borrow_mut().is_removed = true;
+    }
+
     /// Sets the fatal status.
     pub fn fail(&self) {
         self.device.borrow_mut().is_fatal = true;

@@ -276,20 +276,34 @@ fn a_list_of_namespaces_that_does_not_ascend_is_refused() {
     }
 }
 
+/// Eight reads are under way when something happens to the controller: their blocks come back when it has stopped, and none is written later.
+fn expect_stopped_first(happens: impl Fn(&Model), failure: Failure) {
+    for seed in 0..20 {
+        let mut rig = rig(ModelConfig { delay_max: 50, ..ModelConfig::new(seed) });
+        let targets = rig.pool.allocate_many(8).expect("free blocks");
+        for (token, target) in (0..).zip(targets) {
+            rig.disks[0].read(Token(token), token, vec![target]);
+        }
+        rig.disks[0].poll(&mut Vec::new());
+        rig.turn();
+        happens(&rig.model);
+        rig.step = Duration::from_millis(20);
+        let completions = rig.collect(0, 8);
+        assert_eq!(rig.controller().state(), ControllerState::Failed(failure));
+        (0..60).for_each(|_| rig.turn());
+        drop(completions);
+        expect_whole(rig);
+    }
+}
+
 #[test]
 fn what_does_not_answer_any_more_is_stopped_before_its_blocks_come_back() {
-    let mut rig = rig(ModelConfig { delay_max: 50, ..ModelConfig::new(2) });
-    let targets = rig.pool.allocate_many(8).expect("free blocks");
-    for (token, target) in (0..).zip(targets) {
-        rig.disks[0].read(Token(token), token, vec![target]);
-    }
-    rig.disks[0].poll(&mut Vec::new());
-    rig.turn();
-    rig.model.remove(false);
-    rig.step = Duration::from_millis(20);
-    rig.collect(0, 8);
-    (0..60).for_each(|_| rig.turn());
-    expect_whole(rig);
+    expect_stopped_first(|model| model.remove(false), Failure::Gone);
+}
+
+#[test]
+fn what_the_kernel_wants_back_is_stopped_before_its_blocks_come_back() {
+    expect_stopped_first(Model::ask_back, Failure::Gone);
 }
 
 #[test]

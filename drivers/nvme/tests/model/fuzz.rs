@@ -190,7 +190,8 @@ impl History {
     }
 
     fn end(mut self) -> (u64, u64) {
-        let state = self.rig.controller.as_ref().map(Controller::state);
+        self.rig.model.set_mischief(Mischief::default());
+        let state = self.rig.controller.as_ref().map(|controller| self.rig.settle(controller));
         let faults = self.rig.model.dma_faults();
         assert_eq!(faults, [], "memory is reached as the driver allowed");
         if self.behaves {
@@ -199,7 +200,6 @@ impl History {
         // The last chance to stop it is when the driver goes.
         let may_lose = state == Some(ControllerState::Failed(Failure::Unstoppable))
             || state == Some(ControllerState::Failed(Failure::Gone));
-        self.rig.model.set_mischief(Mischief::default());
         self.rig.close();
         let (free, all) = (self.rig.pool.free_count(), self.rig.pool.block_count());
         assert!(may_lose || free == all, "{free} of {all} blocks are left, {state:?}");
