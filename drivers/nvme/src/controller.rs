@@ -6,7 +6,7 @@ use crate::{
     core::{ControllerOptions, ControllerState, Core, Next},
     lock::Lock,
     prp::PAGES_MAX,
-    queue::Seat,
+    queue::{DISCARD_LBAS_MAX, Seat, ZERO_LBAS_MAX},
     registers::Controls,
 };
 use std::{
@@ -206,6 +206,9 @@ impl<F: PciFunction> Controller<F> {
             name: info.name.clone(),
             namespace,
             lba_shift: found.lba_shift,
+            discard_lbas_max: DISCARD_LBAS_MAX,
+            // What controllers allow beyond a transfer's size (WZSL, nvm 4.1.5.4) is not asked for.
+            zero_lbas_max: (u64::from(identity.transfer_blocks_max) << found.lba_shift).min(ZERO_LBAS_MAX),
             has_write_cache: identity.has_write_cache,
             is_open: true,
             finished: Vec::new(),

@@ -184,6 +184,40 @@ impl<F: PciFunction, C> Drop for NvmeDisk<F, C> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        ControllerOptions, ControllerState,
+        model::{Model, ModelConfig},
+    };
+    use std::{cell::Cell, rc::Rc};
+    use twinlog_device::BlockPool;
+
+    #[test]
+    fn a_queue_that_another_thread_has_is_not_waited_for() {
+        let (model, time) = (Model::new(ModelConfig::new(1)), Rc::new(Cell::new(Nanos(1))));
+        let pool = BlockPool::new(4).expect("a small mapping");
+        let options = ControllerOptions::default();
+        let controller = Controller::start(model.function(), &[&pool], options, time.get()).expect("a usual one");
+        while controller.poll(time.get()) != ControllerState::Live {
+            model.turn();
+        }
+        let mut disk = controller.open(1, time.clone()).expect("it is there");
+        let queue = disk.queue.clone();
+        let mut completions = Vec::new();
+        disk.flush(Token(1));
+        let other = queue.wait();
+        for _ in 0..10 {
+            time.set(time.get() + LOOK_INTERVAL);
+            disk.poll(&mut completions);
+            model.turn();
+        }
+        assert!(completions.is_empty() && disk.room() + 1 == disk.info().queue_depth as usize);
+        drop(other);
+        for _ in 0..10 {
+            disk.poll(&mut completions);
+            model.turn();
+        }
+        assert!(completions.len() == 1 && completions[0].result.is_ok());
+    }
 
     fn is_send<T: Send>() {}
 

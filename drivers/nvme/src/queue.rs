@@ -51,7 +51,7 @@ const RANGE_LBAS_MAX: u64 = (1 << 32) - 8;
 const RANGES_MAX: u64 = (LIST_BYTES / size_of::<DeallocateRange>()) as u64;
 
 /// Logical blocks of one write-zeroes command (nvm 3.2.8: 16 bits), rounded down likewise.
-const ZERO_LBAS_MAX: u64 = (1 << 16) - 8;
+pub(crate) const ZERO_LBAS_MAX: u64 = (1 << 16) - 8;
 
 /// What an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,11 +126,21 @@ struct Slot {
     timed_out: bool,
 }
 
+/// Most logical blocks of one dataset command, unless the controller wants fewer.
+pub(crate) const DISCARD_LBAS_MAX: u64 = RANGES_MAX * RANGE_LBAS_MAX;
+
+/// Logical blocks of the largest block: fewer are not discarded at once.
+const DISCARD_LBAS_MIN: u64 = 8;
+
 /// What a disk does on its queue.
 pub(crate) struct Seat {
     pub(crate) name: String,
     pub(crate) namespace: u32,
     pub(crate) lba_shift: u32,
+    /// Logical blocks of one dataset command: fewer after the controller has refused so many.
+    pub(crate) discard_lbas_max: u64,
+    /// Logical blocks of one write-zeroes command.
+    pub(crate) zero_lbas_max: u64,
     /// Whether a durable write must say so (FUA), and a flush does anything.
     pub(crate) has_write_cache: bool,
     pub(crate) is_open: bool,
@@ -299,14 +309,14 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
             }
             Kind::Flush => SubmissionEntry::new(io_opcode::FLUSH, seat.namespace, [0; 6]),
             Kind::Discard => {
-                slot.step = slot.left.1.min(RANGES_MAX * RANGE_LBAS_MAX);
+                slot.step = slot.left.1.min(seat.discard_lbas_max);
                 let ranges = write_ranges(&*self.lists, offset, slot.left.0, slot.step);
                 // Attribute: deallocate (AD).
                 SubmissionEntry::new(io_opcode::DATASET, seat.namespace, [ranges - 1, 1 << 2, 0, 0, 0, 0])
                     .with_data([list_address, 0])
             }
             Kind::Zero => {
-                slot.step = slot.left.1.min(ZERO_LBAS_MAX);
+                slot.step = slot.left.1.min(seat.zero_lbas_max);
                 let count = u32::try_from(slot.step).expect("bounded above");
                 SubmissionEntry::transfer(io_opcode::WRITE_ZEROES, seat.namespace, slot.left.0, count, false)
             }
@@ -381,6 +391,11 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
                 self.seats[slot.seat].report = Some(ReservationReport::decode(&bytes));
             }
             return self.finish(index, Ok(()));
+        }
+        let seat = &mut self.seats[slot.seat];
+        if status.code() == Status::TOO_LARGE.code() && slot.kind == Kind::Discard && slot.step > DISCARD_LBAS_MIN {
+            seat.discard_lbas_max = (slot.step / 8).next_multiple_of(DISCARD_LBAS_MIN);
+            return self.wait(index, now);
         }
         if status.is_transient() && slot.resubmits < RESUBMITS_MAX {
             slot.resubmits += 1;

@@ -70,8 +70,13 @@ impl Device {
             io_opcode::DATASET => {
                 let count = usize::from(entry.arguments[0].get().to_le_bytes()[0]) + 1;
                 let Some(bytes) = self.gather(entry, count * size_of::<DeallocateRange>()) else { return Status(0x04) };
-                for chunk in bytes.chunks_exact(size_of::<DeallocateRange>()) {
-                    let range = DeallocateRange::read_from_bytes(chunk).expect("a chunk is a range");
+                let ranges = bytes.chunks_exact(size_of::<DeallocateRange>());
+                let ranges = ranges.map(|chunk| DeallocateRange::read_from_bytes(chunk).expect("a chunk is a range"));
+                if ranges.clone().map(|range| u64::from(range.count.get())).sum::<u64>() > self.config.discard_lbas_max
+                {
+                    return Status::TOO_LARGE;
+                }
+                for range in ranges {
                     let (first, count) = (range.first.get(), u64::from(range.count.get()));
                     if !medium.holds(first, count) {
                         return Status::OUT_OF_RANGE;

@@ -58,6 +58,8 @@ pub struct ModelConfig {
     pub transfer_shift_max: u8,
     /// Whether completed writes may be lost at a power cut.
     pub has_write_cache: bool,
+    /// Logical blocks that one dataset command may deallocate.
+    pub discard_lbas_max: u64,
     /// Turns that a command takes at most.
     pub delay_max: u64,
     /// What it does wrong.
@@ -76,6 +78,7 @@ impl ModelConfig {
             doorbell_shift: 0,
             transfer_shift_max: 8,
             has_write_cache: true,
+            discard_lbas_max: u64::MAX,
             delay_max: 3,
             mischief: Mischief::default(),
         }

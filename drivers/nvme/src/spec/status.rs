@@ -39,6 +39,8 @@ impl Status {
     pub const INVALID_QUEUE: Self = Self(0x101);
     /// The queue's size is not possible.
     pub const INVALID_QUEUE_SIZE: Self = Self(0x102);
+    /// More than one dataset command may have.
+    pub const TOO_LARGE: Self = Self(0x183);
     /// The medium could not be written.
     pub const WRITE_FAULT: Self = Self(0x280);
     /// The medium could not be read.

@@ -360,6 +360,28 @@ fn zeroes_are_written_without_data_however_many() {
 }
 
 #[test]
+fn a_discard_is_cut_to_what_the_controller_takes() {
+    let mut config = ModelConfig::new(4);
+    config.namespaces = vec![ModelNamespace { id: 1, block_count: 1000, lba_shift: 9 }];
+    config.discard_lbas_max = 100;
+    let mut rig = rig(config);
+    for block in [0, 1, 500, 999] {
+        let mut source = rig.pool.allocate_zeroed().expect("free blocks");
+        source.fill(7);
+        rig.disks[0].write(Token(block), block, vec![source.freeze()], Persistence::Volatile);
+    }
+    assert_eq!(kinds(&mut rig, 4), [Ok(()); 4]);
+    rig.disks[0].discard(Token(1), BlockRange { first: 1, count: 999 });
+    assert_eq!(kinds(&mut rig, 1), [Ok(())]);
+    for (block, expected) in [(0, 7), (1, 0), (500, 0), (999, 0)] {
+        let target = rig.pool.allocate_many(1).expect("free blocks");
+        rig.disks[0].read(Token(1), block, target);
+        assert!(rig.one(0).blocks[0].iter().all(|&byte| byte == expected), "block {block}");
+    }
+    expect_whole(rig);
+}
+
+#[test]
 fn a_flush_is_not_sent_where_nothing_is_volatile() {
     let mut config = ModelConfig::new(5);
     config.has_write_cache = false;
