@@ -98,7 +98,8 @@ same "faults of the IOMMU" "$(faults)" 0
 
 step "what is mapped no longer is out of reach"
 $user twinlog-lab guest pci "$address" --serial LAB0 --stray
-[ "$(faults)" -gt 0 ] || fail "the IOMMU let it through"
+provoked=$(faults)
+[ "$provoked" -gt 0 ] || fail "the IOMMU let it through"
 
 step "back to the kernel"
 twinlog device unbind LAB0
@@ -119,6 +120,39 @@ until [ -b "/dev/$(disk LAB1)" ]; do sleep 0.1; done
 mount "/dev/$(disk LAB1)" /mnt/data
 same "the file" "$(cat /mnt/data/file)" precious
 umount /mnt/data
+
+step "two controllers of one subsystem, each with a driver of its own"
+shared=$(disk SHARED | head -1)
+mkfs.ext4 -q -b 4096 "/dev/$shared"
+mount "/dev/$shared" /mnt/data
+refuses "several controllers" twinlog device bind SHARED
+ports=$(for place in /sys/class/nvme/*; do grep -q SHARED "$place/serial" && cat "$place/address" || true; done)
+same "controllers" "$(echo "$ports" | wc -l)" 2
+for port in $ports; do
+    refuses "is mounted at /mnt/data" twinlog device bind SHARED --controller "$port" --lose-access-to "$shared"
+done
+umount /mnt/data
+for port in $ports; do
+    twinlog device bind SHARED --controller "$port" --lose-access-to "$shared"
+done
+drivers=
+for port in $ports; do
+    twinlog-lab guest nvme "$port" --serial SHARED --forever "/tmp/busy-$port" &
+    drivers="$drivers $!"
+done
+for port in $ports; do
+    until [ -e "/tmp/busy-$port" ]; do sleep 0.1; done
+done
+for driver in $drivers; do
+    kill -0 "$driver" || fail "a driver ended"
+    kill -9 "$driver"
+    wait "$driver" || true
+done
+left=$(echo "$ports" | head -1)
+right=$(echo "$ports" | tail -1)
+twinlog-lab guest nvme "$left" --serial SHARED --copy /tmp/written
+twinlog-lab guest nvme "$right" --serial SHARED --compare /tmp/written
+same "faults of the IOMMU" "$(faults)" "$provoked"
 
 step "removal is noticed"
 address=$(twinlog device bind LAB2 -o jsonl | field address)

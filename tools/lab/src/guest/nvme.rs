@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 use twinlog_device::{
-    BlockDevice as _, BlockPool, Nanos, Persistence, Token,
+    BlockBuf, BlockDevice as _, BlockPool, Nanos, Persistence, Token,
     conformance::{self, BlockHarness},
 };
 use twinlog_nvme::{Clock, Controller, ControllerOptions, ControllerState, NvmeDisk};
@@ -47,6 +47,9 @@ pub struct NvmeArgs {
     /// Only write this file's content to the namespace, from its first block on, durably
     #[arg(long)]
     copy: Option<PathBuf>,
+    /// Only compare the namespace with this file's content
+    #[arg(long, conflicts_with = "copy")]
+    compare: Option<PathBuf>,
     /// Only put load on it until killed; this file is made when there is load
     #[arg(long, conflicts_with = "copy")]
     forever: Option<PathBuf>,
@@ -72,6 +75,9 @@ fn drive<F: PciFunction>(
     ensure!(identity.serial == args.serial, "serial {:?} and not {:?}", identity.serial, args.serial);
     if let Some(path) = &args.copy {
         return disks.copy(&fs::read(path)?);
+    }
+    if let Some(path) = &args.compare {
+        return disks.compare(&fs::read(path)?);
     }
     if let Some(path) = &args.forever {
         return disks.load(path);
@@ -141,23 +147,38 @@ impl<F: PciFunction> Disks<F> {
 
     /// Writes `bytes` from the first block on, durably.
     fn copy(&mut self, bytes: &[u8]) -> Result<()> {
-        let disk = &mut self.disks[0];
-        let mut completions = Vec::new();
-        for (index, part) in bytes.chunks(BLOCK_BYTES).enumerate() {
+        for (index, part) in (0..).zip(bytes.chunks(BLOCK_BYTES)) {
             let mut block = self.pool.allocate_zeroed().context("a block is free")?;
             block[..part.len()].copy_from_slice(part);
-            disk.write(Token(index as u64), index as u64, vec![block.freeze()], Persistence::Durable);
-            let start = Instant::now();
-            while completions.len() <= index {
-                ensure!(start.elapsed() < PATIENCE, "block {index} is not written");
-                disk.poll(&mut completions);
-                thread::sleep(TURN);
-            }
-        }
-        for completion in completions {
-            completion.result?;
+            self.disks[0].write(Token(index), index, vec![block.freeze()], Persistence::Durable);
+            self.one()?;
         }
         Ok(())
+    }
+
+    /// Reads from the first block on, and finds `bytes` there.
+    fn compare(&mut self, bytes: &[u8]) -> Result<()> {
+        for (index, part) in (0..).zip(bytes.chunks(BLOCK_BYTES)) {
+            let block = self.pool.allocate().context("a block is free")?;
+            self.disks[0].read(Token(index), index, vec![block]);
+            let blocks = self.one()?;
+            ensure!(blocks[0][..part.len()] == *part, "block {index} holds something else");
+        }
+        Ok(())
+    }
+
+    /// Waits for the one operation in flight.
+    fn one(&mut self) -> Result<Vec<BlockBuf>> {
+        let start = Instant::now();
+        let mut completions = Vec::new();
+        while completions.is_empty() {
+            ensure!(start.elapsed() < PATIENCE, "an operation does not end");
+            self.disks[0].poll(&mut completions);
+            thread::sleep(TURN);
+        }
+        let completion = completions.swap_remove(0);
+        completion.result?;
+        Ok(completion.blocks)
     }
 
     /// Reads and writes without an end, with both queues full.

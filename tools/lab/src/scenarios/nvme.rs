@@ -9,7 +9,7 @@ const VFIO: &str = include_str!("../../guest/nvme-vfio.sh");
 const UIO: &str = include_str!("../../guest/nvme-uio.sh");
 
 /// Software emulation on a loaded machine: ten times what was seen.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(900);
 const DISK_BYTES: u64 = 64 << 20;
 /// The user in the guest that drives controllers without being root.
 const USERS: &[u8] = b"root:x:0:0::/root:/bin/sh\ntwinlog:x:990:990::/:/bin/sh\n";
@@ -23,6 +23,7 @@ pub(super) fn vfio(lab: &Lab) -> Result<()> {
         let devices = controller(lab, index, port)?;
         machine.devices.extend(devices);
     }
+    machine.devices.extend(subsystem(lab)?);
     let mut guest = machine.boot()?;
     guest.event("remove", PATIENCE)?;
     guest.unplug("LAB2")?;
@@ -46,15 +47,31 @@ fn machine(lab: &Lab, contents: Contents) -> Result<Machine> {
 /// A controller with the serial LAB0 and so on, with one namespace; `port`: behind a slot of that name, out of which it can be taken.
 fn controller(lab: &Lab, index: usize, port: Option<&str>) -> Result<Vec<String>> {
     let serial = format!("LAB{index}");
-    let image = lab.folder.join(format!("{serial}.img"));
-    File::create(&image)?.set_len(DISK_BYTES).with_context(|| format!("making {}", image.display()))?;
-    let drive = format!("file={},if=none,id=disk{index},format=raw", image.display());
-    let mut devices = vec!["-drive".to_owned(), drive, "-device".to_owned()];
+    let mut devices = vec!["-drive".to_owned(), drive(lab, &serial)?, "-device".to_owned()];
     if let Some(port) = port {
         devices.extend([format!("pcie-root-port,id={port},chassis=1,slot=1"), "-device".to_owned()]);
     }
     let bus = port.map(|port| format!(",bus={port}")).unwrap_or_default();
     devices.push(format!("nvme,id={serial},serial={serial}{bus}"));
-    devices.extend(["-device".to_owned(), format!("nvme-ns,drive=disk{index},bus={serial},nsid=1")]);
+    devices.extend(["-device".to_owned(), format!("nvme-ns,drive=disk-{serial},bus={serial},nsid=1")]);
     Ok(devices)
+}
+
+/// Two controllers with the serial SHARED, the ports of one subsystem, and a namespace that both reach.
+fn subsystem(lab: &Lab) -> Result<Vec<String>> {
+    let devices = [
+        "nvme-subsys,id=shared,nqn=shared",
+        "nvme,id=left,serial=SHARED,subsys=shared",
+        "nvme,id=right,serial=SHARED,subsys=shared",
+        "nvme-ns,drive=disk-SHARED,bus=right,nsid=1,shared=on",
+    ];
+    let devices = devices.into_iter().flat_map(|device| ["-device".to_owned(), device.to_owned()]);
+    Ok(["-drive".to_owned(), drive(lab, "SHARED")?].into_iter().chain(devices).collect())
+}
+
+/// An empty disk.
+fn drive(lab: &Lab, name: &str) -> Result<String> {
+    let image = lab.folder.join(format!("{name}.img"));
+    File::create(&image)?.set_len(DISK_BYTES).with_context(|| format!("making {}", image.display()))?;
+    Ok(format!("file={},if=none,id=disk-{name},format=raw", image.display()))
 }
