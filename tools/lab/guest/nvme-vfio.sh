@@ -161,9 +161,24 @@ driver=$!
 until [ -e /tmp/waiting ]; do kill -0 $driver || fail "the driver ended"; sleep 0.1; done
 event remove
 wait $driver || fail "the driver did not notice"
-for try in $(seq 100); do
-    [ -e "/sys/bus/pci/devices/$address" ] || break
-    sleep 0.2
-done
-[ ! -e "/sys/bus/pci/devices/$address" ] || fail "it is still there"
+gone() {
+    for try in $(seq 300); do
+        [ -e "/sys/bus/pci/devices/$1" ] || return 0
+        sleep 0.2
+    done
+    fail "$1 is still there"
+}
+gone "$address"
+
+step "removal under load ends every operation with an error"
+address=$(twinlog device bind LAB3 -o jsonl | field address)
+rm /tmp/busy
+twinlog-lab guest nvme "$address" --serial LAB3 --forever /tmp/busy >/tmp/said 2>&1 &
+driver=$!
+until [ -e /tmp/busy ]; do kill -0 $driver || fail "the driver ended: $(cat /tmp/said)"; sleep 0.1; done
+event remove-loaded
+wait $driver && fail "the driver did not notice"
+cat /tmp/said
+grep -q "gone" /tmp/said || fail "it ended for another reason"
+gone "$address"
 twinlog device list

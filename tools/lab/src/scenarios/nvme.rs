@@ -19,7 +19,7 @@ pub(super) fn vfio(lab: &Lab) -> Result<()> {
     let programs = vec!["mkfs.ext4", "setpriv"];
     let mut machine = machine(lab, Contents { payload: VFIO, modules, programs, ..Contents::default() })?;
     machine.has_iommu = true;
-    for (index, port) in [None, None, Some("hot")].into_iter().enumerate() {
+    for (index, port) in [None, None, Some("hot"), Some("warm")].into_iter().enumerate() {
         let devices = controller(lab, index, port)?;
         machine.devices.extend(devices);
     }
@@ -27,6 +27,8 @@ pub(super) fn vfio(lab: &Lab) -> Result<()> {
     let mut guest = machine.boot()?;
     guest.event("remove", PATIENCE)?;
     guest.unplug("LAB2")?;
+    guest.event("remove-loaded", PATIENCE)?;
+    guest.unplug("LAB3")?;
     guest.succeed(PATIENCE)
 }
 
@@ -49,7 +51,7 @@ fn controller(lab: &Lab, index: usize, port: Option<&str>) -> Result<Vec<String>
     let serial = format!("LAB{index}");
     let mut devices = vec!["-drive".to_owned(), drive(lab, &serial)?, "-device".to_owned()];
     if let Some(port) = port {
-        devices.extend([format!("pcie-root-port,id={port},chassis=1,slot=1"), "-device".to_owned()]);
+        devices.extend([format!("pcie-root-port,id={port},chassis={index},slot={index}"), "-device".to_owned()]);
     }
     let bus = port.map(|port| format!(",bus={port}")).unwrap_or_default();
     devices.push(format!("nvme,id={serial},serial={serial}{bus}"));
