@@ -13,9 +13,9 @@
 //!                                Failed: gone, broken protocol, refused, unstable, changed, unstoppable
 //! ```
 //!
-//! **Settling** is the one place where operations in flight are taken from a controller. It is entered when CSTS.RDY is zero after
-//! CC.EN was cleared (base 3.7.2: every queue is gone), when the function was reset, or when neither worked; in the last case the
-//! queues keep what the controller has.
+//! **Settling** is the one place where operations in flight are taken from a controller. It is entered when CSTS.RDY has gone from one to
+//! zero after CC.EN was cleared (base 3.7.2: every queue is gone), when the function was reset, or when neither worked; in the last
+//! case the queues keep what the controller has.
 
 use crate::{
     ControllerIdentity, Failure, Health, LoggedError, Namespace, Unsupported,
@@ -277,8 +277,14 @@ impl<F: PciFunction> Core<F> {
     }
 
     fn disable(&mut self, now: Nanos, next: Next) {
+        let was_ready = self.controls.status().is_ready();
         self.controls.configure(Configuration::DISABLED);
-        self.phase = Phase::Disabling { deadline: now + self.ready_timeout(), next };
+        if was_ready || self.queues.is_empty() {
+            self.phase = Phase::Disabling { deadline: now + self.ready_timeout(), next };
+        } else {
+            // Ready that goes away says that it has stopped; of one that was not ready nothing does.
+            self.reset_function(next);
+        }
     }
 
     fn reset_function(&mut self, next: Next) {
@@ -442,6 +448,9 @@ impl<F: PciFunction> Core<F> {
         if let Phase::Live = self.phase {
             let asked = self.identity.as_ref().map_or(0, |identity| identity.shutdown_us);
             let patience = Duration::from_micros(asked.into()).max(SHUTDOWN_MIN);
+            for queue in &self.queues {
+                queue.wait().hold();
+            }
             self.controls.configure(Configuration::ENABLED.shutting_down());
             self.phase = Phase::ShuttingDown { deadline: now + patience };
         } else if !matches!(self.phase, Phase::Failed(_) | Phase::ShuttingDown { .. }) {

@@ -249,6 +249,13 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
         self.state = QueueState::Live;
     }
 
+    /// Gives the controller nothing more.
+    pub(crate) fn hold(&mut self) {
+        if self.state == QueueState::Live {
+            self.state = QueueState::Halted;
+        }
+    }
+
     /// Takes one operation. The controller hears of it with the next [`Self::turn`].
     pub(crate) fn start(&mut self, seat: usize, request: Request, now: Nanos) {
         if let QueueState::Failed(kind) = self.state {

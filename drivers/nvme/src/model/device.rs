@@ -17,7 +17,7 @@ pub(super) const WINDOW_BYTES: usize = 0x4000;
 const LATE_MAX: u64 = 400;
 
 /// Turns until the controller has followed a change of CC.EN, at most.
-const CHANGE_MAX: u64 = 4;
+const CHANGE_MAX: u64 = 8;
 
 /// Answers that are remembered.
 const RECENT_MAX: usize = 16;
@@ -75,6 +75,8 @@ pub(super) struct Device {
     pub(super) is_gone: bool,
     pub(super) is_removed: bool,
     pub(super) is_fatal: bool,
+    /// Whether the ready bit is not shown.
+    pub(super) hides_ready: bool,
     power: Power,
     configuration: u32,
     shutdown: u32,
@@ -114,6 +116,7 @@ impl Device {
             is_gone: false,
             is_removed: false,
             is_fatal: false,
+            hides_ready: false,
             power: Power::Stopped,
             configuration: 0,
             shutdown: 0,
@@ -163,7 +166,7 @@ impl Device {
 
     fn stop(&mut self) {
         self.power = Power::Stopped;
-        self.is_fatal = false;
+        (self.is_fatal, self.hides_ready) = (false, false);
         self.submissions.clear();
         self.completions.clear();
         self.pending.clear();
@@ -204,7 +207,7 @@ impl Device {
             offset::VS => 0x0001_0400,
             offset::CC => self.configuration.into(),
             offset::CSTS => {
-                let is_ready = matches!(self.power, Power::Ready | Power::Stopping { .. });
+                let is_ready = matches!(self.power, Power::Ready | Power::Stopping { .. }) && !self.hides_ready;
                 u64::from(is_ready) | u64::from(self.is_fatal) << 1 | u64::from(self.shutdown) << 2
             }
             offset::AQA => self.admin_sizes.into(),
@@ -214,8 +217,8 @@ impl Device {
 
     fn capabilities(&self) -> u64 {
         let entries = u64::from(self.config.queue_entries_max - 1) & 0xFFFF;
-        // Contiguous queues are required (CQR); ready within 500 ms (TO 1); NVM command set.
-        entries | 1 << 16 | 1 << 24 | u64::from(self.config.doorbell_shift) << 32 | 1 << 37
+        // Contiguous queues are required (CQR); ready within 5 s (TO 10), which [`CHANGE_MAX`] turns of half a second are; NVM command set.
+        entries | 1 << 16 | 10 << 24 | u64::from(self.config.doorbell_shift) << 32 | 1 << 37
     }
 
     pub(super) fn write(&mut self, offset: usize, value: u64) {
@@ -320,7 +323,7 @@ impl Device {
     }
 
     fn misbehave(&mut self) {
-        let Mischief { fatal, not_ready, vanish, removed, wanted_back, event, .. } = self.mischief;
+        let Mischief { fatal, not_ready, vanish, removed, wanted_back, hides_ready, event, .. } = self.mischief;
         if self.fails(fatal) {
             self.is_fatal = true;
         }
@@ -334,6 +337,8 @@ impl Device {
             (self.is_gone, self.is_removed) = (true, true);
         }
         self.is_removed |= self.fails(wanted_back);
+        // While it stops, its ready bit is all that says so: nothing could tell then.
+        self.hides_ready |= self.power == Power::Ready && self.fails(hides_ready);
         if self.fails(event) {
             self.has_event = true;
         }

@@ -27,10 +27,12 @@ pub struct Mischief {
     pub bad_status: u64,
     /// A part of what identify or a log page returns is drawn.
     pub lie: u64,
-    /// The fatal status appears; drawn each turn, like the next five.
+    /// The fatal status appears; drawn each turn, like the next six.
     pub fatal: u64,
     /// The ready bit disappears.
     pub not_ready: u64,
+    /// The same, but it goes on with what it has.
+    pub hides_ready: u64,
     /// Every register reads as all ones.
     pub vanish: u64,
     /// The same, and the kernel tells.
@@ -72,6 +74,7 @@ impl Mischief {
             lie: rate(300),
             fatal: rate(20),
             not_ready: rate(20),
+            hides_ready: rate(20),
             vanish: rate(10),
             removed: rate(10),
             wanted_back: rate(10),

@@ -163,6 +163,11 @@ impl Model {
         self.device.borrow_mut().is_removed = true;
     }
 
+    /// Shows the ready bit no more, and goes on.
+    pub fn hide_ready(&self) {
+        self.device.borrow_mut().hides_ready = true;
+    }
+
     /// Sets the fatal status.
     pub fn fail(&self) {
         self.device.borrow_mut().is_fatal = true;

@@ -277,7 +277,7 @@ fn a_list_of_namespaces_that_does_not_ascend_is_refused() {
 }
 
 /// Eight reads are under way when something happens to the controller: their blocks come back when it has stopped, and none is written later.
-fn expect_stopped_first(happens: impl Fn(&Model), failure: Failure) {
+fn expect_stopped_first(happens: impl Fn(&Rig), failure: Failure) {
     for seed in 0..20 {
         let mut rig = rig(ModelConfig { delay_max: 50, ..ModelConfig::new(seed) });
         let targets = rig.pool.allocate_many(8).expect("free blocks");
@@ -286,8 +286,8 @@ fn expect_stopped_first(happens: impl Fn(&Model), failure: Failure) {
         }
         rig.disks[0].poll(&mut Vec::new());
         rig.turn();
-        happens(&rig.model);
-        rig.step = Duration::from_millis(20);
+        rig.step = Duration::from_millis(200);
+        happens(&rig);
         let completions = rig.collect(0, 8);
         assert_eq!(rig.controller().state(), ControllerState::Failed(failure));
         (0..60).for_each(|_| rig.turn());
@@ -298,12 +298,22 @@ fn expect_stopped_first(happens: impl Fn(&Model), failure: Failure) {
 
 #[test]
 fn what_does_not_answer_any_more_is_stopped_before_its_blocks_come_back() {
-    expect_stopped_first(|model| model.remove(false), Failure::Gone);
+    expect_stopped_first(|rig| rig.model.remove(false), Failure::Gone);
 }
 
 #[test]
 fn what_the_kernel_wants_back_is_stopped_before_its_blocks_come_back() {
-    expect_stopped_first(Model::ask_back, Failure::Gone);
+    expect_stopped_first(|rig| rig.model.ask_back(), Failure::Gone);
+}
+
+#[test]
+fn what_is_not_ready_is_stopped_before_its_blocks_come_back() {
+    let happens = |rig: &Rig| {
+        rig.model.hide_ready();
+        rig.controller().poll(rig.time.get());
+        rig.controller().shut_down(rig.time.get());
+    };
+    expect_stopped_first(happens, Failure::ShutDown);
 }
 
 #[test]
