@@ -422,3 +422,23 @@ fn a_flipped_bit_in_the_log_is_harmless_or_named() {
     assert!(served > 0 && refused > 5, "{served} harmless, {refused} named");
     assert_eq!(patient.serves("whole again"), Ok(0));
 }
+
+#[test]
+fn a_mapped_log_that_is_cut_short_fails_the_pool_and_not_the_process() {
+    let mut target = Target::start(VOLUME);
+    target.stop();
+    let config = target.data().join("a/node.toml");
+    let text = std::fs::read_to_string(&config).expect("there");
+    assert!(text.contains("backend = \"file\""), "{text}");
+    std::fs::write(&config, text.replace("backend = \"file\"", "backend = \"pmem\"")).expect("writable");
+    target.restart();
+    let mut client = connect(&target);
+    let write = |offset| Request { command: WRITE, flags: 0, offset, length: 4096, data: vec![7; 4096] };
+    assert_eq!(client.call(&write(0)).expect("the target answers").error, 0);
+    // Only the lane's header is left: the next store raises SIGBUS.
+    File::options().write(true).open(target.data().join("a/log")).and_then(|file| file.set_len(4096)).expect("there");
+    let answer = client.call(&write(8192));
+    assert!(answer.is_err() || answer.is_ok_and(|reply| reply.error != 0), "a change without a log is not answered");
+    let status = target.status().to_string();
+    assert!(status.contains("the medium failed"), "{status}");
+}

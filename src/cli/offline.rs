@@ -14,6 +14,7 @@ use std::{
     fs::File,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    rc::Rc,
 };
 use twinlog::{
     base::limits::BLOCK_BYTES,
@@ -126,11 +127,20 @@ fn lanes<T: Serialize>(
         return Err(Failure::new(Exit::Error, "the log is in memory: a stopped node has none", "twinlog status"));
     };
     let bytes = config.log.lane_bytes(superblock.lane_count());
+    let node = compose::DaxNode::open(path)?.map(Rc::new);
     let mut lanes = Vec::new();
     for index in 0..superblock.applied.len() {
-        let file = File::open(path).map_err(|error| Failure::system("open", path.display(), &error))?;
         let start = bytes * index as u64;
-        let read: ReadAt = Box::new(move |offset, buffer| file.read_exact_at(buffer, start + offset));
+        let read: ReadAt = match &node {
+            Some(node) => {
+                let node = node.clone();
+                Box::new(move |offset, buffer| node.read_exact_at(buffer, start + offset))
+            }
+            None => {
+                let file = File::open(path).map_err(|error| Failure::system("open", path.display(), &error))?;
+                Box::new(move |offset, buffer| file.read_exact_at(buffer, start + offset))
+            }
+        };
         let failed = |error| {
             Failure::new(
                 Exit::Error,

@@ -164,6 +164,9 @@ pub(crate) fn make_log(config: &LogConfig, named: impl Fn(&PathBuf) -> bool, out
         Err(error) => Err(Failure::system("look at", path.display(), &error)),
         Ok(_) if named(path) => Ok(()),
         Ok(_) => {
+            if let Some(node) = compose::DaxNode::open(path)? {
+                return refuse_found(path, node.find());
+            }
             let (file, block_count) = superblocks::open(path)?;
             refuse_data(&file, path, block_count * BLOCK_BYTES)
         }
@@ -172,7 +175,10 @@ pub(crate) fn make_log(config: &LogConfig, named: impl Fn(&PathBuf) -> bool, out
 
 /// Refuses a file or device that holds anything but zeroes.
 pub(crate) fn refuse_data(file: &File, path: &Path, bytes: u64) -> Result<(), Failure> {
-    let found = foreign::find(file, path, bytes, true);
+    refuse_found(path, foreign::find(file, path, bytes, true))
+}
+
+fn refuse_found(path: &Path, found: io::Result<Option<Foreign>>) -> Result<(), Failure> {
     match found.map_err(|error| Failure::system("read", path.display(), &error))? {
         None => Ok(()),
         Some(Foreign { what, byte, .. }) => {

@@ -45,7 +45,7 @@ pub use instructions::{Instructions, LINE_BYTES, Line, Native, Stores, can_write
 pub use system::PersistenceDomain;
 
 use mapping::Mapping;
-use std::{ops::Range, path::Path, sync::Arc};
+use std::{io, ops::Range, path::Path, sync::Arc};
 use twinlog_device::{DeviceError, DeviceErrorKind, DurabilityClass, LogCompletion, LogInfo, LogMemory, Token};
 use twinlog_file::FileError;
 
@@ -82,6 +82,38 @@ impl PmemFile {
     #[must_use]
     pub fn durability(&self) -> DurabilityClass {
         self.0.durability
+    }
+
+    /// Its size when it was opened.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.0.file.size_bytes()
+    }
+
+    /// Fills `bytes` with those at `offset_bytes`: for device-DAX nodes, which cannot be read in any other way.
+    ///
+    /// # Errors
+    /// When they do not all lie in the file, whose size is a multiple of 8, or are lost.
+    pub fn read_at(&self, offset_bytes: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let end = offset_bytes.checked_add(bytes.len() as u64).filter(|&end| end <= self.size_bytes());
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?.next_multiple_of(8);
+        let range = offset_bytes / 8 * 8..end;
+        if !self.size_bytes().is_multiple_of(8) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let lost = || io::Error::from_raw_os_error(libc::EIO);
+        if self.0.has_failed() || self.0.bad_in(&range).is_some() {
+            return Err(lost());
+        }
+        let length = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+        // SAFETY: the source is mapped for the length (checked by `access`) and 8-byte aligned.
+        let words = self.0.access(&range, |source| unsafe { instructions::load(source, length) });
+        if self.0.has_failed() {
+            return Err(lost());
+        }
+        let skipped = usize::try_from(offset_bytes - range.start).expect("below eight");
+        bytes.copy_from_slice(&words[skipped..skipped + bytes.len()]);
+        Ok(())
     }
 
     /// The bytes that were lost when it was opened.

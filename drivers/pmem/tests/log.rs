@@ -114,6 +114,23 @@ fn lanes_of_one_file_do_not_touch_each_other() {
     }
 }
 
+#[test]
+fn any_bytes_of_a_file_are_read() {
+    let mut harness = Harness::new(&std::env::temp_dir());
+    harness.log().store(0, &[7; 64]);
+    harness.log().persist(Token(0));
+    harness.log = None;
+    let file = PmemFile::open(&harness.path()).expect("nobody has it");
+    let mut bytes = [1; 71];
+    file.read_at(OFFSET_BYTES - 3, &mut bytes).expect("in the file");
+    assert!(bytes[..3] == [0; 3] && bytes[3..67] == [7; 64] && bytes[67..] == [0; 4]);
+    file.read_at(file.size_bytes() - 71, &mut bytes).expect("in the file");
+    assert_eq!(bytes, [0; 71]);
+    for offset in [file.size_bytes() - 70, u64::MAX] {
+        file.read_at(offset, &mut bytes).expect_err("beyond the end");
+    }
+}
+
 /// The result of the one operation that has finished.
 fn result(log: &mut PmemLog) -> Result<Vec<u8>, DeviceError> {
     let mut completions = Vec::new();

@@ -41,7 +41,7 @@ mod witness_server;
 
 pub(crate) use command::try_fence;
 pub(crate) use offline::{
-    NewPool, check, create_log_file, create_pool, create_portion, persistence_domain, random_id, try_direct,
+    DaxNode, NewPool, check, create_log_file, create_pool, create_portion, persistence_domain, random_id, try_direct,
     try_io_uring, try_pmem, wipe,
 };
 

@@ -4,11 +4,14 @@ use super::{
     no_memory, no_ring,
     storage::{Portion, QUEUE_DEPTH, in_use, open_file, patiently},
 };
-use crate::cli::output::{Exit, Failure};
+use crate::cli::{
+    foreign::Foreign,
+    output::{Exit, Failure},
+};
 use std::{
     fs::{File, OpenOptions},
-    io::Read,
-    os::unix::fs::FileExt,
+    io::{self, Read},
+    os::unix::fs::{FileExt, FileTypeExt},
     path::Path,
     time::Duration,
 };
@@ -76,6 +79,55 @@ pub(crate) fn try_pmem(path: &Path) -> Result<MappedFacts, Failure> {
     let file = PmemFile::open(path)?;
     let bad_bytes = file.bad_ranges().iter().map(|range| range.end - range.start).sum();
     Ok(MappedFacts { durability: file.durability(), domain: file.domain(), bad_bytes })
+}
+
+/// A device-DAX node, which can only be read through a mapping; read from its begin.
+pub(crate) struct DaxNode {
+    file: PmemFile,
+    place: u64,
+}
+
+impl DaxNode {
+    /// Opens `path` if it is such a node.
+    pub(crate) fn open(path: &Path) -> Result<Option<Self>, Failure> {
+        if !path.metadata().is_ok_and(|facts| facts.file_type().is_char_device()) {
+            return Ok(None);
+        }
+        Ok(Some(Self { file: patiently(|| PmemFile::open(path), in_use)?, place: 0 }))
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.file.size_bytes()
+    }
+
+    pub(crate) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_at(offset, buffer)
+    }
+
+    /// What it holds, if not only zeroes.
+    pub(crate) fn find(&self) -> io::Result<Option<Foreign>> {
+        let mut buffer = vec![0; 1 << 20];
+        let mut place = 0;
+        while place < self.size_bytes() {
+            let length = usize::try_from((self.size_bytes() - place).min(buffer.len() as u64)).expect("a buffer");
+            let piece = &mut buffer[..length];
+            self.read_exact_at(piece, place)?;
+            if let Some(at) = piece.iter().position(|&byte| byte != 0) {
+                return Ok(Some(Foreign { what: "data".to_owned(), byte: place + at as u64, is_ours: false }));
+            }
+            place += length as u64;
+        }
+        Ok(None)
+    }
+}
+
+impl Read for DaxNode {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = usize::try_from((self.size_bytes() - self.place).min(buffer.len() as u64)).expect("a buffer");
+        self.read_exact_at(&mut buffer[..length], self.place)?;
+        self.place += length as u64;
+        Ok(length)
+    }
 }
 
 /// What the system says of the memory of a device.

@@ -18,7 +18,8 @@
 //! The mirror is not formatted here, as the partner's pool need not exist yet: the node does that when the partner has claimed its pool.
 
 use crate::cli::{
-    compose, foreign,
+    compose,
+    foreign::{self, Foreign},
     output::{Exit, Failure, Output},
     place::shell_word,
     provision, superblocks,
@@ -265,14 +266,30 @@ enum Found {
 fn look_at(log: &LogConfig) -> Result<Found, Failure> {
     let Some(path) = log.path.as_ref().filter(|_| log.backend != LogBackend::Memory) else { return Ok(Found::Memory) };
     let failed = |error: &io::Error| Failure::system("look at", path.display(), error);
+    if let Some(node) = compose::DaxNode::open(path)? {
+        let bytes = node.size_bytes();
+        return judge(log, path, bytes, node, |node| refuse_found(path, node.find()));
+    }
     let mut file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         opened => opened.map_err(|error| failed(&error))?,
     };
     let bytes =
         file.seek(SeekFrom::End(0)).and_then(|bytes| file.rewind().map(|()| bytes)).map_err(|error| failed(&error))?;
+    judge(log, path, bytes, file, |file| no_data(&file, path, bytes))
+}
+
+/// What `source`, at whose begin it stands, holds; `no_data` refuses anything but zeroes.
+fn judge<R: Read>(
+    log: &LogConfig,
+    path: &Path,
+    bytes: u64,
+    mut source: R,
+    no_data: impl FnOnce(R) -> Result<(), Failure>,
+) -> Result<Found, Failure> {
+    let failed = |error: &io::Error| Failure::system("look at", path.display(), error);
     let mut head = Vec::new();
-    (&mut file).take(BLOCK_BYTES).read_to_end(&mut head).map_err(|error| failed(&error))?;
+    (&mut source).take(BLOCK_BYTES).read_to_end(&mut head).map_err(|error| failed(&error))?;
     let lanes = 1..=u16::try_from(LANES_MAX).expect("a few");
     let mut headers = lanes.filter_map(|count| {
         let header = LaneHeader::read(&head, log.lane_bytes(count)).ok()?;
@@ -281,23 +298,23 @@ fn look_at(log: &LogConfig) -> Result<Found, Failure> {
     match headers.next() {
         Some(header) => {
             let lane_bytes = log.lane_bytes(header.identity.lane_count);
-            let record = first_record(file, lane_bytes).map_err(|error| failed(&error))?;
+            let record = first_record(source, lane_bytes).map_err(|error| failed(&error))?;
             Ok(Found::Lane(header, record))
         }
         None => {
-            no_data(&file, path, bytes)?;
+            no_data(source)?;
             Ok(Found::Zeroes { is_whole: bytes >= log.size.bytes() })
         }
     }
 }
 
-/// The first byte that is not zero, of what is no header of a lane. `file` is behind the first lane's.
-fn first_record(file: File, lane_bytes: u64) -> io::Result<Option<u64>> {
-    let mut file = BufReader::with_capacity(1 << 20, file);
+/// The first byte that is not zero, of what is no header of a lane. `source` is behind the first lane's.
+fn first_record(source: impl Read, lane_bytes: u64) -> io::Result<Option<u64>> {
+    let mut source = BufReader::with_capacity(1 << 20, source);
     let mut block = [0; 4096];
     let mut place = BLOCK_BYTES;
     loop {
-        match file.read_exact(&mut block) {
+        match source.read_exact(&mut block) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             read => read?,
         }
@@ -321,7 +338,10 @@ fn remove_short(log: &LogConfig) -> Result<(), Failure> {
 
 /// Refuses anything but zeroes.
 fn no_data(file: &File, path: &Path, bytes: u64) -> Result<(), Failure> {
-    let found = foreign::find(file, path, bytes, true);
+    refuse_found(path, foreign::find(file, path, bytes, true))
+}
+
+fn refuse_found(path: &Path, found: io::Result<Option<Foreign>>) -> Result<(), Failure> {
     match found.map_err(|error| Failure::system("read", path.display(), &error))? {
         None => Ok(()),
         Some(found) => {

@@ -33,6 +33,9 @@ const PORTS_PATIENCE: Duration = Duration::from_secs(30);
 const KERNEL_ARGUMENTS: &str =
     "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off audit=0 random.trust_cpu=on";
 
+/// Where an NVDIMM keeps what its namespaces are.
+const NVDIMM_LABEL_BYTES: u64 = 2 << 20;
+
 /// What a virtual machine is made of.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -54,8 +57,34 @@ pub struct Machine {
     pub kernel_arguments: String,
     /// More of QEMU's arguments: disks and other devices.
     pub devices: Vec<String>,
+    /// Persistent memory.
+    pub nvdimms: Option<Nvdimms>,
     /// For the guest's files: sockets, console, logs. Short, as the path of a Unix socket may have 107 bytes.
     pub folder: PathBuf,
+}
+
+/// NVDIMMs of one size. What the guest stores is in the files at once.
+#[derive(Clone, Debug)]
+pub struct Nvdimms {
+    /// One for each.
+    pub files: Vec<PathBuf>,
+    /// Of each file.
+    pub size_bytes: u64,
+}
+
+impl Nvdimms {
+    fn arguments(&self) -> Vec<String> {
+        let one = |(index, file): (usize, &PathBuf)| {
+            let (file, size) = (file.display(), self.size_bytes);
+            [
+                "-object".to_owned(),
+                format!("memory-backend-file,id=memory{index},share=on,mem-path={file},size={size},pmem=off"),
+                "-device".to_owned(),
+                format!("nvdimm,id=nvdimm{index},memdev=memory{index},label-size={NVDIMM_LABEL_BYTES}"),
+            ]
+        };
+        self.files.iter().enumerate().flat_map(one).collect()
+    }
 }
 
 /// A running guest.
@@ -78,13 +107,21 @@ impl Machine {
         let mut command = host::mortal(qemu);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         // The IOMMU's interrupts are emulated with the rest, and it comes before what it confines.
-        let machine = if self.has_iommu { "q35,kernel-irqchip=off" } else { "q35" };
-        command.args(["-machine", machine]);
+        let mut machine = String::from(if self.has_iommu { "q35,kernel-irqchip=off" } else { "q35" });
+        let mut memory = format!("{}M", self.memory_mib);
+        if let Some(nvdimms) = &self.nvdimms {
+            // What has reached the memory controller is safe (ADR).
+            machine += ",nvdimm=on,nvdimm-persistence=mem-ctrl";
+            let slots = nvdimms.files.len();
+            let most = u64::from(self.memory_mib) + (nvdimms.size_bytes >> 20) * slots as u64;
+            memory += &format!(",slots={slots},maxmem={}M", most.next_multiple_of(1024));
+        }
+        command.args(["-machine", &machine, "-m", &memory]);
         if self.has_iommu {
             command.args(["-device", "intel-iommu,intremap=on,caching-mode=on"]);
         }
-        command.args(["-accel", &self.accelerator, "-cpu", "max,la57=off"]);
-        command.args(["-m", &format!("{}M", self.memory_mib), "-smp", &self.processors.to_string()]);
+        command.args(["-accel", &self.accelerator, "-cpu", "max,la57=off", "-smp", &self.processors.to_string()]);
+        command.args(self.nvdimms.iter().flat_map(Nvdimms::arguments));
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
         command.args(["-serial", &format!("file:{folder}/console.log")]);
         command.args(["-qmp", &format!("unix:{folder}/qmp,server=on,wait=off")]);

@@ -3,6 +3,7 @@
 mod attach;
 mod exerciser;
 mod files;
+mod log;
 mod netlink;
 mod nvme;
 mod pci;
@@ -63,6 +64,21 @@ pub enum Tool {
         #[arg(long)]
         progress: PathBuf,
     },
+    /// Run the conformance suite of change logs
+    ConformLog {
+        /// A file on a DAX file system, which is made, or a device-DAX node, which is overwritten
+        path: PathBuf,
+    },
+    /// Find lost bytes in a log
+    LoseLog {
+        /// The file, of 256 KiB at least
+        path: PathBuf,
+        /// Where its disk keeps the list
+        list: PathBuf,
+        /// Of 512 bytes, of the disk, at which the file begins
+        #[arg(long)]
+        sector: u64,
+    },
     /// Prove that the files are there
     VerifyFiles {
         /// The folder
@@ -88,6 +104,8 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::Pci(args) => pci::run(args),
         Tool::Nvme(args) => nvme::run(args),
         Tool::WriteFiles { folder, seed, stop, list, progress } => files::write(folder, *seed, stop, list, progress),
+        Tool::ConformLog { path } => log::conform(path),
+        Tool::LoseLog { path, list, sector } => log::lose(path, *sector, list),
         Tool::VerifyFiles { folder, seed, list } => files::verify(folder, *seed, list),
     }
 }

@@ -2,8 +2,10 @@
 
 mod kill;
 mod nbd;
+mod nvdimm;
 mod nvme;
 mod power;
+mod station;
 
 use crate::{
     host,
@@ -31,7 +33,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 7] = [
+pub const SCENARIOS: [Scenario; 9] = [
     Scenario {
         name: "nbd-kernel",
         about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
@@ -73,6 +75,18 @@ pub const SCENARIOS: [Scenario; 7] = [
         about: "a guest with a node inside loses its power under load, on disks that lose what was not flushed",
         programs: &[],
         run: power::power_cut,
+    },
+    Scenario {
+        name: "nvdimm-file",
+        about: "two NVDIMMs: the log's conformance suite, lost bytes, and power cuts of a node with its log in a DAX file",
+        programs: &["ndctl", "mkfs.ext4", "filefrag"],
+        run: nvdimm::file,
+    },
+    Scenario {
+        name: "nvdimm-device",
+        about: "the same with the log on a device-DAX node",
+        programs: &["ndctl", "mkfs.ext4", "filefrag"],
+        run: nvdimm::device,
     },
 ];
 
@@ -142,6 +156,7 @@ impl Lab {
             has_iommu: false,
             kernel_arguments: String::new(),
             devices: Vec::new(),
+            nvdimms: None,
             folder,
         })
     }
