@@ -18,8 +18,8 @@ use crate::{
 };
 use std::{cell::RefCell, cmp::Reverse, collections::BinaryHeap, rc::Rc};
 use twinlog_device::{
-    BlockBuf, BlockCompletion, BlockRange, DeviceError, DeviceErrorKind, DeviceInfo, DurabilityClass, Nanos,
-    Persistence, Prng, SharedBlock, Token,
+    BlockBuf, BlockBytes, BlockCompletion, BlockRange, DeviceError, DeviceErrorKind, DeviceInfo, DurabilityClass,
+    Nanos, Persistence, Prng, SharedBlock, Token,
 };
 
 /// How many times slower than the slowest a slow operation is.
@@ -157,6 +157,12 @@ impl SimMedium {
             medium.world.count_fired(Fault::BitRot);
         }
         flipped
+    }
+
+    /// What a read of `block` would return now.
+    #[must_use]
+    pub fn block(&self, block: u64) -> Box<BlockBytes> {
+        self.0.borrow().content.newest(block)
     }
 
     /// Blocks that were ever written, ascending.

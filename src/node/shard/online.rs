@@ -21,7 +21,7 @@ use super::{
     request::Source,
 };
 use crate::{
-    base::{Lsn, ObjectId, limits::BLOCK_BYTES},
+    base::{Lsn, ObjectId, limits::BLOCK_BYTES, planted},
     cp::message::ToCoordinator,
     format::{
         object::{Offline, OfflineCause},
@@ -129,7 +129,8 @@ impl<L: LogMemory> Shard<L> {
             self.want_cp();
             return Ok(Turn::Pending);
         };
-        if online.accept_loss || offline.start_bytes == offline.end_bytes {
+        let is_dropped = online.accept_loss || planted::is("held-records-dropped");
+        if is_dropped || offline.start_bytes == offline.end_bytes {
             volume.end_held();
             return Ok(Turn::Again);
         }

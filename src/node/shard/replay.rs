@@ -36,6 +36,8 @@ use twinlog_device::{BlockDevice, LogMemory};
 const AHEAD_MAX: usize = 128;
 /// Bytes of their payloads, about.
 const AHEAD_BYTES_MAX: usize = 2 << 20;
+/// How often a record's reads are tried: an error of a device may pass, and the volume stays offline until somebody acts.
+const READS_MAX: u8 = 3;
 /// Names the fetches of nodes that are read ahead: nobody takes them, they are for the cache.
 const AHEAD: u64 = u64::MAX - 1;
 
@@ -57,8 +59,9 @@ pub(super) struct Replay<L: LogMemory> {
     ahead: VecDeque<Ahead>,
     ahead_bytes: usize,
     end: Option<ScanEnd>,
-    /// The request of the record in hand.
+    /// The request of the record in hand, and how often its reads have failed.
     current: Option<u64>,
+    failures: u8,
     records: u64,
     object_max: ObjectId,
 }
@@ -89,7 +92,7 @@ impl<L: LogMemory> Replay<L> {
 
     /// The record in hand is done.
     fn pop(&mut self) -> Option<OwnedRecord> {
-        self.current = None;
+        (self.current, self.failures) = (None, 0);
         let Ahead { record, .. } = self.ahead.pop_front()?;
         self.ahead_bytes -= record.payload.len();
         Some(record)
@@ -114,8 +117,19 @@ impl<L: LogMemory> Shard<L> {
         let ShardOpening { epoch, is_mirrored, .. } = opening;
         let (ahead, ahead_bytes, end, current) = (VecDeque::new(), 0, None, None);
         let (records, object_max) = (0, ObjectId(0));
-        let replay =
-            Replay { scan, identity, epoch, is_mirrored, ahead, ahead_bytes, end, current, records, object_max };
+        let replay = Replay {
+            scan,
+            identity,
+            epoch,
+            is_mirrored,
+            ahead,
+            ahead_bytes,
+            end,
+            current,
+            failures: 0,
+            records,
+            object_max,
+        };
         self.state = State::Scanning(Box::new(replay));
     }
 
@@ -218,6 +232,7 @@ impl<L: LogMemory> Shard<L> {
                 }
                 Ok(true)
             }
+            Err(Obstacle::Refused(VolumeError::Unreadable { .. })) if self.may_read_again(id) => Ok(true),
             Err(Obstacle::Refused(error)) => {
                 self.requests.remove(id);
                 let reason = format!("the record that ends at position {end} cannot be performed: {error}");
@@ -231,6 +246,15 @@ impl<L: LogMemory> Shard<L> {
             }
             Err(Obstacle::Fetch) => Ok(false),
         }
+    }
+
+    /// Whether the reads of the record in hand are tried once more.
+    fn may_read_again(&mut self, id: u64) -> bool {
+        let State::Scanning(replay) = &mut self.state else { return false };
+        replay.failures += 1;
+        let request = self.requests.get_mut(id).expect("a record in hand has a request");
+        request.arrived.retain(|_, result| result.is_ok());
+        replay.failures < READS_MAX
     }
 
     /// Holds the record in hand, which cannot be performed, or follows one that could not: its volume is offline. The reason is empty for the latter.

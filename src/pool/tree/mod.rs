@@ -6,4 +6,4 @@ pub mod walk;
 
 pub use dirty::{Dirty, DirtyBlock, DirtyLookup};
 pub use update::{Aux, TreeUpdate, UpdateResult};
-pub use walk::{Walk, levels_for, missing_node, span, walk};
+pub use walk::{Walk, child_index, levels_for, missing_node, span, walk};

@@ -61,7 +61,7 @@ pub(crate) const fn claims_bug(name: &'static str, what: &'static str) -> Bug {
 }
 
 /// Every bug.
-pub const BUGS: [Bug; 43] = [
+pub const BUGS: [Bug; 47] = [
     bug("acknowledge-early", "a change is answered when it was appended, not when it is durable"),
     claims_bug("answers-wait-for-disks", "a change is answered when a consistency point contains it"),
     claims_bug("any-log-taken", "a lane is taken whose header names another pool"),
@@ -76,10 +76,12 @@ pub const BUGS: [Bug; 43] = [
     bug("durable-inside-record", "a position in the middle of a record counts as durable"),
     bug("edge-not-merged", "the old bytes around an unaligned write are lost"),
     bug("flush-ignored", "a flush is answered like a change"),
+    bug("forgets-offline-at-cp", "a consistency point does not say that a volume is offline"),
     bug("free-too-early", "blocks are used again one consistency point too early"),
     bug("frozen-before-active", "reads look at the older generation first"),
     bug("fua-ignored", "FUA is answered like any change"),
     lane_bug("head-not-beyond-stale-records", "a lane goes on where records of a torn tail may follow"),
+    bug("held-records-dropped", "a volume that was offline comes back without what was held"),
     bug("hole-not-searched", "recovery does not look beyond the first damaged record"),
     bug("list-blocks-leak", "the blocks of the freed list are never freed"),
     bug("log-error-ignored", "a failed persist counts as done"),
@@ -87,7 +89,9 @@ pub const BUGS: [Bug; 43] = [
     bug("mark-forgotten", "a quiet lane does not prove its newest record"),
     claims_bug("no-block-descriptors", "the log holds whole blocks as requests"),
     bug("object-id-reused", "recovery forgets the ids of volumes made since the consistency point"),
+    bug("offline-volume-answers", "a volume that is offline takes requests"),
     lane_bug("overwrite-in-flight", "the ring is written where a persist is under way"),
+    bug("performs-later-records-of-an-offline-volume", "recovery holds only the records that it cannot perform"),
     bug("read-unstable", "a read is answered before what it returns is durable"),
     bug("reap-leaks-nodes", "nodes of freed subtrees are never freed"),
     bug("record-body-not-checked", "a record is performed whatever its payload's checksum"),

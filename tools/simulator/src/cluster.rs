@@ -434,6 +434,14 @@ impl Node {
         self.reactors[0].as_ref().map_or_else(|| self.last_words.clone(), Reactor::failure)
     }
 
+    /// Volumes that are offline, each with the position of the record that could not be performed.
+    #[must_use]
+    pub fn offline(&self) -> Vec<(twinlog::base::ObjectId, u64)> {
+        let coordinator = home(&self.reactors[0]).and_then(Engine::coordinator);
+        let volumes = coordinator.into_iter().flat_map(|coordinator| coordinator.volumes().values());
+        volumes.filter_map(|volume| Some((volume.id, volume.offline?.lsn.0))).collect()
+    }
+
     /// Phase of the consistency point in progress.
     #[must_use]
     pub fn phase(&self) -> &'static str {

@@ -53,13 +53,15 @@ pub enum Class {
     FullLog,
     /// A whole record that cannot be performed lay in the log.
     PoisonedRecord,
+    /// A block rotted that a record in the log may need; it mattered when the volume went offline.
+    UnperformableRecord,
     /// A log that does not outlive the crash lost what was not flushed.
     LogNotKept,
 }
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Kill,
         Self::PowerCut,
         Self::StepCrash,
@@ -69,6 +71,7 @@ impl Class {
         Self::FullPool,
         Self::FullLog,
         Self::PoisonedRecord,
+        Self::UnperformableRecord,
         Self::LogNotKept,
     ];
 
@@ -85,6 +88,7 @@ impl Class {
             Self::FullPool => "full pool",
             Self::FullLog => "full log",
             Self::PoisonedRecord => "poisoned record",
+            Self::UnperformableRecord => "unperformable record",
             Self::LogNotKept => "volatile log lost",
         }
     }

@@ -229,7 +229,7 @@ impl Weakness {
             Self::NoErrors => {
                 &["read error", "write error", "device gone", "no space", "log persist error", "log read error"]
             }
-            Self::NoDamage => &["bit rot", "lost write", "misdirected write", "log bit rot"],
+            Self::NoDamage => &["bit rot", "lost write", "misdirected write", "log bit rot", "unperformable record"],
             Self::RoomyPool => &["full pool"],
         }
     }

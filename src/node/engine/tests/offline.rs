@@ -111,6 +111,24 @@ fn a_fault_that_passes_before_the_consistency_point_costs_nothing() {
     all_is_there(&mut node);
 }
 
+/// An error of a device that passes is none of a volume: nobody would have to act.
+#[test]
+fn a_read_error_that_passes_keeps_nobody_offline() {
+    for skipped in 0..14 {
+        let (machine, place) = poisoned();
+        machine.media[0].flip_bit(place, 77);
+        let mut node = machine.boot(1);
+        machine.media[0].arm(Fault::ReadError, skipped);
+        node.run_until("it opens or fails", |node| node.engines[0].is_serving() || node.failure().is_some());
+        machine.media[0].repair();
+        // Without its superblocks, lists and tables no pool is opened.
+        if node.failure().is_none() {
+            assert_eq!(offline(&mut node, "bad"), None, "after {skipped} reads");
+            all_is_there(&mut node);
+        }
+    }
+}
+
 #[test]
 fn held_records_are_dropped_only_when_somebody_says_so() {
     let (mut machine, place) = poisoned();

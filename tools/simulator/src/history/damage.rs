@@ -3,7 +3,7 @@
 use super::{Halt, History, Oracle, Order, Violation, found};
 use crate::{
     fault::{Class, Damage, Excuse},
-    setup::index,
+    setup::{Weakness, index},
 };
 use std::time::Duration;
 use twinlog::{
@@ -38,9 +38,16 @@ impl History {
             // Which disks a start needs is not known then.
             None if matches!(self.uncertain, Some(Order::Grow)) => {}
             None if self.setup.answers_last() && self.prng.chance(1, 12) => return self.poison(),
+            None if self.may_rot_a_need() && self.prng.chance(1, 4) => return self.rot_what_a_record_needs(),
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether all that a volume that goes offline can lead to is known here.
+    fn may_rot_a_need(&self) -> bool {
+        let is_known = self.setup.answers_last() && self.uncertain.is_none() && !self.setup.fills_pool;
+        is_known && self.setup.weakness != Some(Weakness::NoDamage)
     }
 
     fn rot_at_rest(&mut self) {

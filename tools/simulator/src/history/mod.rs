@@ -15,6 +15,7 @@
 //! 3. An error of the engine is accepted only where a fault of this life excuses it ([`Excuse`]).
 
 mod damage;
+mod offline;
 mod recovery;
 mod replies;
 pub mod script;
@@ -248,6 +249,8 @@ enum Order {
     Check,
     Status,
     List,
+    /// A volume that is offline comes back.
+    Online,
     Stop,
 }
 
@@ -283,6 +286,10 @@ pub struct History {
     is_steady: bool,
     /// The life ended quietly: every lane has proved its newest record.
     has_rested: bool,
+    /// The volume that is offline.
+    offline: Option<ObjectId>,
+    /// Whether what keeps it offline has not healed.
+    refuses_online: bool,
     /// A read failed in this life's verification.
     unreadable: Option<String>,
     quiet_turns: u64,
@@ -331,6 +338,8 @@ impl History {
             is_stopping: false,
             is_steady: false,
             has_rested: false,
+            offline: None,
+            refuses_online: false,
             unreadable: None,
             quiet_turns: 0,
             tally: Tally::default(),

@@ -54,7 +54,7 @@ impl History {
         halt
     }
 
-    fn start(&mut self, reactors: u16) -> Result<(), Halt> {
+    pub(super) fn start(&mut self, reactors: u16) -> Result<(), Halt> {
         self.note(|_| format!("start with {reactors} reactors"));
         let mut node = self.machine().start(reactors);
         node.draw_laziness(&mut self.prng);
@@ -64,7 +64,7 @@ impl History {
         self.until(|history| history.node().is_serving())
     }
 
-    fn ask(&mut self, order: Order, request: AdminRequest) -> Result<(), Halt> {
+    pub(super) fn ask(&mut self, order: Order, request: AdminRequest) -> Result<(), Halt> {
         let replies = self.node().call(request).expect("nothing else was ordered");
         self.order = Some((order, replies));
         self.until(|history| history.order.is_none())
@@ -74,7 +74,7 @@ impl History {
     fn compare_volumes(&mut self) -> Result<(), Halt> {
         self.ask(Order::List, AdminRequest::VolumeList)?;
         let listed = self.listed.take().ok_or_else(|| found(Oracle::Volumes, "volumes cannot be listed"))?;
-        let listed: BTreeMap<ObjectId, (String, u64)> =
+        let mut listed: BTreeMap<ObjectId, (String, u64)> =
             listed.into_iter().map(|(id, name, size_bytes)| (id, (name, size_bytes))).collect();
         match self.uncertain.take() {
             Some(Order::Create { name, size_bytes }) => {
@@ -105,6 +105,12 @@ impl History {
             .map(|(&id, _)| id)
             .collect();
         missing.into_iter().for_each(|id| self.model.delete(id));
+        // What is held of a volume that is offline may be another size.
+        for (id, _) in self.node().offline() {
+            if let (Some(volume), Some((_, size_bytes))) = (self.model.volumes().get(&id), listed.get_mut(&id)) {
+                *size_bytes = volume.size_bytes;
+            }
+        }
         let expected: BTreeMap<ObjectId, (String, u64)> =
             self.model.volumes().iter().map(|(&id, volume)| (id, (volume.name.clone(), volume.size_bytes))).collect();
         if listed != expected {
@@ -115,8 +121,15 @@ impl History {
 
     /// Reads every byte of every volume.
     fn read_everything(&mut self) -> Result<(), Halt> {
+        self.read_volumes(|_| true)
+    }
+
+    /// Reads every byte of some volumes.
+    pub(super) fn read_volumes(&mut self, is_wanted: impl Fn(ObjectId) -> bool) -> Result<(), Halt> {
         let volumes: Vec<(ObjectId, u64)> =
             self.model.volumes().iter().map(|(&id, volume)| (id, volume.size_bytes)).collect();
+        let volumes: Vec<_> =
+            volumes.into_iter().filter(|(id, _)| is_wanted(*id) && !self.is_out_of_reach(*id)).collect();
         for (volume, size_bytes) in volumes {
             let session = index(self.prng.below(self.setup.sessions as u64));
             let mut offset = 0;

@@ -108,7 +108,8 @@ impl History {
         let Some(session) = self.sessions[position].take() else { return Ok(()) };
         let is_known = self.model.volumes().contains_key(&session.volume);
         let unanswered: Vec<u64> = session.unanswered().collect();
-        let excused = self.is_stopping || self.node().failure().is_some() || !is_known;
+        let is_offline = self.is_out_of_reach(session.volume);
+        let excused = self.is_stopping || self.node().failure().is_some() || !is_known || is_offline;
         if !excused && (session.was_refused() || !unanswered.is_empty()) && !self.is_being_deleted(session.volume) {
             return Err(found(Oracle::Protocol, "the server has closed a connection that did nothing wrong"));
         }
@@ -139,6 +140,9 @@ impl History {
         }
         self.digest = self.digest.rotate_left(7) ^ id ^ self.cluster.world.now().0;
         let is_refused = matches!(answer, Answer::Refused(_));
+        if !is_refused && self.offline == Some(flying.volume) {
+            return Err(found(Oracle::Damage, format!("{:?} of a volume that is offline was done", flying.ask)));
+        }
         if !is_refused && flying.ask.end_bytes() > flying.sizes.largest {
             let (ask, sizes) = (&flying.ask, flying.sizes);
             return Err(found(
@@ -220,6 +224,7 @@ impl History {
             Refusal::NoSpace => (false, true),
             Refusal::ShuttingDown => (self.is_stopping, true),
             Refusal::Unserved => (false, false),
+            Refusal::Failed(_) if self.offline == Some(flying.volume) => (true, true),
             Refusal::Failed(_) => {
                 let has_fault = self.excuse.read || self.excuse.stop || has_stopped || self.is_damaged();
                 (has_fault || (is_nbd && may_be_gone), false)
@@ -280,7 +285,10 @@ impl History {
                     |volume: twinlog::node::admin::VolumeStatus| (ObjectId(volume.id), volume.name, volume.size_bytes);
                 self.listed = Some(volumes.into_iter().map(line).collect());
             }
-            (Order::Stop, AdminReply::Done) => {}
+            (Order::Online, AdminReply::Volumes { .. }) if self.refuses_online => {
+                return Err(found(Oracle::Damage, "a volume came back though its block has not"));
+            }
+            (Order::Online, AdminReply::Volumes { .. }) | (Order::Stop, AdminReply::Done) => {}
             (_, reply) => {
                 return Err(found(Oracle::Protocol, format!("an order got the answer to another: {reply:?}")));
             }
@@ -291,7 +299,8 @@ impl History {
     fn order_refused(&mut self, order: Order, message: &str) -> Result<(), Halt> {
         let has_stopped = self.node().failure().is_some();
         let is_full = self.setup.fills_pool && (message.contains("space") || message.contains("too full"));
-        if !(has_stopped || is_full || self.is_damaged() || self.excuse.stop) {
+        let is_offline = matches!(order, Order::Online) && self.refuses_online;
+        if !(has_stopped || is_offline || is_full || self.is_damaged() || self.excuse.stop) {
             return Err(found(Oracle::Error, format!("an order was refused: {message}")));
         }
         match order {

@@ -175,9 +175,11 @@ impl History {
 
     /// Submits a request by any client; false when it could not.
     fn submit(&mut self) -> bool {
-        let volumes: Vec<ObjectId> = self.model.volumes().keys().copied().collect();
+        let volumes = self.model.volumes().keys().copied();
+        let volumes: Vec<ObjectId> = volumes.filter(|&id| !self.is_out_of_reach(id)).collect();
         if volumes.is_empty() {
-            return false;
+            // Where nobody can connect, nobody waits for it.
+            return self.is_damaged();
         }
         let session = index(self.prng.below(self.setup.sessions as u64));
         let mut volume = *self.prng.pick(&volumes);
@@ -260,6 +262,11 @@ impl History {
             self.node().listener(reactor).map(|listener| nbd::Session::connect(listener, volume, &name, is_structured));
         self.sessions[session] = connected;
         false
+    }
+
+    /// Whether nobody can connect to a volume: over NBD, to one that damage keeps offline.
+    pub(super) fn is_out_of_reach(&self, volume: ObjectId) -> bool {
+        self.setup.is_nbd && self.is_damaged() && self.node().offline().iter().any(|(id, _)| *id == volume)
     }
 
     fn reset_some_session(&mut self) {
