@@ -4,7 +4,8 @@
 //!
 //! A volume is cut into segments of bytes with the same history. A segment has **candidates**: writes of which each may be the one whose
 //! bytes a read returns. Time is a counter of events. A write is *settled* once it has certainly happened: it was answered, or a read has
-//! returned it (rule R5: what was read never vanishes), or the process that had it in hand is gone.
+//! returned it (rule R5: what was read never vanishes), or whoever had it in hand is gone, or has ended it with an error: then it may also be that it
+//! never happens.
 //!
 //! A volume has bytes without end, of which its size shows the first. A resize to `s` writes zeroes from byte `s` on, as far as bytes are
 //! concerned: a smaller size cuts off what lies beyond, and what a larger size adds is empty. So a resize is under way, is answered and
@@ -98,7 +99,7 @@ struct Write {
     /// Whether a read has returned it before it was answered.
     was_read: bool,
     is_pending: bool,
-    /// A crash found it unanswered, or lost the log that it was in: settled, and it may have never happened.
+    /// It ended with an error, or a crash found it unanswered or lost the log that it was in: settled, and it may have never happened.
     is_doubtful: bool,
 }
 
@@ -269,6 +270,13 @@ impl Model {
         }
         self.withdraw(id);
         Ok(())
+    }
+
+    /// Who had a write in hand has ended it with an error: it has happened by now or never will, and the next crash tells which.
+    pub fn doubt_write(&mut self, id: WriteId) {
+        let now = self.tick();
+        let write = &mut self.writes[index(id)];
+        (write.settled, write.is_doubtful) = (write.settled.min(now), true);
     }
 
     /// Whether a write that is under way has certainly happened, and been overwritten somewhere since.

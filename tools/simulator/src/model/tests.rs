@@ -282,3 +282,20 @@ fn a_resize_that_a_read_has_seen_does_not_vanish() {
     model.crash(Loss::Unanswered);
     assert_eq!(oracle(model.refuse_write(cut)), Some(DataOracle::Undone));
 }
+
+/// What ended with an error and a later change has overwritten does not come back.
+#[test]
+fn a_change_that_failed_is_older_than_what_follows() {
+    for is_overwritten in [false, true] {
+        let mut model = model(true);
+        let failed = model.begin_write(V, 0..4096, Fill::Pattern);
+        model.doubt_write(failed);
+        if is_overwritten {
+            let last = model.begin_write(V, 0..4096, Fill::Pattern);
+            model.end_write(last, true);
+        }
+        model.crash(Loss::Unanswered);
+        let lost = is_overwritten.then_some(DataOracle::Lost);
+        assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(failed, 0..4096))), lost);
+    }
+}

@@ -74,7 +74,7 @@ impl History {
     }
 
     /// Between none and so many detection times.
-    fn within(&mut self, detections: u32) -> Duration {
+    pub(super) fn within(&mut self, detections: u32) -> Duration {
         let part = u32::try_from(self.prng.below(256)).expect("small");
         self.setup.detection * detections * part / 256
     }
@@ -91,12 +91,13 @@ impl History {
                 Step::at(Moment::Asked(Change::Stale), 1 + few, Act::OwnerDies),
                 Step::after(detection * 3, Act::Heal),
             ],
-            // Its lease lasts four.
+            // Its lease lasts four from when it was renewed last.
             Aim::Lease => vec![
                 well(Act::OwnerIsLost),
                 Step::now(Act::Rest),
-                Step::after(detection * 3, Act::Work),
-                Step::after(detection * 3, Act::Heal),
+                Step::after(detection * 7 / 2, Act::Work),
+                Step::after(detection, Act::Rest),
+                Step::after(detection * 3 / 2, Act::Heal),
             ],
             Aim::CatchingUp => {
                 let (away, soon) = (detection * 2 + self.within(2), self.within(1));
@@ -104,7 +105,7 @@ impl History {
                 let dies = Step::at(*self.prng.pick(&changes), few, Act::OwnerDies);
                 let last = if self.prng.chance(3, 4) { dies } else { Step::after(soon, Act::Takeover) };
                 let [dies, starts] = [well(Act::OtherDies), Step::after(away, Act::OtherStarts)];
-                let [rest, heals] = aftermath(detection * 3, detection * 5);
+                let [rest, heals] = aftermath(detection * 2, detection * 6);
                 vec![dies, Step::now(Act::DiskIsSlow), starts, last, rest, heals]
             }
             Aim::Back => {
@@ -125,7 +126,7 @@ impl History {
                 vec![well(Act::OtherLogIsSlow), Step::after_turns(turns, Act::BothDie), rest, heals]
             }
             Aim::LateReply => {
-                let [rest, heals] = aftermath(detection * 3, detection * 5);
+                let [rest, heals] = aftermath(detection * 2, detection * 6);
                 vec![well(Act::Lossy), Step::at(Moment::Replaced, few, Act::OwnerDies), rest, heals]
             }
             Aim::AskedAgain => {

@@ -44,8 +44,10 @@ impl History {
     /// A node serves a pool that nobody served before: its volumes must be there, and every byte is read.
     pub(super) fn begin_service(&mut self, pool: usize, node: usize) -> Result<(), Violation> {
         let listed = self.engine(pool, node).map(Engine::volumes).unwrap_or_default();
+        let is_excused = self.is_excused(pool);
         let watch = &mut self.pools[pool];
         watch.begin(node);
+        watch.may_be_offline |= is_excused;
         if let Some((name, size_bytes)) = watch.uncertain.take()
             && let Some(volume) = listed.iter().find(|volume| volume.name == name)
         {
@@ -200,6 +202,7 @@ impl History {
                     return Err(found(Oracle::Check, what));
                 }
                 (watch.phase, watch.was_forced) = (Phase::Working, false);
+                watch.may_be_offline &= !report.offline.is_empty();
                 watch.openings += 1;
                 self.figures.recoveries += 1;
             }
@@ -413,11 +416,13 @@ impl History {
     fn refused(&mut self, pool: usize, flying: &Flying, refusal: &Refusal) -> Result<(), Violation> {
         let watch = &self.pools[pool];
         let is_leaving = flying.parted.is_some() || (watch.open_at[flying.node] && self.is_leaving(pool, flying.node));
+        let is_offline = watch.may_be_offline
+            && matches!(refusal, Refusal::Failed(reason) if reason.starts_with("the volume is offline"));
         let (is_excused, never_happens) = match refusal {
             // A forced takeover may have lost it.
             Refusal::NoVolume => (is_leaving || !watch.model.volumes().contains_key(&flying.volume), true),
             Refusal::ShuttingDown => (is_leaving, true),
-            Refusal::Failed(_) => (is_leaving || self.is_excused(pool), false),
+            Refusal::Failed(_) => (is_leaving || is_offline || self.is_excused(pool), false),
             Refusal::Unserved => (self.may_be_unserved(pool, flying), false),
             Refusal::Beyond | Refusal::NoSpace => (false, true),
         };
@@ -425,7 +430,7 @@ impl History {
             let what = format!("pool {}: {:?} was refused without a fault: {refusal:?}", NAMES[pool], flying.ask);
             return Err(found(Oracle::Error, what));
         }
-        let is_failed = matches!(refusal, Refusal::Failed(_)) && !self.is_excused(pool);
+        let is_failed = matches!(refusal, Refusal::Failed(_)) && !is_offline && !self.is_excused(pool);
         if *refusal == Refusal::Unserved {
             self.tell(lines::FORWARDED_UNSERVED, true);
         }
@@ -437,6 +442,8 @@ impl History {
             Some(write) if never_happens => {
                 watch.model.refuse_write(write).map_err(|(oracle, what)| found(Oracle::Data(oracle), what))?;
             }
+            Some(write) if matches!(refusal, Refusal::Failed(_)) => watch.model.doubt_write(write),
+            // The other node may still have it in hand.
             Some(_) => {}
             None => watch.model.end(flying.began),
         }

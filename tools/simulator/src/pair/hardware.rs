@@ -8,6 +8,7 @@
 //! | a log is lost while its node is down | the other node serves | the same: none is lost without which an answered change is |
 //! | a node cannot open a pool's disk | the other node serves, or requests wait | the same; and it moves once |
 //!
+//! A volume that was taken offline, since a record could not be performed while its disk failed, stays so until people have mended the disk and order it online.
 //! A pool that has failed stays so until people have mended what failed and have started the node again: the operator here reads of it in the status, as
 //! they do.
 
@@ -16,7 +17,7 @@ use crate::{history::Violation, setup::index};
 use twinlog::{
     base::PortionId,
     format::register::{MirrorState, Side},
-    node::admin::{AdminReply, AdminRequest, PairPoolStatus},
+    node::admin::{AdminReply, AdminRequest, NodeStatus, PairPoolStatus},
 };
 use twinlog_sim::{Fault, FaultPlan};
 
@@ -143,6 +144,7 @@ impl History {
         let next = if self.is_paused[node] { None } else { process.node.call(AdminRequest::Status) };
         let Some(last) = std::mem::replace(&mut self.looks[node], next) else { return };
         let Ok(AdminReply::Status(status)) = last.try_recv() else { return };
+        self.bring_online(node, &status);
         let pools = status.pair.map(|pair| pair.pools).unwrap_or_default();
         self.force(node, &pools);
         let is_stopped = |pool: &PairPoolStatus| pool.open == "failed" || self.is_unread(node, pool);
@@ -155,6 +157,22 @@ impl History {
         let is_given_up = |pool: &&PairPoolStatus| pool.open == "given up" && pool.owner == NAMES[1 - node];
         if let Some(pool) = pools.iter().find(is_given_up) {
             self.take_up(node, &pool.name);
+        }
+    }
+
+    /// An operator mends what kept changes of a volume from being performed, and orders them to be.
+    fn bring_online(&mut self, node: usize, status: &NodeStatus) {
+        let taken_over = status.pair.as_ref().and_then(|pair| pair.taken_over.as_ref());
+        let volumes = status.volumes.iter().chain(taken_over.iter().flat_map(|status| &status.volumes));
+        let offline: Vec<_> = volumes.filter(|volume| volume.offline.is_some()).collect();
+        if !offline.is_empty() {
+            self.mend_hardware();
+        }
+        for volume in offline {
+            self.note(|_| format!("{} is to be brought online", volume.name));
+            self.tell(lines::OFFLINE, true);
+            let name = volume.name.clone();
+            self.order_of(node, AdminRequest::VolumeOnline { name, accept_loss: false });
         }
     }
 

@@ -12,7 +12,7 @@ use twinlog::format::register::{MirrorState, Register, Side};
 use twinlog_sim::{Direction, Fault};
 
 /// Everything that is counted.
-pub(super) const ALL: [&str; 40] = [
+pub(super) const ALL: [&str; 41] = [
     ARBITER_LATE,
     ARBITER_LOST,
     ARBITER_POSTHUMOUS,
@@ -36,6 +36,7 @@ pub(super) const ALL: [&str; 40] = [
     LOG_SLOW,
     LOG_WRITE,
     MIRROR_LOST,
+    OFFLINE,
     OPENING,
     OWN_LOG_LOST,
     PACKET_LOST,
@@ -78,6 +79,7 @@ const LOG_READ: &str = "log: read error";
 pub(super) const LOG_SLOW: &str = "log: stands still";
 const LOG_WRITE: &str = "log: write error";
 pub(super) const MIRROR_LOST: &str = "log: mirror lost";
+pub(super) const OFFLINE: &str = "volume offline";
 const OPENING: &str = "opening: hindered";
 pub(super) const OWN_LOG_LOST: &str = "log: own log lost";
 pub(super) const PACKET_LOST: &str = "packet lost";

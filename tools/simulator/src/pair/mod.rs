@@ -78,6 +78,7 @@ pub struct History {
     processes: [Option<Process>; 2],
     is_paused: [bool; 2],
     paused_at: [Nanos; 2],
+    started_at: [Nanos; 2],
     /// Whether an operator starts a node that is down.
     may_start: [bool; 2],
     pools: [Watch; 2],
@@ -133,6 +134,7 @@ impl History {
             processes: [None, None],
             is_paused: [false; 2],
             paused_at: [Nanos(0); 2],
+            started_at: [Nanos(0); 2],
             may_start: [true; 2],
             pools: [Watch::new(answers_last), Watch::new(answers_last)],
             stories: [Story::default(); 2],
@@ -177,6 +179,9 @@ impl History {
             self.until("both pools are served at home, in step", Self::is_converged)?;
         }
         for _ in 0..self.setup.events {
+            if self.prng.chance(1, 3) {
+                self.rest()?;
+            }
             // Now and then one thing comes on top of the other.
             let turns_max = if self.prng.chance(1, 3) { 20 } else { self.setup.gap_turns };
             for _ in 0..self.prng.between(1, turns_max) {
@@ -193,6 +198,15 @@ impl History {
             self.turn()?;
         }
         self.end_well()
+    }
+
+    /// Clients rest for a while: what is under way comes to its end, which takes time and few turns.
+    fn rest(&mut self) -> Result<(), Violation> {
+        let until = self.site.world.now() + self.within(6);
+        while self.site.world.now() < until {
+            self.turn_with(false)?;
+        }
+        Ok(())
     }
 
     /// Until the steps of its aim are done, or are no use any more.
@@ -230,9 +244,11 @@ impl History {
         self.until("both nodes run again, and both pools are served at home, in step", Self::is_converged)
     }
 
-    /// Whether everything is as it should be.
+    /// Whether everything is as it should be. Of a node that has just started its partner may not know yet what it lacks.
     fn is_converged(&mut self) -> bool {
-        (0..2).all(|pool| self.is_at_home(pool))
+        let now = self.site.world.now();
+        let is_known = |node: usize| now.since(self.started_at[node]) >= self.setup.detection;
+        (0..2).all(|pool| is_known(pool) && self.is_at_home(pool))
     }
 
     fn is_at_home(&self, pool: usize) -> bool {
@@ -264,7 +280,7 @@ impl History {
         while !done(self) {
             turns += 1;
             // Clients stop after a while, so that what is to come to rest does.
-            is_resting |= turns > 300;
+            is_resting |= turns > 150;
             self.turn_with(!is_resting)?;
             if turns % 500 == 0 {
                 self.look_after();
@@ -375,6 +391,7 @@ impl History {
         self.note(|_| format!("{} starts", NAMES[node]));
         self.figures.lives += 1;
         self.processes[node] = Some(self.site.start(node));
+        self.started_at[node] = self.site.world.now();
     }
 
     /// A process ends, with its machine if `is_dark`.

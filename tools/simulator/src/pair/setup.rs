@@ -164,7 +164,8 @@ impl PairSetup {
     #[must_use]
     pub(super) fn draw(prng: &mut Prng) -> Self {
         let lanes = if prng.chance(1, 4) { 2 } else { 1 };
-        let ring_blocks = prng.between(6, 24);
+        // Short ones wrap and fill all the time; in long ones a takeover has much to perform, and fewer consistency points cost time.
+        let ring_blocks = if prng.chance(1, 2) { prng.between(6, 24) } else { prng.between(24, 96) };
         // Few kinds of trouble in each history: each meets itself more often.
         let share = prng.between(1, 3);
         let mut troubles: Vec<Trouble> = Trouble::ALL.into_iter().filter(|_| prng.chance(share, 4)).collect();
@@ -200,7 +201,7 @@ impl PairSetup {
             aim: None,
             spins: false,
             events: prng.between(2, 12),
-            gap_turns: *prng.pick(&[40, 240, 1500]),
+            gap_turns: *prng.pick(&[40, 240, 800]),
             volumes_max: prng.between(1, 2),
             volume_blocks_max: *prng.pick(&[4, 12, 24]),
             depth: index(prng.between(1, 4)),

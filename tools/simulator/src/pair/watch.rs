@@ -79,6 +79,8 @@ pub(super) struct Watch {
     pub(super) void: BTreeSet<PortionId>,
     /// In this service a request was refused as one that its node cannot end.
     pub(super) refused_in: Option<u64>,
+    /// It was opened while its disk or its logs failed: a volume may be offline until an operator orders it online.
+    pub(super) may_be_offline: bool,
     /// Before this turn errors may come from its disk or its logs.
     pub(super) excused_until: u64,
 }
@@ -102,6 +104,7 @@ impl Watch {
             was_forced: false,
             void: BTreeSet::new(),
             refused_in: None,
+            may_be_offline: false,
             excused_until: 0,
         }
     }
