@@ -15,7 +15,8 @@ use twinlog::{
     base::limits::BLOCK_BYTES,
     control::{
         client::AdminClient,
-        config, render,
+        config::{self, NvmeName},
+        render,
         size::{ByteSize, show_bytes},
     },
     format::object::{is_valid_name, is_valid_size},
@@ -188,9 +189,14 @@ fn resize(name: &str, size: ByteSize, discard: bool, node: &NodeArgs, output: &O
 /// a refusal takes it out again: without an answer it may have joined. A configured device that did not join is ignored at the next
 /// start, with a warning.
 fn grow(device: &Path, overwrite: bool, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
-    let absolute = std::path::absolute(device).map_err(|error| Failure::system("find", device.display(), &error))?;
-    let device = config::tidied(&absolute);
-    if overwrite {
+    let device = config::device(device).map_err(|error| Failure::system("find", device.display(), &error))?;
+    if NvmeName::of(&device).is_some() {
+        // The node looks for data itself: nobody else can while it drives the controller.
+        if overwrite {
+            let message = "an NVMe namespace that the node drives is not wiped from here";
+            return Err(Failure::new(Exit::Usage, message, "`blkdiscard` or `wipefs` it before `twinlog device bind`"));
+        }
+    } else if overwrite {
         compose::wipe(&device, foreign::LOOK_BYTES)?;
     } else {
         let (file, block_count) = superblocks::open(&device)?;

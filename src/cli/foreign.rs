@@ -5,12 +5,12 @@
 //! Devices are looked at where labels lie, at the head and at the tail; a file also everywhere that the file system says holds data, for
 //! a file may be a disk image with an empty head.
 
-use super::superblocks;
+use super::superblocks::{self, ReadAt};
 use nix::{
     errno::Errno,
     unistd::{Whence, lseek},
 };
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{fs::File, io, path::Path};
 use twinlog::base::limits::BLOCK_BYTES;
 
 /// Looked at, at the head and at the tail of a device: partition tables, labels of file systems (btrfs: at 64 KiB) and of
@@ -71,29 +71,29 @@ pub(crate) struct Foreign {
 }
 
 /// Looks at the head, the tail, and, `everywhere`, at what else a file holds. `None`: only zeroes.
-pub(crate) fn find(file: &File, path: &Path, bytes: u64, everywhere: bool) -> io::Result<Option<Foreign>> {
+pub(crate) fn find(medium: &impl ReadAt, path: &Path, bytes: u64, everywhere: bool) -> io::Result<Option<Foreign>> {
     let look_bytes = usize::try_from(LOOK_BYTES.min(bytes)).expect("small");
     let (mut head, mut tail) = (vec![0; look_bytes], vec![0; look_bytes]);
-    file.read_exact_at(&mut head, 0)?;
+    medium.read_exact_at(&mut head, 0)?;
     let tail_start = bytes - tail.len() as u64;
-    file.read_exact_at(&mut tail, tail_start)?;
+    medium.read_exact_at(&mut tail, tail_start)?;
     let used = |part: &[u8]| part.iter().position(|&byte| byte != 0).map(|at| at as u64);
     if let Some(byte) = used(&head).or_else(|| used(&tail).map(|at| tail_start + at)) {
         let label = whose(&head, &tail);
-        if let Some(what) = pool_of(path) {
+        if let Some(what) = pool_of(medium, path, bytes) {
             // Somebody may have made a file system since: a superblock at the other end outlives that.
             return Ok(Some(Foreign { what, byte, is_ours: label.is_none() }));
         }
         let what = label.unwrap_or("data");
         return Ok(Some(Foreign { what: what.to_owned(), byte, is_ours: what == CHANGE_LOG }));
     }
-    let hidden = if everywhere { hidden_data(file, bytes)? } else { None };
+    let hidden = medium.as_file().filter(|_| everywhere).map(|file| hidden_data(file, bytes)).transpose()?.flatten();
     Ok(hidden.map(|byte| Foreign { what: "data".to_owned(), byte, is_ours: false }))
 }
 
 /// The pool whose device it is, if that can still be told.
-fn pool_of(path: &Path) -> Option<String> {
-    let found = superblocks::newest_on(path)?;
+fn pool_of(medium: &impl ReadAt, path: &Path, bytes: u64) -> Option<String> {
+    let found = superblocks::newest_on(medium, path, bytes / BLOCK_BYTES)?;
     Some(format!("a device of pool {} ({})", found.name, found.pool))
 }
 
@@ -133,7 +133,7 @@ fn hidden_data(file: &File, bytes: u64) -> io::Result<Option<u64>> {
         while position < end {
             let length = usize::try_from((end - position).min(LOOK_BYTES)).expect("small");
             let piece = &mut buffer[..length];
-            file.read_exact_at(piece, position)?;
+            ReadAt::read_exact_at(file, piece, position)?;
             if let Some(at) = piece.iter().position(|&byte| byte != 0) {
                 return Ok(Some(position + at as u64));
             }
@@ -149,7 +149,7 @@ fn hidden_data(file: &File, bytes: u64) -> io::Result<Option<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::OpenOptions;
+    use std::{fs::OpenOptions, os::unix::fs::FileExt as _};
 
     const BYTES: u64 = 64 << 20;
 

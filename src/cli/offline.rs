@@ -3,7 +3,8 @@
 use super::{
     args::{InspectArgs, LogCommand, OfflineArgs},
     client::{progress_bar, show_report},
-    compose, layout,
+    compose::{self, Devices},
+    layout,
     output::{Exit, Failure, Output},
     superblocks::{self, Copy},
 };
@@ -46,11 +47,11 @@ struct Rows {
 
 /// `twinlog pool check --config`
 pub(crate) fn check(config: &Path, output: &Output) -> Result<Exit, Failure> {
-    let mut config = config::load(config)?;
-    let found = superblocks::assemble(&config.pool.devices)?;
-    config.pool.devices = found.devices;
+    let config = config::load(config)?;
+    let devices = Devices::offline();
+    let found = superblocks::assemble(&devices, &config.pool.devices)?;
     let bar = progress_bar(output, "verifying");
-    let report = compose::check(&config, found.superblock, |done, total| {
+    let report = compose::check(&devices, &found.devices, found.superblock, |done, total| {
         bar.set_length(total.max(done) * BLOCK_BYTES);
         bar.set_position(done * BLOCK_BYTES);
     })?;
@@ -110,7 +111,7 @@ fn open_log(node: &OfflineArgs, mirror: bool) -> Result<(NodeConfig, Superblock)
         };
         (config.pool, config.log) = (pool, log);
     }
-    let found = superblocks::assemble(&config.pool.devices)?;
+    let found = superblocks::assemble(&Devices::offline(), &config.pool.devices)?;
     config.pool.devices = found.devices;
     Ok((config, found.superblock))
 }
@@ -260,12 +261,12 @@ impl From<Superblock> for Newest {
 
 /// `twinlog inspect`
 pub(crate) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failure> {
-    let devices = configuration(&args.node)?.pool.devices;
+    let (devices, names) = (Devices::offline(), configuration(&args.node)?.pool.devices);
     if let Some(place) = &args.block {
-        return show_block(&devices, place, output);
+        return show_block(&devices, &names, place, output);
     }
-    let copies = superblocks::copies(&devices)?;
-    let (newest, problem) = match superblocks::assemble(&devices) {
+    let copies = superblocks::copies(&devices, &names)?;
+    let (newest, problem) = match superblocks::assemble(&devices, &names) {
         Ok(found) => (Some(Newest::from(found.superblock)), None),
         Err(failure) => (None, Some(failure.message)),
     };
@@ -300,7 +301,7 @@ fn text_of_inspection(found: &Inspection) -> String {
     text
 }
 
-fn show_block(devices: &[PathBuf], place: &str, output: &Output) -> Result<Exit, Failure> {
+fn show_block(devices: &Devices, names: &[PathBuf], place: &str, output: &Output) -> Result<Exit, Failure> {
     #[derive(Serialize)]
     struct Block<'a> {
         device: String,
@@ -311,8 +312,8 @@ fn show_block(devices: &[PathBuf], place: &str, output: &Output) -> Result<Exit,
         || Failure::new(Exit::Usage, format!("`{place}` names no block"), "DEVICE:BLOCK, for example --block 0:17");
     let (device, block) = place.split_once(':').ok_or_else(usage)?;
     let (index, block): (usize, u64) = (device.parse().map_err(|_| usage())?, block.parse().map_err(|_| usage())?);
-    let path = devices.get(index).ok_or_else(usage)?;
-    let (file, block_count) = superblocks::open(path)?;
+    let path = names.get(index).ok_or_else(usage)?;
+    let (medium, block_count) = devices.read(path)?;
     if block >= block_count {
         return Err(Failure::new(
             Exit::Usage,
@@ -320,7 +321,7 @@ fn show_block(devices: &[PathBuf], place: &str, output: &Output) -> Result<Exit,
             "",
         ));
     }
-    let bytes = superblocks::read_block(&file, path, block)?;
+    let bytes = superblocks::read_block(&medium, path, block)?;
     let hex: Vec<String> = bytes.chunks(32).map(|row| row.iter().map(|byte| format!("{byte:02x}")).collect()).collect();
     output.show(&Block { device: path.display().to_string(), block, hex: &hex }, || {
         let mut text = String::new();

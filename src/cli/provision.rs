@@ -2,15 +2,15 @@
 
 use super::{
     client::progress_bar,
-    compose::{self, NewPool, random_id},
+    compose::{self, Devices, NewPool, random_id},
     foreign::{self, Foreign},
     output::{Exit, Failure, Output},
     place::shell_word,
-    superblocks,
+    superblocks::{self, ReadAt},
 };
 use serde::Serialize;
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io::{self, Write},
     os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -68,7 +68,7 @@ pub(crate) fn create(file: &Path, overwrite: &[PathBuf], output: &Output) -> Res
 
 /// Makes the log (written through, if it is a file that does not exist) and an empty pool.
 pub(crate) fn make_log_and_pool(config: &NodeConfig, overwrite: &[PathBuf], output: &Output) -> Result<(), Failure> {
-    let absolute = |path: &PathBuf| Ok(config::tidied(&std::path::absolute(path)?));
+    let absolute = |path: &PathBuf| config::device(path);
     let overwrite = overwrite.iter().map(absolute).collect::<Result<Vec<_>, io::Error>>();
     let overwrite = overwrite.map_err(|error| Failure::system("find", "a device", &error))?;
     let named = |path: &PathBuf| overwrite.contains(path);
@@ -78,8 +78,9 @@ pub(crate) fn make_log_and_pool(config: &NodeConfig, overwrite: &[PathBuf], outp
         let message = format!("--overwrite names {}, which the configuration does not", stranger.display());
         return Err(Failure::new(Exit::Usage, message, "use the path as it stands in node.toml"));
     }
+    let devices = Devices::offline();
     for path in config.pool.devices.iter().filter(|path| !named(path)) {
-        let (file, block_count) = superblocks::open(path)?;
+        let (medium, block_count) = devices.read(path)?;
         if block_count < DEVICE_BLOCKS_MIN {
             let message = format!(
                 "{} has {}, too little for a pool's device",
@@ -88,7 +89,7 @@ pub(crate) fn make_log_and_pool(config: &NodeConfig, overwrite: &[PathBuf], outp
             );
             return Err(Failure::new(Exit::Error, message, "give at least 4MiB; `truncate -s 4GiB FILE` makes a file"));
         }
-        refuse_data(&file, path, block_count * BLOCK_BYTES)?;
+        refuse_data(&medium, path, block_count * BLOCK_BYTES)?;
     }
     make_log(&config.log, named, output)?;
     let new = NewPool {
@@ -99,7 +100,7 @@ pub(crate) fn make_log_and_pool(config: &NodeConfig, overwrite: &[PathBuf], outp
         time_ns: wall_clock_ns(),
     };
     // Everything that was not named has been looked at.
-    compose::create_pool(config, &new, !overwrite.is_empty())
+    compose::create_pool(config, &devices, &new, !overwrite.is_empty())
 }
 
 /// Makes the node's portion of its partner's change log: written through, if it is a file that does not exist, and formatted for the
@@ -107,7 +108,7 @@ pub(crate) fn make_log_and_pool(config: &NodeConfig, overwrite: &[PathBuf], outp
 pub(crate) fn make_mirror(config: &NodeConfig, output: &Output) -> Result<(), Failure> {
     let (Some(mirror), Some(pool)) = (&config.mirror, &config.partner_pool) else { return Ok(()) };
     make_log(mirror, |_| false, output)?;
-    let superblock = superblocks::assemble(&pool.devices)?.superblock;
+    let superblock = superblocks::assemble(&Devices::offline(), &pool.devices)?.superblock;
     let (role, portion) = (PortionRole::Mirror, PortionId(random_id()?));
     compose::create_portion(mirror, superblock.pool, role, superblock.lane_count(), portion)
 }
@@ -174,8 +175,8 @@ pub(crate) fn make_log(config: &LogConfig, named: impl Fn(&PathBuf) -> bool, out
 }
 
 /// Refuses a file or device that holds anything but zeroes.
-pub(crate) fn refuse_data(file: &File, path: &Path, bytes: u64) -> Result<(), Failure> {
-    refuse_found(path, foreign::find(file, path, bytes, true))
+pub(crate) fn refuse_data(medium: &impl ReadAt, path: &Path, bytes: u64) -> Result<(), Failure> {
+    refuse_found(path, foreign::find(medium, path, bytes, true))
 }
 
 fn refuse_found(path: &Path, found: io::Result<Option<Foreign>>) -> Result<(), Failure> {
@@ -236,7 +237,7 @@ mod tests {
         let stranger = make_log_and_pool(&config, &[directory.path().join("d2")], &output).expect_err("not configured");
         assert_eq!(stranger.exit, Exit::Usage);
         make_log_and_pool(&config, &[], &output).expect("empty devices");
-        assert_eq!(superblocks::assemble(&config.pool.devices).expect("a pool").devices.len(), 2);
+        assert_eq!(superblocks::assemble(&Devices::offline(), &config.pool.devices).expect("a pool").devices.len(), 2);
         let again = make_log_and_pool(&config, &[], &output).expect_err("now they hold a pool");
         assert_eq!(again.exit, Exit::Refused);
         assert!(again.message.contains("a device of pool a ("), "{}", again.message);

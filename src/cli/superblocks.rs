@@ -1,11 +1,14 @@
-//! The superblocks on a pool's devices, read through plain files: for commands that work without the engine, and for the number of lanes,
+//! The superblocks on a pool's devices, read by a thread that waits: for commands that work without the engine, and for the number of lanes,
 //! which must be known before the engine opens the pool. Nothing is written.
 
-use super::output::{Exit, Failure};
+use super::{
+    compose::Devices,
+    output::{Exit, Failure},
+};
 use serde::Serialize;
 use std::{
     fs::File,
-    io::{Seek, SeekFrom},
+    io::{self, Seek, SeekFrom},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
@@ -35,7 +38,26 @@ pub(crate) struct Copy {
     damaged: bool,
 }
 
-/// A device as a plain file, and its whole blocks.
+/// What can be read at any place.
+pub(crate) trait ReadAt {
+    /// Fills `bytes` from `offset` on.
+    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// The file, where the system knows it as one.
+    fn as_file(&self) -> Option<&File>;
+}
+
+impl ReadAt for File {
+    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, bytes, offset)
+    }
+
+    fn as_file(&self) -> Option<&File> {
+        Some(self)
+    }
+}
+
+/// A file or block device, and its whole blocks.
 pub(crate) fn open(path: &Path) -> Result<(File, u64), Failure> {
     let mut file = File::open(path).map_err(|error| Failure::system("open", path.display(), &error))?;
     // Works for block devices too, whose metadata have no length.
@@ -44,30 +66,34 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64), Failure> {
 }
 
 /// One block of a device.
-pub(crate) fn read_block(file: &File, path: &Path, block: u64) -> Result<[u8; 4096], Failure> {
+pub(crate) fn read_block(medium: &impl ReadAt, path: &Path, block: u64) -> Result<[u8; 4096], Failure> {
     let mut bytes = [0; 4096];
-    file.read_exact_at(&mut bytes, block * BLOCK_BYTES)
+    medium
+        .read_exact_at(&mut bytes, block * BLOCK_BYTES)
         .map_err(|error| Failure::system("read", path.display(), &error))?;
     Ok(bytes)
 }
 
 /// Every copy on every device.
-pub(crate) fn copies(devices: &[PathBuf]) -> Result<Vec<Copy>, Failure> {
+pub(crate) fn copies(devices: &Devices, names: &[PathBuf]) -> Result<Vec<Copy>, Failure> {
     let mut copies = Vec::new();
-    for path in devices {
-        let (file, block_count) = open(path)?;
-        if block_count < DEVICE_BLOCKS_MIN {
-            let message = format!(
-                "{} is too small for a pool's device: {block_count} blocks, at least {DEVICE_BLOCKS_MIN}",
-                path.display()
-            );
-            return Err(Failure::new(Exit::Error, message, "check the path in node.toml"));
-        }
-        for block in [CpNumber(0), CpNumber(1)].into_iter().flat_map(|cp| slot_blocks(cp, block_count)) {
-            copies.push(copy(path, block, &read_block(&file, path, block)?));
-        }
+    for name in names {
+        let (medium, block_count) = devices.read(name)?;
+        copies.extend(copies_on(&medium, name, block_count)?);
     }
     Ok(copies)
+}
+
+fn copies_on(medium: &impl ReadAt, path: &Path, block_count: u64) -> Result<Vec<Copy>, Failure> {
+    if block_count < DEVICE_BLOCKS_MIN {
+        let message = format!(
+            "{} is too small for a pool's device: {block_count} blocks, at least {DEVICE_BLOCKS_MIN}",
+            path.display()
+        );
+        return Err(Failure::new(Exit::Error, message, "check the path in node.toml"));
+    }
+    let places = [CpNumber(0), CpNumber(1)].into_iter().flat_map(|cp| slot_blocks(cp, block_count));
+    places.map(|block| Ok(copy(path, block, &read_block(medium, path, block)?))).collect()
 }
 
 fn copy(path: &Path, block: u64, bytes: &[u8; 4096]) -> Copy {
@@ -92,24 +118,25 @@ pub(crate) struct Assembled {
 }
 
 /// The newest whole superblock of one device; `None` if there is none, or the device cannot be read.
-pub(crate) fn newest_on(path: &Path) -> Option<Superblock> {
-    let copies = copies(std::slice::from_ref(&path.to_owned())).ok()?;
+pub(crate) fn newest_on(medium: &impl ReadAt, path: &Path, block_count: u64) -> Option<Superblock> {
+    let copies = copies_on(medium, path, block_count).ok()?;
     copies.into_iter().filter_map(|copy| copy.superblock).map(|(found, _)| found).max_by_key(|found| found.cp)
 }
 
 /// Whether a device holds the first superblock of a pool of this name, and no trace of another one. Nobody has served that pool: whoever opens one takes a
 /// consistency point.
 pub(crate) fn is_unserved(path: &Path, name: &str) -> bool {
-    let Ok(copies) = copies(std::slice::from_ref(&path.to_owned())) else { return false };
+    let copies = open(path).and_then(|(file, block_count)| copies_on(&file, path, block_count));
+    let Ok(copies) = copies else { return false };
     let mut whole = copies.iter().filter_map(|copy| copy.superblock.as_ref()).map(|(found, _)| found).peekable();
     let is_first = |found: &Superblock| found.cp == CpNumber(1) && found.name == name;
     whole.peek().is_some() && whole.all(is_first) && !copies.iter().any(|copy| copy.damaged)
 }
 
 /// Finds the current superblock, and which of `devices` is which of the pool's.
-pub(crate) fn assemble(devices: &[PathBuf]) -> Result<Assembled, Failure> {
-    let copies = copies(devices)?;
-    let names = devices.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+pub(crate) fn assemble(devices: &Devices, given: &[PathBuf]) -> Result<Assembled, Failure> {
+    let copies = copies(devices, given)?;
+    let names = given.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     let whole = || copies.iter().filter_map(|copy| copy.superblock.as_ref().map(|found| (copy, found)));
     let Some(newest) = current(whole().map(|(_, (superblock, place))| (superblock, *place))) else {
         let damaged = copies.iter().find(|copy| copy.damaged);
@@ -145,7 +172,7 @@ pub(crate) fn assemble(devices: &[PathBuf]) -> Result<Assembled, Failure> {
         };
         ordered.push(PathBuf::from(&copy.path));
     }
-    let strangers = devices.iter().filter(|path| !ordered.contains(path)).cloned().collect();
+    let strangers = given.iter().filter(|path| !ordered.contains(path)).cloned().collect();
     Ok(Assembled { superblock: newest.clone(), devices: ordered, strangers })
 }
 
@@ -180,10 +207,10 @@ mod tests {
         let stranger = directory.path().join("empty");
         File::create(&stranger).and_then(|file| file.set_len(BLOCKS * BLOCK_BYTES)).expect("made");
         let given = [paths[2].clone(), stranger.clone(), paths[0].clone(), paths[1].clone()];
-        let found = assemble(&given).expect("complete");
+        let found = assemble(&Devices::offline(), &given).expect("complete");
         assert_eq!((found.devices, found.strangers), (paths.clone(), vec![stranger]));
         assert_eq!((found.superblock.cp, found.superblock.applied.len()), (CpNumber(5), 2));
-        let failure = assemble(&paths[..2]).expect_err("one is missing");
+        let failure = assemble(&Devices::offline(), &paths[..2]).expect_err("one is missing");
         assert!(failure.message.contains("device 2 of the 3"), "{}", failure.message);
     }
 
@@ -192,17 +219,19 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let paths = devices(directory.path(), &["d0"], 5);
         devices(directory.path(), &["d0"], 6);
-        assert_eq!(assemble(&paths).expect("whole").superblock.cp, CpNumber(6));
+        assert_eq!(assemble(&Devices::offline(), &paths).expect("whole").superblock.cp, CpNumber(6));
         let file = OpenOptions::new().write(true).open(&paths[0]).expect("there");
         let damage =
             |cp| file.write_all_at(b"x", slot_blocks(CpNumber(cp), BLOCKS)[0] * BLOCK_BYTES + 200).expect("written");
         damage(6);
-        assert_eq!(assemble(&paths).expect("the other slot").superblock.cp, CpNumber(5));
+        assert_eq!(assemble(&Devices::offline(), &paths).expect("the other slot").superblock.cp, CpNumber(5));
         damage(5);
-        assert!(assemble(&paths).expect_err("nothing is left").message.contains("damaged"));
+        assert!(assemble(&Devices::offline(), &paths).expect_err("nothing is left").message.contains("damaged"));
         file.set_len(0).and_then(|()| file.set_len(BLOCKS * BLOCK_BYTES)).expect("wiped");
-        assert!(assemble(&paths).expect_err("nothing was there").message.contains("there is no pool"));
+        assert!(
+            assemble(&Devices::offline(), &paths).expect_err("nothing was there").message.contains("there is no pool")
+        );
         file.set_len(4096).expect("cut");
-        assert!(assemble(&paths).expect_err("too small").message.contains("too small"));
+        assert!(assemble(&Devices::offline(), &paths).expect_err("too small").message.contains("too small"));
     }
 }

@@ -172,7 +172,7 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
         let ReactorParts { platform, pools, idle, pair, .. } = &mut self.parts;
         let pair = pair.as_ref().and_then(|pair| pair.next_deadline());
         let deadline = pools.next_deadline().into_iter().chain(pair).min();
-        let wait = idle.wait(now, worked, platform.should_sleep(), deadline);
+        let wait = idle.wait(now, worked, platform.should_sleep(), deadline).at_most(platform.longest_sleep());
         if self.is_overdue() {
             return false;
         }

@@ -51,6 +51,17 @@ pub enum Wait {
     UpTo(Duration),
 }
 
+impl Wait {
+    /// The same, and not longer than `limit`.
+    #[must_use]
+    pub fn at_most(self, limit: Duration) -> Self {
+        match self {
+            Self::UpTo(time) if !limit.is_zero() => Self::UpTo(time.min(limit)),
+            _ => Self::No,
+        }
+    }
+}
+
 /// Everything that one reactor knows of the world.
 pub trait Platform {
     /// Its disks.
@@ -73,6 +84,11 @@ pub trait Platform {
     /// reactor spins it can be kept waiting for the rest of a time slice (4 ms were measured on Linux 6.18), so it should sleep.
     fn should_sleep(&self) -> bool {
         false
+    }
+
+    /// How long a turn may sleep at most. Zero while something is in flight whose end nobody announces: it is seen by looking.
+    fn longest_sleep(&self) -> Duration {
+        Duration::MAX
     }
 
     /// Hands everything queued to the machine in at most one system call, collects what has finished, and reads the clock.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use twinlog_device::Nanos;
 
 /// The monotonic clock that goes on while the machine is suspended: a node that slept through its lease must notice.
-pub(crate) fn monotonic() -> Nanos {
+#[must_use]
+pub fn monotonic() -> Nanos {
     Nanos(read(ClockId::CLOCK_BOOTTIME))
 }
 

@@ -52,6 +52,7 @@ mod ring;
 mod waker;
 
 pub use any_log::{AnyLog, AtOnce};
+pub use clock::monotonic;
 pub use disk::{DiskOptions, FileDisk};
 pub use file_log::FileLog;
 pub use memory_log::{MemoryLog, MemoryRegion};

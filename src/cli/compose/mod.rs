@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `mod.rs` | starting a node: its reactors' threads, and what lies on each |
 //! | [`storage`] | files and sockets, open and locked |
+//! | [`devices`], [`nvme`] | a pool's devices by name; controllers that the node drives |
+//! | [`platform`] | what a reactor runs on |
 //! | [`opener`] | opening a pool's devices, for every reactor |
 //! | [`pair`] | a partner: the way to it, and what both share |
 //! | [`registers`], [`partner_beats`] | a node's way to the registers of its pair, wherever they are |
@@ -26,13 +28,16 @@
 )]
 
 mod command;
+mod devices;
 mod fence;
 mod mailbox_file;
 mod mailbox_worker;
+mod nvme;
 mod offline;
 mod opener;
 mod pair;
 mod partner_beats;
+mod platform;
 mod process;
 mod registers;
 mod storage;
@@ -40,6 +45,7 @@ mod witness_client;
 mod witness_server;
 
 pub(crate) use command::try_fence;
+pub(crate) use devices::Devices;
 pub(crate) use offline::{
     DaxNode, NewPool, check, create_log_file, create_pool, create_portion, persistence_domain, random_id, try_direct,
     try_io_uring, try_pmem, wipe,
@@ -55,6 +61,7 @@ use super::{
     superblocks,
 };
 use crossbeam_channel::{Receiver, Sender, bounded};
+use devices::Opened;
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     sys::prctl::set_timerslack,
@@ -62,14 +69,14 @@ use nix::{
 };
 use opener::{Deliveries, Opener, ReactorOpener};
 use pair::PairStart;
+use platform::{Disk, NodePlatform, Queues};
 use std::{
     collections::BTreeMap,
-    fs::File,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     thread::{Builder, JoinHandle},
 };
-use storage::{Portion, QUEUE_DEPTH, nbd_listeners};
+use storage::{Portion, nbd_listeners};
 use twinlog::{
     base::{
         Epoch, PortionId,
@@ -94,7 +101,7 @@ use twinlog::{
     },
 };
 use twinlog_device::BlockPool;
-use twinlog_uring::{Access, Cache, FileDisk, Listener, Ring, RingOptions, StorageFile, UringNetwork, UringPlatform};
+use twinlog_uring::{Access, Listener, Ring, RingOptions, UringNetwork};
 
 fn no_ring(error: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::Error, error, "twinlog doctor")
@@ -169,12 +176,16 @@ impl RunningNode {
 pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
     let blocks = u32::try_from(config.memory.limit.bytes() / BLOCK_BYTES).expect("bounded by the configuration");
     let partner = config.partner_pool.as_ref().zip(config.mirror.as_ref());
+    let blocks = BlockPool::new(blocks).map_err(no_memory)?;
+    let devices =
+        Devices::of_node(&blocks, u16::try_from(config.reactors.count).expect("bounded by the configuration"));
     let shared = Arc::new(Shared {
         config: config.clone(),
-        blocks: BlockPool::new(blocks).map_err(no_memory)?,
+        blocks,
         listeners: nbd_listeners(&config.nbd)?,
-        home: Held::open(&config.pool, &config.log, PortionRole::Own)?,
-        partner: partner.map(|(pool, log)| Held::open(pool, log, PortionRole::Mirror)).transpose()?,
+        home: Held::open(&devices, &config.pool, &config.log, PortionRole::Own)?,
+        partner: partner.map(|(pool, log)| Held::open(&devices, pool, log, PortionRole::Mirror)).transpose()?,
+        devices,
         end: Arc::default(),
         joining: Joining::default(),
     });
@@ -227,8 +238,8 @@ struct Held {
 }
 
 impl Held {
-    fn open(pool: &PoolConfig, log: &LogConfig, role: PortionRole) -> Result<Self, Failure> {
-        let superblock = superblocks::assemble(&pool.devices)?.superblock;
+    fn open(devices: &Devices, pool: &PoolConfig, log: &LogConfig, role: PortionRole) -> Result<Self, Failure> {
+        let superblock = superblocks::assemble(devices, &pool.devices)?.superblock;
         let portion = Portion::open(log, superblock.pool, role, superblock.lane_count())?;
         if portion.is_new() {
             offline::format_portion(&portion, PortionId(random_id()?))?;
@@ -242,6 +253,7 @@ impl Held {
 struct Shared {
     config: NodeConfig,
     blocks: BlockPool,
+    devices: Devices,
     listeners: Vec<Listener>,
     home: Held,
     partner: Option<Held>,
@@ -265,8 +277,8 @@ impl Shared {
         EngineLimits::for_memory(self.blocks.block_count() as u64, all)
     }
 
-    /// The devices of a slot's pool, in any order.
-    fn devices(&self, slot: PoolSlot) -> &[PathBuf] {
+    /// The names of a slot's devices, in any order.
+    fn names(&self, slot: PoolSlot) -> &[PathBuf] {
         match slot {
             PoolSlot::Home => &self.config.pool.devices,
             PoolSlot::Partner => self.config.partner_pool.as_ref().map_or(&[], |pool| &pool.devices),
@@ -280,43 +292,43 @@ impl Shared {
 
 /// Devices on their way into the pool: opened and locked by the first reactor that is told, shared by the others.
 #[derive(Default)]
-struct Joining(Mutex<BTreeMap<String, (StorageFile, usize)>>);
+struct Joining(Mutex<BTreeMap<String, (Opened, usize)>>);
 
 impl Joining {
-    /// The open file, for one of `reactor_count` reactors; the last one takes it out.
-    fn file(&self, name: &str, reactor_count: usize) -> Result<StorageFile, String> {
+    /// The open device, for one of the reactors; the last one takes it out.
+    fn device(&self, name: &str, shared: &Shared) -> Result<Opened, String> {
         let mut files = self.0.lock().map_err(|_| "another reactor has panicked".to_owned())?;
-        let (file, waiting) = match files.remove(name) {
+        let (device, waiting) = match files.remove(name) {
             Some(joining) => joining,
             None => {
                 let path = Path::new(name);
-                let file = StorageFile::open(path, Access::Exclusive, Cache::Bypass);
-                let file = file.map_err(|error| error.to_string())?;
-                refuse_foreign(path, file.size_bytes())?;
-                (file, reactor_count)
+                let device = shared.devices.open(path, Access::Exclusive).map_err(|failure| failure.message)?;
+                refuse_foreign(&shared.devices, path, device.size_bytes())?;
+                (device, shared.config.reactors.count)
             }
         };
         if waiting > 1 {
-            files.insert(name.to_owned(), (file.clone(), waiting - 1));
+            files.insert(name.to_owned(), (device.clone(), waiting - 1));
         }
-        Ok(file)
+        Ok(device)
     }
 }
 
 /// The engine looks where its superblocks go; labels of others lie beside those places. Not everywhere: a reactor waits for this.
-fn refuse_foreign(path: &Path, bytes: u64) -> Result<(), String> {
-    let found = File::open(path).and_then(|file| foreign::find(&file, path, bytes, false));
+fn refuse_foreign(devices: &Devices, path: &Path, bytes: u64) -> Result<(), String> {
+    let (medium, _) = devices.read(path).map_err(|failure| failure.message)?;
+    let found = foreign::find(&medium, path, bytes, false);
     match found.map_err(|error| error.to_string())? {
         None => Ok(()),
         Some(Foreign { what, byte, .. }) => Err(format!("it holds {what} (byte {byte})")),
     }
 }
 
-fn open_device(shared: &Arc<Shared>, ring: &Ring) -> OpenDevice<FileDisk> {
-    let (shared, ring) = (Arc::clone(shared), ring.clone());
+fn open_device(shared: &Arc<Shared>, queues: Queues) -> OpenDevice<Disk> {
+    let shared = Arc::clone(shared);
     Box::new(move |name| {
-        let file = shared.joining.file(name, shared.config.reactors.count)?;
-        FileDisk::new(&ring, &file, QUEUE_DEPTH).map_err(|error| error.to_string())
+        let device = shared.joining.device(name, &shared)?;
+        queues.open(&device).map_err(|failure| failure.message)
     })
 }
 
@@ -368,7 +380,7 @@ fn open(
     index: u16,
     ring: &Ring,
     connections: Connections,
-) -> Result<Reactor<UringPlatform, NbdServer>, Failure> {
+) -> Result<Reactor<NodePlatform, NbdServer>, Failure> {
     let config = &shared.config;
     let Connections { deliveries, mut wakers, port, first } = connections;
     let (calls, pair) = first.map_or((None, None), |first| (Some(first.calls), first.pair));
@@ -379,7 +391,9 @@ fn open(
     if let Some(port) = port {
         pools.set_port(port);
     }
-    let mut opener = ReactorOpener::new(shared, index, ring, deliveries, requests);
+    let platform = NodePlatform::new(ring);
+    let queues = platform.queues();
+    let mut opener = ReactorOpener::new(shared, index, (ring, queues.clone()), deliveries, requests);
     while let Some((slot, opened)) = opener.poll() {
         let parts = opened.map_err(|failure| {
             let hint = "twinlog inspect; the devices of node.toml must be all of the pool's";
@@ -390,13 +404,13 @@ fn open(
     let connections_max = CONNECTIONS_MAX / config.reactors.count;
     let net = UringNetwork::new(ring, shared.listeners.clone(), connections_max).map_err(no_ring)?;
     Ok(Reactor::new(ReactorParts {
-        platform: UringPlatform::new(ring.clone()),
+        platform,
         pools,
         net,
         front: NbdServer::new(connections_max),
         idle: Idle::new(config.reactors.idle),
         calls,
-        open_device: open_device(shared, ring),
+        open_device: open_device(shared, queues),
         opener: Box::new(opener),
         pair: start.map(|start| pair::parts(shared, ring, start)).transpose()?.map(Box::new),
         end: Arc::clone(&shared.end),

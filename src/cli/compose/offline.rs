@@ -1,8 +1,10 @@
 //! What is done with the files of a node that does not run: made, checked, tried.
 
 use super::{
+    devices::{Devices, Opened},
     no_memory, no_ring,
-    storage::{Portion, QUEUE_DEPTH, in_use, open_file, patiently},
+    platform::{Disk, NodePlatform},
+    storage::{Portion, in_use, open_file, patiently},
 };
 use crate::cli::{
     foreign::Foreign,
@@ -12,7 +14,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read},
     os::unix::fs::{FileExt, FileTypeExt},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 use twinlog::{
@@ -31,12 +33,11 @@ use twinlog::{
 };
 use twinlog_device::{BlockPool, DurabilityClass, Platform, Wait};
 use twinlog_uring::{
-    Access, AnyLog, Cache, DiskOptions, FileDisk, PersistenceDomain, PmemFile, Ring, RingOptions, StorageFile,
-    UringPlatform,
+    Access, AnyLog, Cache, PersistenceDomain, PmemFile, Ring, RingOptions, StorageFile, UringPlatform,
 };
 
 /// Memory for making or checking a pool without serving it: 64 MiB.
-const OFFLINE_BLOCKS: u32 = 16_384;
+pub(super) const OFFLINE_BLOCKS: u32 = 16_384;
 /// Longest sleep while nothing but a completion is waited for.
 const OFFLINE_WAIT: Wait = Wait::UpTo(Duration::from_secs(1));
 
@@ -228,21 +229,24 @@ pub(crate) fn create_portion(
 }
 
 /// Formats the log's lanes, then the devices: the pool exists when its first superblock is durable.
-pub(crate) fn create_pool(config: &NodeConfig, new: &NewPool, overwrite: bool) -> Result<(), Failure> {
+pub(crate) fn create_pool(
+    config: &NodeConfig,
+    devices: &Devices,
+    new: &NewPool,
+    overwrite: bool,
+) -> Result<(), Failure> {
     // The devices first: nothing is written while another process has one.
-    let paths = &config.pool.devices;
-    let devices: Vec<StorageFile> = paths.iter().map(|path| open_file(path)).collect::<Result<_, _>>()?;
+    let names = config.pool.devices.iter();
+    let opened = names.map(|name| devices.open(name, Access::Exclusive)).collect::<Result<Vec<_>, _>>()?;
     create_portion(&config.log, new.id, PortionRole::Own, new.lane_count, new.portion)?;
-    let blocks = BlockPool::new(OFFLINE_BLOCKS).map_err(no_memory)?;
-    let ring = Ring::new(RingOptions::default(), &blocks).map_err(no_ring)?;
-    let mut platform = UringPlatform::new(ring.clone());
+    let (blocks, mut platform) = offline_platform(devices)?;
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(Exit::Error, format!("cannot make pool {}: {error}", config.pool.name), "twinlog doctor")
     };
-    let sizes = devices.iter().map(|file| file.size_bytes() / BLOCK_BYTES);
+    let sizes = opened.iter().map(|device| device.size_bytes() / BLOCK_BYTES);
     let table: Vec<(u128, u64)> = new.device_ids.iter().copied().zip(sizes).collect();
     let superblock = first_superblock(new.id, &config.pool.name, &table, new.lane_count, new.time_ns);
-    let disks = devices.iter().map(|file| FileDisk::new(&ring, file, QUEUE_DEPTH)).collect::<Result<_, _>>()?;
+    let disks = queues(&opened, &platform)?;
     let mut io = Io::new(disks, blocks, 0);
     let mut create = CreatePool::new(&mut io, 0, superblock, overwrite);
     loop {
@@ -258,18 +262,27 @@ pub(crate) fn create_pool(config: &NodeConfig, new: &NewPool, overwrite: bool) -
     }
 }
 
+/// A platform on the memory that the controllers of `devices` reach.
+fn offline_platform(devices: &Devices) -> Result<(BlockPool, NodePlatform), Failure> {
+    let blocks = devices.blocks()?.clone();
+    let ring = Ring::new(RingOptions::default(), &blocks).map_err(no_ring)?;
+    Ok((blocks, NodePlatform::new(&ring)))
+}
+
+fn queues(opened: &[Opened], platform: &NodePlatform) -> Result<Vec<Disk>, Failure> {
+    opened.iter().map(|device| platform.queues().open(device)).collect()
+}
+
 /// Checks the consistency point of `superblock` on the devices of a stopped node. Reads only; `progress` is told blocks done and in all.
 pub(crate) fn check(
-    config: &NodeConfig,
+    devices: &Devices,
+    names: &[PathBuf],
     superblock: Superblock,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<CheckReport, Failure> {
-    let blocks = BlockPool::new(OFFLINE_BLOCKS).map_err(no_memory)?;
-    let ring = Ring::new(RingOptions::default(), &blocks).map_err(no_ring)?;
-    let mut platform = UringPlatform::new(ring.clone());
-    let options = DiskOptions { access: Access::ReadOnly, cache: Cache::Bypass, queue_depth: QUEUE_DEPTH };
-    let open = |path| patiently(|| FileDisk::open(&ring, path, options.clone()), in_use);
-    let disks = config.pool.devices.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+    let opened = names.iter().map(|name| devices.open(name, Access::ReadOnly)).collect::<Result<Vec<_>, _>>()?;
+    let (blocks, mut platform) = offline_platform(devices)?;
+    let disks = queues(&opened, &platform)?;
     let mut io = Io::new(disks, blocks, usize::try_from(OFFLINE_BLOCKS / 4).expect("small"));
     let mut check = Check::new(superblock, Tag { owner: 0, id: 0 });
     loop {

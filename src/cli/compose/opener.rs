@@ -6,7 +6,11 @@
 //!
 //! Reactors hear of each other's engines by mailboxes that are new with every opening: no message of an earlier one can arrive.
 
-use super::{Shared, storage::PoolFiles};
+use super::{
+    Shared,
+    platform::{Disk, Queues},
+    storage::PoolFiles,
+};
 use crate::cli::{output::Failure, superblocks};
 use crossbeam_channel::{Sender, bounded};
 use std::{io, sync::Arc, thread::Builder};
@@ -19,7 +23,7 @@ use twinlog::{
     },
     reactor::{Mailbox, MailboxSender, Waker, mailbox},
 };
-use twinlog_uring::{AnyLog, FileDisk, FileError, Ring};
+use twinlog_uring::{AnyLog, Ring};
 
 /// Messages that wait for one reactor's part of a pool. Senders keep what does not fit and try again.
 const MESSAGES_MAX: usize = 4096;
@@ -53,11 +57,11 @@ impl Opener {
 
     /// Opens the devices of a slot's pool and hands them to every reactor. Waits for files that a dying process still holds.
     pub(super) fn open(&self, slot: PoolSlot, grant: Grant) -> Result<(), Failure> {
-        let found = superblocks::assemble(self.shared.devices(slot))?;
+        let found = superblocks::assemble(&self.shared.devices, self.shared.names(slot))?;
         for stranger in &found.strangers {
             tracing::warn!(device = %stranger.display(), "configured, but not part of the pool: `twinlog pool grow` adds it");
         }
-        let files = Arc::new(PoolFiles::open(&found)?);
+        let files = Arc::new(PoolFiles::open(&found, &self.shared.devices)?);
         let (peers, mailboxes): (Vec<_>, Vec<_>) =
             self.wakers.iter().map(|waker| mailbox(MESSAGES_MAX, Arc::clone(waker))).unzip();
         for (reactor, mailbox) in self.reactors.iter().zip(mailboxes) {
@@ -92,6 +96,7 @@ pub(super) struct ReactorOpener {
     shared: Arc<Shared>,
     index: u16,
     ring: Ring,
+    queues: Queues,
     deliveries: Deliveries,
     /// On reactor 0 of a pair.
     requests: Option<Sender<(PoolSlot, Grant)>>,
@@ -101,30 +106,26 @@ impl ReactorOpener {
     pub(super) fn new(
         shared: &Arc<Shared>,
         index: u16,
-        ring: &Ring,
+        (ring, queues): (&Ring, Queues),
         deliveries: Deliveries,
         requests: Option<Sender<(PoolSlot, Grant)>>,
     ) -> Self {
-        Self { shared: Arc::clone(shared), index, ring: ring.clone(), deliveries, requests }
+        Self { shared: Arc::clone(shared), index, ring: ring.clone(), queues, deliveries, requests }
     }
 
     /// This reactor's queues to the devices, and its lanes.
-    fn storage(&self, slot: PoolSlot, files: &PoolFiles) -> Result<(Vec<FileDisk>, Lanes), FileError> {
+    fn storage(&self, slot: PoolSlot, files: &PoolFiles) -> Result<(Vec<Disk>, Lanes), Failure> {
         let portion = &self.shared.held(slot).portion;
         let own_lanes = (self.index..portion.lane_count()).step_by(usize::from(self.shared.reactor_count()));
-        let lane = |lane| Ok((lane, portion.lane(&self.ring, lane)?));
-        Ok((files.disks(&self.ring)?, own_lanes.map(LaneIndex).map(lane).collect::<Result<_, _>>()?))
+        let lane = |lane| Ok::<_, Failure>((lane, portion.lane(&self.ring, lane)?));
+        Ok((files.disks(&self.queues)?, own_lanes.map(LaneIndex).map(lane).collect::<Result<_, _>>()?))
     }
 
-    fn parts(
-        &self,
-        slot: PoolSlot,
-        delivery: Delivery,
-    ) -> Result<EngineParts<FileDisk, AnyLog>, NotOpened<FileDisk, AnyLog>> {
+    fn parts(&self, slot: PoolSlot, delivery: Delivery) -> Result<EngineParts<Disk, AnyLog>, NotOpened<Disk, AnyLog>> {
         let Delivery { grant, files, mailbox, peers } = delivery;
         let (storage, failure) = match self.storage(slot, &files) {
             Ok(storage) => (storage, None),
-            Err(error) => ((Vec::new(), Vec::new()), Some(error.to_string())),
+            Err(error) => ((Vec::new(), Vec::new()), Some(error.message)),
         };
         let (devices, lanes) = storage;
         let parts = EngineParts {
@@ -147,14 +148,14 @@ impl ReactorOpener {
     }
 }
 
-impl PoolOpener<FileDisk, AnyLog> for ReactorOpener {
+impl PoolOpener<Disk, AnyLog> for ReactorOpener {
     fn begin(&mut self, slot: PoolSlot, grant: Grant) {
         let requests = self.requests.as_ref().expect("reactor 0 of a pair asks");
         // A node has two pools, and each is asked for again only after its answer.
         requests.try_send((slot, grant)).expect("there is room for every pool");
     }
 
-    fn poll(&mut self) -> Option<OpenedPool<FileDisk, AnyLog>> {
+    fn poll(&mut self) -> Option<OpenedPool<Disk, AnyLog>> {
         let (slot, delivered) = self.deliveries.receive()?;
         let opened = match delivered {
             Ok(delivery) => self.parts(slot, delivery),

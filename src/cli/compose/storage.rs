@@ -1,12 +1,20 @@
 //! The files and sockets of a node, open and locked: its portions of change log and its listeners for as long as it runs, a pool's devices
 //! for as long as the pool is open.
 
+use super::{
+    devices::{Devices, Opened},
+    platform::{Disk, Queues},
+};
 use crate::cli::{
     output::{Exit, Failure},
     pause,
     superblocks::Assembled,
 };
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use twinlog::{
     alloc::budget::Budget,
     base::{LaneIndex, PoolId},
@@ -14,8 +22,8 @@ use twinlog::{
     control::config::{LogBackend, LogConfig, NbdConfig},
 };
 use twinlog_uring::{
-    Access, AnyLog, AtOnce, Cache, FileDisk, FileError, FileLog, ListenAddress, ListenError, Listener, MemoryLog,
-    MemoryRegion, PmemFile, PmemLog, Ring, StorageFile,
+    Access, AnyLog, AtOnce, Cache, FileError, FileLog, ListenAddress, ListenError, Listener, MemoryLog, MemoryRegion,
+    PmemFile, PmemLog, Ring, StorageFile,
 };
 
 /// Operations in flight per reactor and disk.
@@ -147,21 +155,22 @@ impl Portion {
 
 /// The devices of a pool, open and locked, and what the reactors share while they have it open.
 pub(super) struct PoolFiles {
-    pub(super) devices: Vec<StorageFile>,
+    devices: Vec<Opened>,
     pub(super) budget: Budget,
     pub(super) holders: Arc<()>,
 }
 
 impl PoolFiles {
     /// Opens the devices in the order of the pool's table.
-    pub(super) fn open(found: &Assembled) -> Result<Self, FileError> {
-        let devices = found.devices.iter().map(|path| open_file(path)).collect::<Result<_, _>>()?;
+    pub(super) fn open(found: &Assembled, devices: &Devices) -> Result<Self, Failure> {
+        let open = |name: &PathBuf| devices.open(name, Access::Exclusive);
+        let devices = found.devices.iter().map(open).collect::<Result<_, _>>()?;
         Ok(Self { devices, budget: Budget::default(), holders: Arc::new(()) })
     }
 
     /// A reactor's queues to them.
-    pub(super) fn disks(&self, ring: &Ring) -> Result<Vec<FileDisk>, FileError> {
-        self.devices.iter().map(|file| FileDisk::new(ring, file, QUEUE_DEPTH)).collect()
+    pub(super) fn disks(&self, queues: &Queues) -> Result<Vec<Disk>, Failure> {
+        self.devices.iter().map(|device| queues.open(device)).collect()
     }
 }
 

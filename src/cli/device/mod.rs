@@ -3,6 +3,7 @@
 mod bind;
 mod controller;
 mod machine;
+mod place;
 mod record;
 #[cfg(test)]
 mod tests;
@@ -10,6 +11,7 @@ mod tests;
 pub(crate) use bind::{UserDriver, iommu_remedy};
 pub(crate) use controller::iommu_count;
 pub(crate) use machine::{Machine, PciAddress};
+pub(crate) use place::{Place, place};
 
 use super::{
     args::DeviceCommand,

@@ -4,6 +4,7 @@ use super::{
     bind::{Bound, UserDriver, bind, unbind},
     controller::{self, Controller, Identity, UseKind},
     machine::{Machine, PciAddress},
+    place::place,
 };
 use crate::cli::{
     args::{BindArgs, UnbindArgs},
@@ -382,4 +383,20 @@ fn a_record_of_another_device_is_not_believed() {
         fake.put(&format!("run/twinlog/devices/{DISK}.json"), garbage);
         assert_eq!(fake.find(DISK).serial, "S1", "the kernel knows better");
     }
+}
+
+#[test]
+fn a_node_finds_what_is_bound_by_its_serial_and_is_told_what_to_do_otherwise() {
+    let fake = Fake::new();
+    let place = |serial| place(&fake.machine, serial);
+    let unbound = place("S1").expect_err("the kernel has it");
+    assert!(unbound.message.contains("is bound to nvme, not to vfio-pci"), "{unbound:?}");
+    assert!(unbound.hint.contains("twinlog device bind S1"), "{unbound:?}");
+    assert_eq!(place("S3").expect_err("unknown").hint, "twinlog device list");
+    fake.bind(&args("S1")).expect("bound");
+    let found = place("S1").expect("bound");
+    assert_eq!((found.address.as_str(), found.node), (DISK, fake.directory.path().join("dev/vfio/7")));
+    place("S2").expect_err("only the other one was bound");
+    fake.remove(&format!("sys/bus/pci/devices/{DISK}/iommu_group"));
+    assert!(place("S1").expect_err("unconfined").message.contains("no IOMMU"));
 }

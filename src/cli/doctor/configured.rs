@@ -2,7 +2,11 @@
 //! changed, and the partner's pool is not touched: a fence agent is asked with `action=monitor`.
 
 use super::{Check, State, check, useful, wanted};
-use crate::cli::{compose, output::Exit};
+use crate::cli::{
+    compose,
+    device::{Machine, Place, place},
+    output::Exit,
+};
 use nix::unistd::{AccessFlags, access};
 use std::{
     io,
@@ -11,7 +15,7 @@ use std::{
     path::Path,
     time::Duration,
 };
-use twinlog::control::config::{FenceKind, LogBackend, LogConfig, NodeConfig, PairConfig};
+use twinlog::control::config::{FenceKind, LogBackend, LogConfig, NodeConfig, NvmeName, PairConfig};
 use twinlog_device::DurabilityClass;
 
 /// How long an address may take to answer.
@@ -24,7 +28,7 @@ pub(super) fn checks(config: &NodeConfig, file: &Path) -> Vec<Check> {
         None => format!("twinlog pool create --config {}", file.display()),
     };
     let devices = |name, pool: &[std::path::PathBuf], why| -> Vec<Check> {
-        pool.iter().map(|path| storage(name, path, why, &create)).collect()
+        pool.iter().map(|path| device(name, path, why, &create)).collect()
     };
     let mut checks = devices("device", &config.pool.devices, "it holds the node's own pool");
     if let Some(pool) = &config.partner_pool {
@@ -81,6 +85,23 @@ fn mapped(name: &'static str, path: &Path, why: &'static str, create: &str) -> C
             "if it is the node: `twinlog status` shows what the log is",
         ),
         Err(failure) => check(name, State::Lacking, failure.message, why, &failure.hint),
+    }
+}
+
+/// A pool's device.
+fn device(name: &'static str, path: &Path, why: &'static str, create: &str) -> Check {
+    let Some(Ok(namespace)) = NvmeName::of(path) else { return storage(name, path, why, create) };
+    let serial = &namespace.serial;
+    // It is not opened: the node may have it.
+    match place(&Machine::this(), serial) {
+        Err(failure) => check(name, State::Lacking, failure.message, why, &failure.hint),
+        Ok(Place { address, node }) => match access(&node, AccessFlags::R_OK | AccessFlags::W_OK) {
+            Ok(()) => check(name, State::Ok, format!("{namespace} is at {address}, by {}", node.display()), why, ""),
+            Err(error) => {
+                let found = format!("{namespace} is at {address}, and {} cannot be opened: {error}", node.display());
+                check(name, State::Lacking, found, why, &format!("as root: twinlog device bind {serial} --user USER"))
+            }
+        },
     }
 }
 

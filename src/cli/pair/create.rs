@@ -18,7 +18,7 @@
 //! The mirror is not formatted here, as the partner's pool need not exist yet: the node does that when the partner has claimed its pool.
 
 use crate::cli::{
-    compose,
+    compose::{self, Devices},
     foreign::{self, Foreign},
     output::{Exit, Failure, Output},
     place::shell_word,
@@ -76,7 +76,7 @@ pub(crate) fn run(file: &Path, output: &Output) -> Result<Exit, Failure> {
         ));
     };
     let parts = make(&config, pair, mirror, output)?;
-    let partner_pool_is_there = superblocks::assemble(&partner_pool.devices).is_ok();
+    let partner_pool_is_there = superblocks::assemble(&Devices::offline(), &partner_pool.devices).is_ok();
     let created = Created { node: config.name.clone(), parts, partner_pool_is_there };
     output.show(&created, || {
         let mut text = format!("node {} of the pair with {}\n", config.name, pair.partner);
@@ -162,7 +162,7 @@ fn plan_pool(config: &NodeConfig) -> Result<Plan, Failure> {
     let (name, devices) = (&config.pool.name, &config.pool.devices);
     let log = look_at(&config.log)?;
     let is_unserved = |path: &&PathBuf| superblocks::is_unserved(path, name);
-    if let Ok(found) = superblocks::assemble(devices) {
+    if let Ok(found) = superblocks::assemble(&Devices::offline(), devices) {
         let Superblock { pool, name: called, .. } = &found.superblock;
         if called != name {
             let message = format!("the devices of pool {name} hold pool {called} ({pool})");

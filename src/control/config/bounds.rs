@@ -1,14 +1,18 @@
 //! The bounds of every value in a configuration, with the message for each that is broken.
 
 use super::{
-    FenceKind, LogBackend, LogConfig, NodeConfig, PoolConfig,
+    FenceKind, LogBackend, LogConfig, NodeConfig, NvmeName, PoolConfig,
     pair::{DEADLINE_MS, FENCE_LIMIT_S, REQUEST_WAIT_S},
 };
 use crate::{
     base::limits::{BLOCK_BYTES, DEVICES_MAX, LANE_BYTES_MIN, LANES_MAX, NAME_BYTES_MAX},
     control::size::ByteSize,
 };
-use std::{collections::BTreeSet, ops::RangeInclusive, path::Path};
+use std::{
+    collections::BTreeSet,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+};
 
 /// Listening addresses of one kind.
 pub const LISTENERS_MAX: usize = 8;
@@ -38,6 +42,33 @@ fn ensure(holds: bool, key: &'static str, message: impl FnOnce() -> String, hint
     if holds { Ok(()) } else { Err(Broken { key, message: message(), hint: hint.to_owned() }) }
 }
 
+/// Only a pool's devices are NVMe namespaces that the node drives, and only those of a node without a partner.
+fn check_places(config: &NodeConfig) -> Result<(), Broken> {
+    let is_path = |path: &PathBuf| NvmeName::of(path).is_none();
+    for (key, log) in [("log.path", Some(&config.log)), ("mirror.path", config.mirror.as_ref())] {
+        let name = log.and_then(|log| log.path.as_ref()?.file_name());
+        ensure(
+            name.is_none_or(|name| NvmeName::of(Path::new(name)).is_none()),
+            key,
+            || "a log does not lie on an NVMe controller that the node drives".to_owned(),
+            "a file, a block device, or persistent memory",
+        )?;
+    }
+    if config.pair.is_none() {
+        return Ok(());
+    }
+    let pools = [("pool.devices", Some(&config.pool)), ("partner_pool.devices", config.partner_pool.as_ref())];
+    for (key, pool) in pools {
+        ensure(
+            pool.is_none_or(|pool| pool.devices.iter().all(is_path)),
+            key,
+            || "nothing keeps a partner's writes away from an NVMe namespace that each node drives itself".to_owned(),
+            "in a pair, name block devices or files",
+        )?;
+    }
+    Ok(())
+}
+
 fn within(key: &'static str, value: u64, bounds: &RangeInclusive<u64>, good: u64) -> Result<(), Broken> {
     let message = || format!("{value} is outside {} to {}", bounds.start(), bounds.end());
     ensure(bounds.contains(&value), key, message, &format!("{good} is a good value"))
@@ -53,6 +84,7 @@ pub(super) fn check(config: &NodeConfig) -> Result<(), Broken> {
     check_memory_and_log(config)?;
     check_log_place(["log", "log.backend", "log.path"], &config.log)?;
     check_devices("pool.devices", &config.pool, &config.log)?;
+    check_places(config)?;
     check_pair(config)
 }
 
@@ -354,10 +386,18 @@ fn check_devices(key: &'static str, pool: &PoolConfig, log: &LogConfig) -> Resul
         (1..=DEVICES_MAX).contains(&count),
         key,
         || format!("{count} devices; a pool has 1 to {DEVICES_MAX}"),
-        "list files or block devices",
+        "list files, block devices or nvme:SERIAL",
     )?;
     let mut seen = BTreeSet::new();
     for device in devices {
+        if let Some(Err(why)) = NvmeName::of(device) {
+            ensure(
+                false,
+                key,
+                || format!("{}: {why}", device.display()),
+                "nvme:SERIAL, or nvme:SERIAL/2; a file: ./NAME",
+            )?;
+        }
         ensure(seen.insert(device), key, || format!("{} is named twice", device.display()), "remove one")?;
         let same = log.path.as_ref() == Some(device);
         ensure(!same, key, || format!("{} is also the log", device.display()), "give the log a place of its own")?;

@@ -3,15 +3,18 @@
 //! # Invariants
 //!
 //! 1. An unknown key is an error that names its line and the key that was probably meant; nothing is ignored.
-//! 2. A [`NodeConfig`] that [`load`] returned satisfies every bound of `bounds`, and all its paths are absolute.
+//! 2. A [`NodeConfig`] that [`load`] returned satisfies every bound of `bounds`, and all its paths are absolute; only a pool's device may be an
+//!    [`NvmeName`] instead.
 //! 3. Nothing is reachable from another machine unless the file says `allow_remote = true`; metrics never are.
 //! 4. Nothing here names a volume: volumes live in the pool.
 
 mod bounds;
 mod keys;
+mod nvme;
 mod pair;
 
 pub use bounds::{LISTENERS_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN};
+pub use nvme::NvmeName;
 pub use pair::{FenceKind, PairConfig};
 
 use crate::{
@@ -190,7 +193,7 @@ impl LogConfig {
 pub struct PoolConfig {
     /// Its name: as for a node.
     pub name: String,
-    /// Files or block devices, in the order in which they were added.
+    /// Files, block devices, or NVMe namespaces ([`NvmeName`]), in the order in which they were added.
     pub devices: Vec<PathBuf>,
 }
 
@@ -254,7 +257,22 @@ pub fn load(file: &Path) -> Result<NodeConfig, ConfigError> {
     for path in config.paths_mut() {
         *path = tidied(path);
     }
+    for device in config.devices_mut().filter(|device| NvmeName::of(device).is_none()) {
+        *device = tidied(device);
+    }
     Ok(config)
+}
+
+/// A pool's device as [`load`] names it, from how a person has named it.
+///
+/// # Errors
+/// The path cannot be made absolute.
+pub fn device(name: &Path) -> io::Result<PathBuf> {
+    match NvmeName::of(name) {
+        Some(Ok(name)) => Ok(name.to_path()),
+        Some(Err(why)) => Err(io::Error::new(io::ErrorKind::InvalidInput, why)),
+        None => Ok(tidied(&std::path::absolute(name)?)),
+    }
 }
 
 /// `path` without `..` and links on the way to its last part, which stays as it was named: `/dev/disk/by-id/x` is what a person
@@ -277,6 +295,14 @@ pub fn parse(text: &str, file: &Path, directory: &Path) -> Result<NodeConfig, Co
     for path in config.paths_mut() {
         // Joining an absolute path replaces the directory.
         *path = directory.join(&*path);
+    }
+    for device in config.devices_mut() {
+        match NvmeName::of(device) {
+            Some(Ok(name)) => *device = name.to_path(),
+            // The check of bounds refuses it.
+            Some(Err(_)) => {}
+            None => *device = directory.join(&*device),
+        }
     }
     bounds::check(&config).map_err(|broken| ConfigError {
         file: file.to_owned(),
@@ -306,13 +332,16 @@ pub fn with_device(text: &str, device: &Path) -> Option<String> {
 }
 
 impl NodeConfig {
-    /// Every path in it.
+    /// Every path in it that is no device of a pool.
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let devices = self.pool.devices.iter_mut();
-        let own = devices.chain(&mut self.nbd.unix).chain(&mut self.log.path).chain([&mut self.admin]);
+        let own = self.nbd.unix.iter_mut().chain(&mut self.log.path).chain([&mut self.admin]);
         let pair = self.pair.iter_mut().flat_map(PairConfig::paths_mut);
-        let partner = self.partner_pool.iter_mut().flat_map(|pool| &mut pool.devices);
-        own.chain(pair).chain(partner).chain(self.mirror.iter_mut().flat_map(|mirror| &mut mirror.path))
+        own.chain(pair).chain(self.mirror.iter_mut().flat_map(|mirror| &mut mirror.path))
+    }
+
+    /// The devices of every pool in it.
+    fn devices_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        [&mut self.pool].into_iter().chain(&mut self.partner_pool).flat_map(|pool| &mut pool.devices)
     }
 }
 

@@ -158,6 +158,21 @@ fn names_and_devices_are_checked() {
 }
 
 #[test]
+fn nvme_namespaces_stand_beside_paths_where_a_pool_has_its_devices() {
+    let text = GOOD.replace("[\"disk\"]", "[\"nvme:S1/1\", \"disk\", \"nvme:S1/2\", \"./nvme:x\"]");
+    let config = read(&text).expect("good");
+    let names = ["nvme:S1", "/data/a/disk", "nvme:S1/2", "/data/a/nvme:x"];
+    assert_eq!(config.pool.devices, names.map(PathBuf::from));
+    let refused = |text: &str, old: &str, new: &str| read(&text.replace(old, new)).expect_err(new).message;
+    assert!(refused(GOOD, "[\"disk\"]", "[\"nvme:S1\", \"nvme:S1/1\"]").contains("named twice"));
+    assert!(refused(GOOD, "[\"disk\"]", "[\"nvme:S1/0\"]").contains("number of a namespace"));
+    assert!(refused(GOOD, "path = \"log\"", "path = \"nvme:S1\"").contains("a log does not lie"));
+    for (old, new) in [("[\"d\"]", "[\"nvme:S1\"]"), ("[\"e\"]", "[\"nvme:S1\"]")] {
+        assert!(refused(PAIR, old, new).contains("partner's writes"), "{new}");
+    }
+}
+
+#[test]
 fn a_device_is_added_to_the_text_and_nothing_else_changes() {
     let text = GOOD.replace("[\"disk\"]", "[ # mine\n  \"disk\", # first\n]") + "# the end\n";
     let grown = with_device(&text, Path::new("/d/odd \"name\"")).expect("a configuration");
