@@ -307,6 +307,20 @@ impl Guest {
         Ok(())
     }
 
+    /// Makes sure that no device has reached for memory that is not its own: the kernel would have said so.
+    ///
+    /// # Errors
+    ///
+    /// One has; or there is no console.
+    pub fn no_iommu_fault(&self) -> Result<()> {
+        let console = fs::read(self.folder.join("console.log")).context("reading the console")?;
+        let console = String::from_utf8_lossy(&console);
+        match console.lines().find(|line| line.contains("DMAR:") && line.contains("fault addr")) {
+            Some(line) => bail!("the IOMMU has stopped a device: {line}"),
+            None => Ok(()),
+        }
+    }
+
     fn outcome(&self, status: ExitStatus) -> Outcome {
         let console = fs::read(self.folder.join("console.log")).unwrap_or_default();
         match (console::outcome(&console), status.code()) {

@@ -4,6 +4,7 @@ mod kill;
 mod nbd;
 mod nvdimm;
 mod nvme;
+mod nvme_node;
 mod power;
 mod station;
 
@@ -33,7 +34,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 9] = [
+pub const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "nbd-kernel",
         about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
@@ -69,6 +70,12 @@ pub const SCENARIOS: [Scenario; 9] = [
         about: "an NVMe controller without an IOMMU: refused for VFIO, driven through uio_pci_generic",
         programs: &[],
         run: nvme::uio,
+    },
+    Scenario {
+        name: "nvme-node",
+        about: "the same as power-cut with the pool on an NVMe controller that the node drives, behind an IOMMU",
+        programs: &[],
+        run: nvme_node::power_cut,
     },
     Scenario {
         name: "power-cut",

@@ -10,7 +10,7 @@ const UIO: &str = include_str!("../../guest/nvme-uio.sh");
 
 /// Software emulation on a loaded machine: ten times what was seen.
 const PATIENCE: Duration = Duration::from_secs(900);
-const DISK_BYTES: u64 = 64 << 20;
+const DISK_BYTES: u64 = 256 << 20;
 /// The user in the guest that drives controllers without being root.
 const USERS: &[u8] = b"root:x:0:0::/root:/bin/sh\ntwinlog:x:990:990::/:/bin/sh\n";
 
@@ -47,7 +47,7 @@ fn machine(lab: &Lab, contents: Contents) -> Result<Machine> {
 }
 
 /// A controller with the serial LAB0 and so on, with one namespace; `port`: behind a slot of that name, out of which it can be taken.
-fn controller(lab: &Lab, index: usize, port: Option<&str>) -> Result<Vec<String>> {
+pub(super) fn controller(lab: &Lab, index: usize, port: Option<&str>) -> Result<Vec<String>> {
     let serial = format!("LAB{index}");
     let mut devices = vec!["-drive".to_owned(), drive(lab, &serial)?, "-device".to_owned()];
     if let Some(port) = port {
@@ -72,7 +72,7 @@ fn subsystem(lab: &Lab) -> Result<Vec<String>> {
 }
 
 /// An empty disk.
-fn drive(lab: &Lab, name: &str) -> Result<String> {
+pub(super) fn drive(lab: &Lab, name: &str) -> Result<String> {
     let image = lab.folder.join(format!("{name}.img"));
     File::create(&image)?.set_len(DISK_BYTES).with_context(|| format!("making {}", image.display()))?;
     Ok(format!("file={},if=none,id=disk-{name},format=raw", image.display()))

@@ -112,15 +112,14 @@ impl<'a> Station<'a> {
     /// Switches the guest on and waits until its node serves.
     fn boot(&mut self) -> Result<Running> {
         let mut served = Vec::new();
-        let mut devices = Vec::new();
+        let mut machine = self.machine.clone();
         for (name, disk) in self.names.iter().zip(self.disks.drain(..)) {
             let disk = disk.serve(&self.machine.folder.join(name))?;
-            devices.extend(disk.devices(name));
+            machine.devices.extend(disk.devices(name));
             served.push(disk);
         }
-        self.machine.devices = devices;
-        self.machine.forwarded = vec![(self.port, PORT)];
-        let mut guest = self.machine.boot()?;
+        machine.forwarded = vec![(self.port, PORT)];
+        let mut guest = machine.boot()?;
         guest.event("serving", PATIENCE)?;
         Ok(Running { guest, disks: served })
     }
@@ -185,6 +184,7 @@ impl<'a> Station<'a> {
             }
         };
         guest.cut()?;
+        guest.no_iommu_fault()?;
         self.power.reset();
         let status = ended(&mut load)?;
         if status != Some(EXIT_LOST) {
