@@ -78,7 +78,8 @@ pub struct History {
     processes: [Option<Process>; 2],
     is_paused: [bool; 2],
     paused_at: [Nanos; 2],
-    started_at: [Nanos; 2],
+    /// Since when the liveness phase has found everything as it should be.
+    well_since: Option<Nanos>,
     /// Whether an operator starts a node that is down.
     may_start: [bool; 2],
     pools: [Watch; 2],
@@ -134,7 +135,7 @@ impl History {
             processes: [None, None],
             is_paused: [false; 2],
             paused_at: [Nanos(0); 2],
-            started_at: [Nanos(0); 2],
+            well_since: None,
             may_start: [true; 2],
             pools: [Watch::new(answers_last), Watch::new(answers_last)],
             stories: [Story::default(); 2],
@@ -244,15 +245,16 @@ impl History {
         self.until("both nodes run again, and both pools are served at home, in step", Self::is_converged)
     }
 
-    /// Whether everything is as it should be. Of a node that has just started its partner may not know yet what it lacks.
+    /// Whether everything is as it should be, and has been for longer than a node may not know yet what its partner lacks, or that a mirror was lost.
     fn is_converged(&mut self) -> bool {
         let now = self.site.world.now();
-        let is_known = |node: usize| now.since(self.started_at[node]) >= self.setup.detection;
-        (0..2).all(|pool| is_known(pool) && self.is_at_home(pool))
-    }
-
-    fn is_at_home(&self, pool: usize) -> bool {
-        self.is_well_at_home(pool) && self.pools[pool].is_at_rest()
+        let is_well =
+            (0..2).all(|pool| self.is_well_at_home(pool) && !self.site.desk.borrow().is_changing(pool_id(pool)));
+        if !is_well {
+            self.well_since = None;
+        }
+        let is_settled = is_well && now.since(*self.well_since.get_or_insert(now)) >= self.setup.detection * 2;
+        is_settled && self.pools.iter().all(Watch::is_at_rest)
     }
 
     /// Whether it is served at home and its log is in step.
@@ -277,6 +279,7 @@ impl History {
         let time = self.setup.detection * 300;
         let mut turns = 0;
         let mut is_resting = false;
+        self.well_since = None;
         while !done(self) {
             turns += 1;
             // Clients stop after a while, so that what is to come to rest does.
@@ -391,7 +394,6 @@ impl History {
         self.note(|_| format!("{} starts", NAMES[node]));
         self.figures.lives += 1;
         self.processes[node] = Some(self.site.start(node));
-        self.started_at[node] = self.site.world.now();
     }
 
     /// A process ends, with its machine if `is_dark`.

@@ -82,7 +82,9 @@ impl History {
         self.quietly("the other node serves", |history| history.is_quiet_at(1))?;
         self.site.paths.iter().for_each(SimPath::heal);
         self.may_start[0] = true;
-        self.quietly("the former owner serves again", |history| history.is_quiet_at(0) && history.is_at_home(0))?;
+        self.quietly("the former owner serves again", |history| {
+            history.is_quiet_at(0) && history.is_well_at_home(0) && history.pools[0].is_at_rest()
+        })?;
         // What it has is read from its own log now.
         self.may_start[1] = false;
         self.die(1, true);
