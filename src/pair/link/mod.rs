@@ -30,6 +30,7 @@
 //! | what | then |
 //! |---|---|
 //! | one of two paths dies | `PathDown`; lanes that were bound to it are free, acknowledgements are repeated on the other one |
+//! | a path opens for one node alone, and is lost | `PathDown` at the other one too, when it hears of that: what was sent on it never arrived |
 //! | nothing is heard on a path for [`Timing::silence`] | it is closed |
 //! | the partner restarts, or loses all paths | `Down`, then `Up` with a new session |
 //! | key, names, pair, configuration, pools or version differ | refused by name, at both nodes; tried again at the longest interval |

@@ -209,6 +209,12 @@ impl Link {
         while let Some(connection) = self.channels.iter().find(is_meant).map(|channel| channel.connection) {
             self.lose(net, connection, Loss::GivenUp);
         }
+        let Some(lost) = self.lost.get_mut(usize::from(path)) else { return };
+        if *lost < newest && self.session.is_some() {
+            // It was open for the partner alone, and what the partner has sent on it never arrived.
+            *lost = newest;
+            self.events.push_back(Event::PathDown { path, loss: Loss::GivenUp });
+        }
     }
 
     fn note_acks(&mut self, frame: &Arrived) {

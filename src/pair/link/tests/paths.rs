@@ -1,6 +1,6 @@
 //! Paths that fail and come back: what was sent arrives in its order, once, and nothing that was acknowledged has to be sent again.
 
-use super::*;
+use super::{puppet::Puppet, *};
 use crate::base::LaneIndex;
 use std::collections::BTreeMap;
 
@@ -313,6 +313,37 @@ fn a_path_that_opens_later_tells_which_ones_were_lost_before() {
     assert!((words.len() as u64) < LAST, "{} words of {LAST}: something was lost", words.len());
     assert_eq!(words.last(), Some(&LAST), "and does not come after all");
     assert_eq!(pair.nodes[0].link.session(), Some(1));
+}
+
+/// The partner hears our welcome, may send, and loses the path before its own welcome arrives: whoever waits for what was sent must ask again.
+#[test]
+fn a_path_that_only_the_partner_had_open_is_lost_too() {
+    for breaks_first in [false, true] {
+        let mut pair = Pair::without_a(3);
+        let mut first = Puppet::connect(&pair, config(0, 2));
+        first.enter(&mut pair, 1);
+        let mut second = Puppet::connect(&pair, config(0, 2));
+        let hello = Hello { path: 1, ..second.hello(1, 78) };
+        second.send(&Message::Hello(Box::new(hello)));
+        assert!(matches!(second.next(&mut pair), Some(Message::Hello(_))));
+        second.prove(&mut pair);
+        assert_eq!(second.next(&mut pair), Some(Message::Welcome));
+        if breaks_first {
+            drop(second);
+            pair.run(Duration::from_millis(10));
+        }
+        let loss_count = |pair: &Pair| {
+            let is_loss = |told: &&Told| matches!(told, Told::Event(Event::PathDown { path: 1, .. }));
+            pair.nodes[1].told.iter().filter(is_loss).count()
+        };
+        assert_eq!(loss_count(&pair), 0);
+        first.send(&Message::PathClosed { path: 1, connection: 78 });
+        pair.until("the loss is told", |pair| loss_count(pair) == 1);
+        first.send(&Message::PathClosed { path: 1, connection: 78 });
+        pair.run(Duration::from_millis(10));
+        assert_eq!(loss_count(&pair), 1, "and once only");
+        assert!(pair.nodes[1].link.is_up());
+    }
 }
 
 #[test]
