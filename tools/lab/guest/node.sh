@@ -1,4 +1,4 @@
-# A node inside the guest, with its pool on the disk `pool`; `first` says whether the pool has to be made.
+# A node inside the guest; `first` says whether its pool has to be made.
 config=/run/node.toml
 by_serial() {
     for disk in /sys/block/vd*; do
@@ -6,11 +6,12 @@ by_serial() {
     done
 }
 
-# serve BACKEND PATH [OPTION...]: makes, with the options, or checks the pool with its log there, and serves it until the power goes.
-serve() {
+# configure BACKEND PATH DEVICE...: the log there, the pool on the devices.
+configure() {
     backend=$1
     path=$2
     shift 2
+    devices=$(printf '"%s", ' "$@")
     cat >$config <<END
 name = "a"
 admin = "/run/admin.sock"
@@ -26,8 +27,25 @@ path = "$path"
 size = "16MiB"
 [pool]
 name = "a"
-devices = ["$(by_serial pool)"]
+devices = [${devices%, }]
 END
+}
+
+# start: starts the node, and waits until it serves.
+start() {
+    twinlog serve --config $config &
+    node=$!
+    until twinlog status --admin /run/admin.sock >/tmp/status 2>&1; do
+        kill -0 $node 2>/dev/null || fail "the node ended"
+        sleep 0.2
+    done
+    grep -q "durable on $backend" /tmp/status || fail "the log is not durable: $(cat /tmp/status)"
+}
+
+# serve BACKEND PATH [OPTION...]: makes, with the options, or checks the pool on the disk `pool` with its log there, and serves it until the power goes.
+serve() {
+    configure "$1" "$2" "$(by_serial pool)"
+    shift 2
     if [ "$first" = yes ]; then
         step create
         twinlog pool create --config $config "$@"
@@ -37,13 +55,7 @@ END
         twinlog pool check --config $config
     fi
     step serve
-    twinlog serve --config $config &
-    node=$!
-    until twinlog status --admin /run/admin.sock >/tmp/status 2>&1; do
-        kill -0 $node 2>/dev/null || fail "the node ended"
-        sleep 0.2
-    done
-    grep -q "durable on $backend" /tmp/status || fail "the log is not durable: $(cat /tmp/status)"
+    start
     if [ "$first" = yes ]; then
         twinlog volume create vol-a 24MiB --admin /run/admin.sock
     else

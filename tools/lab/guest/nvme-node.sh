@@ -1,7 +1,7 @@
 # A node inside the guest, with its pool on the controller with the serial `controller`, which it drives itself. The power is cut whenever the lab wants.
 . /lab/lib.sh
 . /lab/settings
-config=/run/node.toml
+. /lab/node.sh
 # says WORD COMMAND...: the command must fail, and say WORD.
 says() {
     word=$1
@@ -10,39 +10,10 @@ says() {
     echo "$said"
     case $said in *"$word"*) ;; *) fail "it did not say '$word'" ;; esac
 }
-by_serial() {
-    for disk in /sys/block/vd*; do
-        [ "$(cat "$disk/serial")" = "$1" ] && echo "/dev/${disk##*/}"
-    done
-}
-serve() {
-    twinlog serve --config $config &
-    node=$!
-    until twinlog status --admin /run/admin.sock >/tmp/status 2>&1; do
-        kill -0 $node 2>/dev/null || fail "the node ended"
-        sleep 0.2
-    done
-}
 pool="nvme:$controller"
 more=
-if [ "$first" = no ]; then more=", \"$pool/2\""; fi
-cat >$config <<EOF
-name = "a"
-admin = "/run/admin.sock"
-[nbd]
-unix = ["/run/nbd.sock"]
-tcp = ["0.0.0.0:10809"]
-allow_remote = true
-[memory]
-limit = "96MiB"
-[log]
-backend = "file"
-path = "$(by_serial log)"
-size = "16MiB"
-[pool]
-name = "a"
-devices = ["$pool"$more]
-EOF
+if [ "$first" = no ]; then more="$pool/2"; fi
+configure file "$(by_serial log)" "$pool" $more
 until twinlog device list | grep -q "^$controller "; do sleep 0.1; done
 step "what is not bound is refused"
 says "twinlog device bind $controller" twinlog pool check --config $config
@@ -54,7 +25,7 @@ if [ "$first" = yes ]; then
     twinlog pool create --config $config
     step "what holds a pool is not made anew; a node ends and leaves the controller to the next"
     says "holds a device of pool a" twinlog pool create --config $config
-    serve
+    start
     kill $node
     wait $node || fail "the node did not end well"
 else
@@ -64,7 +35,7 @@ else
     twinlog inspect --config $config
 fi
 step serve
-serve
+start
 if [ "$first" = yes ]; then
     twinlog pool grow "$pool/2" --admin /run/admin.sock
     twinlog volume create vol-a 24MiB --admin /run/admin.sock

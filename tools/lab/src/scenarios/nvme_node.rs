@@ -4,7 +4,7 @@
 
 use super::{
     Lab, nvme,
-    station::{Cut, Station},
+    station::{Cut, NODE, Station},
 };
 use crate::{initramfs::Contents, machine::Machine};
 use anyhow::Result;
@@ -27,7 +27,7 @@ fn machine(lab: &Lab, name: &str, devices: &[String]) -> Result<Machine> {
         payload: PAYLOAD,
         modules: vec!["nvme", "vfio_pci", "vfio_iommu_type1"],
         binaries: vec![lab.twinlog.clone()],
-        files: [("lab/settings".to_owned(), settings.into_bytes())].into(),
+        files: [("lab/settings".to_owned(), settings.into_bytes()), ("lab/node.sh".to_owned(), NODE.into())].into(),
         ..Contents::default()
     };
     let mut machine = lab.machine(name, &contents)?;
