@@ -486,6 +486,7 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Pools<D, L> {
     }
 
     fn poll_reply(&mut self) -> Option<VolumeReply> {
-        self.replies.pop_front()
+        // The hub answers after the pools' turn, and before the front ends'.
+        self.replies.pop_front().or_else(|| self.port.as_mut().and_then(ForwardPort::poll))
     }
 }

@@ -96,6 +96,11 @@ impl<L: LogMemory> PairParts<L> {
         self.controller.next_deadline().into_iter().chain(of_requests).min()
     }
 
+    /// Hands on what this node has answered to requests that had waited for an owner, before front ends have their turn.
+    fn deliver<D: BlockDevice>(&mut self, pools: &mut Pools<D, L>) -> bool {
+        self.forwarder.as_mut().is_some_and(|forwarder| forwarder.deliver(pools))
+    }
+
     /// Lets requests go where their pool is served.
     fn forward<D: BlockDevice>(&mut self, pools: &mut Pools<D, L>, now: Nanos) -> bool {
         let Some(forwarder) = &mut self.forwarder else {
@@ -261,6 +266,9 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
             worked = true;
         }
         worked |= pools.poll(now, wall_clock_ns);
+        if let Some(pair) = pair {
+            worked |= pair.deliver(pools);
+        }
         while let Some((slot, name)) = pools.wanted_device() {
             let device = open_device(&name);
             pools.device_opened(slot, device);

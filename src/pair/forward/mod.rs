@@ -182,14 +182,7 @@ impl Forwarder {
         (self.client.is_starved, self.server.is_starved) = (false, false);
         let mut is_busy = self.follow(controller, pools);
         is_busy |= self.hear(controller);
-        while let Some((slot, reply)) = pools.next_hub_reply() {
-            is_busy = true;
-            if reply.tag.session == FORWARDED_SESSION {
-                self.server.performed(slot, reply);
-            } else {
-                self.client.performed(reply);
-            }
-        }
+        is_busy |= self.take_replies(pools);
         while let Some(message) = self.mailbox.receive() {
             is_busy = true;
             self.client.take(message, now);
@@ -200,6 +193,24 @@ impl Forwarder {
         let (age, list_wait) = (now.since(born), self.timing.list_wait);
         self.stop_waiting_for_lists(age >= list_wait || (age >= list_wait / 2 && is_alone(controller, pools)));
         is_busy | self.post()
+    }
+
+    /// Hands the ports what the engines have done in this turn: an answer leaves in the turn in which it was found that it may be given.
+    pub fn deliver<D: BlockDevice, L: LogMemory>(&mut self, pools: &mut Pools<D, L>) -> bool {
+        self.take_replies(pools) && self.post()
+    }
+
+    fn take_replies<D: BlockDevice, L: LogMemory>(&mut self, pools: &mut Pools<D, L>) -> bool {
+        let mut is_any = false;
+        while let Some((slot, reply)) = pools.next_hub_reply() {
+            is_any = true;
+            if reply.tag.session == FORWARDED_SESSION {
+                self.server.performed(slot, reply);
+            } else {
+                self.client.performed(reply);
+            }
+        }
+        is_any
     }
 
     /// When [`poll`](Self::poll) has something to do even if nothing arrives.
