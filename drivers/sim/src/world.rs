@@ -242,6 +242,12 @@ impl Agenda {
         Nanos(self.events.clock.get())
     }
 
+    /// The time that the reactor would know of in a turn that came now.
+    #[must_use]
+    pub fn next_clock(&self) -> Nanos {
+        if self.events.is_up.get() { self.clock() } else { self.world.now() }
+    }
+
     /// Notes that something has happened now.
     pub fn wake(&self) {
         self.at(self.world.now());

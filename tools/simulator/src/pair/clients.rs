@@ -276,6 +276,7 @@ impl History {
         self.next_id += 1;
         let id = self.next_id;
         let process = self.processes[node].as_ref().expect("it serves");
+        let since = process.clock();
         let reactor = index(self.prng.below(process.node.reactor_count() as u64));
         let outside = slot_of(node, pool).outside(volume);
         if !process.node.port(reactor).submit(&self.site.blocks[node], id, outside, &ask) {
@@ -285,7 +286,7 @@ impl History {
         }
         let (write, began) = begun;
         self.note(|_| format!("  {id}: {ask:?} of {}:{volume} at {}", NAMES[pool], NAMES[node]));
-        let (since, watch) = (self.site.world.now(), &mut self.pools[pool]);
+        let watch = &mut self.pools[pool];
         let services = watch.services;
         let is_local = watch.server == Some(node);
         let (parted, has_outlived) = (None, false);

@@ -106,6 +106,11 @@ impl Process {
         is_due.contains(&true).then_some(clock)
     }
 
+    /// The time from which reactor 0, which keeps time limits, counts what it is given now.
+    pub(super) fn clock(&self) -> Nanos {
+        self.agendas[0].next_clock()
+    }
+
     /// Ends the wait of reactor 0, which was given something by no way of its own.
     pub(super) fn wake(&self) {
         self.agendas[0].wake();

@@ -20,6 +20,7 @@ pub(super) struct Flying {
     pub(super) began: u64,
     /// Where its client is connected.
     pub(super) node: usize,
+    /// As that node counts.
     pub(super) since: Nanos,
     /// How often the pool had been opened then.
     pub(super) services: u64,
