@@ -14,6 +14,29 @@ fn a_pair_survives_what_is_drawn_for_it() {
     }
 }
 
+fn passes(seed: u64) {
+    let outcome = Mode::Pair.run_one(seed, Watch::Verdict);
+    assert!(outcome.violation.is_none(), "{:?}", outcome.violation);
+}
+
+/// Nodes stand still between two turns; an answer that was ready in the first must not leave in the second, when the lease has ended.
+#[test]
+fn no_answer_is_kept_until_the_lease_has_ended() {
+    passes(0xd87a_e4c0_8696_c054);
+}
+
+/// A pool is served at home with its log in step, and its register is about to say stale.
+#[test]
+fn a_pair_that_is_about_to_lose_its_mirror_is_not_well() {
+    passes(0x212f_e088_3421_dcc8);
+}
+
+/// A request is refused as unserved by the clock of its own node.
+#[test]
+fn a_deadline_is_counted_by_the_nodes_clock() {
+    passes(0x643d_776e_c6b9_eb1e);
+}
+
 /// The same seed gives the same bytes.
 #[test]
 fn a_pair_is_deterministic() {
