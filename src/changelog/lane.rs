@@ -503,6 +503,9 @@ impl<L: LogMemory> Lane<L> {
 
     /// Returns whether a persist was queued.
     fn start_persists(&mut self) -> bool {
+        if self.open.is_none() && self.batches.is_empty() {
+            return false;
+        }
         let unit = u64::from(self.log.info().unit_bytes);
         let mut started = false;
         while self.persists.len() < self.tuning.persists_in_flight_max && self.log.room() > 0 {
@@ -554,6 +557,9 @@ impl<L: LogMemory> Lane<L> {
     }
 
     fn mark_is_due(&self, now: Nanos) -> bool {
-        self.next_deadline().is_some_and(|deadline| deadline <= now)
+        // In this order: every look asks, and nearly all are answered by the first.
+        self.mark_wanted
+            && self.active_at + self.tuning.mark_after <= now
+            && self.next_deadline().is_some_and(|deadline| deadline <= now)
     }
 }

@@ -50,6 +50,9 @@ impl Persists {
 
     /// Collects what has ended. Returns the position before which everything is durable, if that is news.
     pub(super) fn collect<L: LogMemory>(&mut self, log: &mut L) -> Result<Option<Lsn>, DeviceError> {
+        if self.flights.is_empty() {
+            return self.check().map(|()| None);
+        }
         log.poll(&mut self.completions);
         for completion in self.completions.drain(..) {
             let flight = self.flights.iter_mut().find(|flight| flight.token == completion.token && !flight.done);

@@ -67,7 +67,11 @@ impl<L: LogMemory> RingReader<L> {
         }
         while self.flights.front().is_some_and(|flight| flight.bytes.is_some()) {
             let bytes = self.flights.pop_front().and_then(|flight| flight.bytes).expect("seen above");
-            self.buffer.extend_from_slice(&bytes);
+            if self.buffer.is_empty() {
+                self.buffer = bytes;
+            } else {
+                self.buffer.extend_from_slice(&bytes);
+            }
         }
         Ok(())
     }

@@ -161,7 +161,7 @@ impl Draft {
     /// A record that changes nothing.
     #[must_use]
     pub(crate) fn without_change(kind: RecordKind, time_ns: u64) -> Self {
-        debug_assert!(!kind.is_change());
+        assert!(!kind.is_change());
         Self { kind, object: ObjectId(0), offset_bytes: 0, argument: 0, flags: 0, time_ns, request_id: 0 }
     }
 

@@ -430,7 +430,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
     pub fn poll(&mut self, now: Nanos, wall_clock_ns: u64) -> bool {
         self.turns += 1;
         let started = *self.started.get_or_insert(now);
-        debug_assert!(started <= now, "the clock is monotonic");
+        assert!(started <= now, "the clock is monotonic");
         let mut busy = self.receive();
         self.io.poll();
         busy |= self.dispatch(now);

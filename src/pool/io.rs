@@ -318,6 +318,9 @@ impl<D: BlockDevice> Io<D> {
 
     /// Turns queued fetches into reads of consecutive blocks, as far as memory allows.
     fn queue_fetches(&mut self) {
+        if self.queued.is_empty() {
+            return;
+        }
         let mut queued = std::mem::take(&mut self.queued);
         queued.sort_unstable();
         let mut next = 0;
@@ -348,7 +351,7 @@ impl<D: BlockDevice> Io<D> {
 
     fn start(&mut self, index: usize) {
         let disk = &mut self.disks[index];
-        while disk.device.room() > 0 {
+        while !disk.backlog.is_empty() && disk.device.room() > 0 {
             let Some(request) = disk.backlog.pop_front() else { break };
             self.next_token += 1;
             let token = Token(self.next_token);
@@ -407,7 +410,7 @@ impl<D: BlockDevice> Io<D> {
     fn finish_fetch(&mut self, references: &[BlockRef], completion: BlockCompletion) {
         if let (Err(error), [first, second, ..]) = (&completion.result, references) {
             // One bad block must not take its neighbours along: read them one by one.
-            debug_assert_ne!(first, second, "joined fetches are of different blocks");
+            assert_ne!(first, second, "joined fetches are of different blocks");
             tracing::debug!(%error, "reading block by block");
             let device = first.address().device();
             for (reference, buffer) in references.iter().zip(completion.blocks) {

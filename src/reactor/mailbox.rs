@@ -82,7 +82,8 @@ impl<T> Mailbox<T> {
     /// The oldest message, if there is one.
     #[must_use]
     pub fn receive(&self) -> Option<T> {
-        self.messages.try_recv().ok()
+        // Nearly every look finds nothing, and to see that is cheaper than to try.
+        if self.is_empty() { None } else { self.messages.try_recv().ok() }
     }
 
     /// Whether nothing waits.

@@ -65,6 +65,9 @@ impl BlockDevice for SimDisk {
     }
 
     fn poll(&mut self, completions: &mut Vec<BlockCompletion>) {
+        if self.in_flight == 0 {
+            return;
+        }
         let mut medium = self.medium.borrow_mut();
         while let Some(completion) = medium.next_completion(self.queue) {
             self.in_flight -= 1;

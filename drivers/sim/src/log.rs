@@ -293,7 +293,7 @@ impl State {
 
     /// The next operation that is due; `None` when there is none, or when the world crashes.
     fn next_completion(&mut self) -> Option<LogCompletion> {
-        if self.world.crashed() || self.operations.front()?.due > self.world.now() {
+        if self.operations.front()?.due > self.world.now() || self.world.crashed() {
             return None;
         }
         let operation = self.operations.pop_front()?;
@@ -491,7 +491,9 @@ impl LogMemory for SimLog {
     fn poll(&mut self, completions: &mut Vec<LogCompletion>) {
         let mut state = self.state.borrow_mut();
         if state.opening == self.opening {
-            completions.extend(std::iter::from_fn(|| state.next_completion()));
+            while let Some(completion) = state.next_completion() {
+                completions.push(completion);
+            }
         }
     }
 }

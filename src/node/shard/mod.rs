@@ -204,7 +204,7 @@ impl<L: LogMemory> Shard<L> {
         let throttle = (!self.admission.is_empty() && self.throttled_until > self.now).then_some(self.throttled_until);
         let loan = (!self.loan_waiters.is_empty()).then(|| self.now + loan::RETRY);
         let online = (!self.onlines.is_empty()).then(|| self.now + loan::RETRY);
-        lane.next_deadline().into_iter().chain(age).chain(throttle).chain(loan).chain(online).min()
+        [lane.next_deadline(), age, throttle, loan, online].into_iter().flatten().min()
     }
 
     /// The next reply.

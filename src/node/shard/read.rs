@@ -95,7 +95,7 @@ impl<L: LogMemory> Shard<L> {
             match (slot, runs.last_mut()) {
                 (Slot::Block(block), _) => {
                     let small = |number: u64| usize::try_from(number).expect("inside a block");
-                    debug_assert!(small(end) <= BLOCK);
+                    assert!(small(end) <= BLOCK);
                     runs.push(DataRun::Block(loan.attach(block), small(start)..small(end)));
                 }
                 (_, Some(DataRun::Zeroes(length))) => *length += end - start,

@@ -28,8 +28,9 @@ impl<L: LogMemory> Shard<L> {
     pub fn volume_status(&self, reactor: u16) -> Vec<VolumeStatus> {
         let status = |volume: &crate::fs::volume::Volume| {
             let record = volume.record();
-            let figures = self.figures.get(&record.id).cloned().unwrap_or_default();
-            let (reads, writes) = (figures.reads.status(), figures.writes.status());
+            let figures = self.figures.get(&record.id);
+            let (reads, writes) =
+                figures.map(|figures| (figures.reads.status(), figures.writes.status())).unwrap_or_default();
             VolumeStatus { reads, writes, ..VolumeStatus::of(record, reactor) }
         };
         self.volumes.values().map(status).collect()

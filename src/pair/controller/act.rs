@@ -18,7 +18,7 @@ use crate::{
         pools::{PoolOpener, Pools},
     },
     pair::{
-        decide::{Action, Command, Decision, Fence, Open, Owner, Portion, Replies, View, Word},
+        decide::{Action, Beat, Command, Decision, Fence, Lease, Link, Open, Owner, Portion, Replies, View, Word},
         interconnect::{Interconnect, Message, Partner, PoolWord},
         mirror::MirrorPortion,
         ownership,
@@ -343,7 +343,7 @@ impl<L: LogMemory> Controller<L> {
         let is_heard = side.heard.as_ref().is_some_and(|heard| heard.epoch == side.epoch());
         side.unheard_since = if is_heard { None } else { Some(side.unheard_since.unwrap_or(now)) };
         let patience = detection * ACKNOWLEDGE_FACTOR;
-        if side.mirror.gives_up(now, patience, patience * REST_FACTOR) {
+        if side.mirror.gives_up(now, patience, REST_FACTOR) {
             side.lose_mirror(pools, format!("its log has acknowledged nothing for {patience:?}"));
         }
     }
@@ -386,13 +386,11 @@ impl<L: LogMemory> Controller<L> {
 
     /// Tells the partner what this node does with the pool, if that has changed.
     pub(super) fn say(&mut self, index: usize, is_stopping: bool, way: &mut dyn Interconnect) {
-        let (link, beat, lease) = (self.link_of(index), self.partner_beat(), self.lease());
         let side = &mut self.sides[index];
         if self.up.is_none() {
             return;
         }
-        let view = side.view(link, beat, lease);
-        let word = if is_stopping { Word::Leaving } else { view.own_word(side.portion.is_mirroring()) };
+        let word = if is_stopping { Word::Leaving } else { side.own_word() };
         let (epoch, portion) = (side.epoch(), side.portion.id());
         let is_known =
             side.said.as_ref().is_some_and(|said| (said.word, said.epoch, said.portion) == (word, epoch, portion));
@@ -403,21 +401,21 @@ impl<L: LogMemory> Controller<L> {
         }
     }
 
-    /// Decides, and does what is decided. Returns whether something was begun.
+    /// Decides, and does what is decided, with what the node sees beside the pool itself. Returns whether something was begun.
     pub(super) fn act<D: BlockDevice>(
         &mut self,
-        index: usize,
+        (index, (link, beat, lease)): (usize, (Link, Beat, Lease)),
         pools: &mut Pools<D, L>,
         opener: &mut dyn PoolOpener<D, L>,
         way: &mut dyn Interconnect,
     ) -> bool {
-        let (link, beat, lease, now) = (self.link_of(index), self.partner_beat(), self.lease(), self.now);
+        let now = self.now;
         let side = &mut self.sides[index];
         let tries_again = side.fence.1 == Fence::Failed && !planted::is("fence-failed-for-ever");
         if tries_again && now.since(side.fence_at) >= self.timing.retry * FENCE_PAUSE {
             side.fence.1 = Fence::NotTried;
         }
-        side.lapse_command(now, command_patience(&self.timing));
+        side.lapse_command(now, &self.timing);
         let mut view = side.view(link, beat, lease);
         if side.follow_openings(view.owner, now) {
             view = side.view(link, beat, lease);

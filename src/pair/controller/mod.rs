@@ -182,7 +182,8 @@ impl<L: LogMemory> Controller<L> {
             self.watch_partner(index, pools);
             busy |= self.send_batches(index, pools, way);
             busy |= self.serve_mirror(index, way);
-            busy |= self.act(index, pools, opener, way);
+            let seen = (self.link_of(index), self.partner_beat(), self.lease());
+            busy |= self.act((index, seen), pools, opener, way);
             self.say(index, pools.is_stopping(), way);
         }
         way.flush();

@@ -124,11 +124,15 @@ impl<L: LogMemory> LocalPortion<L> {
 
     /// Goes on for one turn. Returns whether it was formatted.
     pub(super) fn poll(&mut self) -> bool {
-        if let Use::Mirror(mirror) = &mut self.used {
-            if let Err(error) = mirror.poll() {
-                self.failure = Some(error.to_string());
+        match &mut self.used {
+            Use::Mirror(mirror) => {
+                if let Err(error) = mirror.poll() {
+                    self.failure = Some(error.to_string());
+                }
+                return false;
             }
-            return false;
+            Use::Free | Use::Lent => return false,
+            Use::Closing(_) | Use::Formatting(..) => {}
         }
         match std::mem::replace(&mut self.used, Use::Free) {
             Use::Closing(mut mirror) => {

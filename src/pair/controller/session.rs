@@ -145,11 +145,11 @@ impl MirrorSession {
         self.is_attached
     }
 
-    /// Whether something was sent that has not been acknowledged for `patience`: then it rests for `rest`.
-    pub(super) fn gives_up(&mut self, now: Nanos, patience: Duration, rest: Duration) -> bool {
+    /// Whether something was sent that has not been acknowledged for `patience`: then it rests for so many times that.
+    pub(super) fn gives_up(&mut self, now: Nanos, patience: Duration, rest_factor: u32) -> bool {
         let is_silent = self.is_attached && self.flight.oldest().is_some_and(|at| now.since(at) >= patience);
         if is_silent {
-            self.rests_until = now + rest;
+            self.rests_until = now + patience * rest_factor;
             self.flight.forget();
         }
         self.is_resting = now < self.rests_until;

@@ -1,6 +1,6 @@
 //! One pool of the pair, as this node sees it: everything that a decision depends on, and what is under way.
 
-use super::{portion::LocalPortion, session::MirrorSession};
+use super::{Timing, act::command_patience, portion::LocalPortion, session::MirrorSession};
 use crate::{
     base::{Epoch, Incarnation, PoolId, PortionId, planted},
     changelog::PortionRole,
@@ -16,7 +16,6 @@ use crate::{
     },
 };
 use crossbeam_channel::Sender;
-use std::time::Duration;
 use twinlog_device::{LogMemory, Nanos};
 
 /// A pool of the pair, as the node finds it at its start.
@@ -253,8 +252,8 @@ impl<L: LogMemory> Side<L> {
         }
     }
 
-    /// Everything that a decision depends on. `link` is that of the interconnect, `beat` and `lease` are the node's.
-    pub(super) fn view(&self, link: Link, beat: decide::Beat, lease: decide::Lease) -> View {
+    /// Whose the pool is, and what the logs count for.
+    fn standing(&self) -> (Owner, Mirror, Portion) {
         let reader = Reader {
             me: self.me(),
             held: if planted::is("open-without-claim") { Some(self.epoch()) } else { self.held },
@@ -262,12 +261,23 @@ impl<L: LogMemory> Side<L> {
             has_own_records: self.has_own_records && !planted::is("void-log-kept"),
             partner_portion: self.partner_portion(),
         };
-        let (owner, mirror, portion) = match &self.known {
+        match &self.known {
             Known::Unreadable(_) => (Owner::Unreadable, Mirror::Stale, self.usable()),
             Known::Absent => (Owner::Absent, Mirror::Stale, self.usable()),
             Known::Outdated(_) => (Owner::Outdated, Mirror::Stale, self.usable()),
             Known::Register(register) => reader.read(register),
-        };
+        }
+    }
+
+    /// The word that this node says to its partner.
+    pub(super) fn own_word(&self) -> Word {
+        let (owner, _, portion) = self.standing();
+        decide::own_word((self.open, owner, portion), self.portion.is_mirroring())
+    }
+
+    /// Everything that a decision depends on. `link` is that of the interconnect, `beat` and `lease` are the node's.
+    pub(super) fn view(&self, link: Link, beat: decide::Beat, lease: decide::Lease) -> View {
+        let (owner, mirror, portion) = self.standing();
         let mirror =
             if planted::is("takeover-while-stale") && owner == Owner::Partner { Mirror::Named } else { mirror };
         View {
@@ -336,13 +346,13 @@ impl<L: LogMemory> Side<L> {
         matches!(self.command, Command::Takeover | Command::Forced) && self.held.is_none()
     }
 
-    /// Ends a takeover that could not be carried out for `patience`. Its caller may have gone long ago; and what was to give up today's changes must not give up
+    /// Ends a takeover that could not be carried out for [so long](command_patience). Its caller may have gone long ago; and what was to give up today's changes must not give up
     /// tomorrow's, when the partner dies. The time that fences take does not count: theirs has a limit of its own.
-    pub(super) fn lapse_command(&mut self, now: Nanos, patience: Duration) {
-        let is_fencing = self.decided.is_some_and(|(decision, _)| decision.action() == Action::Fence);
-        if !self.is_armed() || is_fencing {
+    pub(super) fn lapse_command(&mut self, now: Nanos, timing: &Timing) {
+        let is_fencing = || self.decided.is_some_and(|(decision, _)| decision.action() == Action::Fence);
+        if !self.is_armed() || is_fencing() {
             self.command_at = now;
-        } else if now.since(self.command_at) >= patience {
+        } else if now.since(self.command_at) >= command_patience(timing) {
             tracing::warn!(pool = self.name, command = self.command.words(), "not carried out in time, and void");
             let message =
                 format!("the {} of pool {} could not be carried out in time", self.command.words(), self.name);

@@ -209,28 +209,33 @@ pub struct View {
 }
 
 impl View {
-    /// The word that this node says to its partner, with the epoch of its register. `is_mirroring`: its portion follows the owner's log at
-    /// that epoch.
+    /// The [word](own_word) that this node says to its partner.
     #[must_use]
     pub fn own_word(&self, is_mirroring: bool) -> Word {
-        match (self.open, self.owner, self.portion) {
-            (Open::Opening, _, _) => Word::Starting,
-            (Open::Serving, _, _) => Word::Serving,
-            (Open::Draining, _, _) => Word::Leaving,
-            // It gives the pool up: it cannot open it, and the partner may.
-            (Open::Failed | Open::Yielded, Owner::Held | Owner::Unclaimed, _) => Word::Standby,
-            (Open::Failed, _, _) => Word::Leaving,
-            (Open::Closed | Open::Drained, Owner::Held | Owner::Unclaimed, Portion::Void) => Word::Standby,
-            (Open::Closed | Open::Drained, Owner::Held | Owner::Unclaimed, Portion::Usable) => Word::Starting,
-            (Open::Closed | Open::Drained | Open::Yielded, Owner::Unreadable, _) => Word::Starting,
-            (Open::Closed | Open::Drained | Open::Yielded, Owner::Absent | Owner::Outdated, _) => Word::Standby,
-            (Open::Closed | Open::Drained | Open::Yielded, Owner::Partner, Portion::Void) => Word::Starting,
-            (Open::Closed | Open::Drained | Open::Yielded, Owner::Partner, Portion::Usable) => {
-                if is_mirroring {
-                    Word::Mirroring
-                } else {
-                    Word::Standby
-                }
+        own_word((self.open, self.owner, self.portion), is_mirroring)
+    }
+}
+
+/// The word that a node says to its partner, with the epoch of its register. `is_mirroring`: its portion follows the owner's log at that epoch.
+#[must_use]
+pub fn own_word((open, owner, portion): (Open, Owner, Portion), is_mirroring: bool) -> Word {
+    match (open, owner, portion) {
+        (Open::Opening, _, _) => Word::Starting,
+        (Open::Serving, _, _) => Word::Serving,
+        (Open::Draining, _, _) => Word::Leaving,
+        // It gives the pool up: it cannot open it, and the partner may.
+        (Open::Failed | Open::Yielded, Owner::Held | Owner::Unclaimed, _) => Word::Standby,
+        (Open::Failed, _, _) => Word::Leaving,
+        (Open::Closed | Open::Drained, Owner::Held | Owner::Unclaimed, Portion::Void) => Word::Standby,
+        (Open::Closed | Open::Drained, Owner::Held | Owner::Unclaimed, Portion::Usable) => Word::Starting,
+        (Open::Closed | Open::Drained | Open::Yielded, Owner::Unreadable, _) => Word::Starting,
+        (Open::Closed | Open::Drained | Open::Yielded, Owner::Absent | Owner::Outdated, _) => Word::Standby,
+        (Open::Closed | Open::Drained | Open::Yielded, Owner::Partner, Portion::Void) => Word::Starting,
+        (Open::Closed | Open::Drained | Open::Yielded, Owner::Partner, Portion::Usable) => {
+            if is_mirroring {
+                Word::Mirroring
+            } else {
+                Word::Standby
             }
         }
     }

@@ -51,7 +51,9 @@ mod model;
 #[cfg(test)]
 mod tests;
 
-pub use input::{Beat, Command, Fence, Lease, Link, Mirror, Open, Owner, Place, Portion, Replies, View, Word};
+pub use input::{
+    Beat, Command, Fence, Lease, Link, Mirror, Open, Owner, Place, Portion, Replies, View, Word, own_word,
+};
 use table::When;
 
 /// What a node does next.

@@ -281,7 +281,7 @@ impl Client {
         let name = entry.name.expect("given just now");
         let operation = entry.operation.as_ref().expect("it has not been performed");
         let (request, bytes) = request_of(name.id, entry.volume, operation);
-        debug_assert!(name_of(&request, crate::base::limits::FORWARD_SLOTS).is_ok(), "the partner understands it");
+        assert!(name_of(&request, crate::base::limits::FORWARD_SLOTS).is_ok(), "the partner understands it");
         Ok((request, bytes))
     }
 
@@ -337,6 +337,9 @@ impl Client {
 
     fn give_up(&mut self, slot: PoolSlot, error: &VolumeError, is_over: impl Fn(&Entry) -> bool) {
         let waiting = self.lots[slot.index()].waiting.iter().copied();
+        if waiting.len() == 0 {
+            return;
+        }
         let keys: Vec<u64> = waiting.filter(|key| is_over(&self.entries[key])).collect();
         keys.into_iter().for_each(|key| self.answer(key, Err(error.clone())));
     }

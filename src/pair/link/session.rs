@@ -90,13 +90,15 @@ impl Link {
 
     /// Looks at every connection: what has become of it, whether anything was heard, whether time is over.
     pub(super) fn look<N: Network>(&mut self, net: &mut N) {
-        let connections: Vec<ConnectionId> = self.channels.iter().map(|channel| channel.connection).collect();
-        for connection in connections {
+        let mut connections = std::mem::take(&mut self.ready);
+        connections.extend(self.channels.iter().map(|channel| channel.connection));
+        for connection in connections.drain(..) {
             // Losing one can take others along.
             if self.channel(connection).is_some() {
                 self.look_at(net, connection);
             }
         }
+        self.ready = connections;
     }
 
     fn look_at<N: Network>(&mut self, net: &mut N, connection: ConnectionId) {

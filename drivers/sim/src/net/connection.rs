@@ -206,6 +206,9 @@ impl Connection {
             ConnectionState::Connecting => return self.pump_connecting(hands),
             ConnectionState::Open | ConnectionState::InputEnded => {}
         }
+        if self.is_quiet() {
+            return false;
+        }
         let stream = self.stream.clone();
         let stream = &mut *stream.borrow_mut();
         if self.meets_reset(stream, hands) {
@@ -225,6 +228,15 @@ impl Connection {
             }
         }
         is_ready
+    }
+
+    /// Whether both ends are there and nothing is on its way: then nothing can move.
+    fn is_quiet(&self) -> bool {
+        let (mut stream, peer) = (self.stream.borrow_mut(), self.side.other());
+        self.unsent.is_empty()
+            && stream.end(peer) == End::Open
+            && stream.sent_by(peer).bytes.is_empty()
+            && stream.sent_by(self.side).unacknowledged_bytes == 0
     }
 
     fn pump_connecting(&mut self, hands: &mut Hands) -> bool {

@@ -79,6 +79,8 @@ pub(super) struct Desk {
     prng: Prng,
     /// The registers.
     pub(super) registers: BTreeMap<PoolId, Register>,
+    /// Whether one was changed since somebody looked.
+    pub(super) has_changed: bool,
     beats: [u64; 2],
     seen: [u64; 2],
     lives: [u64; 2],
@@ -104,6 +106,7 @@ impl Desk {
             world: world.clone(),
             prng,
             registers: BTreeMap::new(),
+            has_changed: false,
             beats: [0; 2],
             seen: [0; 2],
             lives: [0; 2],
@@ -187,6 +190,9 @@ impl Desk {
 
     /// Performs what has arrived.
     pub(super) fn step(&mut self) {
+        if self.requests.is_empty() {
+            return;
+        }
         let now = self.world.now();
         while let Some(place) = self.next_due(now) {
             let request = self.requests.remove(place).expect("found");
@@ -222,6 +228,7 @@ impl Desk {
                 let is_made = now == old;
                 if is_made {
                     self.registers.insert(new.pool, new);
+                    self.has_changed = true;
                 }
                 self.counts.unheard_swaps += u64::from(is_made && fate == Fate::Unheard);
                 self.counts.late_swaps += u64::from(is_made && fate == Fate::Late);

@@ -2,6 +2,7 @@
 
 use super::{
     History, found, lines,
+    setup::REACTORS_MAX,
     site::{NAMES, Process, pool_id, slot_of},
     watch::{Flying, Order, Phase},
 };
@@ -309,19 +310,21 @@ impl History {
 
     /// Takes the answers of a node.
     pub(super) fn collect(&mut self, node: usize) -> Result<(), Violation> {
-        let Some(process) = &self.processes[node] else { return Ok(()) };
-        let mut answers = Vec::new();
-        for reactor in 0..process.node.reactor_count() {
-            answers.extend(std::iter::from_fn(|| process.node.port(reactor).answer()));
-        }
-        for (id, answer) in answers {
-            let pool = (0..2).find(|&pool| self.pools[pool].flying.contains_key(&id));
-            match pool {
-                Some(pool) => self.answered(pool, id, answer)?,
-                None => return Err(found(Oracle::Protocol, format!("request {id} was answered twice"))),
+        for reactor in 0..REACTORS_MAX {
+            while let Some((id, answer)) = self.next_answer(node, reactor) {
+                let pool = (0..2).find(|&pool| self.pools[pool].flying.contains_key(&id));
+                match pool {
+                    Some(pool) => self.answered(pool, id, answer)?,
+                    None => return Err(found(Oracle::Protocol, format!("request {id} was answered twice"))),
+                }
             }
         }
         Ok(())
+    }
+
+    fn next_answer(&self, node: usize, reactor: usize) -> Option<(u64, Answer)> {
+        let node = &self.processes[node].as_ref()?.node;
+        (reactor < node.reactor_count()).then(|| node.port(reactor).answer())?
     }
 
     fn answered(&mut self, pool: usize, id: u64, answer: Answer) -> Result<(), Violation> {

@@ -221,6 +221,9 @@ impl History {
 
     /// Looks at the registers for what has changed.
     pub(super) fn look_at_registers(&mut self) -> Result<(), Violation> {
+        if !std::mem::take(&mut self.site.desk.borrow_mut().has_changed) {
+            return Ok(());
+        }
         for pool in 0..2 {
             let Some(new) = self.site.desk.borrow().registers.get(&super::pool_id(pool)).copied() else { continue };
             let Some(old) = self.stories[pool].register.replace(new).filter(|old| *old != new) else { continue };
