@@ -4,7 +4,7 @@ mod support;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use support::Node;
-use twinlog::serve::NbdServer;
+use twinlog::serve::Server;
 use twinlog_device::{Platform as _, Prng};
 use twinlog_sim::{SimClient, SimNet};
 
@@ -19,7 +19,7 @@ const REPLY_BYTES: usize = 16;
 /// A node with one client in the transmission phase.
 struct Served {
     node: Node,
-    server: NbdServer,
+    server: Server,
     net: SimNet,
     client: SimClient,
     received: Vec<u8>,
@@ -30,7 +30,7 @@ impl Served {
         let node = Node::start();
         let (net, listener) = SimNet::open(node.platform.agenda());
         let client = listener.connect(0);
-        let mut served = Self { node, server: NbdServer::new(16), net, client, received: Vec::new() };
+        let mut served = Self { node, server: Server::new(16), net, client, received: Vec::new() };
         served.handshake();
         served
     }

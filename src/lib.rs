@@ -18,7 +18,7 @@
 //! | [`cp`] | consistency points |
 //! | [`node`] | a request's way through one node; recovery |
 //! | [`pair`] | who serves a pool: register, arbiter, fence, decisions; the interconnect |
-//! | [`serve`] | front ends: NBD |
+//! | [`serve`] | front ends: NBD, NVMe/TCP |
 //! | [`control`] | configuration, admin API, metrics, status |
 //!
 //! The engine is generic over [`twinlog_device::Platform`] and reads time, disks, log memory and sockets only through it;

@@ -95,6 +95,9 @@ pub(crate) struct UpArgs {
     /// Also serve NBD at this TCP port of 127.0.0.1, the second node at the next one; only when DIR is new
     #[arg(long)]
     pub(crate) port: Option<u16>,
+    /// Also serve NVMe/TCP at this port of 127.0.0.1 (4420 is the usual one), the second node at the next one; only when DIR is new
+    #[arg(long)]
+    pub(crate) nvme: Option<u16>,
     /// Leave a node dead that died
     #[arg(long)]
     pub(crate) no_restart: bool,

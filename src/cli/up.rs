@@ -18,7 +18,10 @@ use twinlog::{
     base::limits::{BLOCK_BYTES, VOLUME_BYTES_MAX},
     control::{
         client::AdminClient,
-        config::{self, LogConfig, MetricsConfig, NbdConfig, NodeConfig, PairConfig, PoolConfig, ReactorsConfig},
+        config::{
+            self, LogConfig, MetricsConfig, NbdConfig, NodeConfig, NvmeTcpConfig, PairConfig, PoolConfig,
+            ReactorsConfig,
+        },
         size::ByteSize,
     },
     node::admin::{AdminReply, AdminRequest, VolumeStatus},
@@ -83,6 +86,12 @@ fn configuration(args: &UpArgs, layout: &Layout, partner: Option<&Layout>) -> No
     // The second node of a pair listens at the port after the first one's.
     let offset = u16::from(layout.node != NODES[0]);
     let port = args.port.map(|port| loopback(port.saturating_add(offset)));
+    let nvme_tcp = args.nvme.map(|port| NvmeTcpConfig {
+        listen: loopback(port.saturating_add(offset)),
+        partner: partner.map(|_| loopback(port.saturating_add(1 - offset))),
+        hosts: Vec::new(),
+        allow_remote: false,
+    });
     let reactors = ReactorsConfig { count: args.reactors.unwrap_or(1), ..ReactorsConfig::default() };
     let mut memory = config::MemoryConfig::default();
     memory.limit = ByteSize(memory.limit.bytes().max(config::MEMORY_BYTES_MIN * reactors.count as u64));
@@ -98,6 +107,7 @@ fn configuration(args: &UpArgs, layout: &Layout, partner: Option<&Layout>) -> No
         name: layout.node.clone(),
         admin: "admin.sock".into(),
         nbd: NbdConfig { tcp: port.into_iter().collect(), ..NbdConfig::default() },
+        nvme_tcp,
         metrics: MetricsConfig::default(),
         reactors,
         memory,
@@ -191,12 +201,16 @@ fn check_options(args: &UpArgs, layout: &Layout, output: &Output) -> Result<(), 
     let config = config::load(&layout.config())?;
     let offset = u16::from(layout.node != NODES[0]);
     let port = |port: &u16| config.nbd.tcp.iter().any(|address| address.port() == port.saturating_add(offset));
+    let nvme =
+        |port: u16| config.nvme_tcp.as_ref().is_some_and(|hosts| hosts.listen.port() == port.saturating_add(offset));
     let wrong = if args.log_size.is_some_and(|size| size != config.log.size) {
         Some(("--log-size", "log.size"))
     } else if args.reactors.is_some_and(|count| count != config.reactors.count) {
         Some(("--reactors", "reactors.count"))
     } else if args.port.is_some_and(|wanted| !port(&wanted)) {
         Some(("--port", "nbd.tcp"))
+    } else if args.nvme.is_some_and(|wanted| !nvme(wanted)) {
+        Some(("--nvme", "nvme_tcp.listen"))
     } else {
         None
     };
@@ -218,6 +232,9 @@ struct Serving {
     event: &'static str,
     admin: PathBuf,
     volumes: Vec<Export>,
+    /// Addresses for NVMe/TCP.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nvme_tcp: Vec<SocketAddr>,
 }
 
 #[derive(Serialize)]
@@ -229,14 +246,15 @@ struct Export {
 
 /// Makes the volumes if this is the first start, and says how to connect.
 fn introduce(layouts: &[Layout], output: &Output) -> Result<(), Failure> {
-    let mut volumes = Vec::new();
+    let (mut volumes, mut nvme_tcp) = (Vec::new(), Vec::new());
     for layout in layouts {
         let mut client = AdminClient::connect(&layout.admin())?;
         let marker = layout.first_start();
         if marker.exists() {
             make_volume(&marker, &volume_of(&layout.node), &mut client)?;
         }
-        let nbd = config::load(&layout.config())?.nbd;
+        let NodeConfig { nbd, nvme_tcp: hosts, .. } = config::load(&layout.config())?;
+        nvme_tcp.extend(hosts.map(|hosts| hosts.listen));
         let listed = match client.call(&AdminRequest::VolumeList)? {
             AdminReply::Volumes { volumes } => volumes,
             other => return Err(unexpected(other)),
@@ -249,13 +267,17 @@ fn introduce(layouts: &[Layout], output: &Output) -> Result<(), Failure> {
         }));
     }
     let first = &layouts[0];
-    let serving = Serving { event: "serving", admin: first.admin(), volumes };
+    let serving = Serving { event: "serving", admin: first.admin(), volumes, nvme_tcp };
     output.event(&serving, || {
         let mut text = "twinlog: serving\n".to_owned();
         for Export { name, size_bytes, uris } in &serving.volumes {
             for uri in uris {
                 text.push_str(&format!("twinlog:   {name} ({})  {uri}\n", ByteSize(*size_bytes)));
             }
+        }
+        for address in &serving.nvme_tcp {
+            let (host, port) = (address.ip(), address.port());
+            text.push_str(&format!("twinlog:   NVMe/TCP at {address}: nvme discover -t tcp -a {host} -s {port}\n"));
         }
         if let Some(uri) = serving.volumes.first().and_then(|volume| volume.uris.first()) {
             text.push_str(&format!("twinlog:   try: nbdinfo '{uri}'\n"));
@@ -302,11 +324,18 @@ mod tests {
 
     #[test]
     fn options_become_a_configuration_that_is_accepted() {
-        let args = args("twinlog up d --log-size 64MiB --reactors 8 --port 10809");
+        let args = args("twinlog up d --log-size 64MiB --reactors 8 --port 10809 --nvme 4420");
         let text = config::to_text(&configuration(&args, &Layout::new(Path::new("d"), "a"), None));
         let config = config::parse(&text, Path::new("node.toml"), Path::new("/d/a")).expect("within every bound");
         assert_eq!((config.reactors.count, config.log.size), (8, ByteSize(64 << 20)));
         assert_eq!(config.nbd.tcp, ["127.0.0.1:10809".parse().expect("an address")]);
+        let [a, b] = ["a", "b"].map(|node| Layout::new(Path::new("d"), node));
+        let both = [configuration(&args, &a, Some(&b)), configuration(&args, &b, Some(&a))];
+        let ports = both.map(|config| {
+            let NvmeTcpConfig { listen, partner, .. } = config.nvme_tcp.expect("asked for");
+            (listen.port(), partner.map(|partner| partner.port()))
+        });
+        assert_eq!(ports, [(4420, Some(4421)), (4421, Some(4420))]);
     }
 
     #[test]
@@ -320,7 +349,7 @@ mod tests {
         for good in ["twinlog up d", "twinlog up d --port 10809 --reactors 1 --log-size 256MiB --size 9GiB"] {
             check_options(&args(good), &layout, &output).expect(good);
         }
-        for bad in ["--port 10810", "--reactors 2", "--log-size 1GiB"] {
+        for bad in ["--port 10810", "--reactors 2", "--log-size 1GiB", "--nvme 4420"] {
             let failure = check_options(&args(&format!("twinlog up d {bad}")), &layout, &output).expect_err(bad);
             assert_eq!(failure.exit, Exit::Usage);
             assert!(failure.message.contains("node.toml"), "{}", failure.message);

@@ -4,7 +4,9 @@ use super::{
     size::{show_bytes, show_ns},
     status::{Judgement, Severity, permille},
 };
-use crate::node::admin::{LaneStatus, NodeStatus, OfflineStatus, OperationStatus, PairStatus, VolumeStatus};
+use crate::node::admin::{
+    HostStatus, LaneStatus, NodeStatus, OfflineStatus, OperationStatus, PairStatus, VolumeStatus,
+};
 use std::fmt::Write;
 
 /// Characters of a fill bar.
@@ -48,12 +50,21 @@ pub fn figures(status: &NodeStatus, before: Option<&NodeStatus>) -> String {
     if let Some(pair) = &status.pair {
         self::pair(&mut text, pair);
     }
+    for host in &status.hosts {
+        self::host(&mut text, host);
+    }
     for volume in &status.volumes {
         let earlier = before.and_then(|before| before.volumes.iter().find(|earlier| earlier.id == volume.id));
         let seconds = before.map_or(0.0, |before| rate_seconds(status.uptime_ns - before.uptime_ns));
         self::volume(&mut text, volume, earlier, seconds);
     }
     text
+}
+
+/// A host that speaks NVMe/TCP.
+fn host(text: &mut String, host: &HostStatus) {
+    let what = if host.is_discovery { "discovery".to_owned() } else { format!("{} I/O queue(s)", host.queues) };
+    line(text, "host", &format!("{}, controller {}, {what}", host.host, host.controller));
 }
 
 /// The interconnect, and for each pool who serves it, whether its log is mirrored, and what would become of it if each node died now.

@@ -174,6 +174,22 @@ pub struct NodeStatus {
     /// The pair, of a node that has a partner. What stands above is the node's own pool then, as far as this node has it open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pair: Option<PairStatus>,
+    /// Hosts that speak NVMe/TCP, by controller.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<HostStatus>,
+}
+
+/// A host's controller at this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Its qualified name.
+    pub host: String,
+    /// The controller's number.
+    pub controller: u16,
+    /// I/O queues that are connected.
+    pub queues: u32,
+    /// It asks for addresses only.
+    pub is_discovery: bool,
 }
 
 /// The pair as one node sees it.

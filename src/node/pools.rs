@@ -10,7 +10,7 @@
 //! 4. Every order of the control side gets exactly one answer.
 
 use super::{
-    admin::{AdminCall, AdminReply, AdminRequest, NodeStatus, PairStatus, PoolStatus},
+    admin::{AdminCall, AdminReply, AdminRequest, HostStatus, NodeStatus, PairStatus, PoolStatus},
     engine::{Engine, EngineParts},
     forward::ForwardPort,
     request::{FORWARDED_SESSION, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService, WAITED_SESSION},
@@ -121,6 +121,8 @@ pub struct Pools<D: BlockDevice, L: LogMemory> {
     gatherings: Vec<Gathering>,
     /// The pair, as it was when it was last asked for; none: the node has no partner.
     pair: Option<PairStatus>,
+    /// The node's hosts, as they were then.
+    hosts: Vec<HostStatus>,
     is_stopping: bool,
     is_stopped: bool,
     connections: u64,
@@ -140,6 +142,7 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
             hub_replies: VecDeque::new(),
             gatherings: Vec::new(),
             pair: None,
+            hosts: Vec::new(),
             is_stopping: false,
             is_stopped: false,
             connections: 0,
@@ -220,6 +223,11 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
     /// For the next `status`: the pair.
     pub fn set_pair(&mut self, pair: PairStatus) {
         self.pair = Some(pair);
+    }
+
+    /// For the next `status`: the node's hosts.
+    pub fn set_hosts(&mut self, hosts: Vec<HostStatus>) {
+        self.hosts = hosts;
     }
 
     /// For `status`: open client connections of this reactor, and how long it did not sleep since it started.
@@ -374,6 +382,7 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
             }
         }
         let mut status = home.unwrap_or_else(|| Box::new(self.standby(partner.as_deref())));
+        status.hosts.clone_from(&self.hosts);
         status.pair = self.pair.clone().map(|pair| PairStatus { taken_over: partner, ..pair });
         AdminReply::Status(status)
     }

@@ -1,8 +1,12 @@
 //! Front ends: each turns a protocol's bytes into [`VolumeRequest`](crate::node::request::VolumeRequest)s and the replies back into bytes.
-//! And the [`reactor`]: the loop that gives engine, front end and machine their turns.
+//! A reactor's [`Server`] has the sessions of all of them, and the [`reactor`] is the loop that gives engine, front end and machine their turns.
 
 pub mod nbd;
+pub mod nvme_tcp;
 pub mod reactor;
+mod server;
+mod slots;
+mod turn;
 
-pub use nbd::NbdServer;
 pub use reactor::{FrontEnd, Reactor, ReactorParts};
+pub use server::{NvmeTcp, STOP_GRACE, Server};

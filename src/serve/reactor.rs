@@ -13,11 +13,11 @@
 //! 2. The last consistency point is durable, and reactor 0 has no client left (or they got their time): it raises `ended` and leaves.
 //! 3. The others leave when `ended` is raised and their own clients are gone. A crash between any of these steps is a crash: the log has it all.
 
-use super::NbdServer;
+use super::Server;
 use crate::{
     cp::coordinator::PoolState,
     node::{
-        admin::{AdminCall, AdminRequest},
+        admin::{AdminCall, AdminRequest, HostStatus},
         engine::Engine,
         pools::{PoolOpener, PoolSlot, Pools},
         request::VolumeService,
@@ -50,23 +50,32 @@ pub trait FrontEnd<N: Network> {
 
     /// Clients connected now.
     fn connection_count(&self) -> usize;
+
+    /// The node's hosts, those of other reactors included.
+    fn hosts(&self) -> Vec<HostStatus> {
+        Vec::new()
+    }
 }
 
-impl<N: Network> FrontEnd<N> for NbdServer {
+impl<N: Network> FrontEnd<N> for Server {
     fn poll<S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
-        NbdServer::poll(self, net, service, now)
+        Server::poll(self, net, service, now)
     }
 
     fn stop(&mut self, now: Nanos) {
-        NbdServer::stop(self, now);
+        Server::stop(self, now);
     }
 
     fn is_stopped(&self) -> bool {
-        NbdServer::is_stopped(self)
+        Server::is_stopped(self)
     }
 
     fn connection_count(&self) -> usize {
-        NbdServer::connection_count(self)
+        Server::connection_count(self)
+    }
+
+    fn hosts(&self) -> Vec<HostStatus> {
+        Server::hosts(self)
     }
 }
 
@@ -241,6 +250,9 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
         let (now, wall_clock_ns) = (platform.now(), platform.wall_clock_ns());
         let mut worked = false;
         while let Some(call) = calls.as_ref().and_then(Mailbox::receive) {
+            if call.request == AdminRequest::Status {
+                pools.set_hosts(front.hosts());
+            }
             // What is not about the pair is about the pools.
             let call = match pair {
                 Some(pair) => {

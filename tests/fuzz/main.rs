@@ -58,6 +58,16 @@ fn nbd_sessions() {
 }
 
 #[test]
+fn nvme_tcp_units() {
+    fuzz("nvme-tcp-unit", 20_000);
+}
+
+#[test]
+fn nvme_tcp_sessions() {
+    fuzz("nvme-tcp-session", 1000);
+}
+
+#[test]
 fn records() {
     fuzz("record", 20_000);
 }

@@ -1,7 +1,10 @@
 //! Valid inputs of each target: what mutations begin with, and the first corpus of libFuzzer.
 
 use crate::{
-    bodies::lane::{IDENTITY, RING_BYTES},
+    bodies::{
+        lane::{IDENTITY, RING_BYTES},
+        nvme_tcp::capsule,
+    },
     support::wire::{self, bytes, option},
 };
 use twinlog::{
@@ -36,6 +39,8 @@ pub(crate) fn of(name: &str) -> Vec<Vec<u8>> {
     match name {
         "nbd-handshake" => handshakes(),
         "nbd-session" => sessions(),
+        "nvme-tcp-unit" => nvme_tcp_units(),
+        "nvme-tcp-session" => nvme_tcp_sessions(),
         "record" => records(),
         "lane" => lanes(),
         "link-frame" => frames(),
@@ -94,6 +99,67 @@ fn sessions() -> Vec<Vec<u8>> {
         all.push(bytes![[style, 0, 0], [1, 0, 6, 0, 0, 7, 0, 0], [0, 0, 6, 0, 0, 7, 0, 0], [2, 0, 0, 0, 0, 0, 0, 0]]);
     }
     all
+}
+
+/// A submission entry for namespace 1: opcode, dword 10 and dword 12 by their lowest bytes, length and kind of its data.
+fn nvme_entry(opcode: u8, first: u8, count: u8, length: u32, kind: u8) -> [u8; 64] {
+    let mut entry = [0; 64];
+    (entry[0], entry[1], entry[2], entry[4]) = (opcode, 0x40, first ^ opcode, 1);
+    (entry[39], entry[40], entry[48]) = (kind, first, count);
+    entry[32..36].copy_from_slice(&length.to_le_bytes());
+    entry
+}
+
+fn nvme_tcp_units() -> Vec<Vec<u8>> {
+    let entry = nvme_entry(1, 3, 1, 8192, 1);
+    let mut open = [0; 128];
+    (open[2], open[4], open[11]) = (128, 128, 3);
+    let data = bytes![[6, 0, 24, 24, 40, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0], [9; 16]];
+    let ends = bytes![[2, 0, 24, 0, 24, 0, 0, 0], [1; 16]];
+    vec![
+        bytes![[0], open],
+        bytes![[4], capsule(&entry, &[7; 8192])],
+        bytes![[4], capsule(&entry, &[])],
+        bytes![[4], data],
+        bytes![[7], ends],
+    ]
+}
+
+fn nvme_tcp_sessions() -> Vec<Vec<u8>> {
+    let io = |opcode, first, count, length, kind, data: &[u8]| {
+        capsule(&nvme_entry(opcode, first, count, length, kind), data)
+    };
+    let write = io(1, 3, 1, 8192, 1, &[7; 8192]);
+    let asked = io(1, 8, 7, 32768, 0x5a, &[]);
+    let answer =
+        bytes![[6, 4, 24, 24, 24, 128, 0, 0], [9, 0, 0, 0, 0, 0, 0, 0, 0, 128, 0, 0, 0, 0, 0, 0], vec![5; 32768]];
+    let read = io(2, 3, 1, 8192, 0x5a, &[]);
+    let rest = bytes![
+        io(0, 0, 0, 0, 0, &[]),
+        io(8, 0, 4, 0, 0, &[]),
+        io(0x0c, 0, 63, 0, 0, &[]),
+        io(5, 3, 1, 8192, 1, &[7; 8192])
+    ];
+    let mut deallocate = nvme_entry(9, 0, 0, 16, 1);
+    deallocate[44] = 4;
+    let trim = capsule(&deallocate, &[0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    let admin = bytes![
+        io(6, 1, 0, 4096, 0x5a, &[]),
+        io(6, 2, 0, 4096, 0x5a, &[]),
+        io(0x0c, 0, 0, 0, 0, &[]),
+        io(0x0a, 7, 0, 0, 0, &[])
+    ];
+    let mut log = nvme_entry(2, 5, 0, 4096, 0x5a);
+    (log[42], log[43]) = (0xff, 3);
+    let log = capsule(&log, &[]);
+    let scripts = [
+        bytes![write, read],
+        bytes![asked, answer, read],
+        bytes![rest, trim, read],
+        bytes![write, write, asked, answer],
+    ];
+    let io = scripts.iter().flat_map(|script| [0, 7, 200].map(|pieces| bytes![[pieces, pieces % 5, 1], script]));
+    io.chain([0, 9].map(|pieces| bytes![[pieces, 0, 0], admin, log])).collect()
 }
 
 /// A frame of every kind that a session has.

@@ -292,7 +292,7 @@ fn stopping_does_not_wait_for_ever() {
     let writer = bench.enter(Style::Simple);
     bench.exchange(writer, &wire::write(0, 2, 0, &[7; 5000])[..3000]);
     bench.server.stop(bench.now);
-    bench.pass(twinlog::serve::nbd::STOP_GRACE);
+    bench.pass(twinlog::serve::STOP_GRACE);
     assert!(!bench.server.is_stopped());
     bench.pass(A_SECOND);
     assert_eq!(bench.closed(writer), Some(Closed::Aborted));

@@ -76,7 +76,7 @@ use std::{
     sync::{Arc, Mutex},
     thread::{Builder, JoinHandle},
 };
-use storage::{Portion, nbd_listeners};
+use storage::{Portion, listeners};
 use twinlog::{
     base::{
         Epoch, PortionId,
@@ -96,7 +96,8 @@ use twinlog::{
     },
     reactor::{Idle, Mailbox, Waker, mailbox},
     serve::{
-        NbdServer, Reactor, ReactorParts,
+        NvmeTcp, Reactor, ReactorParts, Server,
+        nvme_tcp::{Target, TargetParts},
         reactor::{NodeEnd, OpenDevice},
     },
 };
@@ -179,12 +180,16 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
     let blocks = BlockPool::new(blocks).map_err(no_memory)?;
     let devices =
         Devices::of_node(&blocks, u16::try_from(config.reactors.count).expect("bounded by the configuration"));
+    let listeners = listeners(config)?;
+    let home = Held::open(&devices, &config.pool, &config.log, PortionRole::Own)?;
+    let partner = partner.map(|(pool, log)| Held::open(&devices, pool, log, PortionRole::Mirror)).transpose()?;
     let shared = Arc::new(Shared {
         config: config.clone(),
         blocks,
-        listeners: nbd_listeners(&config.nbd)?,
-        home: Held::open(&devices, &config.pool, &config.log, PortionRole::Own)?,
-        partner: partner.map(|(pool, log)| Held::open(&devices, pool, log, PortionRole::Mirror)).transpose()?,
+        nvme_tcp: nvme_tcp(config, &listeners, &home, partner.as_ref()),
+        listeners,
+        home,
+        partner,
         devices,
         end: Arc::default(),
         joining: Joining::default(),
@@ -223,6 +228,20 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
     })
 }
 
+/// What hosts find at this node.
+fn nvme_tcp(config: &NodeConfig, listeners: &[Listener], home: &Held, partner: Option<&Held>) -> Option<NvmeTcp> {
+    let hosts = config.nvme_tcp.as_ref()?;
+    let target = Target::new(TargetParts {
+        home: home.portion.pool(),
+        partner: partner.map(|held| held.portion.pool()),
+        address: hosts.listen,
+        partner_address: hosts.partner,
+        hosts: hosts.hosts.clone(),
+    });
+    tracing::info!(subsystem = target.subsystem(), address = %hosts.listen, "hosts are awaited");
+    Some(NvmeTcp { target: Arc::new(target), first_listener: listeners.len() - 1 })
+}
+
 fn hear<T>(from: &Receiver<Result<T, Failure>>) -> Result<T, Failure> {
     from.recv().unwrap_or_else(|_| Err(no_ring("a reactor's thread ended before it was ready")))
 }
@@ -255,6 +274,7 @@ struct Shared {
     blocks: BlockPool,
     devices: Devices,
     listeners: Vec<Listener>,
+    nvme_tcp: Option<NvmeTcp>,
     home: Held,
     partner: Option<Held>,
     end: Arc<NodeEnd>,
@@ -380,7 +400,7 @@ fn open(
     index: u16,
     ring: &Ring,
     connections: Connections,
-) -> Result<Reactor<NodePlatform, NbdServer>, Failure> {
+) -> Result<Reactor<NodePlatform, Server>, Failure> {
     let config = &shared.config;
     let Connections { deliveries, mut wakers, port, first } = connections;
     let (calls, pair) = first.map_or((None, None), |first| (Some(first.calls), first.pair));
@@ -407,7 +427,7 @@ fn open(
         platform,
         pools,
         net,
-        front: NbdServer::new(connections_max),
+        front: Server::new(connections_max).with_nvme_tcp(shared.nvme_tcp.clone()),
         idle: Idle::new(config.reactors.idle),
         calls,
         open_device: open_device(shared, queues),

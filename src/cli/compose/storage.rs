@@ -19,7 +19,7 @@ use twinlog::{
     alloc::budget::Budget,
     base::{LaneIndex, PoolId},
     changelog::{LaneIdentity, PortionRole},
-    control::config::{LogBackend, LogConfig, NbdConfig},
+    control::config::{LogBackend, LogConfig, NodeConfig},
 };
 use twinlog_uring::{
     Access, AnyLog, AtOnce, Cache, FileError, FileLog, ListenAddress, ListenError, Listener, MemoryLog, MemoryRegion,
@@ -174,11 +174,13 @@ impl PoolFiles {
     }
 }
 
-/// The sockets at which NBD clients are awaited.
-pub(super) fn nbd_listeners(nbd: &NbdConfig) -> Result<Vec<Listener>, ListenError> {
+/// The sockets at which clients are awaited: those of NBD, then the one of NVMe/TCP.
+pub(super) fn listeners(config: &NodeConfig) -> Result<Vec<Listener>, ListenError> {
+    let nbd = &config.nbd;
     let unix = nbd.unix.iter().map(|path| ListenAddress::Unix { path: path.clone(), mode: NBD_SOCKET_MODE });
     let tcp = nbd.tcp.iter().copied().map(ListenAddress::Tcp);
-    unix.chain(tcp).map(|address| listen(&address)).collect()
+    let nvme_tcp = config.nvme_tcp.iter().map(|hosts| ListenAddress::Tcp(hosts.listen));
+    unix.chain(tcp).chain(nvme_tcp).map(|address| listen(&address)).collect()
 }
 
 pub(super) fn listen(address: &ListenAddress) -> Result<Listener, ListenError> {

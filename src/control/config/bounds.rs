@@ -1,21 +1,25 @@
 //! The bounds of every value in a configuration, with the message for each that is broken.
 
 use super::{
-    FenceKind, LogBackend, LogConfig, NodeConfig, NvmeName, PoolConfig,
+    FenceKind, LogBackend, LogConfig, NodeConfig, NvmeName, NvmeTcpConfig, PoolConfig,
     pair::{DEADLINE_MS, FENCE_LIMIT_S, REQUEST_WAIT_S},
 };
 use crate::{
-    base::limits::{BLOCK_BYTES, DEVICES_MAX, LANE_BYTES_MIN, LANES_MAX, NAME_BYTES_MAX},
+    base::limits::{BLOCK_BYTES, CONNECTIONS_MAX, DEVICES_MAX, LANE_BYTES_MIN, LANES_MAX, NAME_BYTES_MAX},
     control::size::ByteSize,
+    serve::nvme_tcp::wire::command::is_name,
 };
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
 /// Listening addresses of one kind.
 pub const LISTENERS_MAX: usize = 8;
+/// Hosts that may be allowed: as many as can have a controller.
+const HOSTS_MAX: usize = CONNECTIONS_MAX;
 /// Least memory for blocks per reactor: one largest request (32 MiB), its log record's worth, and a cache worth having.
 pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
 /// Most memory for blocks: a pool of blocks counts them in 32 bits (16 TiB), and nobody asked for more than this.
@@ -80,6 +84,7 @@ pub(super) fn check(config: &NodeConfig) -> Result<(), Broken> {
     check_name("pool.name", &config.pool.name)?;
     check_socket("admin", &config.admin)?;
     check_nbd(config)?;
+    check_nvme_tcp(config)?;
     check_reactors(config)?;
     check_memory_and_log(config)?;
     check_log_place(["log", "log.backend", "log.path"], &config.log)?;
@@ -306,6 +311,42 @@ fn check_nbd(config: &NodeConfig) -> Result<(), Broken> {
     if let Some(address) = config.metrics.address {
         let message = || format!("{address} is not a loopback address; metrics are served on loopback only");
         ensure(address.ip().is_loopback(), "metrics.address", message, "use 127.0.0.1, and a proxy to go further")?;
+    }
+    Ok(())
+}
+
+fn check_nvme_tcp(config: &NodeConfig) -> Result<(), Broken> {
+    let Some(NvmeTcpConfig { listen, partner, hosts, allow_remote }) = &config.nvme_tcp else { return Ok(()) };
+    let is_address = |address: &SocketAddr| address.port() > 0 && !address.ip().is_unspecified();
+    for (key, address) in [("nvme_tcp.listen", Some(listen)), ("nvme_tcp.partner", partner.as_ref())] {
+        let Some(address) = address else { continue };
+        let message = || format!("{address} is not an address at which hosts reach it, and they are told so");
+        ensure(is_address(address), key, message, "listen = \"192.0.2.1:4420\"")?;
+    }
+    ensure(
+        partner.is_none() || config.pair.is_some(),
+        "nvme_tcp.partner",
+        || "the node has no partner".to_owned(),
+        "remove it",
+    )?;
+    if !listen.ip().is_loopback() {
+        let message = || format!("{listen} can be reached from other machines");
+        let hint = "use 127.0.0.1, or set `allow_remote = true` in [nvme_tcp] if that network is trusted";
+        ensure(*allow_remote, "nvme_tcp.listen", message, hint)?;
+        let message = || format!("no host is allowed, and {listen} can be reached from other machines");
+        let hint = "hosts = [\"nqn.2014-08.org.nvmexpress:uuid:...\"], as in a host's /etc/nvme/hostnqn";
+        ensure(!hosts.is_empty(), "nvme_tcp.hosts", message, hint)?;
+    }
+    let count = hosts.len();
+    ensure(count <= HOSTS_MAX, "nvme_tcp.hosts", || format!("{count} hosts; at most {HOSTS_MAX}"), "remove some")?;
+    for host in hosts {
+        let message = || format!("`{}` is not a qualified name", host.escape_debug());
+        ensure(
+            is_name(host),
+            "nvme_tcp.hosts",
+            message,
+            "as it stands in a host's /etc/nvme/hostnqn: nqn.YYYY-MM....",
+        )?;
     }
     Ok(())
 }

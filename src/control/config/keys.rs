@@ -8,13 +8,14 @@ use toml::{
 };
 
 /// Every key: the table (empty for the top level) and its keys. A test holds this list against the types.
-pub(super) const KEYS: [(&str, &[&str]); 11] = [
+pub(super) const KEYS: [(&str, &[&str]); 12] = [
     (
         "",
         &[
             "name",
             "admin",
             "nbd",
+            "nvme_tcp",
             "metrics",
             "reactors",
             "memory",
@@ -27,6 +28,7 @@ pub(super) const KEYS: [(&str, &[&str]); 11] = [
         ],
     ),
     ("nbd", &["unix", "tcp", "allow_remote"]),
+    ("nvme_tcp", &["listen", "partner", "hosts", "allow_remote"]),
     ("metrics", &["address"]),
     ("reactors", &["count", "cpus", "idle"]),
     ("memory", &["limit", "pinned"]),

@@ -48,6 +48,9 @@ pub struct NodeConfig {
     /// NBD front end.
     #[serde(default)]
     pub nbd: NbdConfig,
+    /// NVMe/TCP front end; none: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvme_tcp: Option<NvmeTcpConfig>,
     /// Prometheus metrics.
     #[serde(default)]
     pub metrics: MetricsConfig,
@@ -91,6 +94,23 @@ impl Default for NbdConfig {
     fn default() -> Self {
         Self { unix: vec![PathBuf::from("nbd.sock")], tcp: Vec::new(), allow_remote: false }
     }
+}
+
+/// `[nvme_tcp]`: where hosts connect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NvmeTcpConfig {
+    /// The address, as hosts reach it: the discovery service says it to them.
+    pub listen: SocketAddr,
+    /// The partner's, for the discovery service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partner: Option<SocketAddr>,
+    /// Qualified names of the hosts that may connect. Empty: all may, and only a loopback address can be listened at.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// Whether the address may be reachable from other machines. A host's name is no secret.
+    #[serde(default)]
+    pub allow_remote: bool,
 }
 
 /// `[metrics]`

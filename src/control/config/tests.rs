@@ -56,6 +56,8 @@ fn the_list_of_keys_is_that_of_the_types() {
     let mut config = read(GOOD).expect("good");
     let address: SocketAddr = "127.0.0.1:9745".parse().expect("an address");
     config.metrics.address = Some(address);
+    let hosts = vec!["nqn.2014-08.org.nvmexpress:uuid:1".to_owned()];
+    config.nvme_tcp = Some(NvmeTcpConfig { listen: address, partner: Some(address), hosts, allow_remote: true });
     let mut pair = PairConfig::on_one_machine("b");
     (pair.tcp, pair.partner_tcp, pair.fence_command) = (vec![address], vec![address], vec!["fence".to_owned()]);
     (pair.witness, pair.fence_options) = (Some("h:1".to_owned()), [("ip".to_owned(), "1".to_owned())].into());
@@ -269,4 +271,22 @@ fn a_pair_is_configured_whole_and_without_contradictions() {
     assert!(without("unix = [\"s\"]", &options.replace("ip =", "\"i p\" =")).contains("no option of a fence agent"));
     assert!(without("unix = [\"s\"]", &options.replace("\"1\"", "\"1\\n2\"")).contains("more than one line"));
     assert!(without("unix = [\"s\"]", "fence_limit_s = 0\nunix = [\"s\"]").contains("outside 1"));
+}
+
+#[test]
+fn hosts_of_other_machines_are_named() {
+    let listen = |line: &str| with("nvme_tcp", line);
+    let local = read(&listen("listen = \"127.0.0.1:4420\"")).expect("good").nvme_tcp.expect("configured");
+    assert!(local.hosts.is_empty() && !local.allow_remote);
+    let host = "\nhosts = [\"nqn.2014-08.org.nvmexpress:uuid:1\"]";
+    let remote = format!("listen = \"192.0.2.1:4420\"{host}");
+    assert!(broken(&listen(&remote)).0.contains("can be reached from other machines"));
+    let allowed = format!("{remote}\nallow_remote = true");
+    assert_eq!(read(&listen(&allowed)).expect("good").nvme_tcp.expect("configured").hosts.len(), 1);
+    assert!(broken(&listen(&allowed.replace(host, ""))).0.contains("no host is allowed"));
+    assert!(broken(&listen(&allowed.replace("nqn.", "iqn."))).0.contains("is not a qualified name"));
+    for bad in ["0.0.0.0:4420", "127.0.0.1:0"] {
+        assert!(broken(&listen(&format!("listen = \"{bad}\""))).0.contains("not an address"), "{bad}");
+    }
+    assert!(broken(&listen("listen = \"127.0.0.1:4420\"\npartner = \"127.0.0.1:4421\"")).0.contains("no partner"));
 }

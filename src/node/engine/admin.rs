@@ -386,6 +386,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             uptime_ns: self.started.map_or(0, |started| (now.0).saturating_sub(started.0)),
             replayed_records: coordinator.figures().replayed_records,
             pair: None,
+            hosts: Vec::new(),
         }
     }
 

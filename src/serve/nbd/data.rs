@@ -1,46 +1,11 @@
 //! What the engine returns, as the bytes of replies.
 
-use super::{
-    codec::{ChunkHeader, write_hole, write_offset_data_header},
-    transmission::Turn,
+use super::codec::{ChunkHeader, write_hole, write_offset_data_header};
+use crate::{
+    node::request::{DataRun, Extent, VolumeService},
+    serve::turn::{Turn, runs_bytes, send_runs},
 };
-use crate::node::request::{DataRun, Extent, VolumeService};
-use twinlog_device::{ConnectionId, Network};
-
-/// Zeroes are sent in pieces of this many bytes.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
-
-fn run_bytes(run: &DataRun) -> u64 {
-    match run {
-        DataRun::Block(_, range) => range.len() as u64,
-        DataRun::Zeroes(length) => *length,
-    }
-}
-
-/// Bytes that `runs` stand for.
-pub(super) fn runs_bytes(runs: &[DataRun]) -> u64 {
-    runs.iter().map(run_bytes).sum()
-}
-
-/// Sends the bytes of `runs`, zeroes included.
-pub(super) fn send_runs<N: Network>(net: &mut N, connection: ConnectionId, runs: &[DataRun]) {
-    for run in runs {
-        match run {
-            DataRun::Block(block, range) => net.send_block(connection, block, range.clone()),
-            DataRun::Zeroes(length) => send_zeroes(net, connection, *length),
-        }
-    }
-}
-
-/// Sends `length_bytes` zeroes, at most a part of a request.
-pub(super) fn send_zeroes<N: Network>(net: &mut N, connection: ConnectionId, length_bytes: u64) {
-    let mut remaining = usize::try_from(length_bytes).expect("at most a part of a request");
-    while remaining > 0 {
-        let piece = remaining.min(ZEROES.len());
-        net.send(connection, &ZEROES[..piece]);
-        remaining -= piece;
-    }
-}
+use twinlog_device::Network;
 
 /// Sends `runs`, which begin at byte `start` of the export, as chunks: one for each stretch of data or of zeroes, or, when `whole`,
 /// a single one. With `done` the last one ends the reply.

@@ -7,7 +7,6 @@
 //! transmission  requests in flight, parts, payloads, replies
 //! data          what the engine returns, as bytes of replies
 //! session       one connection through all of these, with time-outs
-//! server        all connections of a reactor, fairly
 //! ```
 //!
 //! What clients may rely on is in `docs/operating/nbd.md`.
@@ -16,9 +15,7 @@ mod codec;
 mod data;
 mod negotiate;
 mod request;
-mod server;
 mod session;
-mod slots;
 mod transmission;
 
-pub use server::{NbdServer, STOP_GRACE};
+pub(super) use session::Session;

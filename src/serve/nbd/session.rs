@@ -11,55 +11,30 @@
 //! # Time-outs
 //!
 //! A client may rest between requests for ever. It may not rest where others wait for it: the handshake has a deadline; a client that
-//! leaves a request half sent, or replies unread, is dropped after [`STALL`], and after [`STALL_PRESSED`] when the memory that
-//! it holds is short.
+//! leaves a request half sent, or replies unread, loses the [`Patience`] of the server, and does so sooner when the memory that it holds is
+//! short.
 
 use super::{
+    codec::greeting,
     negotiate::{Negotiation, Refusal, Verdict},
-    transmission::{Pace, Transmission, Turn},
+    transmission::Transmission,
 };
 use crate::{
     base::limits::CONNECTION_BYTES_MAX,
     node::request::{ReplyData, VolumeError, VolumeService},
+    serve::turn::{Next, Pace, Patience, Ran, Turn},
 };
 use std::time::Duration;
 use twinlog_device::{ConnectionId, ConnectionState, Nanos, Network};
 
 /// Longest handshake: a person at a protocol shell has time to type.
-pub(super) const HANDSHAKE: Duration = Duration::from_secs(60);
+const HANDSHAKE: Duration = Duration::from_secs(60);
 
 /// Longest handshake of a client that is refused.
-pub(super) const HANDSHAKE_REFUSED: Duration = Duration::from_secs(5);
-
-/// How long a client may leave a request half sent or replies unread: a virtual machine that is paused for a snapshot returns before.
-pub(super) const STALL: Duration = Duration::from_secs(300);
-
-/// The same while memory is short and this client holds some of it.
-pub(super) const STALL_PRESSED: Duration = Duration::from_secs(5);
+const HANDSHAKE_REFUSED: Duration = Duration::from_secs(5);
 
 /// Steps of one turn; a step takes one option, one request, or what has arrived of one payload.
 const STEPS_PER_TURN: usize = 64;
-
-/// What a session's owner does after a turn of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    /// Call again when something has happened to the connection.
-    Rest,
-    /// Call again in the next turn.
-    Again,
-    /// Close the connection when everything has been sent.
-    Close,
-    /// Close it now.
-    Abort,
-}
-
-/// One turn of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ran {
-    /// Something was taken or sent.
-    pub(super) progressed: bool,
-    pub(super) next: Next,
-}
 
 #[derive(Debug)]
 enum Phase {
@@ -71,47 +46,37 @@ enum Phase {
 
 /// A session.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(in crate::serve) struct Session {
     phase: Phase,
     refused: bool,
     opened_at: Nanos,
-    /// When the client last sent or took something.
-    progress_at: Nanos,
-    /// Unsent bytes when they were last looked at.
-    unsent_bytes: usize,
+    patience: Patience,
     /// The last step could go on only with more input.
     starved: bool,
-    /// Steps were left to do, or wait for the engine. Written by the owner: the session is in its queue.
-    pub(super) queued: bool,
 }
 
 impl Session {
-    pub(super) fn new(refusal: Option<Refusal>, now: Nanos) -> Self {
+    /// Greets a client. With `refused` it is over the limit of connections, and told so.
+    pub(in crate::serve) fn new<N: Network>(net: &mut N, connection: ConnectionId, refused: bool, now: Nanos) -> Self {
+        net.send(connection, &greeting());
         Self {
-            phase: Phase::Negotiating(Negotiation::new(refusal)),
-            refused: refusal.is_some(),
+            phase: Phase::Negotiating(Negotiation::new(refused.then_some(Refusal::Full))),
+            refused,
             opened_at: now,
-            progress_at: now,
-            unsent_bytes: 0,
+            patience: Patience::new(now),
             starved: false,
-            queued: false,
         }
     }
 
-    /// This client is over the limit of connections.
-    pub(super) fn is_refused(&self) -> bool {
-        self.refused
-    }
-
     /// Refuses everything from now on.
-    pub(super) fn stop(&mut self) {
+    pub(in crate::serve) fn stop(&mut self) {
         if let Phase::Negotiating(negotiation) = &mut self.phase {
             negotiation.refuse(Refusal::Stopping);
         }
     }
 
     /// Takes up to [`STEPS_PER_TURN`] steps.
-    pub(super) fn run<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos) -> Ran {
+    pub(in crate::serve) fn run<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos) -> Ran {
         let mut progressed = false;
         if turn.net.state(turn.connection) == ConnectionState::Failed {
             return Ran { progressed: true, next: Next::Abort };
@@ -122,7 +87,7 @@ impl Session {
             let next = match pace {
                 Pace::Went => {
                     progressed = true;
-                    self.progress_at = now;
+                    self.patience.renew(now);
                     continue;
                 }
                 Pace::Violation => Next::Abort,
@@ -172,7 +137,7 @@ impl Session {
     }
 
     /// Takes the engine's reply to a request of this session.
-    pub(super) fn deliver<N: Network, S: VolumeService>(
+    pub(in crate::serve) fn deliver<N: Network, S: VolumeService>(
         &mut self,
         turn: &mut Turn<'_, N, S>,
         request: u64,
@@ -190,27 +155,19 @@ impl Session {
     }
 
     /// Whether the client must be dropped because others wait for it. `pressed`: memory is short.
-    pub(super) fn is_overdue<N: Network>(
+    pub(in crate::serve) fn is_overdue<N: Network>(
         &mut self,
         net: &N,
         connection: ConnectionId,
         now: Nanos,
         pressed: bool,
     ) -> bool {
-        let unsent_bytes = net.unsent_bytes(connection);
-        if unsent_bytes < self.unsent_bytes {
-            self.progress_at = now;
-        }
-        self.unsent_bytes = unsent_bytes;
+        self.patience.look(net.unsent_bytes(connection), now);
         let Phase::Transmitting(transmission) = &self.phase else {
             return now.since(self.opened_at) > if self.refused { HANDSHAKE_REFUSED } else { HANDSHAKE };
         };
         let half_sent = self.starved && transmission.has_part_of_request(net.input(connection));
-        if unsent_bytes == 0 && !half_sent {
-            return false;
-        }
-        let holds_memory = unsent_bytes > 0 || transmission.holds_blocks();
-        now.since(self.progress_at) > if pressed && holds_memory { STALL_PRESSED } else { STALL }
+        self.patience.is_over(half_sent, transmission.holds_blocks(), (now, pressed))
     }
 
     fn end_input<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) {

@@ -26,19 +26,22 @@ use super::{
         ChunkHeader, ErrorCode, ReplyStyle, RequestHeader, command, command_flag, parse_payload_contexts,
         parse_request, write_block_status, write_done, write_error, write_offset_data_header, write_simple,
     },
-    data::{clip, runs_bytes, send_chunks, send_runs, send_zeroes},
+    data::{clip, send_chunks},
     negotiate::{ALLOCATION_CONTEXT_ID, Export},
     request::{Command, Failure, check, part, part_count, payload_bytes},
-    slots::Slots,
 };
 use crate::{
     base::limits::{CHANGE_BYTES_MAX, CONNECTION_BYTES_MAX, REQUEST_BYTES_MAX, REQUESTS_PER_CONNECTION_MAX},
     node::request::{
         DataRun, Payload, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeRequest, VolumeService,
     },
+    serve::{
+        slots::Slots,
+        turn::{Pace, Turn, runs_bytes, send_runs, send_zeroes},
+    },
 };
 use std::ops::Range;
-use twinlog_device::{ConnectionId, Network};
+use twinlog_device::Network;
 
 /// Most extents of one reply: 16 bytes each make 64 KiB. A client asks again from where they end.
 pub(super) const EXTENTS_MAX: usize = 4096;
@@ -48,47 +51,6 @@ const CONTEXT_PAYLOAD_BYTES: usize = 12;
 
 const _: () = assert!(CHANGE_BYTES_MAX <= CONNECTION_BYTES_MAX, "one part always fits");
 const _: () = assert!(REQUESTS_PER_CONNECTION_MAX <= u16::MAX as usize, "a slot fits its part of a tag");
-
-/// What one turn of a session works with.
-pub(super) struct Turn<'a, N, S> {
-    pub(super) net: &'a mut N,
-    pub(super) service: &'a mut S,
-    pub(super) connection: ConnectionId,
-    /// Empty between uses.
-    pub(super) scratch: &'a mut Vec<u8>,
-    /// New requests are refused.
-    pub(super) stopping: bool,
-}
-
-impl<N: Network, S: VolumeService> Turn<'_, N, S> {
-    /// Sends what `write` appends.
-    pub(super) fn send(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        self.scratch.clear();
-        write(self.scratch);
-        self.net.send(self.connection, self.scratch);
-    }
-
-    fn input(&self) -> &[u8] {
-        self.net.input(self.connection)
-    }
-
-    fn unsent_bytes(&self) -> u64 {
-        self.net.unsent_bytes(self.connection) as u64
-    }
-}
-
-/// How the intake goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pace {
-    /// At once.
-    Went,
-    /// With more input.
-    WaitsForClient,
-    /// When the engine has room, memory or a reply, or output has been sent.
-    WaitsForRoom,
-    /// Not at all: the client broke a rule that leaves no way to go on.
-    Violation,
-}
 
 #[derive(Debug)]
 enum Intake {

@@ -6,6 +6,7 @@ mod format;
 pub(crate) mod lane;
 mod link;
 mod nbd;
+pub(crate) mod nvme_tcp;
 mod pool;
 mod ram;
 pub(crate) mod witness;
@@ -14,9 +15,11 @@ pub(crate) mod witness;
 pub(crate) type Body = fn(&[u8]) -> bool;
 
 /// Every target by its name.
-pub(crate) const TARGETS: [(&str, Body); 17] = [
+pub(crate) const TARGETS: [(&str, Body); 19] = [
     ("nbd-handshake", nbd::handshake),
     ("nbd-session", nbd::session),
+    ("nvme-tcp-unit", nvme_tcp::unit),
+    ("nvme-tcp-session", nvme_tcp::session),
     ("record", lane::record),
     ("lane", lane::lane),
     ("link-frame", link::frame),

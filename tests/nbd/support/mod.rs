@@ -7,14 +7,14 @@ pub(crate) mod wire;
 use byte_net::{ByteNet, Closed};
 use memory_service::MemoryService;
 use std::time::Duration;
-use twinlog::serve::NbdServer;
+use twinlog::serve::Server;
 use twinlog_device::{ConnectionId, Nanos};
 
 /// A server on a network and a service in memory.
 pub(crate) struct Bench {
     pub(crate) net: ByteNet,
     pub(crate) service: MemoryService,
-    pub(crate) server: NbdServer,
+    pub(crate) server: Server,
     pub(crate) now: Nanos,
 }
 
@@ -27,7 +27,7 @@ impl Bench {
     }
 
     pub(crate) fn with_service(service: MemoryService) -> Self {
-        Self { net: ByteNet::default(), service, server: NbdServer::new(4), now: Nanos(0) }
+        Self { net: ByteNet::default(), service, server: Server::new(4), now: Nanos(0) }
     }
 
     /// Turns until nothing moves any more.

@@ -30,7 +30,7 @@ use twinlog::{
     },
     reactor::{Idle, IdlePolicy, MailboxSender, Waker, mailbox},
     serve::{
-        NbdServer, Reactor, ReactorParts,
+        Reactor, ReactorParts, Server,
         reactor::{NodeEnd, OpenDevice},
     },
 };
@@ -225,7 +225,7 @@ impl Machine {
             let (net, listener) = SimNet::open(agenda);
             let port = Port::new(agenda.waker());
             let front = if self.setup.is_nbd {
-                Front::Nbd(Box::new(NbdServer::new(CONNECTIONS_MAX)))
+                Front::Nbd(Box::new(Server::new(CONNECTIONS_MAX)))
             } else {
                 Front::Direct(port.clone())
             };

@@ -12,7 +12,7 @@ use twinlog::{
         DataRun, Extent, Payload, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply, VolumeRequest,
         VolumeService,
     },
-    serve::{FrontEnd, NbdServer},
+    serve::{FrontEnd, Server},
 };
 use twinlog_device::{BlockPool, Nanos, Network};
 use twinlog_sim::SimWaker;
@@ -201,7 +201,7 @@ fn bytes_of(runs: &[DataRun]) -> Vec<u8> {
 /// The front end of a simulated reactor.
 pub enum Front {
     /// The real one.
-    Nbd(Box<NbdServer>),
+    Nbd(Box<Server>),
     /// None: a port.
     Direct(Rc<Port>),
 }

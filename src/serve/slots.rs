@@ -35,8 +35,18 @@ impl<T> Slots<T> {
         u16::try_from(self.entries.len() - 1).expect("bounded above")
     }
 
+    /// The entry, if somebody else's number is one.
+    pub(super) fn get(&self, slot: u16) -> Option<&T> {
+        self.entries.get(usize::from(slot)).and_then(Option::as_ref)
+    }
+
     pub(super) fn get_mut(&mut self, slot: u16) -> &mut T {
         self.entries.get_mut(usize::from(slot)).and_then(Option::as_mut).expect("the slot is in use")
+    }
+
+    /// The entries.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().flatten()
     }
 
     pub(super) fn remove(&mut self, slot: u16) -> T {

@@ -1,0 +1,244 @@
+//! The controllers of one node. A controller is a host's admin queue with its I/O queues; each queue is a connection, which the kernel gives to any of the
+//! reactors. This table is all that they share: atomics, no locks.
+//!
+//! # Invariants
+//!
+//! 1. A controller's place is written by the reactor that has its admin queue; other reactors only set and clear bits of queues.
+//! 2. An I/O queue belongs to one *life* of its controller: from one enabling to the next reset, or to the loss of the admin queue. Lives are numbered and
+//!    never used again while the process lives, so what belongs to an earlier one is seen as such by whoever looks.
+//!
+//! ```text
+//! free --claim--> claimed --enable--> alive (a life, and a bit for each I/O queue) --disable--> claimed --release--> free
+//! ```
+
+use super::wire::command::NAME_BYTES_MAX;
+use crate::node::admin::HostStatus;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Controllers of one node: as many as it may have connections.
+const CONTROLLERS_MAX: usize = crate::base::limits::CONNECTIONS_MAX;
+
+/// I/O queues of one controller: a bit each, beside the number of its life.
+pub(super) const QUEUES_MAX: u16 = 32;
+
+/// Bytes of a host's name are kept in this many words.
+const NAME_WORDS: usize = NAME_BYTES_MAX.div_ceil(8);
+
+const LIFE_SHIFT: u32 = 32;
+
+#[derive(Debug, Default)]
+struct Place {
+    /// Zero: free.
+    claim: AtomicU64,
+    /// The life in the upper half, zero while it is not enabled; I/O queues in the lower.
+    state: AtomicU64,
+    /// Whose it is, as one number.
+    host: AtomicU64,
+    is_discovery: AtomicU32,
+    /// The host's name, filled with zeroes, for people.
+    name: [AtomicU64; NAME_WORDS],
+}
+
+/// The table.
+#[derive(Debug)]
+pub(super) struct Controllers {
+    places: Vec<Place>,
+    claims: AtomicU64,
+    lives: AtomicU32,
+    /// The controller of the first place.
+    first: u16,
+}
+
+/// A controller, to the session that has its admin queue.
+#[derive(Debug)]
+pub(super) struct Claim {
+    index: usize,
+    /// CNTLID.
+    pub(super) controller: u16,
+}
+
+/// An I/O queue of a controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    index: usize,
+    life: u32,
+    /// Its number, from 1.
+    pub(super) queue: u16,
+}
+
+/// Why an I/O queue cannot be connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// No such controller.
+    Unknown,
+    /// It is another host's.
+    Foreign,
+    /// It is not enabled.
+    Disabled,
+    /// There is a queue of this number.
+    Taken,
+}
+
+impl Controllers {
+    /// No controllers yet; the first will be called `first`.
+    pub(super) fn new(first: u16) -> Self {
+        let places = std::iter::repeat_with(Place::default).take(CONTROLLERS_MAX).collect();
+        Self { places, claims: AtomicU64::new(1), lives: AtomicU32::new(1), first }
+    }
+
+    /// A new controller for the host called `name`, `host` as one number. `None`: there are too many.
+    pub(super) fn claim(&self, name: &str, host: u64, is_discovery: bool) -> Option<Claim> {
+        let number = self.claims.fetch_add(1, Ordering::Relaxed);
+        // In turn, so that a name that was just let go is not somebody else's at once.
+        let start = usize::try_from(number).unwrap_or(0);
+        let index = (0..CONTROLLERS_MAX).map(|step| (start + step) % CONTROLLERS_MAX).find(|&index| {
+            let claim = &self.places[index].claim;
+            claim.compare_exchange(0, number, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })?;
+        let place = &self.places[index];
+        let mut words = [[0; 8]; NAME_WORDS];
+        words.as_flattened_mut().iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte);
+        for (word, bytes) in place.name.iter().zip(words) {
+            word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+        }
+        place.is_discovery.store(u32::from(is_discovery), Ordering::Relaxed);
+        place.host.store(host, Ordering::Release);
+        let offset = u16::try_from(index).expect("fewer than 2^16");
+        Some(Claim { index, controller: self.first + offset })
+    }
+
+    /// Begins a life, without I/O queues.
+    pub(super) fn enable(&self, claim: &Claim) {
+        let life = self.lives.fetch_add(1, Ordering::Relaxed);
+        self.places[claim.index].state.store(u64::from(life) << LIFE_SHIFT, Ordering::Release);
+    }
+
+    /// Ends it: its I/O queues end when they look.
+    pub(super) fn disable(&self, claim: &Claim) {
+        self.places[claim.index].state.store(0, Ordering::Release);
+    }
+
+    /// The controller is gone.
+    pub(super) fn release(&self, claim: &Claim) {
+        self.disable(claim);
+        self.places[claim.index].claim.store(0, Ordering::Release);
+    }
+
+    /// Connects I/O queue `queue` (1 to [`QUEUES_MAX`]) of `host`.
+    pub(super) fn join(&self, controller: u16, host: u64, queue: u16) -> Result<Member, Refused> {
+        let index = usize::from(controller.checked_sub(self.first).ok_or(Refused::Unknown)?);
+        let place = self.places.get(index).ok_or(Refused::Unknown)?;
+        if place.claim.load(Ordering::Acquire) == 0 {
+            return Err(Refused::Unknown);
+        }
+        let mut state = place.state.load(Ordering::Acquire);
+        loop {
+            let life = life_of(state);
+            if place.host.load(Ordering::Acquire) != host {
+                return Err(Refused::Foreign);
+            }
+            if life == 0 {
+                return Err(Refused::Disabled);
+            }
+            if state & bit(queue) != 0 {
+                return Err(Refused::Taken);
+            }
+            match place.state.compare_exchange(state, state | bit(queue), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(Member { index, life, queue }),
+                Err(now) => state = now,
+            }
+        }
+    }
+
+    /// Whether the queue's controller lives the same life.
+    pub(super) fn is_member(&self, member: Member) -> bool {
+        life_of(self.places[member.index].state.load(Ordering::Acquire)) == member.life
+    }
+
+    /// The queue's connection has ended.
+    pub(super) fn leave(&self, member: Member) {
+        let change = |state| (life_of(state) == member.life).then_some(state & !bit(member.queue));
+        // Otherwise nobody knows it any more.
+        let _ = self.places[member.index].state.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+    }
+
+    /// Those there are, for people.
+    pub(super) fn hosts(&self) -> Vec<HostStatus> {
+        let status = |(place, controller): (&Place, u16)| {
+            let claim = place.claim.load(Ordering::Acquire);
+            let words: Vec<[u8; 8]> =
+                place.name.iter().map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
+            let state = place.state.load(Ordering::Acquire);
+            let queues = state & u64::from(u32::MAX);
+            let is_discovery = place.is_discovery.load(Ordering::Relaxed) != 0;
+            // Another one's by now: the next look shows it whole.
+            let is_whole = claim != 0 && place.claim.load(Ordering::Acquire) == claim;
+            let name = String::from_utf8_lossy(words.as_flattened());
+            is_whole.then(|| HostStatus {
+                host: name.trim_end_matches('\0').to_owned(),
+                controller,
+                queues: queues.count_ones(),
+                is_discovery,
+            })
+        };
+        self.places.iter().zip(self.first..).filter_map(status).collect()
+    }
+}
+
+fn life_of(state: u64) -> u32 {
+    u32::try_from(state >> LIFE_SHIFT).expect("the upper half")
+}
+
+fn bit(queue: u16) -> u64 {
+    assert!((1..=QUEUES_MAX).contains(&queue), "the caller bounds it");
+    1 << (queue - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queues_belong_to_one_life_of_one_host_s_controller() {
+        let controllers = Controllers::new(0x8000);
+        let claim = controllers.claim("nqn.2014-08.a", 7, false).expect("there is room");
+        let id = claim.controller;
+        assert_eq!(controllers.join(id, 7, 1), Err(Refused::Disabled));
+        controllers.enable(&claim);
+        assert_eq!(controllers.join(id, 8, 1), Err(Refused::Foreign));
+        assert_eq!(controllers.join(0x7fff, 7, 1), Err(Refused::Unknown));
+        assert_eq!(controllers.join(id + 1, 7, 1), Err(Refused::Unknown));
+        assert_eq!(controllers.join(0xffff, 7, 1), Err(Refused::Unknown));
+        let first = controllers.join(id, 7, 1).expect("enabled");
+        let last = controllers.join(id, 7, QUEUES_MAX).expect("enabled");
+        assert_eq!(controllers.join(id, 7, 1), Err(Refused::Taken));
+        assert!(controllers.is_member(first) && controllers.is_member(last));
+        let [host] = &controllers.hosts()[..] else { panic!("one host") };
+        assert_eq!((host.host.as_str(), host.controller, host.queues), ("nqn.2014-08.a", id, 2));
+        controllers.leave(first);
+        let first = controllers.join(id, 7, 1).expect("it has left");
+        controllers.disable(&claim);
+        controllers.enable(&claim);
+        assert!(!controllers.is_member(first));
+        let again = controllers.join(id, 7, 1).expect("a new life");
+        controllers.leave(first);
+        assert!(controllers.is_member(again) && controllers.join(id, 7, 1) == Err(Refused::Taken));
+        controllers.release(&claim);
+        assert!(!controllers.is_member(again) && controllers.hosts().is_empty());
+    }
+
+    #[test]
+    fn there_are_only_so_many() {
+        let controllers = Controllers::new(1);
+        let claims: Vec<_> = std::iter::from_fn(|| controllers.claim("nqn.2014-08.a", 1, true)).collect();
+        assert_eq!(claims.len(), CONTROLLERS_MAX);
+        let mut ids: Vec<u16> = claims.iter().map(|claim| claim.controller).collect();
+        ids.sort_unstable();
+        assert_eq!((ids[0], ids[CONTROLLERS_MAX - 1]), (1, 256));
+        controllers.release(&claims[5]);
+        assert_eq!(
+            controllers.claim("nqn.2014-08.b", 1, true).map(|claim| claim.controller),
+            Some(claims[5].controller)
+        );
+    }
+}

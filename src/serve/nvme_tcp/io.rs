@@ -1,0 +1,200 @@
+//! From a command of an I/O queue to what is asked of the volume, or to the status that answers it.
+//!
+//! Everything that can be refused is refused here, from the entry alone and before anything is reserved.
+
+use super::{
+    target::{BLOCK_BYTES, Target},
+    wire::command::{Command, RANGE_BYTES, Status, opcode, ranges},
+};
+use crate::{
+    base::{ObjectId, limits::CHANGE_BYTES_MAX},
+    node::request::{VolumeError, VolumeOperation, VolumeService},
+};
+use std::{collections::VecDeque, ops::Range};
+
+/// MDTS: most data of one command, as a power of two of pages of 4 KiB. One change of the log, so that a write is atomic across a crash.
+pub(super) const TRANSFER_PAGES_LOG: u8 = 8;
+/// The same in bytes.
+pub(super) const TRANSFER_BYTES_MAX: u64 = BLOCK_BYTES << TRANSFER_PAGES_LOG;
+const _: () = assert!(TRANSFER_BYTES_MAX == CHANGE_BYTES_MAX);
+
+/// ONCS: compare, dataset management, write zeroes, verify (base 2.0, figure 275).
+pub(super) const OPTIONAL_COMMANDS: u16 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 7;
+
+/// The commands there are, and whether they change blocks.
+pub(super) const COMMANDS: [(u8, bool); 7] = [
+    (opcode::FLUSH, false),
+    (opcode::WRITE, true),
+    (opcode::READ, false),
+    (opcode::COMPARE, false),
+    (opcode::WRITE_ZEROES, true),
+    (opcode::DATASET_MANAGEMENT, true),
+    (opcode::VERIFY, false),
+];
+
+/// Fused operations (bits 1:0) and metadata by an SGL segment (bit 7).
+const UNSUPPORTED_FLAGS: u8 = 0b1000_0011;
+/// Dword 12 of reads and writes.
+const FORCE_UNIT_ACCESS: u32 = 1 << 30;
+/// Dword 12 of write zeroes.
+const DEALLOCATE: u32 = 1 << 25;
+/// Dword 11 of dataset management.
+const ATTRIBUTE_DEALLOCATE: u32 = 1 << 2;
+/// Data of a dataset management: 256 ranges.
+pub(super) const RANGES_BYTES_MAX: u32 = 4096;
+const _: () = assert!(RANGES_BYTES_MAX as usize == 256 * RANGE_BYTES);
+
+/// What is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    Read,
+    Write {
+        durable: bool,
+    },
+    Compare,
+    Flush,
+    WriteZeroes {
+        durable: bool,
+        may_free: bool,
+    },
+    /// Reads what is left of the range, in parts, and drops it.
+    Verify,
+    /// Discards these ranges, one after the other. `None`: they have not come yet, and there are so many.
+    Deallocate {
+        count: usize,
+        ranges: Option<VecDeque<Range<u64>>>,
+    },
+    /// Dataset management without an attribute that means something here.
+    Advice,
+}
+
+/// A valid command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) volume: ObjectId,
+    /// Bytes of the volume.
+    pub(super) range: Range<u64>,
+    pub(super) work: Work,
+}
+
+/// Which way a command's data goes, and how much of it there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transfer {
+    None,
+    ToHost(u32),
+    /// At least so many bytes, at most so many.
+    FromHost(u32, u32),
+}
+
+impl Request {
+    /// Decides what `command` asks for.
+    pub(super) fn new<S: VolumeService>(target: &Target, service: &S, command: &Command) -> Result<Self, Status> {
+        if command.flags & UNSUPPORTED_FLAGS != 0 {
+            return Err(Status::INVALID_FIELD);
+        }
+        if !COMMANDS.iter().any(|(opcode, _)| *opcode == command.opcode) {
+            return Err(Status::INVALID_OPCODE);
+        }
+        let namespace = target.find(service, command.namespace.get()).ok_or(Status::INVALID_NAMESPACE)?;
+        let options = command.word(12);
+        let durable = options & FORCE_UNIT_ACCESS != 0;
+        let work = match command.opcode {
+            opcode::FLUSH => Work::Flush,
+            opcode::DATASET_MANAGEMENT if command.word(11) & ATTRIBUTE_DEALLOCATE == 0 => Work::Advice,
+            opcode::DATASET_MANAGEMENT => {
+                let [count, ..] = command.word(10).to_le_bytes();
+                Work::Deallocate { count: usize::from(count) + 1, ranges: None }
+            }
+            opcode::READ => Work::Read,
+            opcode::WRITE => Work::Write { durable },
+            opcode::COMPARE => Work::Compare,
+            opcode::WRITE_ZEROES => Work::WriteZeroes { durable, may_free: options & DEALLOCATE != 0 },
+            _ => Work::Verify,
+        };
+        let range = match work {
+            Work::Flush | Work::Deallocate { .. } | Work::Advice => 0..0,
+            _ => {
+                let (first, count) = command.blocks();
+                bytes_of(first, count, namespace.blocks)?
+            }
+        };
+        let is_transfer = matches!(work, Work::Read | Work::Write { .. } | Work::Compare);
+        if is_transfer && range.end - range.start > TRANSFER_BYTES_MAX {
+            return Err(Status::INVALID_FIELD);
+        }
+        Ok(Self { volume: namespace.volume, range, work })
+    }
+
+    /// The data of the command.
+    pub(super) fn transfer(&self) -> Transfer {
+        let length = u32::try_from(self.range.end - self.range.start).unwrap_or(u32::MAX);
+        match &self.work {
+            Work::Read => Transfer::ToHost(length),
+            Work::Write { .. } | Work::Compare => Transfer::FromHost(length, length),
+            Work::Deallocate { count, .. } => {
+                let least = u32::try_from(count * RANGE_BYTES).expect("at most 256 ranges");
+                Transfer::FromHost(least, RANGES_BYTES_MAX)
+            }
+            Work::Advice => Transfer::FromHost(1, RANGES_BYTES_MAX),
+            Work::Flush | Work::WriteZeroes { .. } | Work::Verify => Transfer::None,
+        }
+    }
+
+    /// Takes the ranges of a dataset management from its data.
+    pub(super) fn set_ranges<S: VolumeService>(&mut self, service: &S, data: &[u8]) -> Result<(), Status> {
+        let Work::Deallocate { count, ranges: place } = &mut self.work else { return Ok(()) };
+        let blocks = service.size_bytes(self.volume).ok_or(Status::INVALID_NAMESPACE)? / BLOCK_BYTES;
+        let wanted = ranges(data).take(*count).filter(|(_, count)| *count > 0);
+        let found: Result<VecDeque<_>, Status> = wanted.map(|(first, count)| bytes_of(first, count, blocks)).collect();
+        *place = Some(found?);
+        Ok(())
+    }
+
+    /// The next thing to ask of the volume; what has a payload is made by the caller. `None`: nothing is left.
+    pub(super) fn next(&mut self) -> Option<VolumeOperation> {
+        let range = self.range.clone();
+        match &mut self.work {
+            Work::Read | Work::Compare => Some(VolumeOperation::Read(range)),
+            Work::Write { .. } => unreachable!("its payload is the caller's"),
+            Work::Flush => Some(VolumeOperation::Flush),
+            Work::WriteZeroes { durable, may_free } => {
+                Some(VolumeOperation::WriteZeroes { range, may_free: *may_free, durable: *durable })
+            }
+            Work::Verify => {
+                let end = range.end.min(range.start + TRANSFER_BYTES_MAX);
+                self.range.start = end;
+                (range.start < end).then_some(VolumeOperation::Read(range.start..end))
+            }
+            Work::Deallocate { ranges, .. } => {
+                let range = ranges.as_mut()?.pop_front()?;
+                Some(VolumeOperation::Discard { range, durable: false })
+            }
+            Work::Advice => None,
+        }
+    }
+
+    /// Whether the volume is asked several things, one after the other.
+    pub(super) fn has_steps(&self) -> bool {
+        matches!(self.work, Work::Verify | Work::Deallocate { .. })
+    }
+}
+
+/// `count` blocks (at least one) from `first` as bytes, if they lie within the first `blocks`.
+fn bytes_of(first: u64, count: u64, blocks: u64) -> Result<Range<u64>, Status> {
+    let end = first.checked_add(count).filter(|end| *end <= blocks).ok_or(Status::OUT_OF_RANGE)?;
+    Ok(first * BLOCK_BYTES..end * BLOCK_BYTES)
+}
+
+/// The status for the engine's error.
+pub(super) fn status_of(error: &VolumeError) -> Status {
+    match error {
+        VolumeError::NoSuchVolume => Status::INVALID_NAMESPACE,
+        VolumeError::OutOfRange => Status::OUT_OF_RANGE,
+        VolumeError::NoSpace => Status::CAPACITY_EXCEEDED,
+        VolumeError::Unreadable { .. } => Status::UNRECOVERED_READ,
+        VolumeError::Stopped(_) => Status::INTERNAL_ERROR,
+        VolumeError::Offline(_) => Status::NOT_READY,
+        // Another path may lead there; with none, the host asks again.
+        VolumeError::Interrupted(_) | VolumeError::Unserved(_) | VolumeError::ShuttingDown => Status::PATH_ERROR,
+    }
+}

@@ -1,0 +1,22 @@
+//! NVMe over TCP: volumes as namespaces of one subsystem, for the kernel's own initiator.
+//!
+//! ```text
+//! wire          bytes <-> units, commands, identify structures, log pages; pure
+//! target        what hosts find: the subsystem's and the namespaces' identity, who may connect, where else
+//! controllers   the controllers of this node, shared by its reactors
+//! admin         one controller's admin queue: properties, identify, features, logs, events, keep alive
+//! io            what a command of an I/O queue asks of a volume, or the status that answers it
+//! session       one connection through all of these: units in, commands in flight, units out, time-outs
+//! ```
+//!
+//! What hosts may rely on is in `docs/nvme-tcp.md`.
+
+mod admin;
+mod controllers;
+mod io;
+mod session;
+mod target;
+pub mod wire;
+
+pub(super) use session::Session;
+pub use target::{BLOCK_BYTES, Target, TargetParts};

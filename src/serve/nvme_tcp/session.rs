@@ -1,0 +1,753 @@
+//! One host's connection: a queue, from the first unit to the last.
+//!
+//! A session is a value: it moves only when [`Session::run`], [`Session::deliver`] or [`Session::look`] is called, a bounded number of steps each time.
+//!
+//! ```text
+//! ICReq, ICResp --> no queue --Connect--> admin queue, or I/O queue --> the host closes, or its controller ends
+//!                                |
+//!                                +--violation--> C2HTermReq, close
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. Units are taken in order, one at a time; what cannot go on stays in the connection's input, and the host feels it. A host never has more commands in
+//!    flight than its queue has entries: one that sends more breaks the protocol.
+//! 2. A write of which the data is in its capsule has its memory before the capsule is taken. For one of which it is not, memory is found first and the host is
+//!    asked for the data then, never with the last memory there is: so what waits for data never keeps what has its data from going on.
+//! 3. What waits for memory, for the volume, or for the host to take its replies waits in order: data that has come whole (`to_submit`) apart from data that is
+//!    to be asked for (`to_receive`), of which neither waits for the other.
+//! 4. Every command is answered exactly once, when nothing of it is in flight any more. Data that came damaged is never written.
+//! 5. At most [`CONNECTION_BYTES_MAX`] bytes each are being written, and being read or waiting to be sent.
+//!
+//! # Time-outs
+//!
+//! A host may be silent for as long as its keep-alive time-out says; without one, for ever. It may not rest where others wait for it: see [`Patience`].
+
+use super::{
+    admin::{ADMIN_IN_CAPSULE_BYTES_MAX, Admin, Answer, ENTRIES_MAX, IN_CAPSULE_BYTES_MAX},
+    controllers::{Member, QUEUES_MAX, Refused},
+    io::{self, Request, Transfer, Work},
+    target::{DISCOVERY, Target},
+    wire::{
+        command::{
+            CONNECT_BYTES, Command, Completion, Connect, ConnectFault, IN_CAPSULE, IN_TRANSPORT, Status, fabrics,
+            opcode,
+        },
+        pdu::{self, Agreement, Body, DIGEST_BYTES, Fatal, Part, Unit},
+    },
+};
+use crate::{
+    base::{checksum, limits::CONNECTION_BYTES_MAX},
+    node::request::{Payload, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeRequest, VolumeService},
+    serve::{
+        slots::Slots,
+        turn::{Next, Pace, Patience, Ran, Turn, each_run, runs_bytes, send_runs},
+    },
+};
+use sha2::{Digest as _, Sha256};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+use twinlog_device::{ConnectionState, Nanos, Network};
+use zerocopy::{
+    IntoBytes,
+    little_endian::{U16, U64},
+};
+
+/// Longest time from the first byte to a queue.
+const HANDSHAKE: Duration = Duration::from_secs(60);
+
+/// Steps of one turn; a step takes one unit's header, what has arrived of its data, or starts one command.
+const STEPS_PER_TURN: usize = 64;
+
+/// Attribute of a Connect: the host does without flow control of its submission queue.
+const NO_FLOW_CONTROL: u8 = 1 << 2;
+
+/// SQHD without flow control (base 2.0, section 6.3).
+const NO_HEAD: u16 = 0xffff;
+
+/// A command in flight.
+#[derive(Debug)]
+struct Active {
+    command: Command,
+    job: Job,
+    sink: Sink,
+    received_bytes: u32,
+    expected_bytes: u32,
+    /// The host was asked for the data, under the slot's number.
+    is_asked: bool,
+    /// Something went wrong on the way: the status to answer with once nothing is in flight.
+    failure: Option<Status>,
+}
+
+#[derive(Debug)]
+enum Job {
+    /// Waits for its data.
+    Connect,
+    /// Refused; its data, if any, is thrown away.
+    Refused,
+    Volume(Request),
+}
+
+/// Where a command's data goes.
+#[derive(Debug)]
+enum Sink {
+    Nowhere,
+    Bytes(Vec<u8>),
+    Blocks(Payload),
+    /// Stands for what a volume is to be compared with: were it kept, compares could have all the memory and wait for more, to read into.
+    Compared(Box<Sha256>),
+}
+
+#[derive(Debug)]
+enum Intake {
+    Header,
+    /// Receives data of a command.
+    Data {
+        slot: u16,
+        remaining_bytes: u32,
+        digest: Option<u32>,
+    },
+    /// The digest of data that has come.
+    Digest {
+        slot: u16,
+        digest: u32,
+    },
+    Ended,
+}
+
+/// What the connection is.
+#[derive(Debug)]
+enum Role {
+    Unconnected,
+    Admin(Box<Admin>),
+    Io(Member),
+}
+
+/// A session.
+#[derive(Debug)]
+pub(in crate::serve) struct Session {
+    target: Arc<Target>,
+    /// `None` before the first unit.
+    agreement: Option<Agreement>,
+    role: Role,
+    intake: Intake,
+    commands: Slots<Active>,
+    to_submit: VecDeque<u16>,
+    to_receive: VecDeque<u16>,
+    /// Bytes of payloads that were allocated for the commands in flight.
+    write_bytes: u64,
+    /// Bytes that the volumes are asked to read.
+    read_bytes: u64,
+    entries: u16,
+    head: u16,
+    has_flow_control: bool,
+    opened_at: Nanos,
+    now: Nanos,
+    patience: Patience,
+    starved: bool,
+}
+
+impl Session {
+    pub(in crate::serve) fn new(target: Arc<Target>, now: Nanos) -> Self {
+        Self {
+            target,
+            agreement: None,
+            role: Role::Unconnected,
+            intake: Intake::Header,
+            commands: Slots::default(),
+            to_submit: VecDeque::new(),
+            to_receive: VecDeque::new(),
+            write_bytes: 0,
+            read_bytes: 0,
+            entries: 1,
+            head: 0,
+            has_flow_control: true,
+            opened_at: now,
+            now,
+            patience: Patience::new(now),
+            starved: false,
+        }
+    }
+
+    /// The connection has ended.
+    pub(in crate::serve) fn end(&mut self) {
+        match std::mem::replace(&mut self.role, Role::Unconnected) {
+            Role::Unconnected => {}
+            Role::Admin(admin) => admin.end(&self.target),
+            Role::Io(member) => self.target.controllers.leave(member),
+        }
+    }
+
+    /// Whether the queue's controller has ended. While the node stops its queues end each in its own time.
+    fn is_orphan<N, S>(&self, turn: &Turn<'_, N, S>) -> bool {
+        !turn.stopping && matches!(self.role, Role::Io(member) if !self.target.controllers.is_member(member))
+    }
+
+    /// Takes up to [`STEPS_PER_TURN`] steps.
+    pub(in crate::serve) fn run<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos) -> Ran {
+        self.now = now;
+        if turn.net.state(turn.connection) == ConnectionState::Failed || self.is_orphan(turn) {
+            return Ran { progressed: true, next: Next::Abort };
+        }
+        let mut progressed = false;
+        for _ in 0..STEPS_PER_TURN {
+            let pace = match self.step(turn) {
+                Ok(pace) => pace,
+                Err(fatal) => {
+                    let head: Vec<u8> = turn.input().iter().copied().take(pdu::COMMON_BYTES + 64).collect();
+                    turn.send(|output| pdu::write_termination(output, fatal, &head));
+                    self.intake = Intake::Ended;
+                    Pace::WaitsForRoom
+                }
+            };
+            self.starved = pace == Pace::WaitsForClient;
+            let next = match pace {
+                Pace::Went => {
+                    progressed = true;
+                    self.patience.renew(now);
+                    continue;
+                }
+                Pace::Violation => Next::Abort,
+                _ if matches!(self.intake, Intake::Ended) => Next::Close,
+                // What is in flight is answered to nobody.
+                Pace::WaitsForClient if turn.net.state(turn.connection) == ConnectionState::InputEnded => Next::Close,
+                _ if turn.stopping && self.commands.is_empty() && turn.unsent_bytes() == 0 => Next::Close,
+                Pace::WaitsForClient => Next::Rest,
+                Pace::WaitsForRoom => Next::Again,
+            };
+            return Ran { progressed: progressed || matches!(next, Next::Close | Next::Abort), next };
+        }
+        Ran { progressed, next: Next::Again }
+    }
+
+    /// What time alone has brought about. `pressed`: memory is short.
+    pub(in crate::serve) fn look<N: Network, S: VolumeService>(
+        &mut self,
+        turn: &mut Turn<'_, N, S>,
+        now: Nanos,
+        pressed: bool,
+    ) -> Next {
+        self.patience.look(turn.net.unsent_bytes(turn.connection), now);
+        let is_asked = self.commands.iter().any(|active| active.is_asked);
+        let is_receiving = !matches!(self.intake, Intake::Header) || !turn.input().is_empty();
+        let half_sent = self.starved && (is_asked || is_receiving);
+        if self.is_orphan(turn) || self.patience.is_over(half_sent, self.write_bytes > 0, (now, pressed)) {
+            return Next::Abort;
+        }
+        match &mut self.role {
+            Role::Unconnected if now.since(self.opened_at) > HANDSHAKE => Next::Abort,
+            Role::Admin(admin) if admin.is_silent(now) => Next::Abort,
+            Role::Admin(admin) => {
+                admin.watch(&self.target, turn.service);
+                self.tell(turn);
+                Next::Rest
+            }
+            _ => Next::Rest,
+        }
+    }
+
+    /// Answers event requests for which there are events.
+    fn tell<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) {
+        while let Role::Admin(admin) = &mut self.role {
+            let Some((id, result)) = admin.next_event() else { return };
+            self.respond(turn, id, Status::SUCCESS, result);
+        }
+    }
+
+    fn step<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Result<Pace, Fatal> {
+        if self.submit_next(turn) || self.ask_next(turn) {
+            return Ok(Pace::Went);
+        }
+        let pace = match self.intake {
+            Intake::Header => self.take_unit(turn)?,
+            Intake::Data { .. } => self.receive(turn),
+            Intake::Digest { .. } => self.check_digest(turn),
+            Intake::Ended => Pace::WaitsForRoom,
+        };
+        let waits = !self.to_submit.is_empty() || !self.to_receive.is_empty();
+        Ok(if waits && pace == Pace::WaitsForClient { Pace::WaitsForRoom } else { pace })
+    }
+
+    fn take_unit<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Result<Pace, Fatal> {
+        if turn.input().is_empty() {
+            return Ok(Pace::WaitsForClient);
+        }
+        if turn.unsent_bytes() >= CONNECTION_BYTES_MAX {
+            return Ok(Pace::WaitsForRoom);
+        }
+        let Some(unit) = pdu::parse(turn.input(), self.agreement)? else { return Ok(Pace::WaitsForClient) };
+        match unit.body {
+            Body::IcRequest(agreement) => {
+                turn.net.consume(turn.connection, unit.head_bytes);
+                self.agreement = Some(agreement);
+                turn.send(|output| pdu::write_ic_response(output, agreement));
+                Ok(Pace::Went)
+            }
+            Body::HostTerminates(_) => Ok(Pace::Violation),
+            // What comes while the node stops waits in vain; the host finds another path, or this one when it is back.
+            Body::Command(_) if turn.stopping => Ok(Pace::WaitsForClient),
+            Body::Command(entry) => self.take_command(turn, &unit, &Command::parse(&entry)),
+            Body::HostData { command, tag, offset, is_last } => {
+                self.take_data(turn, &unit, (command, tag), (offset, is_last))
+            }
+        }
+    }
+
+    /// Data that was asked for.
+    fn take_data<N: Network, S: VolumeService>(
+        &mut self,
+        turn: &mut Turn<'_, N, S>,
+        unit: &Unit,
+        (command, tag): (u16, u16),
+        (offset, is_last): (u32, bool),
+    ) -> Result<Pace, Fatal> {
+        let active = self.commands.get(tag).filter(|active| active.is_asked).ok_or(Fatal::InvalidHeader(10))?;
+        if active.command.id.get() != command {
+            return Err(Fatal::InvalidHeader(8));
+        }
+        let end = u64::from(offset) + u64::from(unit.data_bytes);
+        let is_whole = end == u64::from(active.expected_bytes);
+        if offset != active.received_bytes || end > u64::from(active.expected_bytes) || (is_last && !is_whole) {
+            return Err(Fatal::OutOfRange);
+        }
+        turn.net.consume(turn.connection, unit.head_bytes);
+        self.expect(unit, tag);
+        Ok(Pace::Went)
+    }
+
+    /// The data of `unit` follows, for the command in `slot`.
+    fn expect(&mut self, unit: &Unit, slot: u16) {
+        let digest = unit.has_data_digest.then_some(0);
+        self.intake = Intake::Data { slot, remaining_bytes: unit.data_bytes, digest };
+    }
+
+    /// Bytes of data that a capsule may carry.
+    fn in_capsule_bytes_max(&self) -> u32 {
+        if matches!(self.role, Role::Io(_)) { IN_CAPSULE_BYTES_MAX } else { ADMIN_IN_CAPSULE_BYTES_MAX }
+    }
+
+    fn take_command<N: Network, S: VolumeService>(
+        &mut self,
+        turn: &mut Turn<'_, N, S>,
+        unit: &Unit,
+        command: &Command,
+    ) -> Result<Pace, Fatal> {
+        if unit.data_bytes > self.in_capsule_bytes_max() {
+            return Err(Fatal::LimitExceeded);
+        }
+        if self.commands.len() >= usize::from(self.entries) {
+            return Err(Fatal::Sequence);
+        }
+        let planned = self.plan(turn, command).and_then(|(job, transfer)| {
+            let data = Data::of(command, transfer, unit.data_bytes)?;
+            Ok((job, data))
+        });
+        let (job, data, failure) = match planned {
+            Ok((Plan::Job(job), data)) => (job, data, None),
+            Ok((Plan::Admin, _)) => {
+                self.take(turn, unit);
+                self.perform(turn, command);
+                return Ok(Pace::Went);
+            }
+            Err(status) if unit.data_bytes == 0 => {
+                self.take(turn, unit);
+                self.respond(turn, command.id.get(), status, 0);
+                return Ok(Pace::Went);
+            }
+            Err(status) => (Job::Refused, Data::InCapsule(unit.data_bytes), Some(status)),
+        };
+        let mut active = Active {
+            command: *command,
+            job,
+            sink: Sink::Nowhere,
+            received_bytes: 0,
+            expected_bytes: data.bytes(),
+            is_asked: false,
+            failure,
+        };
+        if matches!(data, Data::InCapsule(_)) && !Self::furnish(turn.service, &mut active, &mut self.write_bytes) {
+            return Ok(Pace::WaitsForRoom);
+        }
+        self.take(turn, unit);
+        let slot = self.commands.insert(active);
+        match data {
+            Data::InCapsule(_) => self.expect(unit, slot),
+            Data::Asked(_) => self.to_receive.push_back(slot),
+            Data::None => self.to_submit.push_back(slot),
+        }
+        Ok(Pace::Went)
+    }
+
+    /// A capsule's head leaves the input, and its entry the submission queue.
+    fn take<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, unit: &Unit) {
+        turn.net.consume(turn.connection, unit.head_bytes);
+        self.head = (self.head + 1) % self.entries;
+    }
+
+    /// What a command is, and its data.
+    fn plan<N, S: VolumeService>(&self, turn: &Turn<'_, N, S>, command: &Command) -> Result<(Plan, Transfer), Status> {
+        match (&self.role, command.fabrics()) {
+            (Role::Unconnected, Some(fabrics::CONNECT)) => {
+                Ok((Plan::Job(Job::Connect), Transfer::FromHost(CONNECT_BYTES, CONNECT_BYTES)))
+            }
+            (Role::Unconnected, _) | (_, Some(fabrics::CONNECT)) => Err(Status::SEQUENCE_ERROR),
+            (Role::Admin(_), _) => Ok((Plan::Admin, Transfer::None)),
+            (Role::Io(_), Some(_)) => Err(Status::INVALID_FIELD),
+            (Role::Io(_), None) => {
+                let request = Request::new(&self.target, turn.service, command)?;
+                let transfer = request.transfer();
+                Ok((Plan::Job(Job::Volume(request)), transfer))
+            }
+        }
+    }
+
+    /// Gives a command a place for its data, if there is one now. Returns whether there is.
+    fn furnish<S: VolumeService>(service: &S, active: &mut Active, write_bytes: &mut u64) -> bool {
+        match &active.job {
+            Job::Refused => {}
+            Job::Volume(Request { work: Work::Compare, .. }) => active.sink = Sink::Compared(Box::default()),
+            Job::Volume(Request { work: Work::Write { .. }, range, .. }) => {
+                let Some(payload) = Payload::allocate(service.blocks(), range.clone()) else { return false };
+                active.sink = Sink::Blocks(payload);
+                *write_bytes += u64::from(active.expected_bytes);
+            }
+            // At most 4 KiB.
+            Job::Connect | Job::Volume(_) => active.sink = Sink::Bytes(vec![0; active.expected_bytes as usize]),
+        }
+        true
+    }
+
+    fn receive<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Pace {
+        let Intake::Data { slot, remaining_bytes, digest } = &mut self.intake else {
+            unreachable!("called in this state")
+        };
+        let input = turn.net.input(turn.connection);
+        if input.is_empty() {
+            return Pace::WaitsForClient;
+        }
+        let active = self.commands.get_mut(*slot);
+        let count = u32::try_from(input.len()).map_or(*remaining_bytes, |there| there.min(*remaining_bytes));
+        let bytes = &input[..count as usize];
+        match &mut active.sink {
+            Sink::Nowhere => {}
+            Sink::Bytes(place) => place[active.received_bytes as usize..][..bytes.len()].copy_from_slice(bytes),
+            Sink::Blocks(payload) => payload.fill(u64::from(active.received_bytes), bytes),
+            Sink::Compared(sum) => sum.update(bytes),
+        }
+        if let Some(digest) = digest {
+            *digest = pdu::digest(*digest, bytes);
+        }
+        active.received_bytes += count;
+        *remaining_bytes -= count;
+        let (slot, is_over, digest) = (*slot, *remaining_bytes == 0, *digest);
+        turn.net.consume(turn.connection, count as usize);
+        match digest {
+            _ if !is_over => {}
+            Some(digest) => self.intake = Intake::Digest { slot, digest },
+            None => self.end_unit(turn, slot),
+        }
+        Pace::Went
+    }
+
+    fn check_digest<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Pace {
+        let Intake::Digest { slot, digest } = self.intake else { unreachable!("called in this state") };
+        let Some(said) = turn.input().first_chunk::<DIGEST_BYTES>() else { return Pace::WaitsForClient };
+        if u32::from_le_bytes(*said) != digest {
+            self.commands.get_mut(slot).failure.get_or_insert(Status::TRANSPORT_ERROR);
+        }
+        turn.net.consume(turn.connection, DIGEST_BYTES);
+        self.end_unit(turn, slot);
+        Pace::Went
+    }
+
+    /// The data of a unit has come.
+    fn end_unit<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, slot: u16) {
+        self.intake = Intake::Header;
+        let active = self.commands.get_mut(slot);
+        if active.received_bytes < active.expected_bytes {
+            return;
+        }
+        active.is_asked = false;
+        if let Some(status) = active.failure {
+            self.finish(turn, slot, status, 0);
+            return;
+        }
+        let Active { job, sink, command, .. } = active;
+        match (job, sink) {
+            (Job::Connect, Sink::Bytes(data)) => {
+                let connect = command.connect(data);
+                let (status, result) = match connect.and_then(|connect| self.connect(&connect)) {
+                    Ok(controller) => (Status::SUCCESS, u32::from(controller)),
+                    Err(ConnectFault { status, place }) => (status, place),
+                };
+                self.finish(turn, slot, status, u64::from(result));
+            }
+            (Job::Volume(request), Sink::Bytes(data)) => match request.set_ranges(turn.service, data) {
+                Ok(()) => self.to_submit.push_back(slot),
+                Err(status) => self.finish(turn, slot, status, 0),
+            },
+            _ => self.to_submit.push_back(slot),
+        }
+    }
+
+    /// Makes the connection a queue. Returns the controller.
+    fn connect(&mut self, connect: &Connect) -> Result<u16, ConnectFault> {
+        if connect.size == 0 || connect.size >= ENTRIES_MAX {
+            return Err(ConnectFault::command(44));
+        }
+        if !self.target.allows(&connect.host) {
+            return Err(ConnectFault { status: Status::CONNECT_HOST, place: 1 << 16 | 512 });
+        }
+        let is_discovery = connect.subsystem == DISCOVERY;
+        if !is_discovery && connect.subsystem != self.target.subsystem() {
+            return Err(ConnectFault::data(256));
+        }
+        let host = checksum(u64::from(is_discovery), &[connect.host.as_bytes(), &connect.host_id].concat());
+        let busy = ConnectFault { status: Status::CONNECT_BUSY, place: 0 };
+        let controller = match connect.queue {
+            0 if connect.controller != u16::MAX => return Err(ConnectFault::data(16)),
+            0 => {
+                let claim = self.target.controllers.claim(&connect.host, host, is_discovery).ok_or(busy)?;
+                let admin = Admin::new(claim, connect, is_discovery, self.now);
+                let controller = admin.controller();
+                self.role = Role::Admin(Box::new(admin));
+                controller
+            }
+            queue if is_discovery || queue > QUEUES_MAX => return Err(ConnectFault::command(42)),
+            queue => {
+                let member =
+                    self.target.controllers.join(connect.controller, host, queue).map_err(|refused| match refused {
+                        Refused::Unknown => ConnectFault::data(16),
+                        Refused::Foreign => ConnectFault { status: Status::CONNECT_HOST, place: 1 << 16 | 512 },
+                        Refused::Disabled => ConnectFault { status: Status::SEQUENCE_ERROR, place: 0 },
+                        Refused::Taken => ConnectFault::command(42),
+                    })?;
+                self.role = Role::Io(member);
+                connect.controller
+            }
+        };
+        self.entries = connect.size + 1;
+        self.head = 1;
+        self.has_flow_control = connect.attributes & NO_FLOW_CONTROL == 0;
+        Ok(controller)
+    }
+
+    /// Performs a command of the admin queue.
+    fn perform<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, command: &Command) {
+        let Role::Admin(admin) = &mut self.role else { unreachable!("planned as one") };
+        let id = command.id.get();
+        if command.opcode == opcode::ABORT {
+            let aborted = admin.abort(command);
+            if let Some(aborted) = aborted {
+                self.respond(turn, aborted, Status::ABORTED, 0);
+            }
+            self.respond(turn, id, Status::SUCCESS, u64::from(aborted.is_none()));
+            return;
+        }
+        match admin.execute(&self.target, turn.service, command, self.now) {
+            Answer::Done(status, result) => self.respond(turn, id, status, result),
+            Answer::Held => {}
+            Answer::Data(data) => {
+                let there = command.data.length.get();
+                let length = u32::try_from(data.len()).map_or(there, |length| length.min(there));
+                if command.data.kind != IN_TRANSPORT || length == 0 {
+                    self.respond(turn, id, Status::DESCRIPTOR_INVALID, 0);
+                    return;
+                }
+                let block = &data[..length as usize];
+                self.send_data_header(turn, id, length);
+                turn.net.send(turn.connection, block);
+                self.end_data(turn, id, pdu::digest(0, block));
+            }
+        }
+        self.tell(turn);
+    }
+
+    /// Asks a volume for the next thing, if there is room. Returns whether anything was done.
+    fn submit_next<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> bool {
+        let Some(&slot) = self.to_submit.front() else { return false };
+        let unsent_bytes = turn.unsent_bytes();
+        let active = self.commands.get_mut(slot);
+        let Job::Volume(request) = &mut active.job else { unreachable!("nothing else waits for a volume") };
+        let reads = matches!(request.work, Work::Read | Work::Compare | Work::Verify);
+        let read_bytes = if reads { (request.range.end - request.range.start).min(io::TRANSFER_BYTES_MAX) } else { 0 };
+        let has_room = self.read_bytes + unsent_bytes + read_bytes <= CONNECTION_BYTES_MAX || read_bytes == 0;
+        if !has_room || !turn.service.has_room(request.volume) {
+            return false;
+        }
+        self.to_submit.pop_front();
+        let volume = request.volume;
+        let operation = match request.work {
+            Work::Write { durable } => {
+                let Sink::Blocks(payload) = std::mem::replace(&mut active.sink, Sink::Nowhere) else {
+                    unreachable!("its data has come")
+                };
+                Some(VolumeOperation::Write { payload, durable })
+            }
+            _ => request.next(),
+        };
+        let Some(operation) = operation else {
+            self.finish(turn, slot, Status::SUCCESS, 0);
+            return true;
+        };
+        self.read_bytes += read_bytes;
+        let tag = RequestTag { session: turn.connection.0, request: u64::from(slot) << 32 | read_bytes };
+        turn.service.submit(VolumeRequest { tag, volume, operation });
+        true
+    }
+
+    /// Asks the host for the data of the next command that waits for memory, if there is some. Returns whether anything was done.
+    fn ask_next<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> bool {
+        let Some(&slot) = self.to_receive.front() else { return false };
+        let active = self.commands.get_mut(slot);
+        let has_room = self.write_bytes + u64::from(active.expected_bytes) <= CONNECTION_BYTES_MAX;
+        let is_short = turn.service.blocks().is_short();
+        if !has_room || is_short || !Self::furnish(turn.service, active, &mut self.write_bytes) {
+            return false;
+        }
+        self.to_receive.pop_front();
+        active.is_asked = true;
+        let part = Part { command: active.command.id.get(), offset: 0, length: active.expected_bytes };
+        let agreement = self.agreement.unwrap_or_default();
+        turn.send(|output| pdu::write_ready_to_transfer(output, agreement, slot, part));
+        true
+    }
+
+    /// Takes the engine's reply to a request of this session.
+    pub(in crate::serve) fn deliver<N: Network, S: VolumeService>(
+        &mut self,
+        turn: &mut Turn<'_, N, S>,
+        tag: u64,
+        result: Result<ReplyData, VolumeError>,
+    ) -> Next {
+        let slot = u16::try_from(tag >> 32).expect("made by submit_next");
+        self.read_bytes -= tag & u64::from(u32::MAX);
+        let active = self.commands.get_mut(slot);
+        let id = active.command.id.get();
+        let Job::Volume(request) = &active.job else { unreachable!("nothing else asks a volume") };
+        match result {
+            // Whether it was performed only asking again can tell: to the host it is as if the node had died.
+            Err(VolumeError::Interrupted(_)) => return Next::Abort,
+            Err(error) => self.finish(turn, slot, io::status_of(&error), 0),
+            Ok(_) if request.has_steps() => self.to_submit.push_back(slot),
+            Ok(ReplyData::Data(runs)) if request.work == Work::Compare => {
+                let Sink::Compared(expected) = std::mem::replace(&mut active.sink, Sink::Nowhere) else {
+                    unreachable!("its data has come")
+                };
+                let mut read = Sha256::new();
+                each_run(&runs, |bytes| read.update(bytes));
+                let is_equal = read.finalize() == expected.finalize();
+                let status = if is_equal { Status::SUCCESS } else { Status::COMPARE_FAILURE };
+                self.finish(turn, slot, status, 0);
+            }
+            Ok(ReplyData::Data(runs)) => {
+                let length = u32::try_from(runs_bytes(&runs)).expect("at most a transfer");
+                assert_eq!(
+                    u64::from(length),
+                    request.range.end - request.range.start,
+                    "a read returns what was asked for"
+                );
+                self.remove(slot);
+                self.send_data_header(turn, id, length);
+                send_runs(turn.net, turn.connection, &runs);
+                let mut digest = 0;
+                if self.agreement.unwrap_or_default().data_digest {
+                    each_run(&runs, |bytes| digest = pdu::digest(digest, bytes));
+                }
+                self.end_data(turn, id, digest);
+            }
+            Ok(_) => self.finish(turn, slot, Status::SUCCESS, 0),
+        }
+        Next::Again
+    }
+
+    fn send_data_header<N: Network, S>(&self, turn: &mut Turn<'_, N, S>, command: u16, length: u32) {
+        let agreement = self.agreement.unwrap_or_default();
+        let part = Part { command, offset: 0, length };
+        turn.send(|output| pdu::write_data_header(output, agreement, part, !self.has_flow_control));
+    }
+
+    /// What follows data that was sent: its digest, and a response unless the data's unit has said that all is well.
+    fn end_data<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, id: u16, digest: u32) {
+        if self.agreement.unwrap_or_default().data_digest {
+            turn.net.send(turn.connection, &digest.to_le_bytes());
+        }
+        if self.has_flow_control {
+            self.respond(turn, id, Status::SUCCESS, 0);
+        }
+    }
+
+    /// Ends the command in `slot`.
+    fn finish<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, slot: u16, status: Status, result: u64) {
+        let active = self.remove(slot);
+        self.respond(turn, active.command.id.get(), status, result);
+    }
+
+    fn remove(&mut self, slot: u16) -> Active {
+        let active = self.commands.remove(slot);
+        if let Job::Volume(Request { work: Work::Write { .. }, .. }) = active.job {
+            self.write_bytes -= u64::from(active.expected_bytes);
+        }
+        active
+    }
+
+    fn respond<N: Network, S>(&self, turn: &mut Turn<'_, N, S>, id: u16, status: Status, result: u64) {
+        let queue = match self.role {
+            Role::Io(member) => member.queue,
+            Role::Admin(_) | Role::Unconnected => 0,
+        };
+        let completion = Completion {
+            result: U64::new(result),
+            head: U16::new(if self.has_flow_control { self.head } else { NO_HEAD }),
+            queue: U16::new(queue),
+            id: U16::new(id),
+            status: U16::new(status.field()),
+        };
+        let agreement = self.agreement.unwrap_or_default();
+        let bytes: [u8; 16] = completion.as_bytes().try_into().expect("an entry has 16 bytes");
+        turn.send(|output| pdu::write_response(output, agreement, &bytes));
+    }
+}
+
+/// What becomes of a command.
+#[derive(Debug)]
+enum Plan {
+    /// It needs time.
+    Job(Job),
+    /// It is performed at once.
+    Admin,
+}
+
+/// How a command's data comes.
+#[derive(Clone, Copy, Debug)]
+enum Data {
+    None,
+    InCapsule(u32),
+    Asked(u32),
+}
+
+impl Data {
+    fn bytes(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::InCapsule(bytes) | Self::Asked(bytes) => bytes,
+        }
+    }
+
+    /// Holds a command's descriptor against the data that it should have, of which `in_capsule` bytes are in its capsule (TCP transport 1.0, section 3.5).
+    fn of(command: &Command, transfer: Transfer, in_capsule: u32) -> Result<Self, Status> {
+        let described = command.data.length.get();
+        match (transfer, command.data.kind) {
+            (Transfer::None, _) if in_capsule == 0 => Ok(Self::None),
+            (Transfer::None, _) => Err(Status::DATA_LENGTH_INVALID),
+            (Transfer::ToHost(wanted), IN_TRANSPORT) if in_capsule == 0 && described == wanted => Ok(Self::None),
+            (Transfer::FromHost(least, most), IN_CAPSULE | IN_TRANSPORT) if !(least..=most).contains(&described) => {
+                Err(Status::DATA_LENGTH_INVALID)
+            }
+            (Transfer::FromHost(..), IN_CAPSULE) if command.data.address.get() != 0 => Err(Status::OFFSET_INVALID),
+            (Transfer::FromHost(..), IN_CAPSULE) if in_capsule == described => Ok(Self::InCapsule(described)),
+            (Transfer::FromHost(..), IN_TRANSPORT) if in_capsule == 0 => Ok(Self::Asked(described)),
+            (_, IN_CAPSULE | IN_TRANSPORT) => Err(Status::DATA_LENGTH_INVALID),
+            _ => Err(Status::DESCRIPTOR_INVALID),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! What hosts find at a node: one subsystem whose namespaces are the volumes of the node's pools.
+//!
+//! # Invariants
+//!
+//! 1. Names follow from the pools' identities alone: both nodes of a pair say the same of the subsystem and of each volume.
+//! 2. A namespace's id follows from the volume's and from which of the two pools it is in, and is never another volume's: pools never use an id again.
+//! 3. The two nodes' controllers have ids from disjoint halves.
+//! 4. A host that is not in the list is refused, if there is a list. Without one, only loopback addresses are listened at (the configuration's check).
+
+use super::{
+    controllers::Controllers,
+    wire::log::{Port, Subsystem},
+};
+use crate::{
+    base::{ObjectId, PoolId, checksum},
+    node::{
+        admin::HostStatus,
+        pools::{PARTNER_BIT, PoolSlot},
+        request::VolumeService,
+    },
+};
+use std::net::SocketAddr;
+
+/// Bytes of a namespace's blocks: the pools' own.
+pub const BLOCK_BYTES: u64 = crate::base::limits::BLOCK_BYTES;
+
+/// Namespaces that hosts see: a list in one answer has 1024.
+pub(super) const NAMESPACES_MAX: usize = super::wire::identify::LIST_MAX;
+
+/// Highest id of a namespace (base 2.0, section 3.2.1.2: the two above mean all, and none).
+pub(super) const NAMESPACE_MAX: u32 = 0xffff_fffd;
+
+/// The name of every discovery service (base 2.0, section 3.1.2.3).
+pub(super) const DISCOVERY: &str = "nqn.2014-08.org.nvmexpress.discovery";
+
+/// The first controller of the node whose pool has the higher identity; the other node's begin with 1.
+const CONTROLLERS_HIGH: u16 = 0x8000;
+
+/// What a target is made of.
+#[derive(Clone, Debug)]
+pub struct TargetParts {
+    /// The node's own pool.
+    pub home: PoolId,
+    /// The partner's.
+    pub partner: Option<PoolId>,
+    /// Where this node listens.
+    pub address: SocketAddr,
+    /// Where the partner does.
+    pub partner_address: Option<SocketAddr>,
+    /// Names of hosts that may connect; empty: all may.
+    pub hosts: Vec<String>,
+}
+
+/// A volume as hosts see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Namespace {
+    pub(super) id: u32,
+    pub(super) volume: ObjectId,
+    pub(super) blocks: u64,
+}
+
+/// What hosts find; shared by the node's reactors.
+#[derive(Debug)]
+pub struct Target {
+    parts: TargetParts,
+    subsystem: String,
+    serial: String,
+    /// Whether the own pool has the higher identity of two.
+    is_high: bool,
+    pub(super) controllers: Controllers,
+}
+
+impl Target {
+    /// A target without hosts.
+    #[must_use]
+    pub fn new(parts: TargetParts) -> Self {
+        let is_high = parts.partner.is_some_and(|partner| partner < parts.home);
+        let mut pools: Vec<PoolId> = parts.partner.into_iter().chain([parts.home]).collect();
+        pools.sort_unstable();
+        let bytes: Vec<u8> = pools.iter().flat_map(|pool| pool.0.to_le_bytes()).collect();
+        let identity = identity(&bytes);
+        let first = if is_high { CONTROLLERS_HIGH } else { 1 };
+        Self {
+            subsystem: format!("nqn.2014-08.org.nvmexpress:uuid:{}", hyphenated(&uuid(identity))),
+            serial: format!("{:020x}", identity >> 48),
+            is_high,
+            parts,
+            controllers: Controllers::new(first),
+        }
+    }
+
+    /// The subsystem's qualified name.
+    #[must_use]
+    pub fn subsystem(&self) -> &str {
+        &self.subsystem
+    }
+
+    /// Hosts that are connected.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<HostStatus> {
+        self.controllers.hosts()
+    }
+
+    pub(super) fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// Whether the host called so may connect.
+    pub(super) fn allows(&self, host: &str) -> bool {
+        self.parts.hosts.is_empty() || self.parts.hosts.iter().any(|allowed| allowed == host)
+    }
+
+    /// Where the subsystem and this service are.
+    pub(super) fn ports(&self) -> Vec<Port> {
+        let port = |subsystem, number, name: &str, address| Port { subsystem, number, name: name.to_owned(), address };
+        // The same address has the same number at both nodes.
+        let (own, other) = if self.is_high { (2, 1) } else { (1, 2) };
+        let mut ports = vec![
+            port(Subsystem::CurrentDiscovery, own, DISCOVERY, self.parts.address),
+            port(Subsystem::Nvme, own, &self.subsystem, self.parts.address),
+        ];
+        ports.extend(self.parts.partner_address.map(|address| port(Subsystem::Nvme, other, &self.subsystem, address)));
+        ports
+    }
+
+    /// Whether ids of the pool's volumes are the even ones.
+    fn rank(&self, slot: PoolSlot) -> u64 {
+        u64::from((slot == PoolSlot::Home) == self.is_high)
+    }
+
+    /// The namespace that is this volume, whatever its size. `None`: its id is beyond those of namespaces.
+    pub(super) fn id_of(&self, volume: ObjectId) -> Option<u32> {
+        let slot = PoolSlot::of(volume);
+        let object = volume.0 & !PARTNER_BIT;
+        let id = u32::try_from(object.checked_sub(1)?.checked_mul(2)? + 1 + self.rank(slot)).ok()?;
+        (id <= NAMESPACE_MAX).then_some(id)
+    }
+
+    /// The volume that is this namespace, if there is one.
+    pub(super) fn find<S: VolumeService>(&self, service: &S, id: u32) -> Option<Namespace> {
+        let place = u64::from(id.checked_sub(1)?);
+        let is_home = (place % 2 == 1) == self.is_high;
+        let slot = if is_home { PoolSlot::Home } else { PoolSlot::Partner };
+        let volume = slot.outside(ObjectId(place / 2 + 1));
+        let blocks = service.size_bytes(volume)? / BLOCK_BYTES;
+        (blocks > 0 && id <= NAMESPACE_MAX).then_some(Namespace { id, volume, blocks })
+    }
+
+    /// All namespaces, in order.
+    pub(super) fn namespaces<S: VolumeService>(&self, service: &S) -> Vec<Namespace> {
+        let namespace = |(volume, size_bytes): (ObjectId, u64)| {
+            let blocks = size_bytes / BLOCK_BYTES;
+            self.id_of(volume).filter(|_| blocks > 0).map(|id| Namespace { id, volume, blocks })
+        };
+        let volumes = service.volumes().into_iter().map(|volume| (volume.id, volume.size_bytes));
+        let mut all: Vec<Namespace> = volumes.filter_map(namespace).collect();
+        all.sort_unstable_by_key(|namespace| namespace.id);
+        all.truncate(NAMESPACES_MAX);
+        all
+    }
+
+    /// A volume's identity: NGUID, and UUID.
+    pub(super) fn names_of(&self, volume: ObjectId) -> ([u8; 16], [u8; 16]) {
+        let pool = match PoolSlot::of(volume) {
+            PoolSlot::Home => Some(self.parts.home),
+            PoolSlot::Partner => self.parts.partner,
+        };
+        let mut bytes = pool.unwrap_or_default().0.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&(volume.0 & !PARTNER_BIT).to_le_bytes());
+        let identity = identity(&bytes);
+        (identity.to_be_bytes(), uuid(identity))
+    }
+}
+
+/// 128 bits that stand for `bytes`.
+fn identity(bytes: &[u8]) -> u128 {
+    u128::from(checksum(1, bytes)) << 64 | u128::from(checksum(2, bytes))
+}
+
+/// A UUID of version 8 (RFC 9562, section 5.8): ours to fill.
+fn uuid(identity: u128) -> [u8; 16] {
+    let mut bytes = identity.to_be_bytes();
+    bytes[6] = bytes[6] & 0x0f | 0x80;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes
+}
+
+fn hyphenated(uuid: &[u8; 16]) -> String {
+    let hex = format!("{:032x}", u128::from_be_bytes(*uuid));
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(home: u128, partner: Option<u128>) -> Target {
+        let address = "127.0.0.1:4420".parse().expect("an address");
+        let (home, partner) = (PoolId(home), partner.map(PoolId));
+        Target::new(TargetParts { home, partner, address, partner_address: None, hosts: Vec::new() })
+    }
+
+    #[test]
+    fn both_nodes_say_the_same() {
+        let (a, b) = (target(7, Some(9)), target(9, Some(7)));
+        assert_eq!(a.subsystem(), b.subsystem());
+        assert_eq!(a.serial(), b.serial());
+        assert_eq!(a.serial().len(), 20);
+        assert_ne!(a.subsystem(), target(7, None).subsystem());
+        let (own, same) = (ObjectId(5), ObjectId(5 | PARTNER_BIT));
+        assert_eq!((a.id_of(own), a.names_of(own)), (b.id_of(same), b.names_of(same)));
+        assert_ne!(a.names_of(own), a.names_of(same));
+        assert_ne!(a.id_of(own), a.id_of(same));
+        let ids = |target: &Target| {
+            let claim = target.controllers.claim("nqn.2014-08.a", 1, false).expect("room");
+            claim.controller
+        };
+        assert!(ids(&a) < CONTROLLERS_HIGH && ids(&b) >= CONTROLLERS_HIGH);
+        assert!(crate::serve::nvme_tcp::wire::command::is_name(a.subsystem()));
+    }
+
+    #[test]
+    fn ids_have_bounds() {
+        let target = target(7, Some(9));
+        assert_eq!((target.id_of(ObjectId(0)), target.id_of(ObjectId(1))), (None, Some(1)));
+        assert_eq!(target.id_of(ObjectId(1 | PARTNER_BIT)), Some(2));
+        assert_eq!(target.id_of(ObjectId(0x7fff_fffe | PARTNER_BIT)), Some(0xffff_fffc));
+        assert_eq!(target.id_of(ObjectId(0x7fff_ffff)), Some(NAMESPACE_MAX));
+        assert_eq!(target.id_of(ObjectId(0x7fff_ffff | PARTNER_BIT)), None);
+        assert_eq!(target.id_of(ObjectId(u64::MAX >> 1)), None);
+    }
+
+    #[test]
+    fn a_list_of_hosts_is_kept() {
+        let mut parts = target(7, None).parts;
+        assert!(Target::new(parts.clone()).allows("nqn.2014-08.a"));
+        parts.hosts = vec!["nqn.2014-08.b".to_owned()];
+        let target = Target::new(parts);
+        assert!(target.allows("nqn.2014-08.b") && !target.allows("nqn.2014-08.a"));
+    }
+}

@@ -1,0 +1,301 @@
+//! All connections of one reactor, whatever they speak.
+//!
+//! # Invariants
+//!
+//! 1. Each session gets the same bounded number of steps per turn, in the order in which they asked for it: a client that floods waits
+//!    for its next turn like everybody else.
+//! 2. A reply from the engine is routed by its tag, which names the connection; connection numbers are never used again, so the reply
+//!    to a request whose client has gone finds nobody.
+//! 3. There are at most `connections_max` clients. Of those beyond, [`REFUSED_MAX`] that speak NBD are told so and leave; the others find a closed
+//!    connection.
+
+use super::{
+    nbd,
+    nvme_tcp::{self, Target},
+    turn::{Next, Ran, Turn},
+};
+use crate::{
+    base::FixedMap,
+    node::{
+        admin::HostStatus,
+        request::{ReplyData, VolumeError, VolumeService},
+    },
+};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+use twinlog_device::{Accepted, ConnectionId, Nanos, Network};
+
+/// Clients over the limit that are refused with words at the same time; further ones find a closed connection.
+const REFUSED_MAX: usize = 16;
+
+/// Connections accepted per turn.
+const ACCEPTS_PER_TURN: usize = 16;
+
+/// Engine replies delivered per turn: more than all requests that one client may have in flight.
+const REPLIES_PER_TURN: usize = 512;
+
+/// How often clients' time-outs are looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How long clients have to take their last replies when the server stops.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// Hosts that speak NVMe/TCP.
+#[derive(Clone, Debug)]
+pub struct NvmeTcp {
+    /// What they find.
+    pub target: Arc<Target>,
+    /// The first listener for them: that and all later ones.
+    pub first_listener: usize,
+}
+
+/// One client's session, in its protocol.
+#[derive(Debug)]
+enum Session {
+    Nbd(nbd::Session),
+    NvmeTcp(Box<nvme_tcp::Session>),
+}
+
+#[derive(Debug)]
+struct Client {
+    session: Session,
+    /// It is over the limit of connections.
+    refused: bool,
+    /// It is in the queue.
+    queued: bool,
+}
+
+impl Session {
+    fn stop(&mut self) {
+        match self {
+            Self::Nbd(session) => session.stop(),
+            Self::NvmeTcp(_) => {}
+        }
+    }
+
+    fn run<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos) -> Ran {
+        match self {
+            Self::Nbd(session) => session.run(turn, now),
+            Self::NvmeTcp(session) => session.run(turn, now),
+        }
+    }
+
+    fn deliver<N: Network, S: VolumeService>(
+        &mut self,
+        turn: &mut Turn<'_, N, S>,
+        request: u64,
+        result: Result<ReplyData, VolumeError>,
+    ) -> Next {
+        match self {
+            Self::Nbd(session) => session.deliver(turn, request, result),
+            Self::NvmeTcp(session) => session.deliver(turn, request, result),
+        }
+    }
+
+    /// What time alone has brought about.
+    fn look<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos, pressed: bool) -> Next {
+        match self {
+            Self::Nbd(session) => {
+                let is_overdue = session.is_overdue(turn.net, turn.connection, now, pressed);
+                if is_overdue { Next::Abort } else { Next::Rest }
+            }
+            Self::NvmeTcp(session) => session.look(turn, now, pressed),
+        }
+    }
+}
+
+/// The front end of one reactor: a value that moves when [`poll`](Self::poll) is called.
+#[derive(Debug)]
+pub struct Server {
+    connections_max: usize,
+    nvme_tcp: Option<NvmeTcp>,
+    clients: FixedMap<ConnectionId, Client>,
+    refused_count: usize,
+    /// Clients that have something to do, or wait for the engine.
+    queue: VecDeque<ConnectionId>,
+    /// Empty between turns.
+    ready: Vec<ConnectionId>,
+    scratch: Vec<u8>,
+    looked_at: Nanos,
+    stopping_since: Option<Nanos>,
+}
+
+impl Server {
+    /// A server for at most `connections_max` clients at a time, which all speak NBD.
+    #[must_use]
+    pub fn new(connections_max: usize) -> Self {
+        Self {
+            connections_max,
+            nvme_tcp: None,
+            clients: FixedMap::default(),
+            refused_count: 0,
+            queue: VecDeque::new(),
+            ready: Vec::new(),
+            scratch: Vec::new(),
+            looked_at: Nanos::default(),
+            stopping_since: None,
+        }
+    }
+
+    /// The same, with hosts at some of its listeners.
+    #[must_use]
+    pub fn with_nvme_tcp(self, nvme_tcp: Option<NvmeTcp>) -> Self {
+        Self { nvme_tcp, ..self }
+    }
+
+    /// The hosts of this node, whichever reactor they are at.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<HostStatus> {
+        self.nvme_tcp.as_ref().map_or_else(Vec::new, |nvme_tcp| nvme_tcp.target.hosts())
+    }
+
+    /// Clients connected now, those that are being refused included.
+    #[must_use]
+    pub fn connection_count(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Does one bounded turn: accepts clients, delivers what `service` has answered, and lets each session that can move do so.
+    /// Returns whether anything moved; if nothing did, nothing will before `net` or `service` has news, or `now` has grown by a quarter
+    /// of a second (for time-outs only).
+    pub fn poll<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
+        let mut progressed = self.accept(net, now);
+        progressed |= self.deliver(net, service);
+        let mut ready = std::mem::take(&mut self.ready);
+        net.poll(&mut ready);
+        for connection in ready.drain(..) {
+            self.enqueue(connection);
+        }
+        self.ready = ready;
+        for _ in 0..self.queue.len() {
+            let connection = self.queue.pop_front().expect("counted above");
+            progressed |= self.run(net, service, connection, now);
+        }
+        if now.since(self.looked_at) >= LOOK {
+            self.looked_at = now;
+            progressed |= self.look(net, service, now);
+        }
+        progressed
+    }
+
+    /// Begins to stop: requests in flight are answered, new ones and new clients refused, and connections closed as soon as nothing
+    /// is owed to them, or after [`STOP_GRACE`].
+    pub fn stop(&mut self, now: Nanos) {
+        if self.stopping_since.is_some() {
+            return;
+        }
+        self.stopping_since = Some(now);
+        let connections: Vec<ConnectionId> = self.clients.keys().copied().collect();
+        for connection in connections {
+            self.clients.get_mut(&connection).expect("listed just now").session.stop();
+            self.enqueue(connection);
+        }
+    }
+
+    /// Whether it was stopped and every client has left.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stopping_since.is_some() && self.clients.is_empty()
+    }
+
+    fn accept<N: Network>(&mut self, net: &mut N, now: Nanos) -> bool {
+        for count in 0..ACCEPTS_PER_TURN {
+            let Some(Accepted { connection, listener, .. }) = net.accept() else { return count > 0 };
+            let hosts = self.nvme_tcp.as_ref().filter(|hosts| listener >= hosts.first_listener);
+            let refused = self.clients.len() - self.refused_count >= self.connections_max;
+            let is_heard = !refused || (hosts.is_none() && self.refused_count < REFUSED_MAX);
+            if self.stopping_since.is_some() || !is_heard {
+                net.close(connection, true);
+                continue;
+            }
+            let session = match hosts {
+                Some(hosts) => Session::NvmeTcp(Box::new(nvme_tcp::Session::new(Arc::clone(&hosts.target), now))),
+                None => Session::Nbd(nbd::Session::new(net, connection, refused, now)),
+            };
+            self.refused_count += usize::from(refused);
+            let replaced = self.clients.insert(connection, Client { session, refused, queued: false });
+            assert!(replaced.is_none(), "connection numbers are never used again");
+            self.enqueue(connection);
+        }
+        true
+    }
+
+    fn deliver<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S) -> bool {
+        for count in 0..REPLIES_PER_TURN {
+            let Some(reply) = service.poll_reply() else { return count > 0 };
+            let connection = ConnectionId(reply.tag.session);
+            let Some(client) = self.clients.get_mut(&connection) else { continue };
+            let stopping = self.stopping_since.is_some();
+            let mut turn = Turn { net, service, connection, scratch: &mut self.scratch, stopping };
+            match client.session.deliver(&mut turn, reply.tag.request, reply.result) {
+                Next::Abort => self.end(net, connection, true),
+                _ => self.enqueue(connection),
+            }
+        }
+        true
+    }
+
+    fn run<N: Network, S: VolumeService>(
+        &mut self,
+        net: &mut N,
+        service: &mut S,
+        connection: ConnectionId,
+        now: Nanos,
+    ) -> bool {
+        let Some(client) = self.clients.get_mut(&connection) else { return false };
+        client.queued = false;
+        let stopping = self.stopping_since.is_some();
+        let mut turn = Turn { net, service, connection, scratch: &mut self.scratch, stopping };
+        let ran = client.session.run(&mut turn, now);
+        match ran.next {
+            Next::Rest => {}
+            Next::Again => self.enqueue(connection),
+            Next::Close => self.end(net, connection, false),
+            Next::Abort => self.end(net, connection, true),
+        }
+        ran.progressed
+    }
+
+    fn look<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
+        let pressed = service.blocks().is_short();
+        let stopping = self.stopping_since.is_some();
+        let out_of_grace = self.stopping_since.is_some_and(|since| now.since(since) > STOP_GRACE);
+        let connections: Vec<ConnectionId> = self.clients.keys().copied().collect();
+        let mut worked = false;
+        for connection in connections {
+            let client = self.clients.get_mut(&connection).expect("listed just now");
+            let mut turn =
+                Turn { net: &mut *net, service: &mut *service, connection, scratch: &mut self.scratch, stopping };
+            match client.session.look(&mut turn, now, pressed) {
+                Next::Rest if !out_of_grace => continue,
+                Next::Again if !out_of_grace => self.enqueue(connection),
+                Next::Close if !out_of_grace => self.end(net, connection, false),
+                _ => self.end(net, connection, true),
+            }
+            worked = true;
+        }
+        if self.stopping_since.is_some() {
+            // Sent bytes make a session ready to leave, and not every driver reports the last of them.
+            let connections: Vec<ConnectionId> = self.clients.keys().copied().collect();
+            connections.into_iter().for_each(|connection| self.enqueue(connection));
+        }
+        worked
+    }
+
+    fn enqueue(&mut self, connection: ConnectionId) {
+        if let Some(client) = self.clients.get_mut(&connection)
+            && !client.queued
+        {
+            client.queued = true;
+            self.queue.push_back(connection);
+        }
+    }
+
+    fn end<N: Network>(&mut self, net: &mut N, connection: ConnectionId, abort: bool) {
+        let client = self.clients.remove(&connection).expect("only clients end");
+        self.refused_count -= usize::from(client.refused);
+        if let Session::NvmeTcp(mut session) = client.session {
+            session.end();
+        }
+        net.close(connection, abort);
+    }
+}

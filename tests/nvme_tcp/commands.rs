@@ -1,0 +1,197 @@
+//! Commands of an I/O queue.
+
+use crate::{
+    host::{BLOCK, Bench, Queue, SIZE, op},
+    support::{byte_net::Closed, memory_service::MemoryService},
+};
+use std::time::Duration;
+use twinlog::node::request::VolumeError;
+
+const FUA: u32 = 1 << 30;
+const DEALLOCATE: u32 = 1 << 25;
+
+fn start(digests: bool) -> (Bench, Queue, Queue) {
+    let mut bench = Bench::new();
+    let (admin, id) = bench.admin(digests);
+    let io = bench.io(id, 1, digests);
+    (bench, admin, io)
+}
+
+fn pattern(count: u64) -> Vec<u8> {
+    (0..count * BLOCK).map(|at| u8::try_from((at / 7 + at / 4096) % 251).expect("it fits")).collect()
+}
+
+#[test]
+fn what_is_written_is_read_in_and_out_of_capsules() {
+    for digests in [false, true] {
+        let (mut bench, _admin, mut io) = start(digests);
+        for (first, count, in_capsule, piece) in [
+            (0, 1, true, 1),
+            (1, 4, true, 1),
+            (8, 1, false, 512),
+            (16, 256, false, 4096),
+            (300, 256, false, usize::MAX),
+        ] {
+            io.piece_bytes = piece;
+            let data = pattern(count);
+            let write = io.blocks(op::WRITE, first, count, FUA);
+            assert_eq!(bench.run(&mut io, write, Some(&data), in_capsule).status, 0);
+            let read = io.blocks(op::READ, first, count, 0);
+            assert_eq!(bench.run(&mut io, read, None, false).data, data);
+            let compare = io.blocks(op::COMPARE, first, count, 0);
+            assert_eq!(bench.run(&mut io, compare, Some(&data), in_capsule).status, 0);
+            let mut other = data.clone();
+            *other.last_mut().expect("it fits") ^= 1;
+            let compare = io.blocks(op::COMPARE, first, count, 0);
+            assert_eq!(bench.run(&mut io, compare, Some(&other), in_capsule).status, 0x285);
+        }
+        let read = io.blocks(op::READ, 1000, 8, 0);
+        assert_eq!(bench.run(&mut io, read, None, false).data, vec![0; 8 << 12], "never written");
+        let free = bench.service.blocks_free();
+        assert_eq!(free, 4096, "every block is back");
+    }
+}
+
+#[test]
+fn flush_zeroes_verify_and_deallocate() {
+    let (mut bench, _admin, mut io) = start(true);
+    let write = io.blocks(op::WRITE, 0, 64, 0);
+    assert_eq!(bench.run(&mut io, write, Some(&pattern(64)), false).status, 0);
+    let mut flush = io.entry(op::FLUSH);
+    flush[4] = 1;
+    assert_eq!(bench.run(&mut io, flush, None, false).status, 0);
+    for (first, flags) in [(0, 0), (8, DEALLOCATE | FUA)] {
+        let zeroes = io.blocks(op::WRITE_ZEROES, first, 8, flags);
+        assert_eq!(bench.run(&mut io, zeroes, None, false).status, 0);
+    }
+    let verify = io.blocks(op::VERIFY, 0, SIZE / BLOCK, 0);
+    assert_eq!(bench.run(&mut io, verify, None, false).status, 0);
+    // Two ranges of three, in data that is as long as the kernel sends it.
+    let mut ranges = vec![0; 4096];
+    for (place, first) in [(0, 20_u64), (16, 30), (32, 40)] {
+        (ranges[place + 4], ranges[place + 8]) = (4, u8::try_from(first).expect("it fits"));
+    }
+    let mut deallocate = io.entry(op::DEALLOCATE);
+    (deallocate[4], deallocate[40], deallocate[44]) = (1, 1, 4);
+    assert_eq!(bench.run(&mut io, deallocate, Some(&ranges), true).status, 0);
+    let mut advice = io.entry(op::DEALLOCATE);
+    (advice[4], advice[40], advice[44]) = (1, 2, 3);
+    assert_eq!(bench.run(&mut io, advice, Some(&ranges[..48]), false).status, 0);
+    let mut expected = pattern(64);
+    for (from, to) in [(0, 16), (20, 24), (30, 34)] {
+        expected[from * 4096..to * 4096].fill(0);
+    }
+    let read = io.blocks(op::READ, 0, 64, 0);
+    assert_eq!(bench.run(&mut io, read, None, false).data, expected);
+}
+
+#[test]
+fn what_lies_beyond_the_end_and_what_is_too_long_is_refused() {
+    let (mut bench, _admin, mut io) = start(false);
+    let end = SIZE / BLOCK;
+    for (first, count, status) in
+        [(end - 1, 1, 0), (end - 1, 2, 0x80), (end, 1, 0x80), (u64::MAX, 1, 0x80), (0, 257, 2)]
+    {
+        let read = io.blocks(op::READ, first, count, 0);
+        assert_eq!(bench.run(&mut io, read, None, false).status, status, "{first} {count}");
+        let verify = io.blocks(op::VERIFY, first, count, 0);
+        let status = if status == 2 { 0 } else { status };
+        assert_eq!(bench.run(&mut io, verify, None, false).status, status);
+        let zeroes = io.blocks(op::WRITE_ZEROES, first, count, 0);
+        assert_eq!(bench.run(&mut io, zeroes, None, false).status, status);
+    }
+    let write = io.blocks(op::WRITE, end, 1, 0);
+    assert_eq!(bench.run(&mut io, write, Some(&pattern(1)), true).status, 0x80, "its data is skipped");
+    let write = io.blocks(op::WRITE, end, 1, 0);
+    assert_eq!(bench.run(&mut io, write, Some(&pattern(1)), false).status, 0x80);
+    io.to_send.clear();
+    let mut ranges = vec![0; 16];
+    ranges[4] = 2;
+    ranges[8..16].copy_from_slice(&(end - 1).to_le_bytes());
+    let mut deallocate = io.entry(op::DEALLOCATE);
+    (deallocate[4], deallocate[44]) = (1, 4);
+    assert_eq!(bench.run(&mut io, deallocate, Some(&ranges), true).status, 0x80);
+    let mut elsewhere = io.blocks(op::READ, 0, 1, 0);
+    elsewhere[4] = 2;
+    assert_eq!(bench.run(&mut io, elsewhere, None, false).status, 0x0b);
+    let mut fused = io.blocks(op::READ, 0, 1, 0);
+    fused[1] |= 1;
+    assert_eq!(bench.run(&mut io, fused, None, false).status, 2);
+    let unknown = io.blocks(0x0d, 0, 1, 0);
+    assert_eq!(bench.run(&mut io, unknown, None, false).status, 1);
+}
+
+#[test]
+fn descriptors_that_disagree_with_the_data_are_refused_and_the_data_skipped() {
+    let (mut bench, _admin, mut io) = start(true);
+    let data = pattern(2);
+    let write = io.blocks(op::WRITE, 0, 1, 0);
+    assert_eq!(bench.run(&mut io, write, Some(&data), true).status, 0x0f, "more than its blocks");
+    let write = io.blocks(op::WRITE, 0, 3, 0);
+    assert_eq!(bench.run(&mut io, write, Some(&data), true).status, 0x0f, "less");
+    let mut write = io.blocks(op::WRITE, 0, 2, 0);
+    write[24] = 4;
+    assert_eq!(bench.run(&mut io, write, Some(&data), true).status, 0x16, "an offset");
+    let mut read = io.blocks(op::READ, 0, 2, 0);
+    read[33] = 0;
+    assert_eq!(bench.run(&mut io, read, None, false).status, 0x0f);
+    let mut read = io.blocks(op::READ, 0, 2, 0);
+    read[39] = 0x20;
+    assert_eq!(bench.run(&mut io, read, None, false).status, 0x11);
+    let read = io.blocks(op::READ, 0, 2, 0);
+    assert_eq!(bench.run(&mut io, read, Some(&data), true).status, 0x0f, "data with a read");
+    let read = io.blocks(op::READ, 0, 2, 0);
+    assert_eq!(bench.run(&mut io, read, None, false).data, vec![0; 8192], "nothing was written");
+    assert_eq!(bench.closed(&io), None);
+}
+
+#[test]
+fn the_engine_s_errors_have_the_protocol_s_numbers() {
+    let errors = [
+        (VolumeError::NoSuchVolume, 0x0b),
+        (VolumeError::OutOfRange, 0x80),
+        (VolumeError::NoSpace, 0x81),
+        (VolumeError::Unreadable { block: 0, reason: "rot".to_owned() }, 0x281),
+        (VolumeError::Stopped("gone".to_owned()), 0x06),
+        (VolumeError::Offline("held".to_owned()), 0x82),
+        (VolumeError::Unserved(Duration::from_secs(30)), 0x300),
+        (VolumeError::ShuttingDown, 0x300),
+    ];
+    let (mut bench, _admin, mut io) = start(false);
+    for (error, status) in errors {
+        bench.service.poison = Some((0..BLOCK, error));
+        let write = io.blocks(op::WRITE, 0, 1, 0);
+        assert_eq!(bench.run(&mut io, write, Some(&pattern(1)), false).status, status);
+        let read = io.blocks(op::READ, 0, 1, 0);
+        assert_eq!(bench.run(&mut io, read, None, false).status, status);
+        let verify = io.blocks(op::VERIFY, 0, 300, 0);
+        assert_eq!(bench.run(&mut io, verify, None, false).status, status);
+    }
+    bench.service.poison = Some((0..BLOCK, VolumeError::Interrupted("taken over".to_owned())));
+    let read = io.blocks(op::READ, 0, 1, 0);
+    let bytes = io.capsule(read, None, false);
+    bench.net.client_send(io.connection, &bytes);
+    assert_eq!(bench.closed(&io), Some(Closed::Aborted), "only asking again can tell");
+}
+
+#[test]
+fn stopping_answers_what_is_in_flight_and_closes() {
+    let service = MemoryService::new(1, 4096, &[("unseen", BLOCK), ("vol", SIZE)]);
+    let mut bench = Bench::with(service, Vec::new());
+    let (admin, id) = bench.admin(false);
+    let mut io = bench.io(id, 1, false);
+    bench.service.hold = true;
+    let write = io.blocks(op::WRITE, 0, 1, 0);
+    let bytes = io.capsule(write, Some(&pattern(1)), true);
+    bench.net.client_send(io.connection, &bytes);
+    bench.settle();
+    bench.server.stop(bench.now);
+    bench.settle();
+    assert_eq!((bench.closed(&admin), bench.closed(&io)), (Some(Closed::Gracefully), None));
+    bench.service.hold = false;
+    bench.serve(&mut io);
+    assert_eq!(io.answers.len(), 1);
+    bench.pass(Duration::from_millis(300));
+    assert_eq!(bench.closed(&io), Some(Closed::Gracefully));
+    assert!(bench.server.is_stopped());
+}

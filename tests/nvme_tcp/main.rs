@@ -1,0 +1,11 @@
+//! The NVMe/TCP front end, against a host written out by hand, in memory and in one thread.
+
+#[path = "../nbd/support/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the parts that know NBD")]
+mod support;
+
+mod admin;
+mod commands;
+mod host;
+mod misbehaviour;
+mod model;
