@@ -85,8 +85,9 @@ impl Tree {
     fn new() -> Self {
         let folders = ["dev", "etc", "lab/modules", "mnt", "proc", "root", "run", "sys", "tmp"];
         let folders = folders.map(str::to_owned).into_iter().collect();
-        let links = [("sbin", "bin"), ("usr/bin", "../bin"), ("usr/sbin", "../bin"), ("etc/mtab", "../proc/mounts")];
-        let links = links.map(|(path, target)| (path.to_owned(), target.to_owned())).into_iter().collect();
+        let usr = [("usr/bin", "../bin"), ("usr/sbin", "../bin"), ("usr/lib", "../lib")];
+        let links = [("sbin", "bin"), ("etc/mtab", "../proc/mounts")].into_iter().chain(usr);
+        let links = links.map(|(path, target)| (path.to_owned(), target.to_owned())).collect();
         Self { files: BTreeMap::new(), links, folders }
     }
 

@@ -49,11 +49,21 @@ impl Node {
     ///
     /// It does not serve; the message holds what it printed.
     pub fn start(twinlog: &Path, folder: &Path, size: &str) -> Result<Self> {
+        Self::start_with(twinlog, folder, size, &[])
+    }
+
+    /// The same with more options of `up`.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_with(twinlog: &Path, folder: &Path, size: &str, options: &[&str]) -> Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         let port = free_port()?;
         let output = File::create(folder.join("node.log"))?;
         let mut command = host::mortal(twinlog);
         command.args(["up", "--single", "--size", size, "--log-size", "64MiB", "--port", &port.to_string()]);
+        command.args(options);
         command.arg(folder.join("d")).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let supervisor = command.spawn().context("starting twinlog")?;
         let mut node = Self { twinlog: twinlog.to_owned(), folder: folder.to_owned(), supervisor, port };
@@ -143,9 +153,18 @@ impl Node {
     ///
     /// It is not.
     pub fn check(&self) -> Result<()> {
-        let output = self.command(&["pool", "check"]).output().context("starting twinlog")?;
+        self.run(&["pool", "check"])
+    }
+
+    /// Runs a command of `twinlog` on the node.
+    ///
+    /// # Errors
+    ///
+    /// It fails.
+    pub fn run(&self, arguments: &[&str]) -> Result<()> {
+        let output = self.command(arguments).output().context("starting twinlog")?;
         if !output.status.success() {
-            bail!("twinlog pool check: {}", String::from_utf8_lossy(&output.stdout));
+            bail!("twinlog {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stdout));
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ mod nbd;
 mod nvdimm;
 mod nvme;
 mod nvme_node;
+mod nvme_tcp;
 mod power;
 mod station;
 
@@ -34,7 +35,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 10] = [
+pub const SCENARIOS: [Scenario; 11] = [
     Scenario {
         name: "nbd-kernel",
         about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
@@ -58,6 +59,12 @@ pub const SCENARIOS: [Scenario; 10] = [
         about: "the node is killed again and again under a guest's ext4, which waits for it and goes on",
         programs: &["mkfs.ext4", "e2fsck"],
         run: kill::ext4,
+    },
+    Scenario {
+        name: "nvme-tcp",
+        about: "the kernel's NVMe/TCP initiator: discovery, two queues, digests, fio, ext4, discard, a resize, new connections",
+        programs: &["nvme", "fio", "mkfs.ext4", "e2fsck"],
+        run: nvme_tcp::run,
     },
     Scenario {
         name: "nvme-vfio",

@@ -1,15 +1,16 @@
 //! The kernel's nbd client in a guest, a node on the host.
 
 use super::Lab;
-use crate::{initramfs::Contents, node::Node};
+use crate::{initramfs::Contents, machine::Guest, node::Node};
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 use std::time::Duration;
 
 const KERNEL: &str = include_str!("../../guest/nbd-kernel.sh");
 const FILESYSTEM: &str = include_str!("../../guest/nbd-filesystem.sh");
 
 /// Software emulation on a loaded machine: ten times what was seen.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 /// The payloads write 12 and 16 MiB and give them back; meanwhile a file system writes some of its own.
 const FREED_BYTES: u64 = 11 << 20;
 
@@ -42,22 +43,28 @@ fn serve(lab: &Lab, size: &str, mut contents: Contents, argument: &str) -> Resul
     contents.files.insert("lab/settings".to_owned(), settings.into_bytes());
     contents.binaries.push(lab.own.clone());
     let mut guest = lab.boot("guest", &contents)?;
-    guest.event("filled", PATIENCE)?;
-    let full = allocated_bytes(&node)?;
-    guest.tell("empty")?;
-    guest.event("emptied", PATIENCE)?;
-    let left = allocated_bytes(&node)?;
-    if full < left + FREED_BYTES {
-        bail!("the guest gave back more than {FREED_BYTES} bytes; of {full} allocated ones {left} are left");
-    }
-    println!("  {full} bytes allocated; {left} when the guest had given space back");
-    guest.tell("end")?;
+    give_back(&mut guest, &node, |_| Ok(()))?;
     guest.succeed(PATIENCE)?;
     let status = node.status();
     if status["status"]["pool"]["checksum_errors"] != 0 {
         bail!("the node found damage: {status}");
     }
     node.check()
+}
+
+/// Watches the pool while the payload fills the volume and gives the space back. Once it is filled, `look` sees the node's status.
+pub(super) fn give_back(guest: &mut Guest, node: &Node, look: impl Fn(&Value) -> Result<()>) -> Result<()> {
+    guest.event("filled", PATIENCE)?;
+    look(&node.status())?;
+    let full = allocated_bytes(node)?;
+    guest.tell("empty")?;
+    guest.event("emptied", PATIENCE)?;
+    let left = allocated_bytes(node)?;
+    if full < left + FREED_BYTES {
+        bail!("the guest gave back more than {FREED_BYTES} bytes; of {full} allocated ones {left} are left");
+    }
+    println!("  {full} bytes allocated; {left} when the guest had given space back");
+    guest.tell("end")
 }
 
 /// What the volume takes in the pool, all that was written included.

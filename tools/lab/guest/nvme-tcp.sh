@@ -1,0 +1,118 @@
+# The kernel's NVMe/TCP initiator: discovery, two I/O queues, digests, fio, a file system, discard, a resize that is noticed, new connections.
+. /lab/lib.sh
+. /lab/settings
+
+# The block device of the one namespace, when it is there; multipath hides what has a c in its name.
+find_device() {
+    for try in $(seq 100); do
+        for folder in /sys/block/nvme*; do
+            case ${folder##*/} in *c*) continue ;; esac
+            [ -b "/dev/${folder##*/}" ] && device=/dev/${folder##*/} && return
+        done
+        sleep 0.1
+    done
+    fail "no block device: $(dmesg | tail -5)"
+}
+connect() {
+    nvme connect -t tcp -a $host -s "$port" -n "$nqn" -i 2 "$@"
+    find_device
+    controller=/dev/$(cd /sys/class/nvme && echo nvme*)
+    queue=/sys/block/${device##*/}/queue
+    same "queues" "$(cat /sys/class/nvme/"${controller##*/}"/queue_count)" 3
+}
+disconnect() {
+    nvme disconnect -n "$nqn"
+    [ -z "$(ls /sys/class/nvme)" ] || fail "a controller is left: $(ls /sys/class/nvme)"
+}
+# Every write is read and compared.
+verify() {
+    fio --name=verify --filename="$device" --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bsrange=4k-256k --blockalign=4k \
+        --offset="$1" --size=12M --verify=crc32c --verify_fatal=1 --randseed="$seed" --output=/tmp/fio --minimal || fail "fio: $(cat /tmp/fio)"
+}
+
+step discover
+nvme discover -t tcp -a $host -s "$port" >/tmp/discovered
+cat /tmp/discovered
+nqn=$(sed -n 's/^subnqn: *\(.*:uuid:.*\)$/\1/p' /tmp/discovered)
+grep -q "^trsvcid: *$port" /tmp/discovered || fail "another port"
+
+step "connect without digests"
+connect
+same size "$(blockdev --getsize64 "$device")" $((256 << 20))
+grep -H . $queue/logical_block_size $queue/max_hw_sectors_kb $queue/discard_max_bytes $queue/write_zeroes_max_bytes $queue/write_cache $queue/fua
+same "a block" "$(cat $queue/logical_block_size)" 4096
+same "a volatile cache that can be flushed" "$(cat $queue/write_cache) $(cat $queue/fua)" "write back 1"
+same "largest transfer" "$(cat $queue/max_hw_sectors_kb)" 1024
+[ "$(cat $queue/discard_max_bytes)" -gt 0 ] || fail "discard is not offered"
+[ "$(cat $queue/write_zeroes_max_bytes)" -gt 0 ] || fail "write zeroes is not offered"
+
+step "what the controller says"
+nvme id-ctrl "$controller" >/tmp/controller
+grep -E '^(sn|mn|fr|mdts|ver|oaes|cntrltype|kas|maxcmd|nn|oncs|vwc|sgls|mnan|subnqn|ioccsz|iorcsz) ' /tmp/controller
+nvme id-ns "$device" | grep -E '^(nsze|nsfeat|nmic|dlfeat|nguid|lbaf  0)'
+nvme ns-descs "$device"
+nvme list-ns "$controller"
+for page in smart-log error-log fw-log effects-log changed-ns-list-log; do
+    nvme $page "$controller" >/tmp/page || fail "$page"
+done
+nvme get-feature "$controller" -f 7
+
+step "fio without digests"
+verify 0
+
+step "compare, write zeroes, verify, dataset management, flush"
+namespace=$(nvme list-ns "$controller" | sed 's/.*://' | head -1)
+dd if=/dev/urandom of=/tmp/pattern bs=64k count=1 2>/dev/null
+nvme write "$device" -s 8192 -c 15 -z 65536 -d /tmp/pattern
+nvme compare "$device" -s 8192 -c 15 -z 65536 -d /tmp/pattern
+nvme verify "$device" -n "$namespace" -s 8192 -c 15
+nvme write-zeroes "$device" -n "$namespace" -s 8192 -c 7
+nvme compare "$device" -s 8192 -c 15 -z 65536 -d /tmp/pattern 2>/dev/null && fail "it was zeroed"
+nvme dsm "$device" -n "$namespace" -d -s 8200 -b 8
+nvme flush "$device" -n "$namespace"
+same "differing bytes" "$(dd if="$device" bs=4k skip=8192 count=16 iflag=direct 2>/dev/null | cmp - /dev/zero 2>&1)" "cmp: EOF on -"
+dd if=/tmp/pattern of="$device" bs=1M seek=256 count=1 oflag=direct 2>/dev/null && fail "written past the end"
+disconnect
+
+step "connect with digests"
+connect --hdr-digest --data-digest
+verify $((16 << 20))
+twinlog-lab guest exercise "$device" --size $((4 << 20)) --count 300 --seed "$seed"
+mkfs.ext4 -q -E discard,lazy_itable_init=0 "$device"
+mkdir -p /mnt
+mount -t ext4 "$device" /mnt
+cp -a /bin /etc /lab /mnt/
+(cd /mnt && find . -type f | sort | xargs sha256sum) >/tmp/sums
+dd if=/dev/urandom of=/mnt/large bs=1M count=16 conv=fsync 2>/dev/null
+sync
+event filled
+await empty
+rm /mnt/large
+sync
+fstrim -v /mnt
+event emptied
+await end
+umount /mnt
+e2fsck -fn "$device" >/tmp/check 2>&1 || fail "the file system is damaged: $(cat /tmp/check)"
+
+step "a resize is noticed"
+event resize
+for try in $(seq 100); do
+    [ "$(blockdev --getsize64 "$device")" -eq $((512 << 20)) ] && break
+    sleep 0.1
+done
+same size "$(blockdev --getsize64 "$device")" $((512 << 20))
+disconnect
+
+step "connect again"
+connect
+mount -t ext4 "$device" /mnt
+(cd /mnt && find . -type f | sort | xargs sha256sum) | cmp - /tmp/sums || fail "files have changed"
+umount /mnt
+e2fsck -fn "$device" >/tmp/check 2>&1 || fail "the file system is damaged: $(cat /tmp/check)"
+disconnect
+
+dmesg | grep -i nvme
+dmesg | grep -i -e 'I/O error' -e 'EXT4-fs error' -e 'nvme.*\(fail\|error\|timeout\|time out\|invalid\|support\|bug\|mismatch\|reset\|reconnect\|duplicate\|ignor\)' |
+    grep -v 'sector 524288' >/tmp/errors && fail "the kernel complains: $(cat /tmp/errors)"
+exit 0
