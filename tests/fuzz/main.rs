@@ -138,6 +138,11 @@ fn sizes() {
 }
 
 #[test]
+fn reports_of_reservations() {
+    fuzz("reservation-report", 20_000);
+}
+
+#[test]
 fn servers_of_the_load_tool() {
     fuzz("load-handshake", 20_000);
     fuzz("load-replies", 5000);

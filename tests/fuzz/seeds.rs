@@ -56,6 +56,7 @@ pub(crate) fn of(name: &str) -> Vec<Vec<u8>> {
                 .to_vec()
         }
         "witness" => crate::bodies::witness::seeds(),
+        "reservation-report" => crate::bodies::reservation::seeds(),
         _ => name.strip_prefix("load-").map_or_else(Vec::new, twinlog_load::fuzz::seeds),
     }
 }

@@ -83,6 +83,8 @@ pub enum DeviceErrorKind {
     NoSpace,
     /// The device is gone or refuses everything: it stays failed.
     Gone,
+    /// Another host has reserved the device (NVMe reservation conflict, EBADE): what this one writes is refused, and changes nothing.
+    Fenced,
     /// Any other error number of the kernel.
     Os(i32),
 }
@@ -94,6 +96,7 @@ impl fmt::Display for DeviceErrorKind {
             Self::Beyond => formatter.write_str("beyond the end of the device"),
             Self::NoSpace => formatter.write_str("no space left below the device"),
             Self::Gone => formatter.write_str("the device is gone"),
+            Self::Fenced => formatter.write_str("another host has reserved the device"),
             Self::Os(number) => std::io::Error::from_raw_os_error(*number).fmt(formatter),
         }
     }

@@ -137,6 +137,7 @@ pub fn error_kind(number: i32) -> DeviceErrorKind {
         libc::EIO | libc::EBADMSG | libc::EILSEQ | libc::ENODATA | libc::EREMOTEIO => DeviceErrorKind::Medium,
         libc::ENOSPC | libc::EDQUOT | libc::EFBIG => DeviceErrorKind::NoSpace,
         libc::ENXIO | libc::ENODEV | libc::ENOMEDIUM | libc::ESHUTDOWN | libc::ESTALE => DeviceErrorKind::Gone,
+        libc::EBADE => DeviceErrorKind::Fenced,
         number => DeviceErrorKind::Os(number),
     }
 }

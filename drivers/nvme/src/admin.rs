@@ -85,6 +85,11 @@ impl<R: Registers, M: DmaMemory> Admin<R, M> {
         T::read_from_prefix(&bytes).expect("a structure is not larger than a page").0
     }
 
+    /// What a command takes from the front of the data page.
+    pub(crate) fn set_data(&self, bytes: &[u8]) {
+        self.data.write(0, bytes);
+    }
+
     /// Zeroes the data page, so that what a controller does not write is known.
     pub(crate) fn clear_data(&self) {
         self.data.clear(0, PAGE_BYTES);

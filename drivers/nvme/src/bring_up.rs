@@ -32,6 +32,8 @@ pub(crate) enum Step {
     Namespace {
         index: usize,
     },
+    /// Before anything that depends on who the host is.
+    Host,
     QueueCount,
     Events,
     CreateCompletion {
@@ -56,6 +58,11 @@ impl<F: PciFunction> Core<F> {
             }
             Step::Namespaces { after } => self.identify(identify_kind::ACTIVE_NAMESPACES, after),
             Step::Namespace { index } => self.identify(identify_kind::NAMESPACE, self.listed[index]),
+            Step::Host => {
+                // An identifier of 128 bits (EXHID).
+                SubmissionEntry::new(admin_opcode::SET_FEATURES, 0, [u32::from(feature::HOST_ID), 1, 0, 0, 0, 0])
+                    .with_data([self.admin.data_address(), 0])
+            }
             Step::QueueCount => {
                 let count = u32::from(self.queues_wanted() - 1);
                 let arguments = [u32::from(feature::QUEUES), count << 16 | count, 0, 0, 0, 0];
@@ -72,6 +79,9 @@ impl<F: PciFunction> Core<F> {
             Step::Live => return self.set_live(now),
         };
         self.admin.clear_data();
+        if step == Step::Host {
+            self.admin.set_data(&self.options.host_id.unwrap_or_default());
+        }
         let sent = self.admin.send(Purpose::Step, entry, now + self.options.admin_timeout);
         assert!(sent, "a step is alone on the queue");
     }
@@ -111,6 +121,10 @@ impl<F: PciFunction> Core<F> {
                 require("identify a namespace")?;
                 self.take_namespace(self.listed[index])?;
                 Ok(if index + 1 < self.listed.len() { Step::Namespace { index: index + 1 } } else { self.compare()? })
+            }
+            Step::Host => {
+                require("know its host")?;
+                Ok(Step::QueueCount)
             }
             Step::QueueCount => {
                 require("grant queues")?;
@@ -195,7 +209,8 @@ impl<F: PciFunction> Core<F> {
         }
         let listed = &self.listed;
         self.namespaces.retain(|(id, _)| listed.contains(id));
-        Ok(Step::QueueCount)
+        let has_reservations = self.identity.as_ref().is_some_and(|identity| identity.has_reservations);
+        Ok(if has_reservations && self.options.host_id.is_some() { Step::Host } else { Step::QueueCount })
     }
 
     fn queues_wanted(&self) -> u16 {

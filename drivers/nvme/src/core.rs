@@ -18,7 +18,7 @@
 //! case the queues keep what the controller has.
 
 use crate::{
-    ControllerIdentity, Failure, Health, LoggedError, Namespace, Unsupported,
+    ControllerIdentity, Failure, Health, HostId, LoggedError, Namespace, Unsupported,
     admin::{Admin, Purpose},
     bring_up::Step,
     lock::Lock,
@@ -67,6 +67,8 @@ pub struct ControllerOptions {
     pub abort_timeout: Duration,
     /// Until an admin command that is not answered leads to a reset.
     pub admin_timeout: Duration,
+    /// Who the host is, for reservations; none: the controller takes itself for a host of its own.
+    pub host_id: Option<HostId>,
 }
 
 impl Default for ControllerOptions {
@@ -77,6 +79,7 @@ impl Default for ControllerOptions {
             command_timeout: Duration::from_secs(10),
             abort_timeout: Duration::from_secs(2),
             admin_timeout: Duration::from_secs(10),
+            host_id: None,
         }
     }
 }

@@ -31,6 +31,7 @@
 //! | CSTS reads all ones, or the kernel wants the function back | it is stopped as far as it answers; everything ends with `Gone` |
 //! | the controller breaks the protocol | it is stopped; everything ends with `Gone` |
 //! | after a reset it has another identity, or a namespace another size | the same |
+//! | another host has reserved a namespace | what would change it ends with `Fenced`; of a disk that has met that, without asking the controller again |
 //! | neither controller nor function can be reset | the same; blocks and queues that it has are never used again |
 //!
 //! # What this does not handle
@@ -65,5 +66,5 @@ pub use failure::{Failure, Unsupported, Violation};
 pub use health::{Health, LoggedError};
 pub use namespace::{ControllerIdentity, Namespace};
 pub use reservation::{
-    REPORT_HOSTS_MAX, RESERVATION_CONFLICT, Registrant, Reservation, ReservationKind, ReservationReport,
+    HostId, REPORT_BYTES, REPORT_HOSTS_MAX, Registrant, Reservation, ReservationKind, ReservationReport,
 };

@@ -1,8 +1,8 @@
 //! A namespace as this driver may use it: what identify returned, checked.
 
 use crate::{
-    Unsupported,
-    spec::{IdentifyController, IdentifyNamespace, once},
+    ReservationKind, Unsupported,
+    spec::{IdentifyController, IdentifyNamespace, attribute, once},
 };
 use twinlog_device::BLOCK_BYTES;
 
@@ -31,7 +31,7 @@ pub struct ControllerIdentity {
     pub can_deallocate: bool,
     /// Whether it can write zeroes.
     pub can_write_zeroes: bool,
-    /// Whether it knows reservations.
+    /// Whether it knows reservations, and hosts by identifiers of 128 bits.
     pub has_reservations: bool,
     /// Logical blocks that one command writes atomically: in normal operation, over a power failure.
     pub atomic_lbas: [u32; 2],
@@ -66,7 +66,7 @@ impl ControllerIdentity {
             has_write_cache: raw.write_cache & 1 == 1,
             can_deallocate: commands & once::DATASET != 0,
             can_write_zeroes: commands & once::WRITE_ZEROES != 0,
-            has_reservations: commands & once::RESERVATIONS != 0,
+            has_reservations: commands & once::RESERVATIONS != 0 && raw.attributes.get() & attribute::WIDE_HOST_ID != 0,
             atomic_lbas: [raw.atomic_normal, raw.atomic_power_fail].map(|lbas| u32::from(lbas.get()) + 1),
             aborts_max: u16::from(raw.aborts_max) + 1,
             events_max: u16::from(raw.events_max) + 1,
@@ -96,7 +96,7 @@ pub struct Namespace {
     pub eui64: [u8; 8],
     /// Whether several controllers may have it.
     pub is_shared: bool,
-    /// Types of reservations that it knows, as in RESCAP; zero for none.
+    /// What it knows of reservations, as in RESCAP; zero for nothing, and where the controller does not know them.
     pub reservations: u8,
     /// Logical blocks that one command writes atomically: in normal operation, over a power failure.
     pub atomic_lbas: [u32; 2],
@@ -136,9 +136,21 @@ impl Namespace {
             guid: raw.guid,
             eui64: raw.eui64,
             is_shared: raw.sharing & 1 == 1,
-            reservations: raw.reservations,
+            reservations: if controller.has_reservations { raw.reservations } else { 0 },
             atomic_lbas: if own { atomic } else { controller.atomic_lbas },
         })
+    }
+
+    /// Whether a reservation of `kind` can be held on it.
+    #[must_use]
+    pub fn can_reserve(&self, kind: ReservationKind) -> bool {
+        self.reservations & kind.capability() != 0
+    }
+
+    /// Whether registrations can be made to survive a loss of power (RESCAP bit 0).
+    #[must_use]
+    pub fn can_persist(&self) -> bool {
+        self.reservations & 1 != 0
     }
 
     /// Bytes of a logical block: what a power failure leaves old or new, whatever the size of the command. Larger atomic units hold only

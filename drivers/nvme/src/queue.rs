@@ -65,6 +65,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Whether it would change what the namespace holds, or make a change durable.
+    fn changes(self) -> bool {
+        matches!(self, Self::Write(_) | Self::Flush | Self::Discard | Self::Zero)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -144,6 +149,8 @@ pub(crate) struct Seat {
     /// Whether a durable write must say so (FUA), and a flush does anything.
     pub(crate) has_write_cache: bool,
     pub(crate) is_open: bool,
+    /// Whether another host's reservation has refused a change: nothing more is tried.
+    pub(crate) is_fenced: bool,
     pub(crate) finished: Vec<BlockCompletion>,
     pub(crate) report: Option<ReservationReport>,
 }
@@ -260,6 +267,11 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
     pub(crate) fn start(&mut self, seat: usize, request: Request, now: Nanos) {
         if let QueueState::Failed(kind) = self.state {
             let ended = request.end(&self.seats[seat].name, Err(kind));
+            self.seats[seat].finished.push(ended);
+            return;
+        }
+        if self.seats[seat].is_fenced && request.kind.changes() {
+            let ended = request.end(&self.seats[seat].name, Err(DeviceErrorKind::Fenced));
             self.seats[seat].finished.push(ended);
             return;
         }
@@ -400,6 +412,7 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
             return self.finish(index, Ok(()));
         }
         let seat = &mut self.seats[slot.seat];
+        seat.is_fenced |= status.code() == Status::RESERVED.code() && slot.kind.changes();
         if status.code() == Status::TOO_LARGE.code() && slot.kind == Kind::Discard && slot.step > DISCARD_LBAS_MIN {
             seat.discard_lbas_max = (slot.step / 8).next_multiple_of(DISCARD_LBAS_MIN);
             return self.wait(index, now);
@@ -540,7 +553,7 @@ fn error_kind(status: Status) -> DeviceErrorKind {
         Status::OUT_OF_RANGE => DeviceErrorKind::Beyond,
         Status::NO_SPACE => DeviceErrorKind::NoSpace,
         Status::INVALID_NAMESPACE => DeviceErrorKind::Gone,
-        Status::RESERVED => crate::RESERVATION_CONFLICT,
+        Status::RESERVED => DeviceErrorKind::Fenced,
         Status::WRITE_PROTECTED => DeviceErrorKind::Os(libc::EROFS),
         Status::INVALID_OPCODE => DeviceErrorKind::Os(libc::EOPNOTSUPP),
         _ if status.is_medium() => DeviceErrorKind::Medium,

@@ -1,21 +1,21 @@
 //! Reservations (base 8.19): the fence on a namespace that several hosts reach.
 //!
 //! A host registers a key, acquires a reservation with it, and takes one away from a host that is dead by naming that host's key
-//! (preempt). While a reservation of a *registrants only* type is held, a write by a host that is not registered is refused with
-//! [`RESERVATION_CONFLICT`]: the fence is in the device, whatever the former owner believes.
+//! (preempt). While a reservation is held, a write by a host that its kind does not let in is refused with
+//! [`Fenced`](twinlog_device::DeviceErrorKind::Fenced): the fence is in the device, whatever the former owner believes. The disk that has met it sends nothing
+//! more that would change the namespace, for as long as it is open.
 //!
-//! A controller knows its host by the host identifier that the PCIe transport derives by itself; this driver sets none, so every controller
-//! of a subsystem counts as a host of its own.
+//! A controller knows its host by [`ControllerOptions::host_id`](crate::ControllerOptions), which this driver tells it each time it is brought up, before any queue
+//! exists (base 5.27.1.25). Two controllers with one identifier are one host; without one, each controller is a host of its own.
 
 use crate::spec::{RegisteredHost, ReservationHeader, SubmissionEntry, io_opcode};
-use twinlog_device::DeviceErrorKind;
 use zerocopy::FromBytes;
 
-/// How a command ends that a reservation of another host forbids: the number that Linux uses (EBADE).
-pub const RESERVATION_CONFLICT: DeviceErrorKind = DeviceErrorKind::Os(libc::EBADE);
+/// An identifier of a host: the same after every start, and nobody else's.
+pub type HostId = [u8; 16];
 
 /// Bytes of a report: its head and as many hosts as fit a slot's half page.
-const REPORT_BYTES: usize = 2048;
+pub const REPORT_BYTES: usize = 2048;
 
 /// Hosts of a report.
 pub const REPORT_HOSTS_MAX: usize = REPORT_BYTES / size_of::<RegisteredHost>() - 1;
@@ -51,6 +51,11 @@ impl ReservationKind {
         self as u32
     }
 
+    /// Its bit in RESCAP (base figure 280).
+    pub(crate) fn capability(self) -> u8 {
+        1 << self as u8
+    }
+
     fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.number() == u32::from(number))
     }
@@ -66,8 +71,10 @@ pub enum Reservation {
         /// Whether it survives a loss of power; `None` leaves that as it is.
         persists: Option<bool>,
     },
-    /// Replaces this host's key, whatever it is, by `key`.
+    /// Replaces this host's key, which must be `current`, by `key`.
     Replace {
+        /// The old key.
+        current: u64,
         /// The new key.
         key: u64,
     },
@@ -123,7 +130,7 @@ impl Reservation {
             Self::Register { key, persists } => {
                 (io_opcode::RESERVATION_REGISTER, persistence(persists) << 30, [0, key])
             }
-            Self::Replace { key } => (io_opcode::RESERVATION_REGISTER, 2 | 1 << 3, [0, key]),
+            Self::Replace { current, key } => (io_opcode::RESERVATION_REGISTER, 2, [current, key]),
             Self::Unregister { key } => (io_opcode::RESERVATION_REGISTER, 1, [key, 0]),
             Self::Acquire { key, kind } => (io_opcode::RESERVATION_ACQUIRE, kind.number() << 8, [key, 0]),
             Self::Preempt { key, victim, kind, aborts } => {
@@ -165,12 +172,13 @@ pub struct Registrant {
     /// Its key.
     pub key: u64,
     /// Its identifier.
-    pub host_id: [u8; 16],
+    pub host_id: HostId,
 }
 
 impl ReservationReport {
-    /// Reads an extended report.
-    pub(crate) fn decode(bytes: &[u8; REPORT_BYTES]) -> Self {
+    /// Reads an extended report, whatever it says.
+    #[must_use]
+    pub fn decode(bytes: &[u8; REPORT_BYTES]) -> Self {
         let (head, rest) = ReservationHeader::read_from_prefix(bytes).expect("a report is longer than its head");
         let registered_count = head.registered.get();
         let count = usize::from(registered_count).min(REPORT_HOSTS_MAX);
@@ -196,6 +204,7 @@ impl ReservationReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use twinlog_device::Prng;
 
     #[test]
     fn commands_are_laid_out_as_specified() {
@@ -203,7 +212,7 @@ mod tests {
         let table = [
             (Reservation::Register { key: 7, persists: Some(true) }, 0x0D, 0xC000_0000, [0, 7]),
             (Reservation::Register { key: 7, persists: None }, 0x0D, 0, [0, 7]),
-            (Reservation::Replace { key: 8 }, 0x0D, 0xA, [0, 8]),
+            (Reservation::Replace { current: 7, key: 8 }, 0x0D, 2, [7, 8]),
             (Reservation::Unregister { key: 7 }, 0x0D, 1, [7, 0]),
             (Reservation::Acquire { key: 7, kind }, 0x11, 0x300, [7, 0]),
             (Reservation::Preempt { key: 7, victim: 9, kind, aborts: false }, 0x11, 0x301, [7, 9]),
@@ -237,5 +246,11 @@ mod tests {
         bytes[4..7].fill(0xFF);
         let report = ReservationReport::decode(&bytes);
         assert_eq!((report.registered_count, report.hosts.len(), report.kind), (u16::MAX, REPORT_HOSTS_MAX, None));
+        let mut prng = Prng::new(3);
+        for _ in 0..20_000 {
+            prng.fill(&mut bytes);
+            let report = ReservationReport::decode(&bytes);
+            assert!(report.hosts.len() <= usize::from(report.registered_count).min(REPORT_HOSTS_MAX));
+        }
     }
 }

@@ -9,13 +9,14 @@ mod nbd;
 pub(crate) mod nvme_tcp;
 mod pool;
 mod ram;
+pub(crate) mod reservation;
 pub(crate) mod witness;
 
 /// A body: any bytes in; whether they were valid out.
 pub(crate) type Body = fn(&[u8]) -> bool;
 
 /// Every target by its name.
-pub(crate) const TARGETS: [(&str, Body); 19] = [
+pub(crate) const TARGETS: [(&str, Body); 20] = [
     ("nbd-handshake", nbd::handshake),
     ("nbd-session", nbd::session),
     ("nvme-tcp-unit", nvme_tcp::unit),
@@ -31,6 +32,7 @@ pub(crate) const TARGETS: [(&str, Body); 19] = [
     ("admin", admin::admin),
     ("size", config::size),
     ("witness", witness::witness),
+    ("reservation-report", reservation::report),
     ("load-handshake", twinlog_load::fuzz::handshake),
     ("load-replies", twinlog_load::fuzz::replies),
     ("load-journal", twinlog_load::fuzz::journal),

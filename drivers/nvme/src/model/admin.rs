@@ -5,8 +5,8 @@ use super::{
     mischief,
 };
 use crate::spec::{
-    HealthLog, IdentifyController, IdentifyNamespace, NamespaceList, Status, SubmissionEntry, admin_opcode, feature,
-    identify_kind, log_page, once,
+    HealthLog, IdentifyController, IdentifyNamespace, NamespaceList, Status, SubmissionEntry, admin_opcode, attribute,
+    feature, identify_kind, log_page, once,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -24,6 +24,13 @@ impl Device {
                 let [submissions, completions] = [second & 0xFFFF, second >> 16].map(|wanted| wanted.min(granted));
                 return Some((Status::SUCCESS, completions << 16 | submissions));
             }
+            admin_opcode::SET_FEATURES if first.to_le_bytes()[0] == feature::HOST_ID => match self.gather(entry, 16) {
+                Some(bytes) if second & 1 == 1 => {
+                    self.host_id = bytes.try_into().expect("as many bytes as asked for");
+                    Status::SUCCESS
+                }
+                _ => Status::INVALID_FIELD,
+            },
             admin_opcode::SET_FEATURES => Status::SUCCESS,
             admin_opcode::ABORT => return Some((Status::SUCCESS, self.abort(first))),
             admin_opcode::EVENT => {
@@ -77,6 +84,7 @@ impl Device {
         raw.transfer_shift_max = self.config.transfer_shift_max;
         raw.controller_id = self.controller_id.into();
         raw.version = 0x0001_0400.into();
+        raw.attributes = attribute::WIDE_HOST_ID.into();
         raw.aborts_max = 3;
         raw.events_max = 1;
         raw.entry_shifts = [0x66, 0x44];

@@ -1,7 +1,10 @@
 //! Registers, queues, and the answering of commands.
 
 use super::{Mischief, ModelConfig, bus::Bus, medium::Subsystem};
-use crate::spec::{CompletionEntry, Status, SubmissionEntry, offset};
+use crate::{
+    HostId,
+    spec::{CompletionEntry, Status, SubmissionEntry, offset},
+};
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -67,6 +70,8 @@ enum Power {
 pub(super) struct Device {
     pub(super) config: ModelConfig,
     pub(super) controller_id: u16,
+    /// As the driver has told it; forgotten with a reset.
+    pub(super) host_id: HostId,
     pub(super) prng: Prng,
     pub(super) bus: Rc<RefCell<Bus>>,
     pub(super) subsystem: Rc<RefCell<Subsystem>>,
@@ -108,6 +113,7 @@ impl Device {
         Self {
             config: config.clone(),
             controller_id,
+            host_id: HostId::default(),
             prng,
             bus,
             subsystem,
@@ -135,6 +141,16 @@ impl Device {
             performed_count: 0,
             told_shifts: BTreeMap::new(),
         }
+    }
+
+    /// The host that counts: without an identifier it is the controller's own.
+    pub(super) fn host(&self) -> HostId {
+        if self.host_id != HostId::default() {
+            return self.host_id;
+        }
+        let mut own = HostId::default();
+        own[..2].copy_from_slice(&self.controller_id.to_le_bytes());
+        own
     }
 
     /// Whether something that happens `rate` times in a thousand happens now.
@@ -166,6 +182,7 @@ impl Device {
 
     fn stop(&mut self) {
         self.power = Power::Stopped;
+        self.host_id = HostId::default();
         (self.is_fatal, self.hides_ready) = (false, false);
         self.submissions.clear();
         self.completions.clear();

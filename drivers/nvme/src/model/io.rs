@@ -30,13 +30,14 @@ impl Device {
         let has_write_cache = subsystem.has_write_cache;
         let Some(medium) = subsystem.find(entry.namespace.get()) else { return Status::INVALID_NAMESPACE };
         let lba_bytes = medium.lba_bytes();
-        let host = self.controller_id;
+        let host = self.host();
         let transfer = Transfer::new(entry);
         let is_transfer = matches!(entry.opcode, io_opcode::READ | io_opcode::WRITE | io_opcode::WRITE_ZEROES);
         if is_transfer && !medium.holds(transfer.first, transfer.count) {
             return Status::OUT_OF_RANGE;
         }
-        let writes = matches!(entry.opcode, io_opcode::WRITE | io_opcode::WRITE_ZEROES | io_opcode::DATASET);
+        let writes =
+            matches!(entry.opcode, io_opcode::WRITE | io_opcode::WRITE_ZEROES | io_opcode::DATASET | io_opcode::FLUSH);
         if (writes && !medium.reservations.may_write(host))
             || (entry.opcode == io_opcode::READ && !medium.reservations.may_read(host))
         {
@@ -103,7 +104,11 @@ impl Device {
     ) -> Status {
         let first = entry.arguments[0].get();
         if entry.opcode == io_opcode::RESERVATION_REPORT {
-            let bytes = reservations.report((usize::try_from(first).expect("small") + 1) * 4);
+            let mut bytes = reservations.report((usize::try_from(first).expect("small") + 1) * 4);
+            let rate = self.mischief.lie;
+            if self.fails(rate) {
+                super::mischief::lie(&mut self.prng, &mut bytes);
+            }
             return if self.scatter(entry, &bytes) { Status::SUCCESS } else { Status(0x04) };
         }
         let length = if entry.opcode == io_opcode::RESERVATION_RELEASE { 8 } else { 16 };
@@ -113,9 +118,9 @@ impl Device {
         };
         let keys = [key(0), key(8)];
         match entry.opcode {
-            io_opcode::RESERVATION_REGISTER => reservations.register(self.controller_id, first, keys),
-            io_opcode::RESERVATION_ACQUIRE => reservations.acquire(self.controller_id, first, keys),
-            io_opcode::RESERVATION_RELEASE => reservations.release(self.controller_id, first, keys[0]),
+            io_opcode::RESERVATION_REGISTER => reservations.register((self.host(), self.controller_id), first, keys),
+            io_opcode::RESERVATION_ACQUIRE => reservations.acquire(self.host(), first, keys),
+            io_opcode::RESERVATION_RELEASE => reservations.release(self.host(), first, keys[0]),
             _ => Status::INVALID_OPCODE,
         }
     }
@@ -181,7 +186,7 @@ impl Device {
         true
     }
 
-    fn gather(&mut self, entry: &SubmissionEntry, length: usize) -> Option<Vec<u8>> {
+    pub(super) fn gather(&mut self, entry: &SubmissionEntry, length: usize) -> Option<Vec<u8>> {
         if self.is_too_large(length) {
             self.complain("a transfer that is too large");
             return None;

@@ -1,6 +1,9 @@
-//! Reservations of a namespace (base 8.19), as far as one key per controller goes.
+//! Reservations of a namespace (base 8.19).
 
-use crate::spec::{RegisteredHost, ReservationHeader, Status};
+use crate::{
+    HostId,
+    spec::{RegisteredHost, ReservationHeader, Status},
+};
 use std::collections::BTreeMap;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -8,9 +11,10 @@ use zerocopy::{FromZeros, IntoBytes};
 #[derive(Default)]
 pub(super) struct Reservations {
     generation: u32,
-    keys: BTreeMap<u16, u64>,
+    /// Of each host its key, and the controller that it came through.
+    keys: BTreeMap<HostId, (u64, u16)>,
     /// Holder and type.
-    held: Option<(u16, u8)>,
+    held: Option<(HostId, u8)>,
     persists: bool,
 }
 
@@ -20,7 +24,11 @@ impl Reservations {
         kind >= 3
     }
 
-    fn may(&self, host: u16, is_exclusive: impl Fn(u8) -> bool) -> bool {
+    fn key(&self, host: HostId) -> Option<u64> {
+        self.keys.get(&host).map(|&(key, _)| key)
+    }
+
+    fn may(&self, host: HostId, is_exclusive: impl Fn(u8) -> bool) -> bool {
         match self.held {
             None => true,
             Some((holder, kind)) => {
@@ -30,27 +38,32 @@ impl Reservations {
         }
     }
 
-    pub(super) fn may_write(&self, host: u16) -> bool {
+    pub(super) fn may_write(&self, host: HostId) -> bool {
         self.may(host, |_| true)
     }
 
-    pub(super) fn may_read(&self, host: u16) -> bool {
+    pub(super) fn may_read(&self, host: HostId) -> bool {
         self.may(host, |kind| matches!(kind, 2 | 4 | 6))
     }
 
-    pub(super) fn register(&mut self, host: u16, first: u32, [current, new]: [u64; 2]) -> Status {
-        let known = self.keys.get(&host).copied();
+    pub(super) fn register(
+        &mut self,
+        (host, controller): (HostId, u16),
+        first: u32,
+        [current, new]: [u64; 2],
+    ) -> Status {
+        let known = self.key(host);
         let ignores = first >> 3 & 1 == 1;
         match first & 7 {
             0 if known.is_none_or(|key| key == new) => {
-                self.keys.insert(host, new);
+                self.keys.insert(host, (new, controller));
             }
             1 if known.is_some() && (ignores || known == Some(current)) => {
                 self.keys.remove(&host);
                 self.held = self.held.filter(|(holder, _)| *holder != host);
             }
             2 if known.is_some() && (ignores || known == Some(current)) => {
-                self.keys.insert(host, new);
+                self.keys.insert(host, (new, controller));
             }
             0..=2 => return Status::RESERVED,
             _ => return Status::INVALID_FIELD,
@@ -64,8 +77,8 @@ impl Reservations {
         Status::SUCCESS
     }
 
-    pub(super) fn acquire(&mut self, host: u16, first: u32, [current, victim]: [u64; 2]) -> Status {
-        if self.keys.get(&host) != Some(&current) {
+    pub(super) fn acquire(&mut self, host: HostId, first: u32, [current, victim]: [u64; 2]) -> Status {
+        if self.key(host) != Some(current) {
             return Status::RESERVED;
         }
         let kind = first.to_le_bytes()[1];
@@ -78,9 +91,9 @@ impl Reservations {
                 _ => self.held = Some((host, kind)),
             },
             1 | 2 => {
-                let holder_falls = self.held.is_none_or(|(holder, _)| self.keys.get(&holder) == Some(&victim));
+                let holder_falls = self.held.is_none_or(|(holder, _)| self.key(holder) == Some(victim));
                 let count_before = self.keys.len();
-                self.keys.retain(|&other, key| other == host || *key != victim);
+                self.keys.retain(|&other, (key, _)| other == host || *key != victim);
                 if self.keys.len() == count_before && !holder_falls {
                     return Status::RESERVED;
                 }
@@ -94,8 +107,8 @@ impl Reservations {
         Status::SUCCESS
     }
 
-    pub(super) fn release(&mut self, host: u16, first: u32, current: u64) -> Status {
-        if self.keys.get(&host) != Some(&current) {
+    pub(super) fn release(&mut self, host: HostId, first: u32, current: u64) -> Status {
+        if self.key(host) != Some(current) {
             return Status::RESERVED;
         }
         match first & 7 {
@@ -118,12 +131,12 @@ impl Reservations {
         head.registered = u16::try_from(self.keys.len()).expect("few hosts").into();
         head.persists = u8::from(self.persists);
         let mut bytes = head.as_bytes().to_vec();
-        for (&host, &key) in &self.keys {
+        for (&host, &(key, controller)) in &self.keys {
             let mut entry = RegisteredHost::new_zeroed();
-            entry.controller_id = host.into();
+            entry.controller_id = controller.into();
             entry.status = u8::from(self.held.is_some_and(|(holder, _)| holder == host));
             entry.key = key.into();
-            entry.host_id[0] = host.to_le_bytes()[0];
+            entry.host_id = host;
             bytes.extend_from_slice(entry.as_bytes());
         }
         bytes.resize(length_bytes, 0);

@@ -78,6 +78,8 @@ pub mod feature {
     pub const QUEUES: FeatureId = 0x07;
     /// Which asynchronous events are reported.
     pub const EVENTS: FeatureId = 0x0B;
+    /// The host's identifier.
+    pub const HOST_ID: FeatureId = 0x81;
 }
 
 /// Log pages (base 5.16.1).

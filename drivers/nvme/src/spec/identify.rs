@@ -30,7 +30,9 @@ pub struct IdentifyController {
     pub shutdown_us: U32,
     /// Optional asynchronous events (OAES).
     pub events: U32,
-    reserved_96: [u8; 162],
+    /// Attributes: [`attribute`] (CTRATT, byte 96).
+    pub attributes: U32,
+    reserved_100: [u8; 158],
     /// Aborts at the same time, less one (ACL, byte 258).
     pub aborts_max: u8,
     /// Asynchronous event requests at the same time, less one (AERL).
@@ -56,6 +58,7 @@ pub struct IdentifyController {
 const _: () = assert!(size_of::<IdentifyController>() == 4096);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, transfer_shift_max) == 77);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, shutdown_us) == 88);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, attributes) == 96);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, aborts_max) == 258);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, entry_shifts) == 512);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, commands) == 520);
@@ -70,6 +73,12 @@ pub mod once {
     pub const WRITE_ZEROES: u16 = 1 << 3;
     /// Reservations.
     pub const RESERVATIONS: u16 = 1 << 5;
+}
+
+/// Bits of [`IdentifyController::attributes`].
+pub mod attribute {
+    /// Host identifiers of 128 bits.
+    pub const WIDE_HOST_ID: u32 = 1;
 }
 
 /// One format of logical blocks (nvm figure 98).

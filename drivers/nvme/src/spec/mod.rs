@@ -14,7 +14,7 @@ pub use command::{
     CompletionEntry, DeallocateRange, FUSED_NONE, FeatureId, Opcode, SubmissionEntry, admin_opcode, feature,
     identify_kind, io_opcode, log_page,
 };
-pub use identify::{IdentifyController, IdentifyNamespace, LbaFormat, NamespaceList, once};
+pub use identify::{IdentifyController, IdentifyNamespace, LbaFormat, NamespaceList, attribute, once};
 pub use log::{AsynchronousEvent, ErrorEntry, HealthLog};
 pub use registers::{Capabilities, Configuration, ControllerStatus, doorbell, offset};
 pub use reservation::{RegisteredHost, ReservationHeader};

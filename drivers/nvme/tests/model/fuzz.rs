@@ -12,7 +12,7 @@ use crate::support::{Rig, TURNS_MAX};
 use std::{collections::BTreeMap, time::Duration};
 use twinlog_device::{BlockCompletion, BlockDevice, BlockRange, Persistence, Prng, Token};
 use twinlog_nvme::{
-    Controller, ControllerOptions, ControllerState, Failure, Unsupported,
+    Controller, ControllerOptions, ControllerState, Failure, Reservation, ReservationKind, Unsupported,
     model::{Mischief, ModelConfig, ModelNamespace},
 };
 
@@ -75,6 +75,7 @@ impl History {
             command_timeout: Duration::from_secs(5),
             abort_timeout: Duration::from_secs(1),
             admin_timeout: Duration::from_secs(5),
+            host_id: prng.chance(1, 2).then_some([7; 16]),
         };
         let controller = Controller::start(rig.model.function(), &[&rig.pool], options, rig.time.get());
         if let Ok(controller) = controller {
@@ -114,6 +115,15 @@ impl History {
         let length = usize::try_from(count).expect("small");
         let mut expected = None;
         match self.prng.below(8) {
+            0 if !self.behaves && self.prng.chance(1, 2) => {
+                let kind = ReservationKind::WriteExclusive;
+                let reservation = *self.prng.pick(&[
+                    Reservation::Report,
+                    Reservation::Register { key: 1, persists: None },
+                    Reservation::Preempt { key: 1, victim: 2, kind, aborts: true },
+                ]);
+                self.rig.disks[disk].reserve(token, reservation);
+            }
             0 => self.rig.disks[disk].flush(token),
             1 if is_idle || !self.behaves => {
                 self.rig.disks[disk].discard(token, BlockRange { first, count });

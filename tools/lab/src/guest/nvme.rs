@@ -26,6 +26,7 @@ const OPTIONS: ControllerOptions = ControllerOptions {
     command_timeout: Duration::from_secs(60),
     abort_timeout: Duration::from_secs(20),
     admin_timeout: Duration::from_secs(60),
+    host_id: None,
 };
 /// Between two looks at the controller. Emulated, it needs the processor that would spin.
 const TURN: Duration = Duration::from_micros(200);
