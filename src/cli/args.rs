@@ -355,6 +355,9 @@ pub(crate) struct ConfigureArgs {
     /// Take over when the partner's lease has ended, after the command or without one: a write that its disks have in their queues may land later, over newer data
     #[arg(long)]
     pub(crate) accept_in_flight_io: bool,
+    /// The owner of a pool keeps its partner away by NVMe reservations: devices are nvme:SERIAL, of controllers that know them
+    #[arg(long)]
+    pub(crate) reservation: bool,
     /// Directory of each machine for its log and its mirror of the partner's
     #[arg(long, default_value = "/var/lib/twinlog")]
     pub(crate) state: PathBuf,

@@ -125,8 +125,8 @@ pub(crate) fn newest_on(medium: &impl ReadAt, path: &Path, block_count: u64) -> 
 
 /// Whether a device holds the first superblock of a pool of this name, and no trace of another one. Nobody has served that pool: whoever opens one takes a
 /// consistency point.
-pub(crate) fn is_unserved(path: &Path, name: &str) -> bool {
-    let copies = open(path).and_then(|(file, block_count)| copies_on(&file, path, block_count));
+pub(crate) fn is_unserved(devices: &Devices, path: &Path, name: &str) -> bool {
+    let copies = devices.read(path).and_then(|(medium, block_count)| copies_on(&medium, path, block_count));
     let Ok(copies) = copies else { return false };
     let mut whole = copies.iter().filter_map(|copy| copy.superblock.as_ref()).map(|(found, _)| found).peekable();
     let is_first = |found: &Superblock| found.cp == CpNumber(1) && found.name == name;

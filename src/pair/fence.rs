@@ -28,4 +28,9 @@ pub trait Fencer {
 
     /// The next answer.
     fn poll(&mut self) -> Option<FenceAnswer>;
+
+    /// A pool that is open here and of whose devices the partner has taken the reservation: they refuse what this node writes. Told once.
+    fn lost(&mut self) -> Option<PoolId> {
+        None
+    }
 }

@@ -10,6 +10,7 @@ pub mod interconnect;
 pub mod link;
 pub mod mirror;
 pub mod ownership;
+pub mod reservation;
 pub mod way;
 pub mod wire;
 pub mod witness;

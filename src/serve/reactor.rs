@@ -88,6 +88,15 @@ pub struct NodeEnd {
     serves_until: AtomicU64,
 }
 
+impl NodeEnd {
+    /// Whether anything may be given to the machine at `now`: this node has not stood still over the end of its lease.
+    #[must_use]
+    pub fn may_serve(&self, now: impl FnOnce() -> Nanos) -> bool {
+        let until = self.serves_until.load(Ordering::Acquire);
+        until == 0 || now().0 < until
+    }
+}
+
 /// The pair's part of reactor 0.
 pub struct PairParts<L: LogMemory> {
     /// Who serves which pool.
@@ -210,8 +219,7 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
             // Never zero: a lease lasts.
             end.serves_until.store(until.map_or(0, |until| until.0.max(1)), Ordering::Release);
         }
-        let until = end.serves_until.load(Ordering::Acquire);
-        self.is_overdue = until != 0 && platform.now().0 >= until;
+        self.is_overdue = !end.may_serve(|| platform.now());
         self.is_overdue
     }
 

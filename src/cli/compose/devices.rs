@@ -26,7 +26,7 @@ use std::{
 };
 use twinlog::{base::limits::BLOCK_BYTES, control::config::NvmeName};
 use twinlog_device::BlockPool;
-use twinlog_nvme::Controller;
+use twinlog_nvme::{Controller, HostId};
 use twinlog_uring::{Access, Cache, StorageFile};
 use twinlog_vfio::VfioFunction;
 
@@ -72,6 +72,8 @@ impl ReadAt for Medium {
 pub(crate) struct Devices {
     blocks: OnceLock<BlockPool>,
     reactor_count: u16,
+    /// Who this node is to controllers, where it reserves namespaces.
+    host: Option<HostId>,
     /// By serial.
     controllers: Mutex<BTreeMap<String, Controller<VfioFunction>>>,
 }
@@ -79,12 +81,12 @@ pub(crate) struct Devices {
 impl Devices {
     /// For commands that work without a node; memory is taken when it is needed.
     pub(crate) fn offline() -> Self {
-        Self { blocks: OnceLock::new(), reactor_count: 1, controllers: Mutex::default() }
+        Self { blocks: OnceLock::new(), reactor_count: 1, host: None, controllers: Mutex::default() }
     }
 
     /// For a node whose reactors have `blocks`.
-    pub(super) fn of_node(blocks: &BlockPool, reactor_count: u16) -> Self {
-        Self { blocks: OnceLock::from(blocks.clone()), reactor_count, controllers: Mutex::default() }
+    pub(super) fn of_node(blocks: &BlockPool, reactor_count: u16, host: Option<HostId>) -> Self {
+        Self { blocks: OnceLock::from(blocks.clone()), reactor_count, host, controllers: Mutex::default() }
     }
 
     /// The memory that its controllers reach.
@@ -124,7 +126,7 @@ impl Devices {
         let controller = match controllers.get(&name.serial) {
             Some(controller) => controller.clone(),
             None => {
-                let controller = nvme::start(&name, self.blocks()?, self.reactor_count)?;
+                let controller = nvme::start(&name, self.blocks()?, self.reactor_count, self.host)?;
                 controllers.insert(name.serial.clone(), controller.clone());
                 controller
             }

@@ -5,17 +5,26 @@
 //! | `lock` | the partner's process has ended: its lock in the mailbox is free |
 //! | `process` | the process of this machine that holds that lock was killed and has ended: [`super::process`] |
 //! | `lease` | the partner has given no sign of life at the arbiter for as long as a lease lasts: [`super::partner_beats`] |
+//! | `reservation` | its lease has ended, as above, and it has lost the reservation of the pool's namespaces: [`super::reservation`] |
 //! | `command` | the program of `fence_command` has ended with 0 in time: [`super::command`] |
 
 use super::{
+    Shared,
     command::{self, Outcome},
     registers::{ArbiterFence, ArbiterFences},
+    reservation,
 };
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::{collections::VecDeque, io, sync::Arc, thread::Builder};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, atomic::Ordering},
+    thread::Builder,
+};
 use twinlog::{
     base::{Epoch, PoolId},
     control::config::{FenceKind, PairConfig},
+    node::pools::PoolSlot,
     pair::{
         decide::Fence,
         fence::{FenceAnswer, Fencer},
@@ -39,21 +48,29 @@ struct Trial {
 /// The configured fences of a node.
 pub(super) struct Fences {
     config: PairConfig,
+    shared: Arc<Shared>,
     arbiter: ArbiterFences,
     /// One at a time: the partner is one node, whatever pool asks.
     trial: Option<Trial>,
     /// At most one probe and one fence for each pool.
     waiting: VecDeque<Trial>,
-    commands: (Sender<Outcome>, Receiver<Outcome>),
+    /// From the threads that wait for commands and controllers.
+    outcomes: (Sender<Outcome>, Receiver<Outcome>),
     /// Of trials that have ended; at most one for each that was asked for.
     answers: VecDeque<FenceAnswer>,
     waker: Arc<dyn Waker>,
 }
 
 impl Fences {
-    pub(super) fn new(config: &PairConfig, arbiter: ArbiterFences, waker: Arc<dyn Waker>) -> Self {
+    pub(super) fn new(
+        config: &PairConfig,
+        shared: &Arc<Shared>,
+        arbiter: ArbiterFences,
+        waker: Arc<dyn Waker>,
+    ) -> Self {
         let (waiting, answers) = (VecDeque::new(), VecDeque::new());
-        Self { config: config.clone(), arbiter, trial: None, waiting, commands: bounded(1), answers, waker }
+        let (config, shared) = (config.clone(), Arc::clone(shared));
+        Self { config, shared, arbiter, trial: None, waiting, outcomes: bounded(1), answers, waker }
     }
 
     /// Tries the next kind of the trial; without one it ends.
@@ -64,7 +81,7 @@ impl Fences {
         match trial.trying {
             Some(FenceKind::Lock) => self.arbiter.fence(pool, epoch, ArbiterFence::Lock),
             Some(FenceKind::Process) => self.arbiter.fence(pool, epoch, ArbiterFence::Process),
-            Some(FenceKind::Lease) => self.arbiter.fence(pool, epoch, ArbiterFence::Lease),
+            Some(FenceKind::Lease | FenceKind::Reservation) => self.arbiter.fence(pool, epoch, ArbiterFence::Lease),
             Some(FenceKind::Command) => {
                 if let Err(error) = self.start_command() {
                     self.tell(&format!("it cannot be started: {error}"));
@@ -101,13 +118,51 @@ impl Fences {
     fn start_command(&self) -> io::Result<()> {
         tracing::warn!(partner = self.config.partner, command = ?self.config.fence_command, "fencing the partner");
         let mut running = command::start(&self.config, "off")?;
-        let (waker, done) = (Arc::clone(&self.waker), self.commands.0.clone());
+        self.spawn(move || running.wait())
+    }
+
+    /// Takes the pool's namespaces away from the partner, whose lease has ended.
+    fn start_preempting(&self, pool: PoolId, epoch: Epoch) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        self.spawn(move || {
+            let slot = PoolSlot::ALL.into_iter().find(|slot| shared.held(*slot).portion.pool() == pool);
+            match reservation::fence(&shared, slot.expect("one of this node's pools"), epoch) {
+                Ok(()) => Outcome { confirmed: true, said: "its namespaces take no writes of it any more".to_owned() },
+                Err(failure) => Outcome { confirmed: false, said: failure.message },
+            }
+        })
+    }
+
+    fn spawn(&self, work: impl FnOnce() -> Outcome + Send + 'static) -> io::Result<()> {
+        let (waker, done) = (Arc::clone(&self.waker), self.outcomes.0.clone());
         let accompany = move || {
             // Nobody waits when the node is ending.
-            let _gone = done.send(running.wait());
+            let _gone = done.send(work());
             waker.wake();
         };
         Builder::new().name("fence".to_owned()).spawn(accompany).map(drop)
+    }
+
+    /// What the kind that is tried has come to; whether it confirms.
+    fn found(&mut self) -> Option<bool> {
+        if let Some(answer) = self.arbiter.poll() {
+            self.tell(&answer.said);
+            let confirmed = answer.result == Fence::Confirmed;
+            let is_half = self.trial.as_ref().is_some_and(|trial| trial.trying == Some(FenceKind::Reservation));
+            if !(confirmed && is_half) {
+                return Some(confirmed);
+            }
+            return match self.start_preempting(answer.pool, answer.epoch) {
+                Ok(()) => None,
+                Err(error) => {
+                    self.tell(&format!("no thread: {error}"));
+                    Some(false)
+                }
+            };
+        }
+        let Outcome { confirmed, said } = self.outcomes.1.try_recv().ok()?;
+        self.tell(&said);
+        Some(confirmed)
     }
 
     fn start(&mut self, trial: Trial) {
@@ -140,18 +195,16 @@ impl Fencer for Fences {
     }
 
     fn poll(&mut self) -> Option<FenceAnswer> {
-        let found = match self.arbiter.poll() {
-            Some(answer) => Some((answer.result == Fence::Confirmed, answer.said)),
-            None => self.commands.1.try_recv().ok().map(|Outcome { confirmed, said }| (confirmed, said)),
-        };
-        if let Some((confirmed, said)) = found {
-            self.tell(&said);
-            if confirmed {
-                self.end(Fence::Confirmed);
-            } else {
-                self.go_on();
-            }
+        match self.found() {
+            Some(true) => self.end(Fence::Confirmed),
+            Some(false) => self.go_on(),
+            None => {}
         }
         self.answers.pop_front()
+    }
+
+    fn lost(&mut self) -> Option<PoolId> {
+        let lost = |slot: &PoolSlot| self.shared.holds[slot.index()].is_lost.swap(false, Ordering::AcqRel);
+        PoolSlot::ALL.into_iter().find(lost).map(|slot| self.shared.held(slot).portion.pool())
     }
 }

@@ -12,6 +12,7 @@
 //! | [`mailbox_file`], [`mailbox_worker`] | in a file that both nodes reach |
 //! | [`witness_client`], [`witness_server`] | at a process on a third machine, and that process |
 //! | [`fence`], [`process`], [`command`] | how its partner is stopped |
+//! | [`reservation`] | and how its namespaces are kept from it |
 //! | [`offline`] | files of a node that does not run: made, checked, tried |
 //!
 //! Each reactor's thread makes a ring of its own and its queues to the node's open files on it. Starting takes two steps, because a
@@ -40,6 +41,7 @@ mod partner_beats;
 mod platform;
 mod process;
 mod registers;
+mod reservation;
 mod storage;
 mod witness_client;
 mod witness_server;
@@ -178,8 +180,9 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
     let blocks = u32::try_from(config.memory.limit.bytes() / BLOCK_BYTES).expect("bounded by the configuration");
     let partner = config.partner_pool.as_ref().zip(config.mirror.as_ref());
     let blocks = BlockPool::new(blocks).map_err(no_memory)?;
-    let devices =
-        Devices::of_node(&blocks, u16::try_from(config.reactors.count).expect("bounded by the configuration"));
+    let identity = reservation::Identity::of(config)?;
+    let reactor_count = u16::try_from(config.reactors.count).expect("bounded by the configuration");
+    let devices = Devices::of_node(&blocks, reactor_count, identity.map(|identity| identity.host));
     let listeners = listeners(config)?;
     let home = Held::open(&devices, &config.pool, &config.log, PortionRole::Own)?;
     let partner = partner.map(|(pool, log)| Held::open(&devices, pool, log, PortionRole::Mirror)).transpose()?;
@@ -193,7 +196,10 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
         devices,
         end: Arc::default(),
         joining: Joining::default(),
+        identity,
+        holds: Default::default(),
     });
+    reservation::verify(&shared)?;
     let reactors = (0..shared.reactor_count()).map(|index| spawn(&shared, index)).collect::<Result<Vec<_>, _>>()?;
     let wakers = reactors.iter().map(|reactor| hear(&reactor.waker)).collect::<Result<Vec<_>, _>>()?;
     let (opener, deliveries) = Opener::new(&shared, &wakers);
@@ -279,6 +285,10 @@ struct Shared {
     partner: Option<Held>,
     end: Arc<NodeEnd>,
     joining: Joining,
+    /// Where reservations are among the fences.
+    identity: Option<reservation::Identity>,
+    /// By slot.
+    holds: [Arc<reservation::Hold>; 2],
 }
 
 impl Shared {
@@ -323,6 +333,7 @@ impl Joining {
             None => {
                 let path = Path::new(name);
                 let device = shared.devices.open(path, Access::Exclusive).map_err(|failure| failure.message)?;
+                reservation::join(shared, &path.to_owned()).map_err(|failure| failure.message)?;
                 refuse_foreign(&shared.devices, path, device.size_bytes())?;
                 (device, shared.config.reactors.count)
             }
@@ -348,7 +359,7 @@ fn open_device(shared: &Arc<Shared>, queues: Queues) -> OpenDevice<Disk> {
     let shared = Arc::clone(shared);
     Box::new(move |name| {
         let device = shared.joining.device(name, &shared)?;
-        queues.open(&device).map_err(|failure| failure.message)
+        queues.open(&device, &shared.holds[PoolSlot::Home.index()]).map_err(|failure| failure.message)
     })
 }
 
@@ -411,7 +422,7 @@ fn open(
     if let Some(port) = port {
         pools.set_port(port);
     }
-    let platform = NodePlatform::new(ring);
+    let platform = NodePlatform::new(ring, Arc::clone(&shared.end));
     let queues = platform.queues();
     let mut opener = ReactorOpener::new(shared, index, (ring, queues.clone()), deliveries, requests);
     while let Some((slot, opened)) = opener.poll() {

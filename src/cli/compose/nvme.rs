@@ -2,7 +2,10 @@
 //!
 //! A serial is remembered by whoever bound the controller; what the controller says of itself decides, before a byte of its namespaces is touched.
 
-use super::storage::{QUEUE_DEPTH, patiently};
+use super::{
+    reservation,
+    storage::{QUEUE_DEPTH, patiently},
+};
 use crate::cli::{
     device::{Machine, place},
     output::{Exit, Failure},
@@ -13,9 +16,9 @@ use std::{
     io::{self, ErrorKind},
     time::Duration,
 };
-use twinlog::{base::limits::BLOCK_BYTES, control::config::NvmeName};
+use twinlog::{base::limits::BLOCK_BYTES, control::config::NvmeName, pair::reservation::Claim};
 use twinlog_device::{BlockDevice, BlockPool, Nanos, Token};
-use twinlog_nvme::{Clock, Controller, ControllerOptions, ControllerState, NvmeDisk, OpenError};
+use twinlog_nvme::{Clock, Controller, ControllerOptions, ControllerState, HostId, NvmeDisk, OpenError};
 use twinlog_pci::PciError;
 use twinlog_uring::monotonic;
 use twinlog_vfio::VfioFunction;
@@ -64,8 +67,24 @@ impl Namespace {
     }
 
     pub(super) fn size_bytes(&self) -> u64 {
+        self.facts().map_or(0, |facts| facts.block_count * BLOCK_BYTES)
+    }
+
+    fn facts(&self) -> Option<twinlog_nvme::Namespace> {
         let found = self.controller.namespaces().into_iter().find(|(number, _)| *number == self.name.namespace);
-        found.and_then(|(_, found)| found.ok()).map_or(0, |found| found.block_count * BLOCK_BYTES)
+        found.and_then(|(_, found)| found.ok())
+    }
+
+    /// Whether a pool's owner can keep everybody else from writing to it.
+    pub(super) fn can_reserve(&self) -> bool {
+        self.facts().is_some_and(|facts| facts.can_reserve(reservation::KIND))
+    }
+
+    /// Takes its reservation, as far as that is right. Waits for the controller.
+    pub(super) fn hold(&self, claim: &Claim, host: HostId) -> Result<(), Failure> {
+        let mut queue = self.queue(Monotonic)?;
+        let held = reservation::hold(&mut queue, claim, host, || pause(READ_LOOK));
+        held.map_err(|message| Failure::new(Exit::Refused, message, "twinlog pair explain"))
     }
 
     /// It, to be read by a thread that waits; with memory from `blocks`, which the controller can reach.
@@ -79,6 +98,7 @@ pub(super) fn start(
     name: &NvmeName,
     blocks: &BlockPool,
     reactor_count: u16,
+    host_id: Option<HostId>,
 ) -> Result<Controller<VfioFunction>, Failure> {
     let serial = &name.serial;
     let place = place(&Machine::this(), serial)?;
@@ -86,10 +106,10 @@ pub(super) fn start(
         |error: &PciError| if kind(error) == ErrorKind::ResourceBusy { IN_USE_WAIT_MAX } else { Duration::ZERO };
     let function = patiently(|| VfioFunction::open(&place.address), in_use);
     let function = function.map_err(|error| refused(name, &OpenError::Function(error)))?;
-    // And one for whoever reads a device before a reactor does.
-    let disk_count = NAMESPACES_MAX * reactor_count + 1;
+    // And one each for whoever reads a device before a reactor does, opens a pool, and fences the partner.
+    let disk_count = NAMESPACES_MAX * reactor_count + 3;
     let queue_depth = u16::try_from(QUEUE_DEPTH).expect("small");
-    let options = ControllerOptions { disk_count, queue_depth, ..ControllerOptions::default() };
+    let options = ControllerOptions { disk_count, queue_depth, host_id, ..ControllerOptions::default() };
     let controller =
         Controller::start(function, &[blocks], options, monotonic()).map_err(|error| refused(name, &error))?;
     loop {

@@ -15,6 +15,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::{FileExt, FileTypeExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 use twinlog::{
@@ -266,11 +267,11 @@ pub(crate) fn create_pool(
 fn offline_platform(devices: &Devices) -> Result<(BlockPool, NodePlatform), Failure> {
     let blocks = devices.blocks()?.clone();
     let ring = Ring::new(RingOptions::default(), &blocks).map_err(no_ring)?;
-    Ok((blocks, NodePlatform::new(&ring)))
+    Ok((blocks, NodePlatform::new(&ring, Arc::default())))
 }
 
 fn queues(opened: &[Opened], platform: &NodePlatform) -> Result<Vec<Disk>, Failure> {
-    opened.iter().map(|device| platform.queues().open(device)).collect()
+    opened.iter().map(|device| platform.queues().open(device, &Arc::default())).collect()
 }
 
 /// Checks the consistency point of `superblock` on the devices of a stopped node. Reads only; `progress` is told blocks done and in all.

@@ -9,6 +9,7 @@
 use super::{
     Shared,
     platform::{Disk, Queues},
+    reservation,
     storage::PoolFiles,
 };
 use crate::cli::{output::Failure, superblocks};
@@ -57,6 +58,7 @@ impl Opener {
 
     /// Opens the devices of a slot's pool and hands them to every reactor. Waits for files that a dying process still holds.
     pub(super) fn open(&self, slot: PoolSlot, grant: Grant) -> Result<(), Failure> {
+        reservation::open(&self.shared, slot, grant.epoch)?;
         let found = superblocks::assemble(&self.shared.devices, self.shared.names(slot))?;
         for stranger in &found.strangers {
             tracing::warn!(device = %stranger.display(), "configured, but not part of the pool: `twinlog pool grow` adds it");
@@ -118,7 +120,10 @@ impl ReactorOpener {
         let portion = &self.shared.held(slot).portion;
         let own_lanes = (self.index..portion.lane_count()).step_by(usize::from(self.shared.reactor_count()));
         let lane = |lane| Ok::<_, Failure>((lane, portion.lane(&self.ring, lane)?));
-        Ok((files.disks(&self.queues)?, own_lanes.map(LaneIndex).map(lane).collect::<Result<_, _>>()?))
+        Ok((
+            files.disks(&self.queues, &self.shared.holds[slot.index()])?,
+            own_lanes.map(LaneIndex).map(lane).collect::<Result<_, _>>()?,
+        ))
     }
 
     fn parts(&self, slot: PoolSlot, delivery: Delivery) -> Result<EngineParts<Disk, AnyLog>, NotOpened<Disk, AnyLog>> {

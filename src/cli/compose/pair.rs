@@ -191,7 +191,7 @@ pub(super) fn parts(shared: &Arc<Shared>, ring: &Ring, start: PairStart) -> Resu
         partner: pair.partner.clone(),
         pools: slots.map(|slot| pool(shared, slot, ring)),
         arbiter: Box::new(start.registers),
-        fencer: Box::new(Fences::new(pair, start.fences, start.waker)),
+        fencer: Box::new(Fences::new(pair, shared, start.fences, start.waker)),
         timing: Timing {
             detection: detection(pair),
             lease: detection(pair) * LEASE_FACTOR,
@@ -200,7 +200,7 @@ pub(super) fn parts(shared: &Arc<Shared>, ring: &Ring, start: PairStart) -> Resu
         },
         prng: Prng::new(u64::try_from(random_id()? >> 64).expect("the upper half")),
     });
-    if pair.fence.contains(&FenceKind::Lease) {
+    if pair.fence.contains(&FenceKind::Lease) || pair.reserves() {
         controller.guard_lease();
     }
     let forwarder = Forwarder::new(ForwarderParts {
@@ -230,7 +230,8 @@ fn detection(pair: &PairConfig) -> Duration {
 
 /// A checksum of what both nodes must have configured alike.
 fn agreed(config: &NodeConfig, pair: &PairConfig) -> u64 {
-    let text = format!("{} {} {}", pair.deadline_ms, config.memory.limit.bytes(), pair.encrypt);
+    let limit = config.memory.limit.bytes();
+    let text = format!("{} {limit} {} {}", pair.deadline_ms, pair.encrypt, pair.reserves());
     checksum(0, text.as_bytes())
 }
 

@@ -3,19 +3,27 @@
 //! # Invariants
 //!
 //! 1. While an operation is at a namespace the reactor does not sleep: nobody would wake it, the answer is seen by looking.
-//! 2. Only where a thread of the kernel has something to finish meanwhile (the flush of a log) it naps, so that this thread gets a processor.
+//! 2. A namespace hears of nothing more once this node has stood still over the end of its lease: its doorbells are no part of the turn of the machine, before
+//!    which a reactor looks at that.
+//! 3. Only where a thread of the kernel has something to finish meanwhile (the flush of a log) it naps, so that this thread gets a processor.
 
-use super::{devices::Opened, nvme::NvmeQueue, storage::QUEUE_DEPTH};
+use super::{devices::Opened, nvme::NvmeQueue, reservation::Hold, storage::QUEUE_DEPTH};
 use crate::cli::output::Failure;
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use twinlog::serve::reactor::NodeEnd;
 use twinlog_device::{
-    BlockBuf, BlockCompletion, BlockDevice, BlockPool, BlockRange, DeviceInfo, Nanos, Persistence, Platform,
-    SharedBlock, Token, Wait,
+    BlockBuf, BlockCompletion, BlockDevice, BlockPool, BlockRange, DeviceErrorKind, DeviceInfo, Nanos, Persistence,
+    Platform, SharedBlock, Token, Wait,
 };
 use twinlog_nvme::Clock;
-use twinlog_uring::{AnyLog, FileDisk, Ring, UringNetwork, UringPlatform};
+use twinlog_uring::{AnyLog, FileDisk, Ring, UringNetwork, UringPlatform, monotonic};
 
-/// A nap (invariant 2): about what a sleep and wake-up costs.
+/// A nap (invariant 3): about what a sleep and wake-up costs.
 const NAP: Duration = Duration::from_micros(50);
 
 /// The monotonic clock of a reactor, as its last turn has read it.
@@ -46,16 +54,17 @@ impl InFlight {
 pub(super) struct Queues {
     ring: Ring,
     in_flight: InFlight,
+    end: Arc<NodeEnd>,
 }
 
 impl Queues {
-    /// A queue to `device`.
-    pub(super) fn open(&self, device: &Opened) -> Result<Disk, Failure> {
+    /// A queue to `device`, of a pool whose reservations are `hold`.
+    pub(super) fn open(&self, device: &Opened, hold: &Arc<Hold>) -> Result<Disk, Failure> {
         Ok(match device {
             Opened::File(file) => Disk::File(FileDisk::new(&self.ring, file, QUEUE_DEPTH)?),
             Opened::Nvme(namespace) => {
                 let queue = namespace.queue(TurnClock(self.ring.clone()))?;
-                Disk::Nvme(Box::new(Watched::new(queue, namespace.name(), &self.in_flight)))
+                Disk::Nvme(Box::new(Watched::new(queue, namespace.name(), self, hold)))
             }
         })
     }
@@ -68,6 +77,8 @@ pub(super) struct Watched<D> {
     info: DeviceInfo,
     busy_count: usize,
     in_flight: InFlight,
+    end: Arc<NodeEnd>,
+    hold: Arc<Hold>,
 }
 
 impl<D> Watched<D> {
@@ -79,14 +90,25 @@ impl<D> Watched<D> {
 }
 
 impl<D: BlockDevice> Watched<D> {
-    fn new(queue: D, name: String, in_flight: &InFlight) -> Self {
+    fn new(queue: D, name: String, queues: &Queues, hold: &Arc<Hold>) -> Self {
         let info = DeviceInfo { name, ..queue.info().clone() };
-        Self { queue, info, busy_count: 0, in_flight: in_flight.clone() }
+        let (in_flight, end) = (queues.in_flight.clone(), Arc::clone(&queues.end));
+        Self { queue, info, busy_count: 0, in_flight, end, hold: Arc::clone(hold) }
     }
 
     fn poll(&mut self, completions: &mut Vec<BlockCompletion>) {
+        // What waits is handed over by looking.
+        if self.busy_count > 0 && !self.end.may_serve(monotonic) {
+            return;
+        }
         let before = completions.len();
         self.queue.poll(completions);
+        let is_fenced = |completion: &BlockCompletion| {
+            completion.result.as_ref().is_err_and(|error| error.kind == DeviceErrorKind::Fenced)
+        };
+        if completions[before..].iter().any(is_fenced) {
+            self.hold.is_lost.store(true, Ordering::Release);
+        }
         let ended = completions.len() - before;
         self.busy_count -= ended;
         self.in_flight.remove(ended);
@@ -163,8 +185,8 @@ pub(super) struct NodePlatform {
 }
 
 impl NodePlatform {
-    pub(super) fn new(ring: &Ring) -> Self {
-        let queues = Queues { ring: ring.clone(), in_flight: InFlight::default() };
+    pub(super) fn new(ring: &Ring, end: Arc<NodeEnd>) -> Self {
+        let queues = Queues { ring: ring.clone(), in_flight: InFlight::default(), end };
         Self { uring: UringPlatform::new(ring.clone()), queues }
     }
 
@@ -221,9 +243,9 @@ mod tests {
         File::create(&path).and_then(|file| file.set_len(1 << 20)).expect("made");
         let blocks = BlockPool::new(4).expect("a small mapping");
         let ring = Ring::new(RingOptions::default(), &blocks).expect("io_uring");
-        let mut platform = NodePlatform::new(&ring);
+        let mut platform = NodePlatform::new(&ring, Arc::default());
         let queue = FileDisk::open(&ring, &path, DiskOptions::default()).expect("there");
-        let mut disk = Watched::new(queue, "nvme:S1".to_owned(), &platform.queues.in_flight);
+        let mut disk = Watched::new(queue, "nvme:S1".to_owned(), &platform.queues, &Arc::default());
         assert_eq!(disk.info.name, "nvme:S1");
         let block = || blocks.allocate().expect("there are four");
         assert_eq!(platform.longest_sleep(), Duration::MAX);

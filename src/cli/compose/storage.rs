@@ -4,6 +4,7 @@
 use super::{
     devices::{Devices, Opened},
     platform::{Disk, Queues},
+    reservation::Hold,
 };
 use crate::cli::{
     output::{Exit, Failure},
@@ -169,8 +170,8 @@ impl PoolFiles {
     }
 
     /// A reactor's queues to them.
-    pub(super) fn disks(&self, queues: &Queues) -> Result<Vec<Disk>, Failure> {
-        self.devices.iter().map(|device| queues.open(device)).collect()
+    pub(super) fn disks(&self, queues: &Queues, hold: &Arc<Hold>) -> Result<Vec<Disk>, Failure> {
+        self.devices.iter().map(|device| queues.open(device, hold)).collect()
     }
 }
 

@@ -38,9 +38,9 @@ pub(crate) fn run(args: &ConfigureArgs, output: &Output) -> Result<Exit, Failure
         key: &'a Path,
     }
     let [first, second] = nodes(args)?;
-    if args.fence_command.is_none() && !args.accept_in_flight_io {
+    if args.fence_command.is_none() && !args.reservation && !args.accept_in_flight_io {
         let message = "it is not said how a machine that does not answer is kept from writing";
-        let hint = "--fence-command fence_ipmilan, or another program that switches it off; or --accept-in-flight-io, which trusts its clock: a write \
+        let hint = "--fence-command fence_ipmilan, or another program that switches it off; --reservation, for NVMe namespaces that the nodes drive; or --accept-in-flight-io, which trusts its clock: a write \
                     that its disks have in their queues may land after the takeover, over newer data";
         return Err(Failure::new(Exit::Usage, message, hint));
     }
@@ -92,7 +92,10 @@ fn next_steps(args: &ConfigureArgs, [first, second]: &[PathBuf; 2], key: &Path) 
             "give the fence command its options in both files, and try it before you rely on it: where it fails, and a lease decides, a write \
              that the disks of the node that was lost have in their queues may land later, over newer data"
         }
-        (None, _) => {
+        (None, false) => {
+            "each drive keeps the other machine's writes away: pull one machine's power under load before you rely on it"
+        }
+        (None, true) => {
             "you have accepted that a write that the disks of a lost node have in their queues may land after the takeover, over newer data; \
              a fence command rules that out"
         }
@@ -221,6 +224,10 @@ fn fences(args: &ConfigureArgs, partner: &str) -> String {
                 .to_owned(),
         );
     }
+    if args.reservation {
+        kinds.push("reservation");
+        lines.push(format!("# `reservation`: the namespaces refuse what {partner} writes once its lease has ended and this node has taken them."));
+    }
     if args.accept_in_flight_io {
         kinds.push("lease");
         lines.push(format!("# `lease` trusts {partner}'s clock. A write that {partner}'s disks have in their queues may land after the takeover,"));
@@ -338,5 +345,12 @@ mod tests {
         assert_eq!(chosen("--accept-in-flight-io"), (vec![FenceKind::Lease], none, true));
         let both = (vec![FenceKind::Command, FenceKind::Lease], command, true);
         assert_eq!(chosen("--accept-in-flight-io --fence-command f"), both);
+        let refused = fences("--reservation").expect_err("files have none");
+        assert!(refused.message.contains("`reservation`"), "{refused:?}");
+        let line = line.replace("/x", "nvme:S1").replace("/y", "nvme:S1/2");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        configured(&format!("{line} --fence-command f --reservation"), directory.path()).expect("good");
+        let pair = config::load(&directory.path().join("b.toml")).expect("it is accepted").pair.expect("there");
+        assert_eq!(pair.fence, [FenceKind::Command, FenceKind::Reservation]);
     }
 }

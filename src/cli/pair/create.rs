@@ -22,7 +22,8 @@ use crate::cli::{
     foreign::{self, Foreign},
     output::{Exit, Failure, Output},
     place::shell_word,
-    provision, superblocks,
+    provision,
+    superblocks::{self, ReadAt},
 };
 use serde::Serialize;
 use std::{
@@ -161,8 +162,10 @@ fn refused(message: String, hint: &str) -> Failure {
 fn plan_pool(config: &NodeConfig) -> Result<Plan, Failure> {
     let (name, devices) = (&config.pool.name, &config.pool.devices);
     let log = look_at(&config.log)?;
-    let is_unserved = |path: &&PathBuf| superblocks::is_unserved(path, name);
-    if let Ok(found) = superblocks::assemble(&Devices::offline(), devices) {
+    // One for all that is looked at: a controller is not started for each. It is let go before anything is made.
+    let opener = Devices::offline();
+    let is_unserved = |path: &&PathBuf| superblocks::is_unserved(&opener, path, name);
+    if let Ok(found) = superblocks::assemble(&opener, devices) {
         let Superblock { pool, name: called, .. } = &found.superblock;
         if called != name {
             let message = format!("the devices of pool {name} hold pool {called} ({pool})");
@@ -188,11 +191,11 @@ fn plan_pool(config: &NodeConfig) -> Result<Plan, Failure> {
     }
     let mut left = Vec::new();
     for path in devices {
-        let (file, block_count) = superblocks::open(path)?;
         if is_unserved(&path) {
             left.push(path.clone());
         } else {
-            no_data(&file, path, block_count * BLOCK_BYTES)?;
+            let (medium, block_count) = opener.read(path)?;
+            no_data(&medium, path, block_count * BLOCK_BYTES)?;
         }
     }
     match log {
@@ -337,8 +340,8 @@ fn remove_short(log: &LogConfig) -> Result<(), Failure> {
 }
 
 /// Refuses anything but zeroes.
-fn no_data(file: &File, path: &Path, bytes: u64) -> Result<(), Failure> {
-    refuse_found(path, foreign::find(file, path, bytes, true))
+fn no_data(medium: &impl ReadAt, path: &Path, bytes: u64) -> Result<(), Failure> {
+    refuse_found(path, foreign::find(medium, path, bytes, true))
 }
 
 fn refuse_found(path: &Path, found: io::Result<Option<Foreign>>) -> Result<(), Failure> {

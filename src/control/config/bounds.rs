@@ -46,28 +46,66 @@ fn ensure(holds: bool, key: &'static str, message: impl FnOnce() -> String, hint
     if holds { Ok(()) } else { Err(Broken { key, message: message(), hint: hint.to_owned() }) }
 }
 
-/// Only a pool's devices are NVMe namespaces that the node drives, and only those of a node without a partner.
+/// Only a pool's devices are NVMe namespaces that the node drives.
 fn check_places(config: &NodeConfig) -> Result<(), Broken> {
-    let is_path = |path: &PathBuf| NvmeName::of(path).is_none();
-    for (key, log) in [("log.path", Some(&config.log)), ("mirror.path", config.mirror.as_ref())] {
-        let name = log.and_then(|log| log.path.as_ref()?.file_name());
-        ensure(
-            name.is_none_or(|name| NvmeName::of(Path::new(name)).is_none()),
-            key,
-            || "a log does not lie on an NVMe controller that the node drives".to_owned(),
+    let mailbox = config.pair.as_ref().and_then(|pair| pair.mailbox.as_ref());
+    let places = [
+        ("log.path", config.log.path.as_ref(), "a file, a block device, or persistent memory"),
+        (
+            "mirror.path",
+            config.mirror.as_ref().and_then(|log| log.path.as_ref()),
             "a file, a block device, or persistent memory",
+        ),
+        ("pair.mailbox", mailbox, "a file on the machine of both nodes; or a witness"),
+    ];
+    for (key, path, hint) in places {
+        // It was joined to the configuration's folder.
+        let is_namespace = |path: &PathBuf| path.iter().any(|part| NvmeName::of(Path::new(part)).is_some());
+        ensure(
+            !path.is_some_and(is_namespace),
+            key,
+            || "only a pool's devices lie on an NVMe controller that the node drives".to_owned(),
+            hint,
         )?;
     }
-    if config.pair.is_none() {
-        return Ok(());
+    Ok(())
+}
+
+/// That the fences keep the partner's writes away from the devices. NVMe namespaces that a node drives have no locks: that a process has ended does not say that its
+/// controller has been stopped, and that its lease has ended does not say that what the controller was given is done.
+fn check_device_fences(config: &NodeConfig, pair: &super::PairConfig) -> Result<(), Broken> {
+    let pools = [Some(&config.pool), config.partner_pool.as_ref()];
+    let devices = || pools.into_iter().flatten().flat_map(|pool| &pool.devices);
+    let namespace = devices().find(|device| NvmeName::of(device).is_some());
+    let file = devices().find(|device| NvmeName::of(device).is_none());
+    if let (true, Some(file)) = (pair.reserves(), file) {
+        let message =
+            || format!("`reservation` is held on NVMe namespaces that the node drives, and {} is none", file.display());
+        ensure(false, "pair.fence", message, "all devices of both pools as nvme:SERIAL; or fence = [\"command\"]")?;
     }
-    let pools = [("pool.devices", Some(&config.pool)), ("partner_pool.devices", config.partner_pool.as_ref())];
-    for (key, pool) in pools {
+    let Some(namespace) = namespace else { return Ok(()) };
+    for kind in &pair.fence {
+        let why = match kind {
+            FenceKind::Lock | FenceKind::Process => {
+                "tells that a process has ended, not that its controllers have stopped"
+            }
+            FenceKind::Lease if !pair.accept_in_flight_io => {
+                "stops a process by its clock, not what its controllers were given"
+            }
+            FenceKind::Lease | FenceKind::Reservation | FenceKind::Command => continue,
+        };
+        let message = || {
+            format!(
+                "`{}` {why}: a write to {} may land after the takeover, over newer data",
+                kind.word(),
+                namespace.display()
+            )
+        };
         ensure(
-            pool.is_none_or(|pool| pool.devices.iter().all(is_path)),
-            key,
-            || "nothing keeps a partner's writes away from an NVMe namespace that each node drives itself".to_owned(),
-            "in a pair, name block devices or files",
+            false,
+            "pair.fence",
+            message,
+            "fence = [\"reservation\"] where the controllers know reservations, or [\"command\"] with a program that switches the machine off",
         )?;
     }
     Ok(())
@@ -149,6 +187,7 @@ fn check_pair(config: &NodeConfig) -> Result<(), Broken> {
         "fence = [\"lock\"]",
     )?;
     check_arbiter(pair)?;
+    check_device_fences(config, pair)?;
     check_fence_command(pair)
 }
 

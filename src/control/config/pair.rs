@@ -5,7 +5,7 @@
 //! 1. `[pair]` stands together with `[partner_pool]` and `[mirror]`, or none of them does.
 //! 2. The interconnect can be reached from other machines only with `allow_remote = true`; it is authenticated in any case, and encrypted
 //!    with `encrypt = true`.
-//! 3. Between machines `lease` fences only with `accept_in_flight_io = true`: it stops a process, not what that has given to a device.
+//! 3. Between machines, and where a pool has NVMe namespaces that the node drives, `lease` fences only with `accept_in_flight_io = true`: it stops a process, not what that has given to a device.
 
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
@@ -78,6 +78,8 @@ pub enum FenceKind {
     Process,
     /// It has given no sign of life at the arbiter for as long as it may serve without. Writes that it had begun may be on their way.
     Lease,
+    /// Its lease has ended, and it has lost the reservation of the pool's namespaces: the devices refuse what it writes.
+    Reservation,
     /// A command says so: see `fence_command`.
     Command,
 }
@@ -90,6 +92,7 @@ impl FenceKind {
             Self::Lock => "lock",
             Self::Process => "process",
             Self::Lease => "lease",
+            Self::Reservation => "reservation",
             Self::Command => "command",
         }
     }
@@ -152,6 +155,12 @@ impl PairConfig {
     /// An address of the pair that other machines reach; `None`: both nodes are on one machine.
     pub(super) fn remote_address(&self) -> Option<&SocketAddr> {
         self.tcp.iter().chain(&self.partner_tcp).find(|address| !address.ip().is_loopback())
+    }
+
+    /// Whether the owner of a pool holds reservations of its namespaces.
+    #[must_use]
+    pub fn reserves(&self) -> bool {
+        self.fence.contains(&FenceKind::Reservation)
     }
 
     /// How long the partner must have been back before its pool is given back to it; `None`: only by command.

@@ -168,10 +168,37 @@ fn nvme_namespaces_stand_beside_paths_where_a_pool_has_its_devices() {
     let refused = |text: &str, old: &str, new: &str| read(&text.replace(old, new)).expect_err(new).message;
     assert!(refused(GOOD, "[\"disk\"]", "[\"nvme:S1\", \"nvme:S1/1\"]").contains("named twice"));
     assert!(refused(GOOD, "[\"disk\"]", "[\"nvme:S1/0\"]").contains("number of a namespace"));
-    assert!(refused(GOOD, "path = \"log\"", "path = \"nvme:S1\"").contains("a log does not lie"));
-    for (old, new) in [("[\"d\"]", "[\"nvme:S1\"]"), ("[\"e\"]", "[\"nvme:S1\"]")] {
-        assert!(refused(PAIR, old, new).contains("partner's writes"), "{new}");
+    assert!(refused(GOOD, "path = \"log\"", "path = \"nvme:S1\"").contains("only a pool's devices"));
+    assert!(refused(PAIR, "mailbox = \"m\"", "mailbox = \"nvme:S1/2\"").contains("only a pool's devices"));
+}
+
+#[test]
+fn namespaces_of_a_pair_need_a_fence_that_keeps_the_partners_writes_away() {
+    let with = |devices: [&str; 2], lines: &str| {
+        let text = PAIR.replace("[\"d\"]", devices[0]).replace("[\"e\"]", devices[1]);
+        text.replace("[partner_pool]", &format!("{lines}[partner_pool]"))
+    };
+    let (nvme, file) = (["[\"nvme:S1\"]", "[\"nvme:S1/2\"]"], "[\"d\"]");
+    for devices in [nvme, [nvme[0], file], [file, nvme[1]]] {
+        for kind in ["lock", "process", "lease"] {
+            let (message, hint) = broken(&with(devices, &format!("fence = [\"{kind}\"]\n")));
+            assert!(message.contains(&format!("`{kind}` ")) && message.contains("over newer data"), "{message}");
+            assert!(hint.contains("reservation") && hint.contains("command"), "{hint}");
+        }
+        assert!(broken(&with(devices, "")).0.contains("`lock`"), "the default is no fence for them");
+        read(&with(devices, "fence = [\"command\"]\nfence_command = [\"f\"]\n")).expect("it switches machines off");
+        read(&with(devices, "fence = [\"lease\"]\naccept_in_flight_io = true\n")).expect("it was accepted");
     }
+    let reservation = "fence = [\"reservation\"]\n";
+    assert!(read(&with(nvme, reservation)).expect("good").pair.expect("there").reserves());
+    let both = "fence = [\"command\", \"reservation\"]\nfence_command = [\"f\"]\n";
+    read(&with(nvme, both)).expect("one after the other");
+    for devices in [[nvme[0], file], [file, nvme[1]], [file, "[\"e\"]"]] {
+        assert!(broken(&with(devices, reservation)).0.contains("is none"), "{devices:?}");
+    }
+    let remote = "partner_tcp = [\"10.0.0.2:1\"]\n";
+    let witness = with(nvme, &format!("{remote}{reservation}")).replace("mailbox = \"m\"", "witness = \"h:1\"");
+    read(&witness).expect("between machines too");
 }
 
 #[test]

@@ -303,7 +303,8 @@ impl<L: LogMemory> Controller<L> {
             Some(PoolState::Stopped(reason)) if !side.is_closing => {
                 let reason = reason.clone();
                 side.trouble = Some(reason.clone());
-                side.close(engine, &reason, Open::Failed);
+                let then = if side.is_fenced { Open::Closed } else { Open::Failed };
+                side.close(engine, &reason, then);
             }
             _ => {}
         }
@@ -565,6 +566,7 @@ impl<L: LogMemory> Controller<L> {
             MirrorState::Stale => None,
         };
         side.open = Open::Opening;
+        side.is_fenced = false;
         side.replies = if is_mirrored { Replies::Mirrored } else { Replies::Alone };
         opener.begin(side.slot, Grant { role: side.role(), epoch, is_mirrored });
         true

@@ -461,6 +461,17 @@ impl<L: LogMemory> Controller<L> {
             }
             side.begun_at = None;
         }
+        while let Some(pool) = self.fencer.lost() {
+            busy = true;
+            let Some(side) = self.side_of(pool) else { continue };
+            tracing::warn!(
+                pool = side.name,
+                "the partner has fenced this node: its devices take no writes of it any more"
+            );
+            // As if the lease had ended: another may be the owner by now.
+            side.is_fenced = true;
+            side.is_lease_over |= side.held.is_some();
+        }
         busy
     }
 }

@@ -113,6 +113,8 @@ pub(super) struct Side<L: LogMemory> {
     pub(super) epoch_seen: Epoch,
     /// The lease began anew after it had ended, and what this process held when it ended has not been claimed again.
     pub(super) is_lease_over: bool,
+    /// The partner has taken the devices' reservations away, since the pool was opened: it has not failed, it is another's.
+    pub(super) is_fenced: bool,
     /// What the node does with the pool after its engine has closed.
     pub(super) after_close: Open,
     /// Since when it is counted as answering alone.
@@ -167,6 +169,7 @@ impl<L: LogMemory> Side<L> {
             wants_read: false,
             epoch_seen: epoch_min,
             is_lease_over: false,
+            is_fenced: false,
             after_close: Open::Closed,
             alone_since: Nanos(0),
             decided: None,

@@ -127,6 +127,14 @@ impl Arbiter for TestArbiter {
 struct TestFencer {
     partner_lives: Rc<Cell<bool>>,
     answers: VecDeque<FenceAnswer>,
+    /// A pool whose devices refuse this node's writes.
+    lost: Rc<Cell<Option<PoolId>>>,
+}
+
+impl TestFencer {
+    fn new(partner_lives: &Rc<Cell<bool>>, lost: &Rc<Cell<Option<PoolId>>>) -> Self {
+        Self { partner_lives: partner_lives.clone(), answers: VecDeque::new(), lost: lost.clone() }
+    }
 }
 
 impl Fencer for TestFencer {
@@ -142,6 +150,10 @@ impl Fencer for TestFencer {
 
     fn poll(&mut self) -> Option<FenceAnswer> {
         self.answers.pop_front()
+    }
+
+    fn lost(&mut self) -> Option<PoolId> {
+        self.lost.take()
     }
 }
 
@@ -273,6 +285,7 @@ struct Pair {
     registers: Rc<RefCell<Registers>>,
     wire: Rc<RefCell<Wire>>,
     lives: [Rc<Cell<bool>>; 2],
+    lost: [Rc<Cell<Option<PoolId>>>; 2],
     nodes: [Option<Node>; 2],
     prng: Prng,
     /// What the superblocks say to a node that starts.
@@ -401,6 +414,7 @@ impl Pair {
             registers,
             wire: Rc::default(),
             lives,
+            lost: Default::default(),
             nodes: [None, None],
             prng: Prng::new(seed),
             epoch_min: Epoch(1),
@@ -464,7 +478,7 @@ impl Pair {
                 seen: 0,
                 answers: VecDeque::new(),
             }),
-            fencer: Box::new(TestFencer { partner_lives: self.lives[1 - node].clone(), answers: VecDeque::new() }),
+            fencer: Box::new(TestFencer::new(&self.lives[1 - node], &self.lost[node])),
             timing: Timing {
                 detection: Duration::from_millis(100),
                 lease: Duration::from_millis(400),
@@ -910,6 +924,28 @@ fn a_lease_that_has_ended_comes_back_only_with_a_claim() {
     assert_eq!(pair.node(0).row(PoolSlot::Home), "lease over", "the partner may have acted upon its end");
     pair.until_in_sync();
     assert!(pair.node(0).controller.sides[0].held.expect("it serves again") > epoch);
+}
+
+/// Its first refused write may be noticed by the engine, which stops, or by the fence: the pool is another's, and has not failed.
+#[test]
+fn an_owner_that_was_fenced_closes_its_pool_and_follows_the_register() {
+    for stops in [false, true] {
+        let mut pair = Pair::started(13);
+        pair.create(0, "vol-a");
+        pair.write(0, "vol-a", 0, 1);
+        let side = &pair.node(0).controller.sides[0];
+        let (pool, epoch) = (side.pool, side.held.expect("it serves"));
+        pair.lost[0].set(Some(pool));
+        if stops {
+            let engine = pair.node(0).pools.engine_mut(PoolSlot::Home).expect("open");
+            engine.coordinator_mut().expect("reactor 0").stop("a write was refused".to_owned());
+        }
+        pair.until("its pool is closed", |pair| pair.node(0).pools.engine(PoolSlot::Home).is_none());
+        assert_ne!(pair.node(0).controller.sides[0].open, Open::Failed, "stops: {stops}");
+        pair.until_in_sync();
+        assert!(pair.node(0).controller.sides[0].held.expect("it serves again") > epoch, "by a claim");
+        assert_eq!(pair.read(0, "vol-a", 0), 1);
+    }
 }
 
 #[test]

@@ -265,7 +265,7 @@ impl RefusalReason {
                 "compare `name` and [pair] partner, key and addresses of both node.toml"
             }
             Self::Configuration => {
-                "make [pair] deadline_ms, encrypt and [memory] limit the same in both node.toml, then restart both nodes"
+                "make [pair] deadline_ms, encrypt, whether fence has `reservation`, and [memory] limit the same in both node.toml, then restart both nodes"
             }
             Self::Pools | Self::Portions => "compare [pool], [partner_pool], [log] and [mirror] of both node.toml",
             Self::Encryption => "make [pair] encrypt the same in both node.toml, then restart both nodes",

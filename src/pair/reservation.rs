@@ -1,0 +1,203 @@
+//! The fence in the devices themselves: who holds the reservation of a namespace, and what a node does next to hold it.
+//!
+//! A node that serves a pool holds a Write Exclusive reservation on every namespace of it (why that kind: `docs/decisions/0015-*`). The
+//! controller refuses every write of anybody else, also one that was on its way. Here is only what follows from a report; who asks controllers
+//! is `cli/compose`.
+//!
+//! # Keys
+//!
+//! ```text
+//! 63      48 47   46        0
+//! | of pool | node |  epoch |      the pool's bits are never all zero
+//! ```
+//!
+//! A key names the epoch at which its node was entitled: the owner's claim, or the epoch at which its partner was fenced. So the device itself
+//! knows which of two nodes came later, whatever they believe.
+//!
+//! # Invariants
+//!
+//! 1. Only a lower epoch is taken away from: to open a pool, one below the epoch of the grant; to fence, one that is not above the epoch that the
+//!    fence was asked for. A node that was entitled long ago and goes on late finds a later key, and gives up.
+//! 2. A node's own key never falls to an earlier epoch.
+//! 3. Every step names the key that it replaces or takes away, so it fails if that has changed since the report: it is a compare-and-swap.
+//! 4. A reservation that no node of the pair made is never touched.
+//! 5. Nothing is released. Whoever is entitled later takes it over, so a hand-over needs no step of the node that gives, which may have died.
+//!
+//! # Steps, and a crash after each
+//!
+//! To **open** at epoch g, on each namespace of the pool, one after the other:
+//!
+//! | step | a crash of this node here |
+//! |---|---|
+//! | 1 register (node, g), or replace the own earlier key by it | the holder is as before. If it was this node, it holds with the newer key |
+//! | 2 acquire; or preempt the holder's earlier key, whose commands in flight are aborted | this namespace is this node's, the next one still the former owner's. That one is fenced: it stops at its next write. Whoever opens next has a later epoch and takes all |
+//! | 3 report: it holds (node, g) | the same |
+//! | 4 all namespaces are held; the pool is opened | the next life of this node finds itself the holder, by its host identifier |
+//!
+//! To **fence** the partner at epoch e, the register's:
+//!
+//! | step | a crash of this node here |
+//! |---|---|
+//! | 1 the partner's lease has ended, and cannot be renewed | nothing has happened; the partner claims its pools again |
+//! | 2 the steps above with (node, e) | the partner, if it lives, meets a conflict, stops, and claims the pool at e+1, which is later than e: it takes the namespaces back |
+//! | 3 the fence is confirmed | the same |
+//! | 4 the register is swapped from e to e+1 | if the partner's claim was first, the swap fails and the partner takes the namespaces back; else it is fenced for good, and this node's next life opens at e+1 |
+//! | 5 the pool is opened at e+1: the own key is replaced | as above |
+//!
+//! # What it does not do
+//!
+//! It keeps nobody from reading or answering: that is what the end of the lease is for. Where the device loses its power and cannot keep
+//! reservations over that (PTPL), nobody holds it until the next opening or fence; what was in flight is lost with the power.
+
+use crate::{
+    base::{Epoch, PoolId, checksum, planted},
+    format::register::NodeIndex,
+};
+use std::fmt;
+
+const EPOCH_BITS: u32 = 47;
+
+/// What a node registers with a namespace.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Key(u64);
+
+impl Key {
+    /// That of a node for a pool, entitled at `epoch`.
+    ///
+    /// # Panics
+    /// When the epoch is beyond every real one.
+    #[must_use]
+    pub fn new(pool: PoolId, node: NodeIndex, epoch: Epoch) -> Self {
+        assert!(epoch.0 < 1 << EPOCH_BITS, "an epoch grows by one with each change of a pool's mode");
+        let node = match node {
+            NodeIndex::First => 0,
+            NodeIndex::Second => 1 << EPOCH_BITS,
+        };
+        Self(tag(pool) | node | epoch.0)
+    }
+
+    /// As the device keeps it.
+    #[must_use]
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Since when the node with the key `bits` was entitled; `None`: it is none of this pool.
+    fn epoch_of(pool: PoolId, bits: u64) -> Option<Epoch> {
+        let is_ours = bits >> (EPOCH_BITS + 1) == tag(pool) >> (EPOCH_BITS + 1);
+        is_ours.then_some(Epoch(bits & ((1 << EPOCH_BITS) - 1)))
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:#018x}", self.0)
+    }
+}
+
+fn tag(pool: PoolId) -> u64 {
+    (checksum(0, &pool.0.to_le_bytes()) | 1 << (EPOCH_BITS + 1)) & !((1 << (EPOCH_BITS + 1)) - 1)
+}
+
+/// What a report says of one namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// The key that this host has registered.
+    pub mine: Option<u64>,
+    /// Who holds it.
+    pub holder: Holder,
+}
+
+/// The holder of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Holder {
+    /// Nobody: anybody may write.
+    #[default]
+    Nobody,
+    /// This host.
+    Mine,
+    /// Another host, with this key.
+    Other(u64),
+    /// A reservation of another kind than this page speaks of: not made by a node.
+    Strange,
+}
+
+/// What a node wants to hold a namespace for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The pool.
+    pub pool: PoolId,
+    /// This node.
+    pub node: NodeIndex,
+    /// Its grant's epoch, or the one at which the partner is fenced.
+    pub epoch: Epoch,
+    /// Whether it is a fence: a holder of the same epoch is taken away from, too.
+    pub is_fence: bool,
+}
+
+/// What is done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Register a key: this host has none.
+    Register(Key),
+    /// Replace this host's key.
+    Replace {
+        /// What it is.
+        current: u64,
+        /// What it becomes.
+        new: Key,
+    },
+    /// Take what nobody holds.
+    Acquire(Key),
+    /// Take it away from the holder, and end its commands in flight.
+    Preempt {
+        /// This host's.
+        key: Key,
+        /// The holder's.
+        victim: u64,
+    },
+    /// Nothing: it is held.
+    Held,
+    /// Nothing: somebody is entitled later, as their key says.
+    Later(Epoch),
+    /// Nothing: it is reserved by a stranger.
+    Strange,
+}
+
+impl Claim {
+    /// What follows from a report.
+    #[must_use]
+    pub fn next(&self, seen: &Seen) -> Step {
+        let key = Key::new(self.pool, self.node, self.epoch);
+        let of = |bits| Key::epoch_of(self.pool, bits);
+        match seen.holder {
+            Holder::Strange => return Step::Strange,
+            Holder::Other(bits) => match of(bits) {
+                None => return Step::Strange,
+                Some(theirs) if theirs > self.epoch => return Step::Later(theirs),
+                Some(theirs) if theirs == self.epoch && !self.is_fence => return Step::Later(theirs),
+                Some(_) => {}
+            },
+            Holder::Nobody | Holder::Mine => {}
+        }
+        match seen.mine {
+            None => return Step::Register(key),
+            Some(current) if current == key.bits() => {}
+            Some(current) => {
+                return match of(current) {
+                    Some(mine) if mine > self.epoch => Step::Later(mine),
+                    _ => Step::Replace { current, new: key },
+                };
+            }
+        }
+        match seen.holder {
+            Holder::Nobody => Step::Acquire(key),
+            Holder::Other(_) if planted::is("takeover-without-preempting") => Step::Held,
+            Holder::Other(victim) => Step::Preempt { key, victim },
+            Holder::Mine | Holder::Strange => Step::Held,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! Every history of two nodes, a register and two namespaces: nodes that crash, stand still between a report and what follows from it, and go on
+//! whenever they like.
+
+use super::*;
+use std::collections::BTreeSet;
+
+const POOL: PoolId = PoolId(7);
+const NAMESPACES: usize = 2;
+/// So many changes of the register are looked at.
+const EPOCH_MAX: u64 = 5;
+
+/// What a controller keeps of a namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Namespace {
+    keys: [Option<u64>; 2],
+    holder: Option<usize>,
+}
+
+impl Namespace {
+    fn report(&self, node: usize) -> Seen {
+        let holder = match self.holder {
+            None => Holder::Nobody,
+            Some(holder) if holder == node => Holder::Mine,
+            Some(holder) => Holder::Other(self.keys[holder].expect("a holder is registered")),
+        };
+        Seen { mine: self.keys[node], holder }
+    }
+
+    /// As the specification has it; whether it was done.
+    fn perform(&mut self, node: usize, step: Step) -> bool {
+        match step {
+            Step::Register(key) if self.keys[node].is_none() => self.keys[node] = Some(key.bits()),
+            Step::Replace { current, new } if self.keys[node] == Some(current) => self.keys[node] = Some(new.bits()),
+            Step::Acquire(key) if self.keys[node] == Some(key.bits()) && self.holder.is_none() => {
+                self.holder = Some(node);
+            }
+            Step::Preempt { key, victim }
+                if self.keys[node] == Some(key.bits()) && self.keys[1 - node] == Some(victim) =>
+            {
+                self.keys[1 - node] = None;
+                self.holder = Some(node);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn takes_writes_of(&self, node: usize) -> bool {
+        self.holder.is_none_or(|holder| holder == node)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Idle,
+    /// At a namespace, with what was reported of it, for the opening or the fence of an epoch.
+    Taking {
+        epoch: u64,
+        is_fence: bool,
+        namespace: usize,
+        seen: Option<Report>,
+    },
+    /// The fence of an epoch has confirmed.
+    Fenced {
+        epoch: u64,
+    },
+    /// The pool is open by the grant of an epoch.
+    Open {
+        epoch: u64,
+    },
+}
+
+/// [`Seen`], in an order.
+type Report = (Option<u64>, u8, u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct World {
+    owner: usize,
+    epoch: u64,
+    namespaces: [Namespace; NAMESPACES],
+    nodes: [Phase; 2],
+    /// The latest epoch at which a pool was open.
+    opened: u64,
+}
+
+fn packed(seen: Seen) -> Report {
+    match seen.holder {
+        Holder::Nobody => (seen.mine, 0, 0),
+        Holder::Mine => (seen.mine, 1, 0),
+        Holder::Other(key) => (seen.mine, 2, key),
+        Holder::Strange => (seen.mine, 3, 0),
+    }
+}
+
+fn unpacked((mine, kind, key): Report) -> Seen {
+    let holder = match kind {
+        0 => Holder::Nobody,
+        1 => Holder::Mine,
+        2 => Holder::Other(key),
+        _ => Holder::Strange,
+    };
+    Seen { mine, holder }
+}
+
+impl World {
+    /// Every world that follows by one action of `node`.
+    fn actions(&self, node: usize) -> Result<Vec<Self>, String> {
+        let mut next = Vec::new();
+        let mut push = |phase: Phase, change: &dyn Fn(&mut Self)| {
+            let mut world = *self;
+            world.nodes[node] = phase;
+            change(&mut world);
+            next.push(world);
+        };
+        let nothing = |_: &mut Self| {};
+        let taking = |epoch, is_fence| Phase::Taking { epoch, is_fence, namespace: 0, seen: None };
+        match self.nodes[node] {
+            Phase::Idle => {
+                if self.epoch < EPOCH_MAX {
+                    if self.owner == node {
+                        push(taking(self.epoch + 1, false), &|world| world.epoch += 1);
+                    } else {
+                        push(taking(self.epoch, true), &nothing);
+                    }
+                }
+                return Ok(next);
+            }
+            Phase::Taking { epoch, is_fence, namespace, seen: None } => {
+                let seen = Some(packed(self.namespaces[namespace].report(node)));
+                push(Phase::Taking { epoch, is_fence, namespace, seen }, &nothing);
+            }
+            Phase::Taking { epoch, is_fence, namespace, seen: Some(seen) } => {
+                let claim = Claim { pool: POOL, node: NodeIndex::ALL[node], epoch: Epoch(epoch), is_fence };
+                let again = Phase::Taking { epoch, is_fence, namespace, seen: None };
+                match claim.next(&unpacked(seen)) {
+                    Step::Held if namespace + 1 < NAMESPACES => {
+                        push(Phase::Taking { epoch, is_fence, namespace: namespace + 1, seen: None }, &nothing);
+                    }
+                    Step::Held if is_fence => push(Phase::Fenced { epoch }, &nothing),
+                    Step::Held => push(Phase::Open { epoch }, &|world| world.opened = world.opened.max(epoch)),
+                    Step::Later(_) | Step::Strange => push(Phase::Idle, &nothing),
+                    step => push(again, &|world| {
+                        world.namespaces[namespace].perform(node, step);
+                    }),
+                }
+            }
+            Phase::Fenced { epoch } if epoch == self.epoch && self.owner != node => {
+                push(taking(epoch + 1, false), &|world| (world.epoch, world.owner) = (epoch + 1, node));
+            }
+            Phase::Fenced { .. } => {}
+            Phase::Open { epoch } => {
+                for namespace in &self.namespaces {
+                    let is_taken = namespace.takes_writes_of(node);
+                    if is_taken && epoch < self.opened {
+                        return Err(format!("a write of epoch {epoch} after an opening at {}: {self:?}", self.opened));
+                    }
+                }
+            }
+        }
+        // It crashes; or meets the fence, or gives the pool up.
+        push(Phase::Idle, &nothing);
+        Ok(next)
+    }
+}
+
+/// The number of worlds; or what is wrong in one of them.
+fn explore() -> Result<usize, String> {
+    let first = World {
+        owner: 0,
+        epoch: 1,
+        namespaces: [Namespace::default(); NAMESPACES],
+        nodes: [Phase::Idle; 2],
+        opened: 0,
+    };
+    let (mut known, mut left) = (BTreeSet::from([first]), vec![first]);
+    while let Some(world) = left.pop() {
+        for node in 0..2 {
+            for next in world.actions(node)? {
+                if known.insert(next) {
+                    left.push(next);
+                }
+            }
+        }
+    }
+    Ok(known.len())
+}
+
+#[test]
+fn in_every_history_only_the_latest_owner_can_write() {
+    let worlds = explore().expect("no flaw");
+    assert!(worlds > 10_000, "{worlds} worlds");
+}
+
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn a_planted_takeover_without_preempting_is_found() {
+    planted::choose("takeover-without-preempting");
+    let found = explore();
+    planted::choose("");
+    assert!(found.expect_err("it is found").contains("after an opening"));
+}
+
+#[test]
+fn what_is_not_the_pairs_is_left_alone() {
+    let claim = Claim { pool: POOL, node: NodeIndex::First, epoch: Epoch(9), is_fence: true };
+    let next = |mine, holder| claim.next(&Seen { mine, holder });
+    let foreign = Key::new(PoolId(8), NodeIndex::Second, Epoch(1)).bits();
+    assert_eq!(next(None, Holder::Other(foreign)), Step::Strange, "another pool's");
+    assert_eq!(next(None, Holder::Other(0)), Step::Strange);
+    assert_eq!(next(None, Holder::Strange), Step::Strange);
+    let key = |epoch| Key::new(POOL, NodeIndex::First, Epoch(epoch));
+    let theirs = |epoch| Holder::Other(Key::new(POOL, NodeIndex::Second, Epoch(epoch)).bits());
+    assert_eq!(next(None, theirs(8)), Step::Register(key(9)));
+    assert_eq!(next(Some(key(9).bits()), theirs(8)), Step::Preempt { key: key(9), victim: 1 << 47 | key(8).bits() });
+    assert_eq!(next(Some(key(9).bits()), theirs(10)), Step::Later(Epoch(10)));
+    assert_eq!(next(Some(key(10).bits()), Holder::Mine), Step::Later(Epoch(10)), "the own key never falls");
+    assert_eq!(next(Some(key(8).bits()), Holder::Mine), Step::Replace { current: key(8).bits(), new: key(9) });
+    let open = Claim { is_fence: false, ..claim };
+    assert_eq!(open.next(&Seen { mine: None, holder: theirs(9) }), Step::Later(Epoch(9)), "fenced at this epoch");
+}
