@@ -25,3 +25,12 @@ fail() {
 
 # same WHAT A B
 same() { [ "$2" = "$3" ] || fail "$1: '$2' is not '$3'"; }
+
+# fails WORD COMMAND...: the command must fail, and say WORD.
+fails() {
+    word=$1
+    shift
+    said=$("$@" 2>&1) && fail "$* succeeded"
+    echo "$said"
+    case $said in *"$word"*) ;; *) fail "it did not say '$word'" ;; esac
+}

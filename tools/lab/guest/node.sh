@@ -1,5 +1,7 @@
 # A node inside the guest; `first` says whether its pool has to be made.
 config=/run/node.toml
+admin=/run/admin.sock
+name=${name:-a}
 by_serial() {
     for disk in /sys/block/vd*; do
         [ "$(cat "$disk/serial")" = "$1" ] && echo "/dev/${disk##*/}"
@@ -13,8 +15,8 @@ configure() {
     shift 2
     devices=$(printf '"%s", ' "$@")
     cat >$config <<END
-name = "a"
-admin = "/run/admin.sock"
+name = "$name"
+admin = "$admin"
 [nbd]
 unix = ["/run/nbd.sock"]
 tcp = ["0.0.0.0:10809"]
@@ -26,16 +28,25 @@ backend = "$backend"
 path = "$path"
 size = "16MiB"
 [pool]
-name = "a"
+name = "$name"
 devices = [${devices%, }]
 END
 }
 
-# start: starts the node, and waits until it serves.
-start() {
+# launch: starts the node, and waits until it answers.
+launch() {
     twinlog serve --config $config &
     node=$!
-    until twinlog status --admin /run/admin.sock >/tmp/status 2>&1; do
+    until twinlog status --admin $admin >/tmp/status 2>&1 || [ $? = 3 ]; do
+        kill -0 $node 2>/dev/null || fail "the node ended"
+        sleep 0.2
+    done
+}
+
+# start: the same, until it serves.
+start() {
+    launch
+    until twinlog status --admin $admin >/tmp/status 2>&1; do
         kill -0 $node 2>/dev/null || fail "the node ended"
         sleep 0.2
     done
@@ -57,9 +68,9 @@ serve() {
     step serve
     start
     if [ "$first" = yes ]; then
-        twinlog volume create vol-a 24MiB --admin /run/admin.sock
+        twinlog volume create vol-a 24MiB --admin $admin
     else
-        twinlog pool check --admin /run/admin.sock
+        twinlog pool check --admin $admin
     fi
     event serving
     wait $node || fail "the node ended"

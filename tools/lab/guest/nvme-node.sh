@@ -2,21 +2,13 @@
 . /lab/lib.sh
 . /lab/settings
 . /lab/node.sh
-# says WORD COMMAND...: the command must fail, and say WORD.
-says() {
-    word=$1
-    shift
-    said=$("$@" 2>&1) && fail "$* succeeded"
-    echo "$said"
-    case $said in *"$word"*) ;; *) fail "it did not say '$word'" ;; esac
-}
 pool="nvme:$controller"
 more=
 if [ "$first" = no ]; then more="$pool/2"; fi
 configure file "$(by_serial log)" "$pool" $more
 until twinlog device list | grep -q "^$controller "; do sleep 0.1; done
 step "what is not bound is refused"
-says "twinlog device bind $controller" twinlog pool check --config $config
+fails "twinlog device bind $controller" twinlog pool check --config $config
 step "bind"
 twinlog device bind $controller
 twinlog doctor --config $config || [ $? = 3 ]
@@ -24,7 +16,7 @@ if [ "$first" = yes ]; then
     step create
     twinlog pool create --config $config
     step "what holds a pool is not made anew; a node ends and leaves the controller to the next"
-    says "holds a device of pool a" twinlog pool create --config $config
+    fails "holds a device of pool a" twinlog pool create --config $config
     start
     kill $node
     wait $node || fail "the node did not end well"
@@ -37,12 +29,12 @@ fi
 step serve
 start
 if [ "$first" = yes ]; then
-    twinlog pool grow "$pool/2" --admin /run/admin.sock
-    twinlog volume create vol-a 24MiB --admin /run/admin.sock
+    twinlog pool grow "$pool/2" --admin $admin
+    twinlog volume create vol-a 24MiB --admin $admin
 else
-    twinlog pool check --admin /run/admin.sock
+    twinlog pool check --admin $admin
 fi
 cat /tmp/status
-says "another process has it" twinlog pool check --config $config
+fails "another process has it" twinlog pool check --config $config
 event serving
 wait $node || fail "the node ended"

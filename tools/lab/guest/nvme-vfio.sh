@@ -12,13 +12,6 @@ refuses() {
     same "exit code of $*" $code 4
     case $said in *"$word"*) ;; *) fail "it did not say '$word'" ;; esac
 }
-fails() {
-    word=$1
-    shift
-    said=$("$@" 2>&1) && fail "$* succeeded"
-    echo "$said"
-    case $said in *"$word"*) ;; *) fail "it did not say '$word'" ;; esac
-}
 field() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
 # Of the disk with a serial, whatever its number in this boot.
 disk() {

@@ -11,6 +11,10 @@ use crate::{
     host,
 };
 use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
@@ -20,7 +24,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -90,10 +97,28 @@ impl Nvdimms {
 /// A running guest.
 #[derive(Debug)]
 pub struct Guest {
-    process: Child,
+    process: Arc<Mutex<Child>>,
     folder: PathBuf,
     lines: Receiver<String>,
     control: UnixStream,
+}
+
+/// The power switch of a guest.
+#[derive(Clone, Debug)]
+pub struct Switch(Arc<Mutex<Child>>);
+
+impl Switch {
+    /// Cuts the power, unless it is off: not one more instruction, and nothing is written out that QEMU still holds.
+    ///
+    /// # Errors
+    ///
+    /// The system cannot kill it.
+    pub fn cut(&self) -> Result<()> {
+        let mut process = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        process.kill().context("killing qemu")?;
+        process.wait().context("waiting for qemu")?;
+        Ok(())
+    }
 }
 
 impl Machine {
@@ -165,7 +190,7 @@ impl Machine {
             }
         };
         let lines = listen(control.try_clone()?);
-        Ok(Guest { process, folder: self.folder.clone(), lines, control })
+        Ok(Guest { process: Arc::new(Mutex::new(process)), folder: self.folder.clone(), lines, control })
     }
 }
 
@@ -219,7 +244,7 @@ impl Guest {
                 bail!("the guest did not reach '{word}' within {patience:?}\n{}", self.logs())
             }
             Err(RecvTimeoutError::Disconnected) => {
-                let status = self.process.wait()?;
+                let status = self.process().wait()?;
                 bail!("the guest ended before '{word}': {:?}\n{}", self.outcome(status), self.logs())
             }
         }
@@ -240,7 +265,7 @@ impl Guest {
     ///
     /// The system cannot say.
     pub fn is_alive(&mut self) -> Result<bool> {
-        Ok(self.process.try_wait()?.is_none())
+        Ok(self.process().try_wait()?.is_none())
     }
 
     /// Has a device taken out, as by the button of a hot-plug slot: QEMU asks the guest for it.
@@ -273,7 +298,7 @@ impl Guest {
     pub fn finish(&mut self, patience: Duration) -> Result<Outcome> {
         let start = Instant::now();
         loop {
-            if let Some(status) = self.process.try_wait()? {
+            if let Some(status) = self.process().try_wait()? {
                 return Ok(self.outcome(status));
             }
             if start.elapsed() > patience {
@@ -302,9 +327,27 @@ impl Guest {
     ///
     /// The system cannot kill it.
     pub fn cut(&mut self) -> Result<()> {
-        self.process.kill().context("killing qemu")?;
-        self.process.wait().context("waiting for qemu")?;
-        Ok(())
+        self.switch().cut()
+    }
+
+    /// What cuts its power, for another thread.
+    #[must_use]
+    pub fn switch(&self) -> Switch {
+        Switch(Arc::clone(&self.process))
+    }
+
+    /// Has it stand still while time goes on: as a machine that hangs.
+    ///
+    /// # Errors
+    ///
+    /// The system cannot.
+    pub fn hang(&self) -> Result<()> {
+        let process = i32::try_from(self.process().id())?;
+        kill(Pid::from_raw(process), Signal::SIGSTOP).context("stopping qemu")
+    }
+
+    fn process(&self) -> MutexGuard<'_, Child> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes sure that no device has reached for memory that is not its own: the kernel would have said so.

@@ -5,6 +5,7 @@ mod nbd;
 mod nvdimm;
 mod nvme;
 mod nvme_node;
+mod nvme_pair;
 mod nvme_tcp;
 mod power;
 mod station;
@@ -35,7 +36,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 11] = [
+pub const SCENARIOS: [Scenario; 12] = [
     Scenario {
         name: "nbd-kernel",
         about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
@@ -83,6 +84,12 @@ pub const SCENARIOS: [Scenario; 11] = [
         about: "the same as power-cut with the pool on an NVMe controller that the node drives, behind an IOMMU",
         programs: &[],
         run: nvme_node::power_cut,
+    },
+    Scenario {
+        name: "nvme-pair",
+        about: "a pair in two guests that drive controllers with the same namespaces: one is cut off, taken over from, comes back",
+        programs: &["ndctl", "mkfs.ext4"],
+        run: nvme_pair::pair,
     },
     Scenario {
         name: "power-cut",
