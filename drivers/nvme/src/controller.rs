@@ -210,6 +210,7 @@ impl<F: PciFunction> Controller<F> {
             // What controllers allow beyond a transfer's size (WZSL, nvm 4.1.5.4) is not asked for.
             zero_lbas_max: (u64::from(identity.transfer_blocks_max) << found.lba_shift).min(ZERO_LBAS_MAX),
             has_write_cache: identity.has_write_cache,
+            ignores_fua: identity.ignores_fua,
             is_open: true,
             is_fenced: false,
             finished: Vec::new(),

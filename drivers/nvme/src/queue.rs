@@ -14,7 +14,7 @@
 //! ```text
 //! idle --start--> waiting --submit--> flying --completion--> idle
 //!                    ^                  |
-//!                    +-- transient status, more to discard, controller reset (at most RESUBMITS_MAX times)
+//!                    +-- transient status, more to discard, written and now to be flushed, controller reset (at most RESUBMITS_MAX times)
 //! ```
 
 use crate::{
@@ -127,6 +127,8 @@ struct Slot {
     left: (u64, u64),
     /// Logical blocks that the latest command discards or zeroes.
     step: u64,
+    /// Whether the data of a durable write are written, and a flush makes them durable.
+    is_flushing: bool,
     resubmits: u8,
     timed_out: bool,
 }
@@ -146,8 +148,10 @@ pub(crate) struct Seat {
     pub(crate) discard_lbas_max: u64,
     /// Logical blocks of one write-zeroes command.
     pub(crate) zero_lbas_max: u64,
-    /// Whether a durable write must say so (FUA), and a flush does anything.
+    /// Whether a flush does anything, and a durable write must ask for more than a write.
     pub(crate) has_write_cache: bool,
+    /// Whether that is a flush of its own, and not the write's FUA.
+    pub(crate) ignores_fua: bool,
     pub(crate) is_open: bool,
     /// Whether another host's reservation has refused a change: nothing more is tried.
     pub(crate) is_fenced: bool,
@@ -207,6 +211,7 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
             sources: Vec::new(),
             left: (0, 0),
             step: 0,
+            is_flushing: false,
             resubmits: 0,
             timed_out: false,
         };
@@ -280,7 +285,7 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
         assert_eq!(slot.state, SlotState::Idle, "an idle slot");
         let lba_shift = self.seats[seat].lba_shift;
         (slot.seat, slot.token, slot.kind, slot.range) = (seat, request.token, request.kind, request.range);
-        (slot.resubmits, slot.timed_out, slot.step) = (0, false, 0);
+        (slot.resubmits, slot.timed_out, slot.step, slot.is_flushing) = (0, false, 0, false);
         slot.left = (request.range.first << lba_shift, request.range.count << lba_shift);
         slot.targets = request.targets.into_iter().map(BlockBuf::into_device).collect();
         slot.sources = request.sources;
@@ -321,9 +326,10 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
                 let pages = slot.targets.iter().map(|block| bus_address(&self.maps, block.address()));
                 transfer(io_opcode::READ, false).with_data(prp::describe(&*self.lists, offset, pages))
             }
+            Kind::Write(_) if slot.is_flushing => SubmissionEntry::new(io_opcode::FLUSH, seat.namespace, [0; 6]),
             Kind::Write(persistence) => {
                 let pages = slot.sources.iter().map(|block| bus_address(&self.maps, block.as_ptr()));
-                let is_durable = persistence == Persistence::Durable && seat.has_write_cache;
+                let is_durable = persistence == Persistence::Durable && seat.has_write_cache && !seat.ignores_fua;
                 transfer(io_opcode::WRITE, is_durable).with_data(prp::describe(&*self.lists, offset, pages))
             }
             Kind::Flush => SubmissionEntry::new(io_opcode::FLUSH, seat.namespace, [0; 6]),
@@ -404,6 +410,12 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
                     return self.wait(index, now);
                 }
             }
+            let seat = &self.seats[slot.seat];
+            let must_flush = seat.has_write_cache && seat.ignores_fua && !slot.is_flushing;
+            if slot.kind == Kind::Write(Persistence::Durable) && must_flush {
+                slot.is_flushing = true;
+                return self.wait(index, now);
+            }
             if slot.kind == Kind::Reserve(Reservation::Report) {
                 let mut bytes = [0; LIST_BYTES];
                 self.lists.read(index * LIST_BYTES, &mut bytes);
@@ -470,6 +482,7 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
             let slot = &mut self.slots[index];
             if matches!(slot.state, SlotState::Flying(_)) {
                 slot.resubmits += 1;
+                slot.is_flushing = false;
                 if slot.timed_out {
                     self.finish(index, Err(DeviceErrorKind::Os(libc::ETIMEDOUT)));
                 } else if slot.resubmits > RESUBMITS_MAX || matches!(slot.kind, Kind::Reserve(_)) {

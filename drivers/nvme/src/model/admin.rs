@@ -78,8 +78,8 @@ impl Device {
     fn identity(&self) -> IdentifyController {
         let mut raw = IdentifyController::new_zeroed();
         raw.serial = *b"MODEL-0001          ";
-        raw.model[..16].copy_from_slice(b"Model controller");
-        raw.model[16..].fill(b' ');
+        raw.model.fill(b' ');
+        raw.model[..self.config.model.len()].copy_from_slice(self.config.model.as_bytes());
         raw.firmware = *b"1.0     ";
         raw.transfer_shift_max = self.config.transfer_shift_max;
         raw.controller_id = self.controller_id.into();

@@ -9,7 +9,7 @@ use zerocopy::FromBytes;
 struct Transfer {
     first: u64,
     count: u64,
-    is_durable: bool,
+    asks_durable: bool,
 }
 
 impl Transfer {
@@ -18,7 +18,7 @@ impl Transfer {
         Self {
             first: u64::from(high) << 32 | u64::from(low),
             count: u64::from(third & 0xFFFF) + 1,
-            is_durable: third >> 30 & 1 == 1,
+            asks_durable: third >> 30 & 1 == 1,
         }
     }
 }
@@ -44,6 +44,7 @@ impl Device {
             return Status::RESERVED;
         }
         let lbas = transfer.first..transfer.first + transfer.count;
+        let is_durable = transfer.asks_durable && !self.config.ignores_fua || !has_write_cache;
         match entry.opcode {
             io_opcode::READ => {
                 let mut bytes = vec![0; usize::try_from(transfer.count).expect("sixteen bits") * lba_bytes];
@@ -59,12 +60,12 @@ impl Device {
                 let length = self.told_bytes(entry, &transfer);
                 let Some(bytes) = self.gather(entry, length) else { return Status(0x04) };
                 for (lba, part) in lbas.zip(bytes.chunks_exact(lba_bytes)) {
-                    medium.write(lba, part.to_vec(), transfer.is_durable || !has_write_cache);
+                    medium.write(lba, part.to_vec(), is_durable);
                 }
             }
             io_opcode::WRITE_ZEROES => {
                 for lba in lbas {
-                    medium.write(lba, vec![0; lba_bytes], transfer.is_durable || !has_write_cache);
+                    medium.write(lba, vec![0; lba_bytes], is_durable);
                 }
             }
             io_opcode::FLUSH => medium.flush(),

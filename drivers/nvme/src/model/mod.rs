@@ -56,8 +56,12 @@ pub struct ModelConfig {
     pub doorbell_shift: u8,
     /// Logarithm of the largest transfer in pages; zero for no limit.
     pub transfer_shift_max: u8,
+    /// Its model, at most 40 bytes.
+    pub model: &'static str,
     /// Whether completed writes may be lost at a power cut.
     pub has_write_cache: bool,
+    /// Whether a write with FUA is a write like any other.
+    pub ignores_fua: bool,
     /// Logical blocks that one dataset command may deallocate.
     pub discard_lbas_max: u64,
     /// Turns that a command takes at most.
@@ -77,7 +81,9 @@ impl ModelConfig {
             queues_max: 8,
             doorbell_shift: 0,
             transfer_shift_max: 8,
+            model: "Model controller",
             has_write_cache: true,
+            ignores_fua: false,
             discard_lbas_max: u64::MAX,
             delay_max: 3,
             mischief: Mischief::default(),

@@ -111,6 +111,22 @@ fn disks_that_share_a_queue_conform() {
     conformance::block_device(|| Disks::new(config.clone(), options(3, 16)));
 }
 
+/// A controller that ignores FUA, and says that it is of `model`.
+fn without_fua(model: &'static str) -> ModelConfig {
+    ModelConfig { model, ignores_fua: true, ..ModelConfig::new(4) }
+}
+
+#[test]
+fn a_controller_that_is_known_to_ignore_fua_conforms() {
+    conformance::block_device(|| Disks::new(without_fua("QEMU NVMe Ctrl"), options(2, 32)));
+}
+
+#[test]
+#[should_panic = "durable and flushed writes survive a power cut"]
+fn a_controller_that_ignores_fua_unknown_to_the_driver_does_not_conform() {
+    conformance::block_device(|| Disks::new(without_fua("Model controller"), options(2, 32)));
+}
+
 #[test]
 #[should_panic = "asks for room first"]
 fn an_operation_without_room_is_refused() {

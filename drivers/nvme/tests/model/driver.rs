@@ -402,6 +402,22 @@ fn a_flush_is_not_sent_where_nothing_is_volatile() {
     expect_whole(rig);
 }
 
+#[test]
+fn a_durable_write_is_flushed_where_fua_is_ignored() {
+    let mut config = ModelConfig::new(6);
+    (config.model, config.ignores_fua) = ("QEMU NVMe Ctrl", true);
+    for (has_write_cache, commands) in [(true, 3), (false, 2)] {
+        config.has_write_cache = has_write_cache;
+        let mut rig = rig(config.clone());
+        let source = rig.pool.allocate_zeroed().expect("free blocks").freeze();
+        rig.disks[0].write(Token(1), 0, vec![source.clone()], Persistence::Volatile);
+        rig.disks[0].write(Token(2), 1, vec![source], Persistence::Durable);
+        assert_eq!(kinds(&mut rig, 2), [Ok(()), Ok(())]);
+        assert_eq!(rig.model.performed_count(), commands);
+        expect_whole(rig);
+    }
+}
+
 /// A rig whose driver says that it is `host`, with three disks of the namespace.
 fn hosted(model: Option<Model>, host: u8) -> Rig {
     let mut rig = Rig::new(ModelConfig::new(9), 64);
