@@ -8,6 +8,7 @@ mod nvme_node;
 mod nvme_pair;
 mod nvme_tcp;
 mod power;
+mod remains;
 mod station;
 
 use crate::{
@@ -36,7 +37,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 12] = [
+pub const SCENARIOS: [Scenario; 13] = [
     Scenario {
         name: "nbd-kernel",
         about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
@@ -90,6 +91,12 @@ pub const SCENARIOS: [Scenario; 12] = [
         about: "a pair in two guests that drive controllers with the same namespaces: one is cut off, taken over from, comes back",
         programs: &["ndctl", "mkfs.ext4"],
         run: nvme_pair::pair,
+    },
+    Scenario {
+        name: "nvme-cuts",
+        about: "what 8 power cuts for each round would leave of that pool and its log under load, recovered and proved each time",
+        programs: &[],
+        run: nvme_node::cut_points,
     },
     Scenario {
         name: "power-cut",

@@ -6,9 +6,10 @@
 
 use super::{
     Lab,
-    station::{Cut, NODE, Station},
+    station::{Cut, Drive, NODE, Station},
 };
 use crate::{
+    disk::Slot,
     initramfs::Contents,
     machine::{Machine, Nvdimms},
 };
@@ -16,7 +17,7 @@ use anyhow::{Context as _, Result};
 use std::fs::File;
 
 const PAYLOAD: &str = include_str!("../../guest/nvdimm.sh");
-const DISKS: [(&str, u64); 1] = [("pool", 256 << 20)];
+const DRIVES: [Drive; 1] = [Drive { name: "pool", size_bytes: 256 << 20, slot: Slot::Virtio }];
 /// A multiple of 16 MiB, and 2 MiB for the label: else the kernel finds a namespace misaligned.
 const NVDIMM_BYTES: u64 = (128 + 2) << 20;
 const NAMES: [&str; 2] = ["nvdimm-0", "nvdimm-1"];
@@ -38,7 +39,7 @@ fn run(lab: &Lab, kind: &str) -> Result<()> {
         let made = File::create_new(&path).and_then(|file| file.set_len(NVDIMM_BYTES));
         made.with_context(|| format!("making {}", path.display()))?;
     }
-    let mut station = Station::new(lab, machine(lab, "first", kind)?, &DISKS)?;
+    let mut station = Station::new(lab, machine(lab, "first", kind)?, &DRIVES)?;
     // At any instant in the one half, which tests the log; in the other one while the pool is written, in consistency points only.
     let cut = |round: u32| if round.is_multiple_of(2) { Cut::AnyTime } else { Cut::AtWrite(0) };
     station.run(machine(lab, "again", kind)?, cut)

@@ -2,17 +2,20 @@
 
 use super::{
     Lab,
-    station::{Cut, NODE, Station},
+    station::{Cut, Drive, LOG, NODE, Station},
 };
-use crate::{initramfs::Contents, machine::Machine};
+use crate::{disk::Slot, initramfs::Contents, machine::Machine};
 use anyhow::Result;
 
 const PAYLOAD: &str = include_str!("../../guest/power-cut.sh");
 /// The log is 16 MiB and its headers.
-const DISKS: [(&str, u64); 2] = [("log", 17 << 20), ("pool", 256 << 20)];
+const DRIVES: [Drive; 2] = [
+    Drive { name: LOG, size_bytes: 17 << 20, slot: Slot::Virtio },
+    Drive { name: "pool", size_bytes: 256 << 20, slot: Slot::Virtio },
+];
 
 pub(super) fn power_cut(lab: &Lab) -> Result<()> {
-    let mut station = Station::new(lab, machine(lab, "first")?, &DISKS)?;
+    let mut station = Station::new(lab, machine(lab, "first")?, &DRIVES)?;
     // The log is written all the time, the pool in consistency points only: half of the cuts go there.
     station.run(machine(lab, "again")?, |round| Cut::AtWrite(usize::from(round % 4 >= 2)))
 }
