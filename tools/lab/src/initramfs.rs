@@ -54,6 +54,8 @@ impl Contents {
         for path in &paths {
             tree.program(path)?;
         }
+        // Programs that say where their libraries are (RUNPATH) say it so.
+        tree.links.insert("usr/lib".to_owned(), "../lib".to_owned());
         let busybox = &paths[0];
         for applet in host::output(Command::new(busybox).arg("--list"))?.lines() {
             tree.links.insert(format!("bin/{applet}"), "busybox".to_owned());

@@ -7,6 +7,7 @@ mod log;
 mod netlink;
 mod nvme;
 mod pci;
+mod speed;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -47,6 +48,8 @@ pub enum Tool {
     Pci(pci::PciArgs),
     /// Run the NVMe driver on a controller: the suite of every block device
     Nvme(nvme::NvmeArgs),
+    /// Read at random through the NVMe driver, and print how many blocks of 4 KiB a second
+    NvmeSpeed(speed::SpeedArgs),
     /// Write, rewrite and remove files, each step made durable
     WriteFiles {
         /// The folder, which is made
@@ -103,6 +106,7 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::Attach { address, export, index, connections } => attach::run(address, export, *index, *connections),
         Tool::Pci(args) => pci::run(args),
         Tool::Nvme(args) => nvme::run(args),
+        Tool::NvmeSpeed(args) => speed::run(args),
         Tool::WriteFiles { folder, seed, stop, list, progress } => files::write(folder, *seed, stop, list, progress),
         Tool::ConformLog { path } => log::conform(path),
         Tool::LoseLog { path, list, sector } => log::lose(path, *sector, list),

@@ -19,7 +19,7 @@ use twinlog_vfio::{UioFunction, VfioFunction};
 const NAMESPACE: u32 = 1;
 const BLOCKS: u32 = 1024;
 const BLOCK_BYTES: usize = twinlog_memory::BLOCK_BYTES;
-const OPTIONS: ControllerOptions = ControllerOptions {
+pub(super) const OPTIONS: ControllerOptions = ControllerOptions {
     disk_count: 2,
     queue_depth: 32,
     // Emulation on a loaded machine.
@@ -30,7 +30,7 @@ const OPTIONS: ControllerOptions = ControllerOptions {
 };
 /// Between two looks at the controller. Emulated, it needs the processor that would spin.
 const TURN: Duration = Duration::from_micros(200);
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// Operations after which load counts as load.
 const BUSY_COUNT: u64 = 1000;
 
@@ -93,7 +93,7 @@ fn drive<F: PciFunction>(
     Ok(())
 }
 
-struct Monotonic;
+pub(super) struct Monotonic;
 
 impl Clock for Monotonic {
     fn now(&self) -> Nanos {

@@ -9,6 +9,7 @@ mod nvme_pair;
 mod nvme_tcp;
 mod power;
 mod remains;
+mod speed;
 mod station;
 
 use crate::{
@@ -37,7 +38,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 13] = [
+pub const SCENARIOS: [Scenario; 14] = [
     Scenario {
         name: "nbd-kernel",
         about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
@@ -97,6 +98,12 @@ pub const SCENARIOS: [Scenario; 13] = [
         about: "what 8 power cuts for each round would leave of that pool and its log under load, recovered and proved each time",
         programs: &[],
         run: nvme_node::cut_points,
+    },
+    Scenario {
+        name: "nvme-speed",
+        about: "figures, no test: random reads through that driver and through the kernel's, in one guest",
+        programs: &["fio"],
+        run: speed::run,
     },
     Scenario {
         name: "power-cut",

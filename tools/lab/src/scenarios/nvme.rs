@@ -47,7 +47,7 @@ fn machine(lab: &Lab, contents: Contents) -> Result<Machine> {
 }
 
 /// A controller with the serial LAB0 and so on, with one namespace; `port`: behind a slot of that name, out of which it can be taken.
-fn controller(lab: &Lab, index: usize, port: Option<&str>) -> Result<Vec<String>> {
+pub(super) fn controller(lab: &Lab, index: usize, port: Option<&str>) -> Result<Vec<String>> {
     let serial = format!("LAB{index}");
     let mut devices = vec!["-drive".to_owned(), drive(lab, &serial)?, "-device".to_owned()];
     if let Some(port) = port {

@@ -1,0 +1,36 @@
+# Random reads of 4 KiB: the driver on one controller, the kernel's on another, on equal disks, in turn. Each figure is an event.
+. /lab/lib.sh
+. /lab/settings
+field() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
+# Of the disk with a serial.
+disk() {
+    for place in /sys/class/nvme/*; do
+        if [ "$(tr -d ' ' <"$place/serial")" = "$1" ]; then ls "$place" | grep '^nvme[0-9]*n1$'; fi
+    done
+}
+# By its path: the shell has applets of such names.
+fio() { /bin/fio "$@"; }
+# kernel DEPTH OPTION...: what fio gets from the kernel's driver. Without time stamps of its own, which cost it much here.
+kernel() {
+    depth=$1
+    shift
+    fio --name=read --filename="/dev/$(disk LAB1)" --rw=randread --bs=4k --direct=1 --ioengine=io_uring --iodepth="$depth" --gtod_reduce=1 \
+        --registerfiles --fixedbufs --time_based --runtime="$seconds" --output-format=terse --terse-version=3 "$@" | tail -1 | cut -d';' -f8
+}
+# What the kernel's driver polls with --hipri, it has queues for only when it is told so.
+step "the kernel's driver, with a queue to be polled"
+rmmod nvme
+insmod /lab/modules/*-nvme.ko poll_queues=1
+until [ -n "$(disk LAB1)" ] && [ -n "$(disk LAB0)" ]; do sleep 0.1; done
+cat /sys/devices/system/clocksource/clocksource0/current_clocksource
+# Blocks that were never written would be read from nowhere.
+for serial in LAB0 LAB1; do dd if=/dev/zero of="/dev/$(disk $serial)" bs=1M oflag=direct 2>/dev/null || true; done
+address=$(twinlog device bind LAB0 --lose-access-to "$(disk LAB0)" -o jsonl | field address)
+for round in $(seq "$rounds"); do
+    for depth in 1 32; do
+        step "round $round, depth $depth"
+        event "figure kernel $depth $(kernel $depth)"
+        event "figure polled $depth $(kernel $depth --hipri)"
+        event "figure driver $depth $(twinlog-lab guest nvme-speed "$address" --depth "$depth" --seconds "$seconds")"
+    done
+done
