@@ -211,6 +211,7 @@ impl<F: PciFunction> Controller<F> {
             zero_lbas_max: (u64::from(identity.transfer_blocks_max) << found.lba_shift).min(ZERO_LBAS_MAX),
             has_write_cache: identity.has_write_cache,
             ignores_fua: identity.ignores_fua,
+            has_sgls: identity.has_sgls,
             is_open: true,
             is_fenced: false,
             finished: Vec::new(),

@@ -36,7 +36,7 @@
 //!
 //! # What this does not handle
 //!
-//! Interrupts, SGLs, metadata and protection information, namespaces of other command sets, queues in controller memory, namespace
+//! Interrupts, metadata and protection information, namespaces of other command sets, queues in controller memory, namespace
 //! management, firmware, sanitize. A reset is trusted not to lose the volatile write cache, as the specification has it.
 
 #![forbid(unsafe_code)]
@@ -57,6 +57,7 @@ mod queue;
 mod registers;
 mod reservation;
 mod ring;
+mod sgl;
 pub mod spec;
 
 pub use controller::{Clock, Controller, OpenError};

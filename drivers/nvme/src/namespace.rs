@@ -39,6 +39,8 @@ pub struct ControllerIdentity {
     pub can_write_zeroes: bool,
     /// Whether it knows reservations, and hosts by identifiers of 128 bits.
     pub has_reservations: bool,
+    /// Whether a command may name its data by a scatter gather list.
+    pub has_sgls: bool,
     /// Logical blocks that one command writes atomically: in normal operation, over a power failure.
     pub atomic_lbas: [u32; 2],
     /// Aborts at the same time.
@@ -75,6 +77,8 @@ impl ControllerIdentity {
             can_deallocate: commands & once::DATASET != 0,
             can_write_zeroes: commands & once::WRITE_ZEROES != 0,
             has_reservations: commands & once::RESERVATIONS != 0 && raw.attributes.get() & attribute::WIDE_HOST_ID != 0,
+            // 1: addresses of any alignment, 2: of four bytes; 3 means nothing.
+            has_sgls: matches!(raw.sgls.get() & 3, 1 | 2),
             atomic_lbas: [raw.atomic_normal, raw.atomic_power_fail].map(|lbas| u32::from(lbas.get()) + 1),
             aborts_max: u16::from(raw.aborts_max) + 1,
             events_max: u16::from(raw.events_max) + 1,

@@ -42,11 +42,12 @@ pub(crate) fn describe(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::sync::atomic::AtomicU64;
 
-    struct Plain(Vec<AtomicU64>);
+    /// Memory of a controller that is not there.
+    pub(crate) struct Plain(pub(crate) Vec<AtomicU64>);
 
     impl DmaMemory for Plain {
         fn words(&self) -> &[AtomicU64] {

@@ -22,6 +22,7 @@ use crate::{
     prp::{self, LIST_BYTES},
     reservation::{Reservation, ReservationReport},
     ring::Rings,
+    sgl,
     spec::{DeallocateRange, Status, SubmissionEntry, io_opcode},
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -152,6 +153,8 @@ pub(crate) struct Seat {
     pub(crate) has_write_cache: bool,
     /// Whether that is a flush of its own, and not the write's FUA.
     pub(crate) ignores_fua: bool,
+    /// Whether the controller knows scatter gather lists.
+    pub(crate) has_sgls: bool,
     pub(crate) is_open: bool,
     /// Whether another host's reservation has refused a change: nothing more is tried.
     pub(crate) is_fenced: bool,
@@ -180,7 +183,7 @@ pub(crate) struct Patience {
 /// A queue pair.
 pub(crate) struct Queue<R, M> {
     rings: Rings<R, M>,
-    /// Half a page for each slot: lists of pages, ranges, keys, reports.
+    /// Half a page for each slot: lists of pages or pieces, ranges, keys, reports.
     lists: Arc<M>,
     maps: Arc<[PoolMap]>,
     slots: Vec<Slot>,
@@ -324,13 +327,13 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
         match slot.kind {
             Kind::Read => {
                 let pages = slot.targets.iter().map(|block| bus_address(&self.maps, block.address()));
-                transfer(io_opcode::READ, false).with_data(prp::describe(&*self.lists, offset, pages))
+                name_data(transfer(io_opcode::READ, false), (&*self.lists, offset), pages, seat.has_sgls)
             }
             Kind::Write(_) if slot.is_flushing => SubmissionEntry::new(io_opcode::FLUSH, seat.namespace, [0; 6]),
             Kind::Write(persistence) => {
                 let pages = slot.sources.iter().map(|block| bus_address(&self.maps, block.as_ptr()));
                 let is_durable = persistence == Persistence::Durable && seat.has_write_cache && !seat.ignores_fua;
-                transfer(io_opcode::WRITE, is_durable).with_data(prp::describe(&*self.lists, offset, pages))
+                name_data(transfer(io_opcode::WRITE, is_durable), (&*self.lists, offset), pages, seat.has_sgls)
             }
             Kind::Flush => SubmissionEntry::new(io_opcode::FLUSH, seat.namespace, [0; 6]),
             Kind::Discard => {
@@ -534,6 +537,19 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
 
 fn identifier(index: usize, sequence: u16) -> u16 {
     u16::try_from(index).expect("a slot's number has ten bits") | sequence << SLOT_BITS
+}
+
+/// The command with its data in `pages`, by whichever list is shorter, in the memory of its slot.
+fn name_data(
+    entry: SubmissionEntry,
+    (lists, offset): (&impl DmaMemory, usize),
+    pages: impl ExactSizeIterator<Item = u64> + Clone,
+    has_sgls: bool,
+) -> SubmissionEntry {
+    match has_sgls.then(|| sgl::describe(lists, offset, pages.clone())).flatten() {
+        Some(descriptor) => entry.with_sgl(descriptor),
+        None => entry.with_data(prp::describe(lists, offset, pages)),
+    }
 }
 
 fn bus_address(maps: &[PoolMap], address: *const u8) -> u64 {

@@ -92,6 +92,7 @@ impl Device {
         raw.commands = (once::DATASET | once::WRITE_ZEROES | once::RESERVATIONS).into();
         raw.write_cache = u8::from(self.config.has_write_cache);
         raw.atomic_power_fail = 7.into();
+        raw.sgls = u32::from(self.config.has_sgls).into();
         raw
     }
 

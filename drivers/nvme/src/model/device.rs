@@ -3,7 +3,7 @@
 use super::{Mischief, ModelConfig, bus::Bus, medium::Subsystem};
 use crate::{
     HostId,
-    spec::{CompletionEntry, Status, SubmissionEntry, offset},
+    spec::{CompletionEntry, Status, SubmissionEntry, USES_SGL, offset},
 };
 use std::{
     cell::RefCell,
@@ -102,6 +102,7 @@ pub(super) struct Device {
     /// Whether an event waits for a request, and whether one was sent whose log page was not read.
     pub(super) has_event: bool,
     pub(super) performed_count: u64,
+    pub(super) sgl_count: u64,
     /// Logarithm of the logical blocks that the driver was told of each namespace: where that was a lie, it moves as many bytes all the same.
     pub(super) told_shifts: BTreeMap<u32, u8>,
 }
@@ -139,6 +140,7 @@ impl Device {
             critical_warning: 0,
             has_event: false,
             performed_count: 0,
+            sgl_count: 0,
             told_shifts: BTreeMap::new(),
         }
     }
@@ -394,7 +396,9 @@ impl Device {
         if self.pending.iter().any(is_same) {
             self.complain("an identifier that is in use");
         }
-        if entry.flags != 0 || entry.metadata.get() != 0 {
+        // Admin commands have PRPs (pcie 3.1).
+        let has_usual_flags = entry.flags == 0 || (entry.flags == USES_SGL && queue != 0);
+        if !has_usual_flags || entry.metadata.get() != 0 {
             self.complain("a command with flags or metadata");
         }
         let Mischief { no_answer, late, .. } = self.mischief;

@@ -1,7 +1,7 @@
 //! I/O commands.
 
 use super::device::Device;
-use crate::spec::{DeallocateRange, PAGE_BYTES, Status, SubmissionEntry, io_opcode};
+use crate::spec::{DeallocateRange, PAGE_BYTES, Status, SubmissionEntry, USES_SGL, io_opcode};
 use twinlog_device::Prng;
 use zerocopy::FromBytes;
 
@@ -126,8 +126,56 @@ impl Device {
         }
     }
 
-    /// Pieces of memory that PRPs name, for `length` bytes: address and length of each (base 4.1.1).
+    /// Pieces of memory that a command names for `length` bytes: address and length of each.
     fn pieces(&mut self, entry: &SubmissionEntry, length: usize) -> Option<Vec<(u64, usize)>> {
+        if entry.flags != USES_SGL {
+            return self.pages(entry, length);
+        }
+        let pieces = self.descriptors(entry)?;
+        if pieces.iter().map(|(_, bytes)| bytes).sum::<usize>() != length {
+            self.complain("an SGL of another length than the data");
+            return None;
+        }
+        Some(pieces)
+    }
+
+    /// What an SGL names (base 4.1.2).
+    fn descriptors(&mut self, entry: &SubmissionEntry) -> Option<Vec<(u64, usize)>> {
+        let is_transfer = matches!(entry.opcode, io_opcode::READ | io_opcode::WRITE);
+        if !self.config.has_sgls || !is_transfer {
+            self.complain("an SGL where none was offered");
+            return None;
+        }
+        self.sgl_count += 1;
+        let [address, rest] = entry.data.map(|word| word.get());
+        let length = usize::try_from(rest & u64::from(u32::MAX)).expect("32 bits");
+        // Type and subtype; zeroes below them.
+        match rest >> 32 {
+            0 => return Some(by_page(address, length)),
+            0x3000_0000 if length > 0 && length.is_multiple_of(16) => {}
+            _ => {
+                self.complain("an SGL that is neither a data block nor a last segment");
+                return None;
+            }
+        }
+        let bytes = self.bus.borrow_mut().read(address, length)?;
+        let mut pieces = Vec::new();
+        for descriptor in bytes.chunks_exact(16) {
+            let (address, rest) = descriptor.split_at(8);
+            let (length, kind) = rest.split_at(4);
+            if kind != [0; 4] {
+                self.complain("a descriptor in the last segment that is no data block");
+                return None;
+            }
+            let address = u64::from_le_bytes(address.try_into().expect("eight bytes"));
+            let length = u32::from_le_bytes(length.try_into().expect("four bytes"));
+            pieces.extend(by_page(address, usize::try_from(length).expect("32 bits")));
+        }
+        Some(pieces)
+    }
+
+    /// Pieces of memory that PRPs name (base 4.1.1).
+    fn pages(&mut self, entry: &SubmissionEntry, length: usize) -> Option<Vec<(u64, usize)>> {
         let page = PAGE_BYTES as u64;
         let [first, second] = entry.data.map(|address| address.get());
         let front = (page - first % page).min(length as u64);
@@ -220,4 +268,16 @@ impl Device {
             }
         }
     }
+}
+
+/// A piece of memory, in parts that lie in one page.
+fn by_page(address: u64, length: usize) -> Vec<(u64, usize)> {
+    let (mut place, mut left, mut parts) = (address, length, Vec::new());
+    while left > 0 {
+        let within = usize::try_from(place % PAGE_BYTES as u64).expect("less than a page");
+        let part = left.min(PAGE_BYTES - within);
+        parts.push((place, part));
+        (place, left) = (place.wrapping_add(part as u64), left - part);
+    }
+    parts
 }

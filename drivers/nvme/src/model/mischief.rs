@@ -90,7 +90,7 @@ impl Mischief {
 /// Overwrites a part of `bytes` with what controllers are known to get wrong: zeroes, ones, or anything.
 pub(super) fn lie(prng: &mut Prng, bytes: &mut [u8]) {
     // Where the fields that matter lie: front, MDTS, limits, entry sizes, commands; formats of a namespace.
-    let places = [0, 16, 24, 26, 77, 128, 258, 512, 516, 520, 525];
+    let places = [0, 16, 24, 26, 77, 128, 258, 512, 516, 520, 525, 536];
     for _ in 0..prng.between(1, 4) {
         let length = usize::try_from(prng.between(1, 16)).expect("small");
         let start = match prng.chance(3, 4) {

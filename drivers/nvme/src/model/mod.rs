@@ -2,7 +2,7 @@
 //!
 //! It lives in this crate, behind the feature `model`, because it speaks the crate's own `spec` and must stay next to what it tests; the
 //! tests of other crates that want a controller without hardware turn the feature on. It shares no code with the driver beyond the layout
-//! of bytes: lists of pages, rings and phases are written here a second time, from the specification.
+//! of bytes: lists of pages and pieces, rings and phases are written here a second time, from the specification.
 //!
 //! - The driver's memory is reached by bus address alone, through what the driver allocated and mapped. Anything else is a [`DmaFault`], as
 //!   an IOMMU would report it; so is a write to a block that is not the device's.
@@ -62,6 +62,8 @@ pub struct ModelConfig {
     pub has_write_cache: bool,
     /// Whether a write with FUA is a write like any other.
     pub ignores_fua: bool,
+    /// Whether it knows scatter gather lists.
+    pub has_sgls: bool,
     /// Logical blocks that one dataset command may deallocate.
     pub discard_lbas_max: u64,
     /// Turns that a command takes at most.
@@ -84,6 +86,7 @@ impl ModelConfig {
             model: "Model controller",
             has_write_cache: true,
             ignores_fua: false,
+            has_sgls: false,
             discard_lbas_max: u64::MAX,
             delay_max: 3,
             mischief: Mischief::default(),
@@ -150,6 +153,12 @@ impl Model {
     #[must_use]
     pub fn performed_count(&self) -> u64 {
         self.device.borrow().performed_count
+    }
+
+    /// Commands so far that named their data by a scatter gather list.
+    #[must_use]
+    pub fn sgl_count(&self) -> u64 {
+        self.device.borrow().sgl_count
     }
 
     /// Reports a health event, as if spare had run low.

@@ -15,6 +15,43 @@ pub type FeatureId = u8;
 /// Flags of a command that is not fused and uses PRPs (base 3.3.3.1, FUSE and PSDT zero).
 pub const FUSED_NONE: u8 = 0;
 
+/// Flags of one that uses an SGL (PSDT 01b: the metadata, of which there are none, would be in one piece).
+pub const USES_SGL: u8 = 1 << 6;
+
+/// Types of SGL descriptors (base 4.1.2), with a subtype of zero: the address is one.
+pub mod sgl_type {
+    /// A piece of the data.
+    pub const DATA_BLOCK: u8 = 0x0;
+    /// A list of descriptors of which none names another list.
+    pub const LAST_SEGMENT: u8 = 0x3;
+}
+
+/// A descriptor of memory (base 4.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SglDescriptor {
+    /// Where it begins.
+    pub address: U64,
+    /// Bytes in the lower half; type and subtype in the upper and lower half of the last byte; zeroes between.
+    pub length_and_type: U64,
+}
+
+const _: () = assert!(size_of::<SglDescriptor>() == 16);
+
+impl SglDescriptor {
+    /// A descriptor of `length` bytes at `address`.
+    #[must_use]
+    pub fn new(kind: u8, address: u64, length: u32) -> Self {
+        Self { address: U64::new(address), length_and_type: U64::new(u64::from(length) | u64::from(kind) << 60) }
+    }
+
+    /// As it lies in memory, in words.
+    #[must_use]
+    pub fn words(self) -> [u64; 2] {
+        [self.address.get(), self.length_and_type.get()]
+    }
+}
+
 /// Admin commands (base 5).
 pub mod admin_opcode {
     use super::Opcode;
@@ -98,7 +135,7 @@ pub mod log_page {
 pub struct SubmissionEntry {
     /// What to do.
     pub opcode: Opcode,
-    /// [`FUSED_NONE`].
+    /// [`FUSED_NONE`] or [`USES_SGL`].
     pub flags: u8,
     /// Comes back with the completion.
     pub command_id: U16,
@@ -108,7 +145,7 @@ pub struct SubmissionEntry {
     pub reserved: [U32; 2],
     /// Place of the metadata: none here.
     pub metadata: U64,
-    /// Data pointers (PRP 1 and 2).
+    /// Data pointers: PRP 1 and 2, or an [`SglDescriptor`].
     pub data: [U64; 2],
     /// Command dwords 10 to 15.
     pub arguments: [U32; 6],
@@ -137,6 +174,13 @@ impl SubmissionEntry {
     pub fn with_data(mut self, data: [u64; 2]) -> Self {
         self.data = data.map(U64::new);
         self
+    }
+
+    /// The same with the data that a descriptor names.
+    #[must_use]
+    pub fn with_sgl(mut self, descriptor: SglDescriptor) -> Self {
+        self.flags |= USES_SGL;
+        self.with_data(descriptor.words())
     }
 
     /// Read, write or write zeroes of `count` (1 to 65536) logical blocks from `first` (nvm 3.2.4, 3.2.6, 3.2.8).
@@ -209,6 +253,16 @@ mod tests {
         assert_eq!(bytes[..8], [0x01, 0, 0xCD, 0xAB, 3, 0, 0, 0]);
         assert_eq!(bytes[24..40], [0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[40..52], [2, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0x40]);
+    }
+
+    #[test]
+    fn a_descriptor_is_laid_out_as_specified() {
+        let descriptor = SglDescriptor::new(sgl_type::LAST_SEGMENT, 0x1122_3344_5566_7788, 0x99AA_BBC0);
+        let entry = SubmissionEntry::transfer(io_opcode::READ, 1, 0, 1, false).with_sgl(descriptor);
+        let bytes = entry.as_bytes();
+        assert_eq!(bytes[..2], [0x02, 0x40]);
+        assert_eq!(bytes[24..32], [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
+        assert_eq!(bytes[32..40], [0xC0, 0xBB, 0xAA, 0x99, 0, 0, 0, 0x30]);
     }
 
     #[test]

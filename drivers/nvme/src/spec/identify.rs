@@ -52,7 +52,10 @@ pub struct IdentifyController {
     pub atomic_normal: U16,
     /// The same over a power failure (AWUPF, byte 528).
     pub atomic_power_fail: U16,
-    reserved_530: [u8; 3566],
+    reserved_530: [u8; 6],
+    /// Scatter gather lists: bits 0 and 1 say whether there are any, and with addresses of what alignment (SGLS, byte 536).
+    pub sgls: U32,
+    reserved_540: [u8; 3556],
 }
 
 const _: () = assert!(size_of::<IdentifyController>() == 4096);
@@ -64,6 +67,7 @@ const _: () = assert!(std::mem::offset_of!(IdentifyController, entry_shifts) == 
 const _: () = assert!(std::mem::offset_of!(IdentifyController, commands) == 520);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, write_cache) == 525);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, atomic_power_fail) == 528);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, sgls) == 536);
 
 /// Bits of [`IdentifyController::commands`].
 pub mod once {

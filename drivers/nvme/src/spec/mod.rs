@@ -11,8 +11,8 @@ mod reservation;
 mod status;
 
 pub use command::{
-    CompletionEntry, DeallocateRange, FUSED_NONE, FeatureId, Opcode, SubmissionEntry, admin_opcode, feature,
-    identify_kind, io_opcode, log_page,
+    CompletionEntry, DeallocateRange, FUSED_NONE, FeatureId, Opcode, SglDescriptor, SubmissionEntry, USES_SGL,
+    admin_opcode, feature, identify_kind, io_opcode, log_page, sgl_type,
 };
 pub use identify::{IdentifyController, IdentifyNamespace, LbaFormat, NamespaceList, attribute, once};
 pub use log::{AsynchronousEvent, ErrorEntry, HealthLog};

@@ -111,6 +111,12 @@ fn disks_that_share_a_queue_conform() {
     conformance::block_device(|| Disks::new(config.clone(), options(3, 16)));
 }
 
+#[test]
+fn a_controller_with_scatter_gather_lists_conforms() {
+    let config = ModelConfig { has_sgls: true, ..ModelConfig::new(5) };
+    conformance::block_device(|| Disks::new(config.clone(), options(2, 32)));
+}
+
 /// A controller that ignores FUA, and says that it is of `model`.
 fn without_fua(model: &'static str) -> ModelConfig {
     ModelConfig { model, ignores_fua: true, ..ModelConfig::new(4) }

@@ -2,7 +2,7 @@
 
 use crate::support::{Rig, TURNS_MAX};
 use std::time::Duration;
-use twinlog_device::{BlockDevice, BlockRange, DeviceErrorKind, Persistence, Prng, Token};
+use twinlog_device::{BlockBuf, BlockDevice, BlockRange, DeviceErrorKind, Persistence, Prng, Token};
 use twinlog_nvme::{
     Controller, ControllerOptions, ControllerState, Failure, OpenError, Reservation, ReservationKind, Unsupported,
     Violation,
@@ -400,6 +400,39 @@ fn a_flush_is_not_sent_where_nothing_is_volatile() {
     assert_eq!(kinds(&mut rig, 1), [Ok(())]);
     assert_eq!(rig.model.performed_count(), 0);
     expect_whole(rig);
+}
+
+#[test]
+fn what_lies_side_by_side_is_one_piece_where_the_controller_knows_pieces() {
+    for has_sgls in [false, true] {
+        let mut rig = rig(ModelConfig { has_sgls, ..ModelConfig::new(8) });
+        for count in [1, 2, 3, 7, 32] {
+            let mut blocks = rig.pool.allocate_many(count).expect("free blocks");
+            // In the order of their addresses, in the opposite one, and with a block between that is not used.
+            for order in [0, 1, 2] {
+                blocks.sort_by_key(|block| block.as_ptr() as usize);
+                match order {
+                    0 => {}
+                    1 => blocks.reverse(),
+                    _ => blocks.rotate_left(count / 2),
+                }
+                for (byte, block) in (1..).zip(&mut blocks) {
+                    block.fill(byte);
+                }
+                let sources = blocks.into_iter().map(BlockBuf::freeze).collect();
+                rig.disks[0].write(Token(1), 8, sources, Persistence::Volatile);
+                assert_eq!(kinds(&mut rig, 1), [Ok(())]);
+                let targets = rig.pool.allocate_many(count).expect("free blocks");
+                rig.disks[0].read(Token(2), 8, targets);
+                let completion = rig.one(0);
+                completion.result.expect("they were written");
+                blocks = completion.blocks;
+                assert!((1..).zip(&blocks).all(|(byte, block)| block.iter().all(|&found| found == byte)));
+            }
+        }
+        assert_eq!(rig.model.sgl_count() > 0, has_sgls);
+        expect_whole(rig);
+    }
 }
 
 #[test]

@@ -54,6 +54,7 @@ fn config(seed: u64, prng: &mut Prng, mischief: Mischief) -> ModelConfig {
     config.doorbell_shift = u8::try_from(prng.below(3)).expect("small");
     config.transfer_shift_max = u8::try_from(prng.below(4)).expect("small");
     config.has_write_cache = prng.chance(3, 4);
+    config.has_sgls = prng.chance(1, 2);
     if prng.chance(1, 4) {
         (config.model, config.ignores_fua) = ("QEMU NVMe Ctrl", true);
     }

@@ -31,6 +31,8 @@ pub(super) const OPTIONS: ControllerOptions = ControllerOptions {
 /// Between two looks at the controller. Emulated, it needs the processor that would spin.
 const TURN: Duration = Duration::from_micros(200);
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+/// Of one transfer when a file is written.
+const COPY_BLOCKS: usize = 32;
 /// Operations after which load counts as load.
 const BUSY_COUNT: u64 = 1000;
 
@@ -146,12 +148,20 @@ impl<F: PciFunction> Disks<F> {
         self.controller = None;
     }
 
-    /// Writes `bytes` from the first block on, durably.
+    /// Writes `bytes` from the first block on, durably, in large transfers whose memory is in two pieces: QEMU's controller gets them as scatter
+    /// gather lists.
     fn copy(&mut self, bytes: &[u8]) -> Result<()> {
-        for (index, part) in (0..).zip(bytes.chunks(BLOCK_BYTES)) {
-            let mut block = self.pool.allocate_zeroed().context("a block is free")?;
-            block[..part.len()].copy_from_slice(part);
-            self.disks[0].write(Token(index), index, vec![block.freeze()], Persistence::Durable);
+        for (index, part) in (0..).zip(bytes.chunks(COPY_BLOCKS * BLOCK_BYTES)) {
+            let mut blocks = self.pool.allocate_many(part.len().div_ceil(BLOCK_BYTES)).context("blocks are free")?;
+            blocks.sort_by_key(|block| block.as_ptr());
+            let count = blocks.len();
+            blocks.rotate_left(count / 2);
+            for (block, part) in blocks.iter_mut().zip(part.chunks(BLOCK_BYTES)) {
+                block.fill(0);
+                block[..part.len()].copy_from_slice(part);
+            }
+            let blocks = blocks.into_iter().map(BlockBuf::freeze).collect();
+            self.disks[0].write(Token(index), index * COPY_BLOCKS as u64, blocks, Persistence::Durable);
             self.one()?;
         }
         Ok(())
