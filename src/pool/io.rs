@@ -393,6 +393,10 @@ impl<D: BlockDevice> Io<D> {
     fn finish(&mut self, index: usize) {
         let mut completions = std::mem::take(&mut self.completions);
         self.disks[index].device.poll(&mut completions);
+        if completions.is_empty() {
+            self.completions = completions;
+            return;
+        }
         for completion in completions.drain(..) {
             self.counters.device_errors += u64::from(completion.result.is_err());
             match self.disks[index]

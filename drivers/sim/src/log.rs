@@ -109,6 +109,8 @@ struct State {
     stored: Vec<Store>,
     /// In the order in which they were queued and will complete.
     operations: VecDeque<Operation>,
+    /// Bytes of `stored` and of the persists among `operations`.
+    pending_bytes: u64,
     failed: bool,
     /// The current opening was dropped by a process that may have gone on.
     is_let_go: bool,
@@ -153,6 +155,7 @@ impl LogMedium {
             opening: 0,
             stored: Vec::new(),
             operations: VecDeque::new(),
+            pending_bytes: 0,
             failed: false,
             is_let_go: false,
             persist_fails_in: None,
@@ -181,6 +184,7 @@ impl LogMedium {
     /// Ends the current opening, by loss of power or because its process ended: everything in flight is torn as `prng` says.
     pub fn power_cut(&self, prng: &mut Prng) {
         let mut state = self.0.borrow_mut();
+        state.pending_bytes = 0;
         state.opening += 1;
         state.is_let_go = false;
         for operation in std::mem::take(&mut state.operations) {
@@ -195,6 +199,7 @@ impl LogMedium {
     /// Ends the current opening as no real crash does: everything in flight lands whole.
     pub fn land_all(&self) {
         let mut state = self.0.borrow_mut();
+        state.pending_bytes = 0;
         state.opening += 1;
         let operations = std::mem::take(&mut state.operations).into_iter();
         let persists = operations.filter_map(|operation| match operation.work {
@@ -242,6 +247,12 @@ impl LogMedium {
     /// Lets the read fail that follows after `count` others.
     pub fn fail_read_after(&self, count: u64) {
         self.0.borrow_mut().read_fails_in = Some(count);
+    }
+
+    /// Whether a persist has failed since it was opened last: it stores nothing more.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.0.borrow().failed
     }
 
     /// Forgets failures that were asked for and have not happened.
@@ -299,7 +310,7 @@ impl State {
         let operation = self.operations.pop_front()?;
         let token = operation.token;
         let result = match operation.work {
-            Work::Persist(stores) => match self.finish_persist(&stores) {
+            Work::Persist(stores) => match self.end_persist(&stores) {
                 Some(result) => result.map(|()| Vec::new()),
                 None => {
                     // Its process never hears of it; nothing lands any more.
@@ -309,6 +320,11 @@ impl State {
             Work::Read { offset, length } => self.finish_read(offset, length),
         };
         Some(LogCompletion { token, result })
+    }
+
+    fn end_persist(&mut self, stores: &[Store]) -> Option<Result<(), DeviceError>> {
+        self.pending_bytes -= stores.iter().map(|store| store.bytes.len() as u64).sum::<u64>();
+        self.finish_persist(stores)
     }
 
     /// `None` when the world crashes on the way.
@@ -366,6 +382,7 @@ impl State {
 
     /// Lets everything in flight end; what no persist has covered lands or not.
     fn land(&mut self) {
+        self.pending_bytes = 0;
         for operation in std::mem::take(&mut self.operations) {
             if let Work::Persist(stores) = operation.work {
                 // A failure is nobody's: who would have heard it has gone.
@@ -413,14 +430,6 @@ impl State {
             self.world.count_mattered(fault);
         }
     }
-
-    fn pending_bytes(&self) -> u64 {
-        let in_flight = self.operations.iter().filter_map(|operation| match &operation.work {
-            Work::Persist(stores) => Some(stores),
-            Work::Read { .. } => None,
-        });
-        self.stored.iter().chain(in_flight.flatten()).map(|store| store.bytes.len() as u64).sum()
-    }
 }
 
 /// One opening of a [`LogMedium`]. After a power cut nothing completes any more.
@@ -452,7 +461,7 @@ impl LogMemory for SimLog {
 
     fn room_bytes(&self) -> u64 {
         let unit = u64::from(self.info.unit_bytes);
-        self.info.pending_bytes_max.saturating_sub(self.live().pending_bytes()) / unit * unit
+        self.info.pending_bytes_max.saturating_sub(self.live().pending_bytes) / unit * unit
     }
 
     fn store(&mut self, offset_bytes: u64, bytes: &[u8]) {
@@ -465,6 +474,7 @@ impl LogMemory for SimLog {
         if let Some(last) = state.stored.last() {
             assert_eq!(last.offset + last.bytes.len() as u64, offset_bytes, "stores between persists are contiguous");
         }
+        state.pending_bytes += length;
         state.stored.push(Store { offset: offset_bytes, bytes: bytes.to_vec() });
     }
 

@@ -66,7 +66,9 @@ impl Aux {
     pub fn of_leaf(self, bytes: &BlockBytes) -> u32 {
         match self {
             Self::Blocks => 1,
-            Self::FreeBlocks => bytes.iter().map(|byte| byte.count_zeros()).sum(),
+            Self::FreeBlocks => {
+                bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word).count_zeros()).sum()
+            }
         }
     }
 
