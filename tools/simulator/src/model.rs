@@ -14,8 +14,9 @@
 //!
 //! # Rules (register linearizability per byte)
 //!
-//! 1. When a write `w` is answered, every candidate that was settled before `w` was submitted is dead: certainly overwritten.
-//! 2. When a read that was submitted at `r` returns `w`, every other candidate that was settled before `r` is dead.
+//! 1. When a write `w` is answered, every candidate that was settled before `w` was submitted is dead: certainly overwritten, since `w` was settled.
+//! 2. When a read that was submitted at `r` returns `w`, every other candidate is dead since `w` was settled, at the latest now, if it was itself settled
+//!    before `r`, or before `w` was submitted.
 //! 3. A read that was submitted at `r` may return a candidate that lives, or died after `r`; nothing else. If one of them was not settled
 //!    at `r`, each block by itself may be of another candidate: blocks are fetched from disks while writes go on.
 //! 4. After a crash that keeps the log, exactly the living candidates are possible; after one that loses the log, everything that no
@@ -23,6 +24,11 @@
 //! 5. A change of at most one record is atomic across a crash: bytes of a write that was not answered, and in the same range bytes that
 //!    it has certainly overwritten, are a change half applied.
 //! 6. A change that was refused never happens: nothing may have read it before.
+//!
+//! Rules 1 to 3 decide: where every write has bytes of its own, they refuse exactly the histories that no order of operations explains. Two writes
+//! cannot be put in order when each had to come before the other, and that is all that can go wrong with a register (Gibbons and Korach, Testing shared
+//! memories, 1997): `w` comes before `v` when the first answer that proves `w` came before the last question that led to `v`, be it of a read or of the
+//! write itself. `linearizable.rs` compares with a search through all orders.
 //!
 //! Different writes can have the same bytes (zeroes). A read that fits several candidates proves only what is true of all of them.
 
@@ -61,7 +67,7 @@ impl fmt::Display for DataOracle {
 pub type DataFault = (DataOracle, String);
 
 /// One of the writes that a segment may hold.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Candidate {
     write: WriteId,
     /// When it was certainly overwritten; `u64::MAX`: it was not.
@@ -140,6 +146,10 @@ pub struct Model {
     at_crash: Vec<WriteId>,
     /// When everything was read after the last crash: older writes are decided.
     recovered_at: u64,
+    /// When the last crash was.
+    crashed_at: u64,
+    /// When what does not last was lost: what was there before may be there again from then on.
+    lost_at: u64,
     /// Bytes compared.
     pub verified_bytes: u64,
 }
@@ -167,6 +177,8 @@ impl Model {
             answers_last,
             at_crash: Vec::new(),
             recovered_at: 0,
+            crashed_at: 0,
+            lost_at: 0,
             verified_bytes: 0,
         }
     }
@@ -243,19 +255,32 @@ impl Model {
 
     /// Rule 1 for `id` in `range`.
     fn overwrite(&mut self, volume: ObjectId, range: &Range<u64>, id: WriteId, is_lasting: bool) {
+        let (by, oldest_read, answers_last) = (self.happened_by(id), self.oldest_read(), self.answers_last);
         let Some(volume) = find(&mut self.volumes, &mut self.gone, volume) else { return };
-        let (writes, now) = (&self.writes, self.now);
-        let oldest_read = self.reads.iter().copied().min().unwrap_or(now);
+        let writes = &self.writes;
         let submitted = writes[index(id)].submitted;
         for segment in volume.meeting(range) {
+            let mut has_changed = false;
             for candidate in &mut segment.candidates {
-                if candidate.write != id && writes[index(candidate.write)].settled <= submitted {
-                    candidate.dead_at = candidate.dead_at.min(now);
+                let is_news = candidate.dead_at > by || (is_lasting && !candidate.is_buried);
+                if is_news && candidate.write != id && writes[index(candidate.write)].settled <= submitted {
+                    candidate.dead_at = candidate.dead_at.min(by);
                     candidate.is_buried |= is_lasting;
+                    has_changed = true;
                 }
             }
-            segment.candidates.retain(|candidate| candidate.dead_at > oldest_read || !candidate.is_buried);
+            if has_changed {
+                segment
+                    .candidates
+                    .retain(|candidate| candidate.dead_at > oldest_read || !(answers_last || candidate.is_buried));
+            }
         }
+        volume.join(range);
+    }
+
+    /// By when a write has certainly happened, and if it was before the last loss of what did not last, has come back.
+    fn happened_by(&self, id: WriteId) -> u64 {
+        self.writes[index(id)].settled.max(self.lost_at).min(self.now)
     }
 
     /// A write was refused: it never happens.
@@ -355,41 +380,45 @@ impl Model {
         self.verified_bytes += bytes.len() as u64;
         let Some(volume) = find(&mut self.volumes, &mut self.gone, id) else { return Ok(()) };
         let range = offset..offset + bytes.len() as u64;
-        let mut seen = Vec::new();
+        let (mut seen, mut found) = (Vec::new(), Vec::new());
+        let (writes, lost_at) = (&self.writes, self.lost_at);
         for segment in volume.meeting(&range) {
             let part = segment.part(&range);
             let bytes = &bytes[small(part.start - offset)..small(part.end - offset)];
             let possible = segment.candidates.iter().filter(|candidate| candidate.dead_at > began);
-            let possible: Vec<WriteId> = possible.map(|candidate| candidate.write).collect();
-            let found_in = |start: u64, bytes: &[u8]| -> Vec<WriteId> {
-                let fits = |id: &WriteId| matches(*id, self.writes[index(*id)].fill, start, bytes);
-                possible.iter().copied().filter(fits).collect()
+            let possible = possible.map(|candidate| candidate.write);
+            let find_in = |start: u64, bytes: &[u8], found: &mut Vec<WriteId>| {
+                let before = found.len();
+                found.extend(possible.clone().filter(|id| matches(*id, writes[index(*id)].fill, start, bytes)));
+                found.len() > before
             };
-            let mut found = found_in(part.start, bytes);
+            found.clear();
             // Beside a write under way each block by itself is of before or after it: the read fetches blocks from a disk that goes on.
-            let is_under_way = |id: &WriteId| self.writes[index(*id)].settled > began;
-            if found.is_empty() && possible.iter().any(is_under_way) {
+            if !find_in(part.start, bytes, &mut found) && possible.clone().any(|id| writes[index(id)].settled > began) {
                 let blocks = part.start / BLOCK_BYTES..part.end.div_ceil(BLOCK_BYTES);
-                let pieces =
+                let mut pieces =
                     blocks.map(|block| part.start.max(block * BLOCK_BYTES)..part.end.min((block + 1) * BLOCK_BYTES));
-                let each: Vec<Vec<WriteId>> = pieces
-                    .map(|piece| {
-                        found_in(piece.start, &bytes[small(piece.start - part.start)..small(piece.end - part.start)])
-                    })
-                    .collect();
-                if !each.iter().any(Vec::is_empty) {
-                    found = each.concat();
+                let are_all = pieces.all(|piece| {
+                    let bytes = &bytes[small(piece.start - part.start)..small(piece.end - part.start)];
+                    find_in(piece.start, bytes, &mut found)
+                });
+                if !are_all {
+                    found.clear();
                 }
             }
             if found.is_empty() {
-                let what = explain(&self.writes, id, part.start, bytes);
+                let what = explain(writes, id, part.start, bytes);
                 let oracle = if what.is_some() { DataOracle::StaleRead } else { DataOracle::Corrupt };
                 let what = what.unwrap_or_else(|| "nothing that was ever written there".to_owned());
                 return Err((oracle, format!("object {id}, bytes {part:?}: the read returned {what}")));
             }
-            for candidate in &mut segment.candidates {
-                if !found.contains(&candidate.write) && self.writes[index(candidate.write)].settled <= began {
-                    candidate.dead_at = candidate.dead_at.min(now);
+            // Rule 2. Where several fit, what is true of each.
+            let of_found = || found.iter().map(|id| &writes[index(*id)]);
+            let since = began.max(of_found().map(|write| write.submitted).min().unwrap_or(0));
+            let by = of_found().map(|write| write.settled).max().unwrap_or(u64::MAX).max(lost_at).min(now);
+            for candidate in segment.candidates.iter_mut().filter(|candidate| candidate.dead_at > by) {
+                if writes[index(candidate.write)].settled <= since && !found.contains(&candidate.write) {
+                    candidate.dead_at = by;
                 }
             }
             if let [only] = found[..] {
@@ -409,6 +438,10 @@ impl Model {
     /// The same of a process beside which another one lives: its changes `writes`, and reads that have not ended, are still in flight.
     pub fn crash_beside(&mut self, loss: Loss, writes: &[WriteId]) {
         let now = self.tick();
+        self.crashed_at = now;
+        if loss == Loss::NotLasting {
+            self.lost_at = now;
+        }
         self.gone.clear();
         for (id, write) in (0..).zip(&mut self.writes) {
             if writes.contains(&WriteId(id)) {
@@ -457,7 +490,7 @@ impl Model {
     pub fn check_recovered(&mut self, id: ObjectId, offset: u64, bytes: &[u8], began: u64) -> Result<(), DataFault> {
         let now = self.tick();
         self.verified_bytes += bytes.len() as u64;
-        let oldest_read = self.oldest_read();
+        let (oldest_read, answers_last, crashed_at) = (self.oldest_read(), self.answers_last, self.crashed_at);
         let Some(volume) = self.volumes.get_mut(&id) else { return Ok(()) };
         let range = offset..offset + bytes.len() as u64;
         let mut seen = Vec::new();
@@ -469,9 +502,13 @@ impl Model {
             let held = segment.candidates.clone();
             let mut found = held.iter().filter(|candidate| candidate.dead_at > began && fits(candidate));
             let (first, second) = (found.next(), found.next());
+            // What the recovery has found lasts. What was under way beside the crash, and came after it, hides that, and may be lost yet.
+            let is_found = |candidate: &Candidate| writes[index(candidate.write)].settled <= crashed_at;
+            let lasts = answers_last || first.into_iter().chain(second).chain(found).all(is_found);
             for candidate in &mut segment.candidates {
                 if !fits(candidate) && writes[index(candidate.write)].settled <= began {
-                    (candidate.dead_at, candidate.is_buried) = (candidate.dead_at.min(now), true);
+                    candidate.dead_at = candidate.dead_at.min(now);
+                    candidate.is_buried |= lasts;
                 }
             }
             segment.candidates.retain(|candidate| candidate.dead_at > oldest_read || !candidate.is_buried);
@@ -536,13 +573,15 @@ impl Model {
                 return Err((DataOracle::HalfApplied, format!("object {}: {what}", write.volume)));
             }
         }
-        let oldest_read = self.oldest_read();
+        let (oldest_read, answers_last) = (self.oldest_read(), self.answers_last);
         for volume in self.volumes.values_mut() {
             for segment in &mut volume.segments {
-                segment.candidates.retain(|candidate| candidate.dead_at > oldest_read);
+                segment
+                    .candidates
+                    .retain(|candidate| candidate.dead_at > oldest_read || !(answers_last || candidate.is_buried));
             }
             volume.empty_beyond_size();
-            volume.join();
+            volume.join(&(0..u64::MAX));
         }
         self.recovered_at = self.tick();
         self.all_last();
@@ -627,20 +666,25 @@ impl VolumeModel {
         }
     }
 
-    /// Joins neighbours that hold the same single write.
-    fn join(&mut self) {
-        self.segments.dedup_by(|next, before| {
-            let same = match (&before.candidates[..], &next.candidates[..]) {
-                ([first], [second]) => first.write == second.write,
-                _ => false,
-            };
-            if same {
-                before.end = next.end;
+    /// Joins neighbours with the same history: those that meet `range`, and the ones beside it.
+    fn join(&mut self, range: &Range<u64>) {
+        let first = self.segments.partition_point(|segment| segment.end < range.start);
+        let end = self.segments.partition_point(|segment| segment.start <= range.end);
+        let mut kept = first;
+        for next in first + 1..end {
+            let [before, after] = [kept, next].map(|place| &self.segments[place]);
+            if before.candidates == after.candidates {
+                self.segments[kept].end = self.segments[next].end;
+            } else {
+                kept += 1;
+                self.segments.swap(kept, next);
             }
-            same
-        });
+        }
+        self.segments.drain((kept + 1).min(end)..end);
     }
 }
 
+#[cfg(test)]
+mod linearizable;
 #[cfg(test)]
 mod tests;

@@ -37,6 +37,12 @@ fn a_deadline_is_counted_by_the_nodes_clock() {
     passes(0x643d_776e_c6b9_eb1e);
 }
 
+/// A change that waited hides what a takeover has found, before it is looked at, and is lost by a forced one.
+#[test]
+fn what_a_forced_takeover_brings_back_may_never_have_been_looked_at() {
+    passes(0x8c77_6b10_55e6_46eb);
+}
+
 /// The same seed gives the same bytes.
 #[test]
 fn a_pair_is_deterministic() {

@@ -299,3 +299,28 @@ fn a_change_that_failed_is_older_than_what_follows() {
         assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(failed, 0..4096))), lost);
     }
 }
+
+/// Found by the simulator in its own model: what waited at the other node is performed as soon as the pool is open, and hides what the recovery has found
+/// from whoever looks; then it is lost, and that comes back.
+#[test]
+fn what_a_change_hides_from_the_verification_is_not_over() {
+    for is_answered in [false, true] {
+        let mut model = model(false);
+        let first = model.begin_write(V, 0..4096, Fill::Pattern);
+        model.end_write(first, true);
+        let failed = model.begin_write(V, 0..4096, Fill::Pattern);
+        model.doubt_write(failed);
+        let waiting = model.begin_write(V, 0..4096, Fill::Pattern);
+        model.crash_beside(Loss::Unanswered, &[waiting]);
+        if is_answered {
+            model.end_write(waiting, false);
+        }
+        assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(waiting, 0..4096))), None);
+        assert_eq!(oracle(model.judge_crash()), None);
+        if !is_answered {
+            model.end_write(waiting, false);
+        }
+        model.crash(Loss::NotLasting);
+        assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(failed, 0..4096))), None, "answered: {is_answered}");
+    }
+}
