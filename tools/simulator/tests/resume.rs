@@ -50,20 +50,25 @@ fn another_run_is_not_resumed() {
 
 #[test]
 fn the_program_goes_on_from_its_file() {
-    let dir = tempfile::tempdir().unwrap();
-    let run = |histories: &str, is_resumable: bool| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_twinlog-simulator"));
-        command.current_dir(dir.path()).args(["--seed", "9", "--output", "json", "--histories", histories]);
-        if is_resumable {
-            command.args(["--resume", "run.json"]);
-        }
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice::<Summary>(&output.stdout).unwrap()
-    };
-    assert_eq!(run("3", true).histories, 3);
-    let (resumed, whole) = (run("8", true), run("8", false));
-    assert_eq!(timeless(&resumed), timeless(&whole));
-    assert_eq!(timeless(&run("8", true)), timeless(&resumed), "nothing is left to do");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    for mode in [&[][..], &["--pair"]] {
+        let dir = tempfile::tempdir().unwrap();
+        let run = |histories: &str, is_resumable: bool| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_twinlog-simulator"));
+            command
+                .current_dir(dir.path())
+                .args(["--seed", "9", "--output", "json", "--histories", histories])
+                .args(mode);
+            if is_resumable {
+                command.args(["--resume", "run.json"]);
+            }
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            serde_json::from_slice::<Summary>(&output.stdout).unwrap()
+        };
+        assert_eq!(run("3", true).histories, 3);
+        let (resumed, whole) = (run("8", true), run("8", false));
+        assert_eq!(timeless(&resumed), timeless(&whole));
+        assert_eq!(timeless(&run("8", true)), timeless(&resumed), "nothing is left to do");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 }

@@ -9,10 +9,10 @@ use super::{
 };
 use crate::history::Violation;
 use twinlog::format::register::{MirrorState, Register, Side};
-use twinlog_sim::{Direction, Fault};
+use twinlog_sim::{Direction, Fault, LogMedium};
 
 /// Everything that is counted.
-pub(super) const ALL: [&str; 41] = [
+pub(super) const ALL: [&str; 42] = [
     ARBITER_LATE,
     ARBITER_LOST,
     ARBITER_POSTHUMOUS,
@@ -54,6 +54,7 @@ pub(super) const ALL: [&str; 41] = [
     LINE_INTERRUPTED,
     LINE_GIVEN_BACK,
     LINE_NOT_OPENED,
+    LINE_MIRROR_FAILS,
 ];
 
 pub(super) const ARBITER_LATE: &str = "arbiter: change made late";
@@ -81,7 +82,7 @@ const LOG_WRITE: &str = "log: write error";
 pub(super) const MIRROR_LOST: &str = "log: mirror lost";
 pub(super) const OFFLINE: &str = "volume offline";
 const OPENING: &str = "opening: hindered";
-pub(super) const OWN_LOG_LOST: &str = "log: own log lost";
+pub(super) const OWN_LOG_LOST: &str = "line: own log lost";
 pub(super) const PACKET_LOST: &str = "packet lost";
 pub(super) const PAUSE: &str = "node paused";
 pub(super) const POWER: &str = "machine dark";
@@ -97,6 +98,7 @@ const LINE_PAUSED: &str = "line: paused, taken over";
 const LINE_INTERRUPTED: &str = "line: takeover interrupted";
 const LINE_GIVEN_BACK: &str = "given back";
 const LINE_NOT_OPENED: &str = "line: devices not opened";
+const LINE_MIRROR_FAILS: &str = "line: mirror's log fails";
 
 /// A node gives a pool up after so many openings.
 const GIVEN_UP_AFTER: u32 = 5;
@@ -246,6 +248,8 @@ impl History {
                         self.tell(LINE_PARTNER_DIES, true);
                     } else if self.is_cut() && self.processes.iter().all(Option::is_some) {
                         self.tell(LINE_CUT, true);
+                    } else if self.site.logs[1 - owner(pool, &new)][pool].iter().any(LogMedium::has_failed) {
+                        self.tell(LINE_MIRROR_FAILS, true);
                     }
                 }
                 (MirrorState::Stale, MirrorState::InSync(_)) => self.tell(LINE_PARTNER_RETURNS, true),
@@ -298,4 +302,38 @@ impl History {
 /// The node that a register names.
 fn owner(pool: usize, register: &Register) -> usize {
     if register.owner == Side::Home { pool } else { 1 - pool }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// Each line of the failure table in `docs/pair.md`, by its test's name, and as what it is counted.
+    const TABLE: [(&str, &str); 13] = [
+        ("line_owner_process_dies_host_lives", LINE_PROCESS_DIES),
+        ("line_owner_host_dies", LINE_HOST_DIES),
+        ("line_owner_restarts_before_takeover", LINE_RESTARTS),
+        ("line_partner_dies", LINE_PARTNER_DIES),
+        ("line_interconnect_cut_both_live", LINE_CUT),
+        ("line_interconnect_cut_and_arbiter_lost", LINE_CUT_AND_ARBITER),
+        ("line_mirror_cannot_be_read", LINE_MIRROR_FAILS),
+        ("line_both_die_one_comes_back", LINE_BOTH_DIE),
+        ("line_partner_returns", LINE_PARTNER_RETURNS),
+        ("line_owner_paused_and_resumed_after_a_takeover", LINE_PAUSED),
+        ("line_own_log_device_lost", OWN_LOG_LOST),
+        ("line_devices_cannot_be_opened", LINE_NOT_OPENED),
+        ("line_takeover_or_giveback_interrupted_at_any_step", LINE_INTERRUPTED),
+    ];
+
+    #[test]
+    fn every_line_of_the_failure_table_is_counted() {
+        let page = include_str!("../../../../docs/pair.md");
+        let table = page.split("### The failure table").nth(1).expect("the page has it");
+        let rows = table.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+        let tests = rows.filter_map(|row| row.rsplit('`').nth(1)).filter(|test| !test.contains('/'));
+        let (written, counted) = (tests.collect::<BTreeSet<_>>(), TABLE.map(|(test, _)| test).into());
+        assert_eq!(written, counted);
+        assert!(TABLE.iter().all(|(_, line)| ALL.contains(line) && line.starts_with(crate::pair::LINE)));
+    }
 }

@@ -66,6 +66,9 @@ const AIM_TURNS: u64 = 15_000;
 /// A request that was under way for so many detection times in which all was well has been forgotten: twice what a mirror that stands still costs.
 const PATIENCE_FACTOR: u32 = 30;
 
+/// How the names of the classes begin that are lines of the failure table in `docs/pair.md`.
+pub const LINE: &str = "line: ";
+
 fn found(oracle: Oracle, what: impl Into<String>) -> Violation {
     Violation { oracle, what: what.into() }
 }
