@@ -89,6 +89,12 @@ pub struct NodeEnd {
 }
 
 impl NodeEnd {
+    /// Until when anything may be given to the machine; none: for ever.
+    pub fn serve_until(&self, until: Option<Nanos>) {
+        // Never zero: a lease lasts.
+        self.serves_until.store(until.map_or(0, |until| until.0.max(1)), Ordering::Release);
+    }
+
     /// Whether anything may be given to the machine at `now`: this node has not stood still over the end of its lease.
     #[must_use]
     pub fn may_serve(&self, now: impl FnOnce() -> Nanos) -> bool {
@@ -215,9 +221,7 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
     fn is_overdue(&mut self) -> bool {
         let ReactorParts { pair, end, platform, .. } = &self.parts;
         if let Some(pair) = pair {
-            let until = pair.controller.serves_until();
-            // Never zero: a lease lasts.
-            end.serves_until.store(until.map_or(0, |until| until.0.max(1)), Ordering::Release);
+            end.serve_until(pair.controller.serves_until());
         }
         self.is_overdue = !end.may_serve(|| platform.now());
         self.is_overdue

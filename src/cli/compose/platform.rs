@@ -263,4 +263,30 @@ mod tests {
         drop(disk);
         assert_eq!(platform.longest_sleep(), Duration::MAX);
     }
+
+    #[test]
+    fn a_namespace_hears_nothing_after_the_end_of_the_lease() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("disk");
+        File::create(&path).and_then(|file| file.set_len(1 << 20)).expect("made");
+        let blocks = BlockPool::new(4).expect("a small mapping");
+        let ring = Ring::new(RingOptions::default(), &blocks).expect("io_uring");
+        let end = Arc::new(NodeEnd::default());
+        let mut platform = NodePlatform::new(&ring, Arc::clone(&end));
+        let queue = FileDisk::open(&ring, &path, DiskOptions::default()).expect("there");
+        let mut disk = Watched::new(queue, "nvme:S1".to_owned(), &platform.queues, &Arc::default());
+        disk.begin().read(Token(1), 0, vec![blocks.allocate().expect("there are four")]);
+        end.serve_until(Some(Nanos(1)));
+        let mut completions = Vec::new();
+        for _ in 0..10 {
+            platform.turn(Wait::UpTo(Duration::from_millis(10)));
+            disk.poll(&mut completions);
+        }
+        assert!(completions.is_empty(), "this node stood still over the end of its lease");
+        end.serve_until(None);
+        while completions.is_empty() {
+            platform.turn(Wait::UpTo(Duration::from_secs(1)));
+            disk.poll(&mut completions);
+        }
+    }
 }
