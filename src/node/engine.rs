@@ -712,6 +712,10 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Engine<D, L> {
         self.volumes.get(&id).map(|volume| volume.size_bytes)
     }
 
+    fn serves(&self, _volume: ObjectId) -> bool {
+        self.takes_requests()
+    }
+
     fn has_room(&self, _volume: ObjectId) -> bool {
         self.in_flight < self.limits.requests_max
     }

@@ -399,10 +399,11 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
         status
     }
 
-    /// The pool of a slot, if it takes requests here. Without a partner it refuses them itself.
-    fn serving(&mut self, slot: PoolSlot) -> Option<&mut Engine<D, L>> {
-        let has_port = self.port.is_some();
-        self.engine_mut(slot).filter(|engine| if has_port { engine.takes_requests() } else { !engine.is_closing() })
+    /// Whether the pool of a slot takes requests here. Without a partner it refuses them itself.
+    fn is_serving(&self, slot: PoolSlot) -> bool {
+        let takes =
+            |engine: &Engine<D, L>| if self.port.is_some() { engine.takes_requests() } else { !engine.is_closing() };
+        self.engine(slot).is_some_and(takes)
     }
 
     /// Whether the partner's pool has a volume of this name, as far as this node knows.
@@ -475,6 +476,10 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Pools<D, L> {
         }
     }
 
+    fn serves(&self, volume: ObjectId) -> bool {
+        self.is_serving(PoolSlot::of(volume))
+    }
+
     fn has_room(&self, volume: ObjectId) -> bool {
         let slot = PoolSlot::of(volume);
         // Where it will go is decided when it comes: both ways have room for one more.
@@ -485,7 +490,9 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Pools<D, L> {
     fn submit(&mut self, mut request: VolumeRequest) {
         let slot = PoolSlot::of(request.volume);
         request.volume = ObjectId(request.volume.0 & !PARTNER_BIT);
-        if let Some(engine) = self.serving(slot) {
+        if self.is_serving(slot)
+            && let Some(engine) = self.engine_mut(slot)
+        {
             return engine.submit(request);
         }
         match self.port.as_mut().filter(|_| !self.is_stopping) {

@@ -260,6 +260,9 @@ pub trait VolumeService {
     /// The size of a volume now, in bytes; `None` once it is deleted.
     fn size_bytes(&self, id: ObjectId) -> Option<u64>;
 
+    /// Whether requests to this volume are performed at this node, as far as it knows now, and not forwarded.
+    fn serves(&self, volume: ObjectId) -> bool;
+
     /// Whether a further request to this volume may be submitted now; front ends stop reading from its clients while not.
     fn has_room(&self, volume: ObjectId) -> bool;
 

@@ -116,6 +116,8 @@ pub struct Server {
     ready: Vec<ConnectionId>,
     scratch: Vec<u8>,
     looked_at: Nanos,
+    /// Which pools this node serves, as hosts were told.
+    serves: [bool; 2],
     stopping_since: Option<Nanos>,
 }
 
@@ -132,6 +134,7 @@ impl Server {
             ready: Vec::new(),
             scratch: Vec::new(),
             looked_at: Nanos::default(),
+            serves: [false; 2],
             stopping_since: None,
         }
     }
@@ -159,6 +162,7 @@ impl Server {
     /// of a second (for time-outs only).
     pub fn poll<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
         let mut progressed = self.accept(net, now);
+        progressed |= self.announce(net, service);
         progressed |= self.deliver(net, service);
         let mut ready = std::mem::take(&mut self.ready);
         net.poll(&mut ready);
@@ -215,6 +219,27 @@ impl Server {
             let replaced = self.clients.insert(connection, Client { session, refused, queued: false });
             assert!(replaced.is_none(), "connection numbers are never used again");
             self.enqueue(connection);
+        }
+        true
+    }
+
+    /// Tells hosts when pools are served otherwise than before: in front of every answer of this reactor that shows it.
+    fn announce<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S) -> bool {
+        let Some(nvme_tcp) = &self.nvme_tcp else { return false };
+        let serves = nvme_tcp.target.serves(service);
+        if serves == self.serves {
+            return false;
+        }
+        self.serves = serves;
+        let stopping = self.stopping_since.is_some();
+        let mut connections: Vec<ConnectionId> = self.clients.keys().copied().collect();
+        connections.sort_unstable();
+        for connection in connections {
+            let client = self.clients.get_mut(&connection).expect("listed just now");
+            let Session::NvmeTcp(session) = &mut client.session else { continue };
+            let mut turn =
+                Turn { net: &mut *net, service: &mut *service, connection, scratch: &mut self.scratch, stopping };
+            session.announce(&mut turn);
         }
         true
     }

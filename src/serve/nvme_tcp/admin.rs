@@ -13,11 +13,11 @@
 use super::{
     controllers::{Claim, QUEUES_MAX},
     io,
-    target::{NAMESPACE_MAX, NAMESPACES_MAX, Namespace, Target},
+    target::{GROUPS, NAMESPACE_MAX, NAMESPACES_MAX, Namespace, Target},
     wire::{
         command::{Command, Connect, Status, fabrics, feature, opcode},
         identify::{self, cns},
-        log,
+        log::{self, Access, AccessGroup},
     },
 };
 use crate::node::request::VolumeService;
@@ -43,6 +43,9 @@ const KEEP_ALIVE_SLACK: Duration = Duration::from_secs(1);
 /// CAP.TO and CRTO in units of 500 ms: enabling takes no time here.
 const READY_TIMEOUT: u64 = 20;
 
+/// ANATT: seconds of a change between access states. None is in between here: what is forwarded waits.
+const ACCESS_CHANGE_S: u8 = 10;
+
 /// Admin commands of an I/O controller.
 const COMMANDS: [u8; 7] = [
     opcode::GET_LOG_PAGE,
@@ -63,6 +66,7 @@ const LOGS: [&[u8]; 2] = [
         log::id::FIRMWARE,
         log::id::CHANGED_NAMESPACES,
         log::id::EFFECTS,
+        log::id::ACCESS,
     ],
     &[log::id::SUPPORTED, log::id::DISCOVERY],
 ];
@@ -99,7 +103,13 @@ struct Event {
     page: u8,
 }
 
-const NAMESPACES_CHANGED: Event = Event { bit: 1 << 8, result: 0x0004_0002, page: log::id::CHANGED_NAMESPACES };
+/// The events of an I/O controller, the more urgent first.
+const EVENTS: [Event; 2] = [
+    Event { bit: 1 << 11, result: 0x000c_0302, page: log::id::ACCESS },
+    Event { bit: 1 << 8, result: 0x0004_0002, page: log::id::CHANGED_NAMESPACES },
+];
+const ACCESS_CHANGED: usize = 0;
+const NAMESPACES_CHANGED: usize = 1;
 
 /// An event of one kind, as far as it is the host's business.
 #[derive(Clone, Copy, Debug, Default)]
@@ -167,7 +177,10 @@ pub(super) struct Admin {
     alive_at: Nanos,
     events: u32,
     event_requests: Vec<u16>,
-    notice: Notice,
+    notices: [Notice; EVENTS.len()],
+    /// Whether this node serves each group, as the host was last told, and how often that has changed.
+    serves: [bool; GROUPS],
+    access_changes: [u64; GROUPS],
     /// Namespaces as the host knows them: as they were when it was last told.
     known: Vec<Namespace>,
     changed: BTreeSet<u32>,
@@ -187,7 +200,9 @@ impl Admin {
             alive_at: now,
             events: 0,
             event_requests: Vec::new(),
-            notice: Notice::default(),
+            notices: Default::default(),
+            serves: [false; GROUPS],
+            access_changes: [0; GROUPS],
             known: Vec::new(),
             changed: BTreeSet::new(),
             kept: Kept::default(),
@@ -228,18 +243,33 @@ impl Admin {
         let gone = self.known.iter().filter(|namespace| differs(&now, namespace));
         self.changed.extend(changed.chain(gone).map(|namespace| namespace.id));
         self.known = now;
-        self.notice.is_pending = true;
+        self.notices[NAMESPACES_CHANGED].is_pending = true;
+    }
+
+    /// Looks whether the pools are served as the host knows it: before anything is answered that shows it.
+    pub(super) fn watch_access<S: VolumeService>(&mut self, target: &Target, service: &S) {
+        if self.is_discovery || !self.is_enabled() {
+            return;
+        }
+        let now = target.serves(service);
+        for (group, changes) in self.access_changes.iter_mut().enumerate() {
+            *changes += u64::from(now[group] != self.serves[group]);
+        }
+        self.notices[ACCESS_CHANGED].is_pending |= now != self.serves;
+        self.serves = now;
     }
 
     /// An event request that can be answered: its id, and the result.
     pub(super) fn next_event(&mut self) -> Option<(u16, u64)> {
-        let Event { bit, result, .. } = NAMESPACES_CHANGED;
-        let is_due = self.notice.is_pending && !self.notice.is_told && self.events & bit != 0;
-        if !is_due || self.event_requests.is_empty() {
+        let is_due = |(event, notice): &(Event, &mut Notice)| {
+            notice.is_pending && !notice.is_told && self.events & event.bit != 0
+        };
+        let (event, notice) = EVENTS.into_iter().zip(&mut self.notices).find(is_due)?;
+        if self.event_requests.is_empty() {
             return None;
         }
-        self.notice = Notice { is_pending: false, is_told: true };
-        Some((self.event_requests.remove(0), u64::from(result)))
+        *notice = Notice { is_pending: false, is_told: true };
+        Some((self.event_requests.remove(0), u64::from(event.result)))
     }
 
     /// Performs a command.
@@ -262,7 +292,7 @@ impl Admin {
         match command.opcode {
             opcode::KEEP_ALIVE => Answer::result(0),
             opcode::IDENTIFY => self.identify(target, service, command).into(),
-            opcode::GET_LOG_PAGE => self.log_page(target, command).into(),
+            opcode::GET_LOG_PAGE => self.log_page(target, service, command).into(),
             opcode::GET_FEATURES => self.get_features(command).into(),
             opcode::SET_FEATURES => self.set_features(command).into(),
             opcode::ASYNC_EVENT_REQUEST if self.event_requests.len() >= EVENT_REQUESTS_MAX => {
@@ -319,6 +349,7 @@ impl Admin {
             self.status = if is_good { bits::READY } else { bits::FATAL };
             if is_good {
                 self.known = target.namespaces(service);
+                self.serves = target.serves(service);
                 target.controllers.enable(&self.claim);
             }
         }
@@ -333,7 +364,7 @@ impl Admin {
         target.controllers.disable(&self.claim);
         // Outstanding event requests end without an answer (base 2.0, section 3.7.2).
         self.event_requests.clear();
-        (self.events, self.notice, self.kept) = (0, Notice::default(), Kept::default());
+        (self.events, self.notices, self.kept) = (0, Default::default(), Kept::default());
         self.changed.clear();
     }
 
@@ -370,6 +401,7 @@ impl Admin {
                     _ => {
                         let mut described = identify::IndependentNamespace::new_zeroed();
                         (described.features, described.shared, described.status) = (FEATURES, 1, 1);
+                        described.access_group = U32::new(target.group_of(namespace.volume));
                         described.as_bytes().to_vec()
                     }
                 }
@@ -402,9 +434,13 @@ impl Admin {
             return controller;
         }
         controller.kind = 1;
-        // Several controllers.
-        controller.multipath = 1 << 1;
-        controller.events = U32::new(NAMESPACES_CHANGED.bit);
+        // Several controllers, and access that is not the same through all.
+        controller.multipath = 1 << 1 | 1 << 3;
+        controller.events = U32::new(EVENTS.iter().map(|event| event.bit).sum());
+        // Optimized and non-optimized access; a namespace stays in its group.
+        (controller.access, controller.access_change_s) = (1 << 0 | 1 << 1 | 1 << 6, ACCESS_CHANGE_S);
+        let groups = U32::new(u32::try_from(GROUPS).expect("two"));
+        (controller.access_group_max, controller.access_groups) = (groups, groups);
         controller.logs |= 1 << 1;
         controller.entry_bytes_log = [0x66, 0x44];
         controller.namespace_max = U32::new(NAMESPACE_MAX);
@@ -418,7 +454,12 @@ impl Admin {
         controller
     }
 
-    fn log_page(&mut self, target: &Target, command: &Command) -> Result<Answer, Status> {
+    fn log_page<S: VolumeService>(
+        &mut self,
+        target: &Target,
+        service: &S,
+        command: &Command,
+    ) -> Result<Answer, Status> {
         let word = command.word(10);
         let [page, ..] = word.to_le_bytes();
         if !LOGS[usize::from(self.is_discovery)].contains(&page) {
@@ -434,13 +475,17 @@ impl Admin {
             log::id::FIRMWARE => log::firmware(),
             log::id::EFFECTS => log::effects(&COMMANDS, &io::COMMANDS),
             log::id::CHANGED_NAMESPACES => self.changed_namespaces(),
+            // Bit 0 of the specific field: the groups only.
+            log::id::ACCESS => log::access(&self.groups(target, service, word & 1 << 8 == 0)),
             _ => log::discovery(1, &target.ports(), ENTRIES_MAX),
         };
         let start = usize::try_from(offset).ok().filter(|start| *start < content.len() && start.is_multiple_of(4));
         let content = content.get(start.ok_or(Status::INVALID_FIELD)?..).unwrap_or_default();
-        if page == NAMESPACES_CHANGED.page && !keeps_event {
-            self.changed.clear();
-            self.notice.is_told = false;
+        if let Some(event) = EVENTS.iter().position(|event| event.page == page && !keeps_event) {
+            self.notices[event].is_told = false;
+            if event == NAMESPACES_CHANGED {
+                self.changed.clear();
+            }
         }
         // A page is as long as it is: what was asked for beyond its end is zero.
         let wanted = usize::try_from((count + 1) * log::DWORD_BYTES).map_err(|_| Status::INVALID_FIELD)?;
@@ -450,6 +495,21 @@ impl Admin {
         let mut data = content.to_vec();
         data.resize(wanted, 0);
         Ok(Answer::Data(data))
+    }
+
+    /// The groups, with their namespaces if they are `listed`.
+    fn groups<S: VolumeService>(&self, target: &Target, service: &S, listed: bool) -> Vec<AccessGroup> {
+        let all = if listed { target.namespaces(service) } else { Vec::new() };
+        let group = |(id, (serves, changes)): (u32, (&bool, &u64))| {
+            let own = all.iter().filter(|namespace| target.group_of(namespace.volume) == id);
+            AccessGroup {
+                id,
+                changes: *changes,
+                access: if *serves { Access::Optimized } else { Access::NonOptimized },
+                namespaces: own.map(|namespace| namespace.id).collect(),
+            }
+        };
+        (1..).zip(self.serves.iter().zip(&self.access_changes)).map(group).collect()
     }
 
     /// Those that have changed since the page was last read; too many to list are said with one id that means all (base 2.0, section 5.16.1.5).
@@ -537,6 +597,7 @@ fn describe(target: &Target, namespace: Namespace) -> Vec<u8> {
     let blocks = U64::new(namespace.blocks);
     (described.blocks, described.capacity, described.used) = (blocks, blocks, blocks);
     (described.features, described.shared) = (FEATURES, 1);
+    described.access_group = U32::new(target.group_of(namespace.volume));
     // Deallocated blocks read as zeroes, and write zeroes can deallocate.
     described.deallocated = 0b1001;
     (described.nguid, _) = target.names_of(namespace.volume);

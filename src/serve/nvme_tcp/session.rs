@@ -245,6 +245,14 @@ impl Session {
         }
     }
 
+    /// A pool is served here now that was not, or is not any more that was: the host is told.
+    pub(in crate::serve) fn announce<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) {
+        if let Role::Admin(admin) = &mut self.role {
+            admin.watch_access(&self.target, turn.service);
+        }
+        self.tell(turn);
+    }
+
     /// Answers event requests for which there are events.
     fn tell<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) {
         while let Role::Admin(admin) = &mut self.role {

@@ -36,6 +36,9 @@ pub(super) const DISCOVERY: &str = "nqn.2014-08.org.nvmexpress.discovery";
 /// The first controller of the node whose pool has the higher identity; the other node's begin with 1.
 const CONTROLLERS_HIGH: u16 = 0x8000;
 
+/// Groups of namespaces that are reached alike (base 2.0, section 8.1.2): one for each pool.
+pub(in crate::serve) const GROUPS: usize = 2;
+
 /// What a target is made of.
 #[derive(Clone, Debug)]
 pub struct TargetParts {
@@ -121,6 +124,17 @@ impl Target {
         ];
         ports.extend(self.parts.partner_address.map(|address| port(Subsystem::Nvme, other, &self.subsystem, address)));
         ports
+    }
+
+    /// The number of the group of a namespace that is reached as all of its pool: 1 or 2.
+    pub(super) fn group_of(&self, volume: ObjectId) -> u32 {
+        if self.rank(PoolSlot::of(volume)) == 0 { 1 } else { 2 }
+    }
+
+    /// For each group whether this node performs the commands to its namespaces, and does not forward them.
+    pub(in crate::serve) fn serves<S: VolumeService>(&self, service: &S) -> [bool; GROUPS] {
+        let [low, high] = if self.is_high { [PoolSlot::Partner, PoolSlot::Home] } else { PoolSlot::ALL };
+        [low, high].map(|slot| service.serves(slot.outside(ObjectId(1))))
     }
 
     /// Whether ids of the pool's volumes are the even ones.

@@ -82,6 +82,8 @@ pub(crate) struct MemoryService {
     pub(crate) poison: Option<(Range<u64>, VolumeError)>,
     /// The volume of this name is offline.
     pub(crate) offline: Option<&'static str>,
+    /// Whether requests are said to be forwarded.
+    pub(crate) is_elsewhere: bool,
     /// Requests submitted so far.
     pub(crate) submitted_count: u64,
 }
@@ -104,6 +106,7 @@ impl MemoryService {
             idle_of_eight: 0,
             poison: None,
             offline: None,
+            is_elsewhere: false,
             submitted_count: 0,
         }
     }
@@ -330,6 +333,10 @@ impl VolumeService for MemoryService {
 
     fn size_bytes(&self, id: ObjectId) -> Option<u64> {
         self.volumes.get(usize::try_from(id.0).ok()?).map(|volume| volume.size_bytes)
+    }
+
+    fn serves(&self, _volume: ObjectId) -> bool {
+        !self.is_elsewhere
     }
 
     fn has_room(&self, _volume: ObjectId) -> bool {

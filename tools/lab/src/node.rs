@@ -1,4 +1,4 @@
-//! A node on this machine, as `twinlog up --single` runs it.
+//! A node on this machine, or a pair, as `twinlog up` runs it.
 
 use crate::host;
 use anyhow::{Context as _, Result, bail};
@@ -49,10 +49,10 @@ impl Node {
     ///
     /// It does not serve; the message holds what it printed.
     pub fn start(twinlog: &Path, folder: &Path, size: &str) -> Result<Self> {
-        Self::start_with(twinlog, folder, size, &[])
+        Self::start_with(twinlog, folder, size, &["--single"])
     }
 
-    /// The same with more options of `up`.
+    /// The same with these options of `up`: without `--single` a pair, of which node a is meant by everything here.
     ///
     /// # Errors
     ///
@@ -62,7 +62,7 @@ impl Node {
         let port = free_port()?;
         let output = File::create(folder.join("node.log"))?;
         let mut command = host::mortal(twinlog);
-        command.args(["up", "--single", "--size", size, "--log-size", "64MiB", "--port", &port.to_string()]);
+        command.args(["up", "--size", size, "--log-size", "64MiB", "--port", &port.to_string()]);
         command.args(options);
         command.arg(folder.join("d")).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let supervisor = command.spawn().context("starting twinlog")?;

@@ -16,6 +16,7 @@ pub mod id {
     pub const FIRMWARE: u8 = 0x03;
     pub const CHANGED_NAMESPACES: u8 = 0x04;
     pub const EFFECTS: u8 = 0x05;
+    pub const ACCESS: u8 = 0x0c;
     pub const DISCOVERY: u8 = 0x70;
 }
 
@@ -69,6 +70,65 @@ pub fn effects(admin: &[u8], io: &[(u8, bool)]) -> Vec<u8> {
     });
     let mut page: Vec<u8> = admin.chain(io).flat_map(u32::to_le_bytes).collect();
     page.resize(4096, 0);
+    page
+}
+
+/// How a controller reaches the namespaces of a group (section 8.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Its node performs the commands.
+    Optimized,
+    /// Its node forwards them.
+    NonOptimized,
+}
+
+/// A group of namespaces that are reached alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessGroup {
+    /// Its number, from 1.
+    pub id: u32,
+    /// How often the group has changed.
+    pub changes: u64,
+    /// How it is reached.
+    pub access: Access,
+    /// Its namespaces, in order.
+    pub namespaces: Vec<u32>,
+}
+
+/// Asymmetric namespace access (section 5.16.1.13): the groups that have namespaces.
+#[must_use]
+pub fn access(groups: &[AccessGroup]) -> Vec<u8> {
+    #[derive(Immutable, IntoBytes)]
+    #[repr(C)]
+    struct Head {
+        changes: U64,
+        groups: U16,
+        reserved: [u8; 6],
+    }
+    #[derive(Immutable, IntoBytes)]
+    #[repr(C)]
+    struct Group {
+        id: U32,
+        namespaces: U32,
+        changes: U64,
+        access: u8,
+        reserved: [u8; 15],
+    }
+    const _: () = assert!(size_of::<Head>() == 16 && size_of::<Group>() == 32);
+    let changes = groups.iter().map(|group| group.changes).sum();
+    let count = U16::new(u16::try_from(groups.len()).expect("a few groups"));
+    let mut page = Head { changes: U64::new(changes), groups: count, reserved: [0; 6] }.as_bytes().to_vec();
+    for AccessGroup { id, changes, access, namespaces } in groups {
+        let count = u32::try_from(namespaces.len()).expect("a list");
+        let access = match access {
+            Access::Optimized => 1,
+            Access::NonOptimized => 2,
+        };
+        let (id, namespace_count, changes) = (U32::new(*id), U32::new(count), U64::new(*changes));
+        let group = Group { id, namespaces: namespace_count, changes, access, reserved: [0; 15] };
+        page.extend_from_slice(group.as_bytes());
+        page.extend(namespaces.iter().copied().flat_map(u32::to_le_bytes));
+    }
     page
 }
 
@@ -168,6 +228,16 @@ mod tests {
         let page = effects(&[6], &[(1, true), (2, false)]);
         assert_eq!((page.len(), page[24], page[1024 + 4], page[1024 + 8], page[1024]), (4096, 1, 3, 1, 0));
         assert_eq!(supported(&[2])[..12], [0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn groups_of_namespaces_are_listed_with_their_access() {
+        let group = |id, access, namespaces| AccessGroup { id, changes: u64::from(id), access, namespaces };
+        let page = access(&[group(1, Access::Optimized, vec![1, 3]), group(2, Access::NonOptimized, Vec::new())]);
+        assert_eq!((page.len(), page[0], page[8]), (16 + 32 + 8 + 32, 3, 2));
+        assert_eq!((page[16], page[20], page[24], page[32]), (1, 2, 1, 1));
+        assert_eq!(page[48..56], [1, 0, 0, 0, 3, 0, 0, 0]);
+        assert_eq!((page[56], page[60], page[64], page[72]), (2, 0, 2, 2));
     }
 
     #[test]

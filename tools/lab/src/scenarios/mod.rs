@@ -38,7 +38,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 14] = [
+pub const SCENARIOS: [Scenario; 15] = [
     Scenario {
         name: "nbd-kernel",
         about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
@@ -68,6 +68,12 @@ pub const SCENARIOS: [Scenario; 14] = [
         about: "the kernel's NVMe/TCP initiator: discovery, two queues, digests, fio, ext4, discard, a resize, new connections",
         programs: &["nvme", "fio", "mkfs.ext4", "e2fsck"],
         run: nvme_tcp::run,
+    },
+    Scenario {
+        name: "nvme-multipath",
+        about: "the same with a path to each node of a pair, one of which is killed under load, again and again",
+        programs: &["nvme", "fio"],
+        run: nvme_tcp::multipath,
     },
     Scenario {
         name: "nvme-vfio",
