@@ -6,7 +6,7 @@
 //! has seen it die, it opens its pool itself, and the proof is made there.
 //!
 //! ```text
-//! cargo test --release --test process_pair -- --ignored --nocapture       200 rounds
+//! cargo test --release --test process_pair -- --ignored --nocapture       200 rounds, half of them with an interconnect on a thread
 //! TWINLOG_PAIR_ROUNDS=1000 TWINLOG_SEED=7 cargo test --release ...        more of them, from a given seed
 //! ```
 
@@ -24,11 +24,11 @@ use std::{
 };
 use twinlog::base::Prng;
 
-fn takeover_rounds(rounds: u64) {
+fn takeover_rounds(rounds: u64, interconnect: &str) {
     let seed = common::seed();
-    println!("seed {seed}, {rounds} rounds");
+    println!("seed {seed}, {rounds} rounds, interconnect on a {interconnect}");
     let mut prng = Prng::new(seed);
-    let pair = Pair::start();
+    let pair = Pair::start_with_interconnect(interconnect);
     for round in 0..rounds {
         let (victim, survivor) = if prng.chance(1, 2) { ("a", "b") } else { ("b", "a") };
         let volume = format!("vol-{victim}");
@@ -55,13 +55,20 @@ fn takeover_rounds(rounds: u64) {
 
 #[test]
 fn no_answered_write_is_lost_when_a_node_dies() {
-    takeover_rounds(3);
+    takeover_rounds(3, "reactor");
+}
+
+#[test]
+fn no_answered_write_is_lost_when_a_node_dies_whose_interconnect_has_a_thread() {
+    takeover_rounds(3, "thread");
 }
 
 #[test]
 #[ignore = "takes an hour"]
 fn no_answered_write_is_lost_in_many_takeovers() {
-    takeover_rounds(number("TWINLOG_PAIR_ROUNDS").unwrap_or(200));
+    let rounds = number("TWINLOG_PAIR_ROUNDS").unwrap_or(200);
+    takeover_rounds(rounds / 2, "reactor");
+    takeover_rounds(rounds - rounds / 2, "thread");
 }
 
 #[test]

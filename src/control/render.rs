@@ -75,6 +75,9 @@ fn pair(text: &mut String, pair: &PairStatus) {
         "partner",
         &format!("{} {}, {paths}, round trip {}", pair.partner, pair.link, show_ns(pair.round_trip_ns)),
     );
+    if !pair.placement.is_empty() {
+        line(text, "", &format!("interconnect on {}", pair.placement));
+    }
     let [refusal, mending] = &pair.refusal;
     if !refusal.is_empty() {
         line(text, "", &format!("no pair: {refusal}; {mending}"));

@@ -205,6 +205,9 @@ pub struct PairStatus {
     pub paths: u64,
     /// Newest round trip of a heartbeat.
     pub round_trip_ns: u64,
+    /// Where the interconnect runs.
+    #[serde(default)]
+    pub placement: String,
     /// Why the nodes do not come together although they reach each other, and what mends it; both empty if nothing speaks against it.
     #[serde(default)]
     pub refusal: [String; 2],

@@ -210,9 +210,6 @@ pub trait Interconnect {
     /// Sends what waits for the next message, before the machine's turn.
     fn flush(&mut self);
 
-    /// When `poll` has something to do even if nothing arrives.
-    fn next_deadline(&self) -> Option<Nanos>;
-
     /// How the paths are.
     fn paths(&self) -> Paths;
 

@@ -11,6 +11,7 @@ pub mod link;
 pub mod mirror;
 pub mod ownership;
 pub mod reservation;
+pub mod seam;
 pub mod way;
 pub mod wire;
 pub mod witness;

@@ -3,11 +3,12 @@
 use super::{
     interconnect::{Event, Interconnect, Message, Partner, Paths, PoolWord},
     link::{self, Link, PathPhase, PayloadPart},
+    seam::Carrier,
     wire::{self, PoolState},
 };
 use crate::base::{Epoch, PoolId};
 use std::collections::VecDeque;
-use twinlog_device::{Nanos, Network};
+use twinlog_device::{Lent, Nanos, Network};
 
 /// Batches that wait for room before the caller is told to wait.
 const WAITING_MAX: usize = 16;
@@ -47,6 +48,8 @@ impl<N: Network> LinkWay<N> {
             }
             link::Event::PathDown { path, loss } => {
                 tracing::warn!(path, %loss, "a path to the partner is lost");
+                // As if it had been sent there: on another path it would come after what its sender says again.
+                self.waiting.clear();
                 Some(Translated::PathLost)
             }
             link::Event::Refused { by_partner, refusal } => {
@@ -139,11 +142,12 @@ fn state_of(word: &PoolWord) -> PoolState {
 }
 
 /// Whether `newer` makes a message of the same kind that still waits superfluous.
-fn replaces(newer: &Message, waiting: &Message) -> bool {
+pub(super) fn replaces(newer: &Message, waiting: &Message) -> bool {
     let is_same_kind = match (newer, waiting) {
         (Message::Refused { refusal: newer, .. }, Message::Refused { refusal: waiting, .. }) => {
             newer.lane == waiting.lane
         }
+        (Message::Mirrored(newer), Message::Mirrored(waiting)) => newer.lane == waiting.lane,
         (Message::Word(_), Message::Word(_)) | (Message::Ask { .. }, Message::Ask { .. }) => true,
         _ => false,
     };
@@ -152,9 +156,7 @@ fn replaces(newer: &Message, waiting: &Message) -> bool {
 
 impl<N: Network> Interconnect for LinkWay<N> {
     fn poll(&mut self, now: Nanos) -> bool {
-        let is_busy = self.link.poll(&mut self.net, now);
-        self.send_waiting();
-        is_busy
+        self.link.poll(&mut self.net, now)
     }
 
     fn next_event(&mut self) -> Option<Event<'_>> {
@@ -197,11 +199,9 @@ impl<N: Network> Interconnect for LinkWay<N> {
     }
 
     fn flush(&mut self) {
+        // Not before all that was lost has been told.
+        self.send_waiting();
         self.link.flush(&mut self.net);
-    }
-
-    fn next_deadline(&self) -> Option<Nanos> {
-        self.link.next_deadline()
     }
 
     fn paths(&self) -> Paths {
@@ -218,5 +218,15 @@ impl<N: Network> Interconnect for LinkWay<N> {
         let (by_partner, refusal) = self.link.status().refusal?;
         let by = if by_partner { "the partner says" } else { "this node says" };
         Some([format!("{by}: {}", refusal.text), refusal.reason.mending().to_owned()])
+    }
+}
+
+impl<N: Network> Carrier for LinkWay<N> {
+    fn lend(&self) -> Lent {
+        self.link.lend(&self.net)
+    }
+
+    fn next_deadline(&self) -> Option<Nanos> {
+        self.link.next_deadline()
     }
 }

@@ -1,6 +1,8 @@
 //! Front ends: each turns a protocol's bytes into [`VolumeRequest`](crate::node::request::VolumeRequest)s and the replies back into bytes.
 //! A reactor's [`Server`] has the sessions of all of them, and the [`reactor`] is the loop that gives engine, front end and machine their turns.
+//! That of an [`interconnect`] is beside it.
 
+pub mod interconnect;
 pub mod nbd;
 pub mod nvme_tcp;
 pub mod reactor;
@@ -8,5 +10,6 @@ mod server;
 mod slots;
 mod turn;
 
+pub use interconnect::{InterconnectLoop, InterconnectParts};
 pub use reactor::{FrontEnd, Reactor, ReactorParts};
 pub use server::{NvmeTcp, STOP_GRACE, Server};

@@ -17,7 +17,7 @@ use super::Server;
 use crate::{
     cp::coordinator::PoolState,
     node::{
-        admin::{AdminCall, AdminRequest, HostStatus},
+        admin::{AdminCall, AdminRequest, HostStatus, PairStatus},
         engine::Engine,
         pools::{PoolOpener, PoolSlot, Pools},
         request::VolumeService,
@@ -95,6 +95,11 @@ impl NodeEnd {
         self.serves_until.store(until.map_or(0, |until| until.0.max(1)), Ordering::Release);
     }
 
+    /// Whether everything is over but what other reactors' clients still take.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
     /// Whether anything may be given to the machine at `now`: this node has not stood still over the end of its lease.
     #[must_use]
     pub fn may_serve(&self, now: impl FnOnce() -> Nanos) -> bool {
@@ -111,6 +116,8 @@ pub struct PairParts<L: LogMemory> {
     pub forwarder: Option<Forwarder>,
     /// The way to the partner.
     pub way: Box<dyn Interconnect>,
+    /// Where it runs, for people.
+    pub placement: String,
 }
 
 impl<L: LogMemory> PairParts<L> {
@@ -157,7 +164,7 @@ pub struct ReactorParts<P: Platform, F> {
     pub pair: Option<Box<PairParts<P::Log>>>,
     /// How far the end of the node is; shared by all.
     pub end: Arc<NodeEnd>,
-    /// The other reactors, to tell them.
+    /// The other reactors, and an interconnect beside them, to tell them.
     pub peers: Vec<Arc<dyn Waker>>,
 }
 
@@ -269,7 +276,8 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
             let call = match pair {
                 Some(pair) => {
                     if call.request == AdminRequest::Status {
-                        pools.set_pair(pair.controller.status(&*pair.way));
+                        let status = pair.controller.status(&*pair.way);
+                        pools.set_pair(PairStatus { placement: pair.placement.clone(), ..status });
                     }
                     pair.controller.call(call)
                 }
@@ -319,7 +327,7 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
             return false;
         }
         if calls.is_none() {
-            return end.ended.load(Ordering::Acquire);
+            return end.has_ended();
         }
         if pools.is_stopped() {
             self.raise(&end.ended);

@@ -21,6 +21,25 @@ impl Pair {
         Self::start_in(folder(), &["--size", "64MiB", "--log-size", "16MiB"])
     }
 
+    /// A pair whose interconnects run there, as both nodes say.
+    pub(crate) fn start_with_interconnect(place: &str) -> Self {
+        let folder = Self::start().stop();
+        for node in ["a", "b"] {
+            let path = folder.path().join("data").join(node).join("node.toml");
+            let text = fs::read_to_string(&path).expect("up has made it");
+            let (auto, wanted) = ("interconnect = \"auto\"", format!("interconnect = \"{place}\""));
+            assert!(text.contains(auto), "{text}");
+            fs::write(&path, text.replacen(auto, &wanted, 1)).expect("written");
+        }
+        let pair = Self::start_in(folder, &[]);
+        let words = if place == "thread" { "a thread of its own" } else { "reactor 0" };
+        for node in ["a", "b"] {
+            let status = pair.status(node).expect("it serves");
+            assert_eq!(status["status"]["pair"]["placement"], words, "node {node}");
+        }
+        pair
+    }
+
     /// Starts what is in a folder, and waits for nothing.
     pub(crate) fn launch(folder: TempDir, options: &[&str]) -> Self {
         let log = File::options().create(true).append(true).open(folder.path().join("out")).expect("a file of ours");

@@ -33,11 +33,14 @@ PATIENCE_S = 60
 class Pair:
     """Two nodes below one directory; a node runs until it is stopped or killed. Client and load are for node a's volume."""
 
-    def __init__(self, folder, log_in_memory, size):
+    def __init__(self, folder, log_in_memory, size, interconnect="auto"):
         self.folder = pathlib.Path(folder)
         self.dir = self.folder / "pair"
         self.nodes = {}
         self.make(size)
+        for node in CORES:
+            config = self.dir / node / "node.toml"
+            config.write_text(config.read_text().replace('interconnect = "auto"', f'interconnect = "{interconnect}"'))
         if log_in_memory:
             self.memory = tempfile.TemporaryDirectory(dir=MEMORY, prefix="twinlog-bench-")
             for node in CORES:
@@ -111,9 +114,9 @@ def until(what, look, limit_s=PATIENCE_S):
 
 class PairBench(Bench):
     @contextlib.contextmanager
-    def pair(self, nodes, log_in_memory=False, size=512 * MIB):
+    def pair(self, nodes, log_in_memory=False, size=512 * MIB, interconnect="auto"):
         with tempfile.TemporaryDirectory(dir=self.place, prefix="q") as folder:
-            pair = Pair(folder, log_in_memory, size)
+            pair = Pair(folder, log_in_memory, size, interconnect)
             with pair.memory:
                 try:
                     pair.start(*nodes)
@@ -180,6 +183,16 @@ def figure_mirror_d32(bench):
                 return first_iops(bench.load_pair(pair, "--rw", "randwrite", "--bs", "4k", "--qd", 32))
         found = bench.compare([("mirrored", lambda: by_load("ab")), ("the same node alone", lambda: by_load("a"))])
         table(f"4 KiB random write, depth 32, {where}: a pair and its client on two cores", found, "IOPS", digits=0, ours="mirrored")
+
+
+def figure_interconnect(bench):
+    """The interconnect on a thread of its own beside that on the reactor, of nodes that have one core each."""
+    for depth in [1, 32]:
+        def by_load(place):
+            with bench.pair("ab", True, interconnect=place) as pair:
+                return first_iops(bench.load_pair(pair, "--rw", "randwrite", "--bs", "4k", "--qd", depth))
+        found = bench.compare([(place, lambda place=place: by_load(place)) for place in ["thread", "reactor"]])
+        table(f"4 KiB random write, depth {depth}, logs in memory: where the interconnect runs", found, "IOPS", digits=0, ours="thread")
 
 
 def full_log(pair, node):
@@ -264,6 +277,7 @@ def figure_giveback(bench):
 FIGURES = {
     "mirror-d1": figure_mirror_d1,
     "mirror-d32": figure_mirror_d32,
+    "interconnect": figure_interconnect,
     "takeover": figure_takeover,
     "giveback": figure_giveback,
 }

@@ -22,7 +22,7 @@ pub mod prng;
 
 pub use block::{BlockCompletion, BlockDevice, BlockRange, DeviceError, DeviceErrorKind, DeviceInfo, Persistence};
 pub use log::{DurabilityClass, LogCompletion, LogInfo, LogMemory};
-pub use net::{Accepted, ConnectionFailure, ConnectionId, ConnectionState, NetAddress, Network};
+pub use net::{Accepted, ConnectionFailure, ConnectionId, ConnectionState, Lent, NetAddress, Network};
 pub use platform::{Nanos, Platform, Wait};
 pub use prng::Prng;
 pub use twinlog_memory::{BLOCK_BYTES, BlockBuf, BlockBytes, BlockPool, Loan, SharedBlock, Shares};

@@ -22,7 +22,13 @@
 //! 5. An id is valid from `accept` or `connect` to `close`, and never used again.
 
 use crate::SharedBlock;
-use std::{fmt, io, net::SocketAddr, ops::Range, path::PathBuf, sync::Arc};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    ops::{Deref, Range},
+    path::PathBuf,
+    sync::Arc,
+};
 use thiserror::Error;
 
 /// Most input of one connection that a caller can ask a driver to keep.
@@ -99,6 +105,31 @@ pub enum ConnectionFailure {
     Os(i32),
 }
 
+/// Received bytes that stay as they are while anybody has them, on any thread.
+#[derive(Clone)]
+pub struct Lent(Arc<dyn AsRef<[u8]> + Send + Sync>);
+
+impl Lent {
+    /// The bytes that `memory` shows, always the same.
+    pub fn new(memory: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(memory))
+    }
+}
+
+impl Deref for Lent {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        (*self.0).as_ref()
+    }
+}
+
+impl fmt::Debug for Lent {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Lent({} bytes)", self.len())
+    }
+}
+
 /// The connections of one reactor.
 pub trait Network {
     /// A connection that was accepted since the last call.
@@ -121,6 +152,12 @@ pub trait Network {
     /// Bytes received and not yet consumed. At least 64 KiB can wait here, more after [`widen_input`](Self::widen_input); the driver stops
     /// receiving when it is full.
     fn input(&self, connection: ConnectionId) -> &[u8];
+
+    /// Bytes `range` of `input`, for longer than until they are consumed: without copying them where the driver can. The caller bounds what it keeps, all of
+    /// which takes the driver's memory.
+    fn lend(&self, connection: ConnectionId, range: Range<usize>) -> Lent {
+        Lent::new(self.input(connection)[range].to_vec())
+    }
 
     /// From now on at least `count_bytes` of input can wait, up to [`INPUT_BYTES_MAX`]: for a caller that wants its messages whole.
     fn widen_input(&mut self, connection: ConnectionId, count_bytes: usize);

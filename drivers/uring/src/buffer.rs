@@ -16,6 +16,11 @@ pub(crate) struct PageBuffer {
     length_bytes: NonZeroUsize,
 }
 
+// SAFETY: the mapping belongs to no thread.
+unsafe impl Send for PageBuffer {}
+// SAFETY: what a shared buffer hands out is addresses, and borrows whose callers promise that nobody writes there.
+unsafe impl Sync for PageBuffer {}
+
 impl PageBuffer {
     /// `length_bytes` of zeroes, at least one.
     ///

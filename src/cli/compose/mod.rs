@@ -8,6 +8,7 @@
 //! | [`platform`] | what a reactor runs on |
 //! | [`opener`] | opening a pool's devices, for every reactor |
 //! | [`pair`] | a partner: the way to it, and what both share |
+//! | [`interconnect`] | that way on a thread of its own |
 //! | [`registers`], [`partner_beats`] | a node's way to the registers of its pair, wherever they are |
 //! | [`mailbox_file`], [`mailbox_worker`] | in a file that both nodes reach |
 //! | [`witness_client`], [`witness_server`] | at a process on a third machine, and that process |
@@ -15,7 +16,7 @@
 //! | [`reservation`] | and how its namespaces are kept from it |
 //! | [`offline`] | files of a node that does not run: made, checked, tried |
 //!
-//! Each reactor's thread makes a ring of its own and its queues to the node's open files on it. Starting takes two steps, because a
+//! Each reactor's thread, and that of an interconnect beside them, makes a ring of its own and its queues to the node's open files on it. Starting takes two steps, because a
 //! reactor's mailbox needs the waker that only its own thread can make:
 //!
 //! ```text
@@ -31,6 +32,7 @@
 mod command;
 mod devices;
 mod fence;
+mod interconnect;
 mod mailbox_file;
 mod mailbox_worker;
 mod nvme;
@@ -48,6 +50,7 @@ mod witness_server;
 
 pub(crate) use command::try_fence;
 pub(crate) use devices::Devices;
+pub(crate) use interconnect::{has_thread as has_interconnect_thread, words as interconnect_words};
 pub(crate) use offline::{
     DaxNode, NewPool, check, create_log_file, create_pool, create_portion, persistence_domain, random_id, try_direct,
     try_io_uring, try_pmem, wipe,
@@ -126,6 +129,7 @@ impl Waker for RingWaker {
 /// What the main thread gives to a reactor's thread once all wakers are known.
 struct Connections {
     deliveries: Deliveries,
+    /// Of all of them, by index; after them that of an interconnect beside them.
     wakers: Vec<Arc<dyn Waker>>,
     /// Of a pair.
     port: Option<ForwardPort>,
@@ -139,11 +143,11 @@ struct First {
     pair: Option<(PairStart, Sender<(PoolSlot, Grant)>)>,
 }
 
-/// A reactor's thread and the main thread's ways to it.
-struct Starting {
+/// A thread with a ring, and the main thread's ways to it.
+struct Starting<C> {
     thread: JoinHandle<Option<String>>,
     waker: Receiver<Result<Arc<dyn Waker>, Failure>>,
-    connections: Sender<Connections>,
+    connections: Sender<C>,
     result: Receiver<Result<(), Failure>>,
 }
 
@@ -154,14 +158,14 @@ pub(crate) struct RunningNode {
 }
 
 impl RunningNode {
-    /// Waits until all reactors have ended.
+    /// Waits until all threads have ended.
     pub(crate) fn wait(self) -> Result<(), Failure> {
         let mut failure = None;
         for thread in self.threads {
             match thread.join() {
                 Ok(reason) => failure = failure.or(reason),
                 // A panic has ended the process already, see `serve`.
-                Err(_) => failure = Some("a reactor's thread panicked".to_owned()),
+                Err(_) => failure = Some("a thread panicked".to_owned()),
             }
         }
         match failure {
@@ -200,11 +204,12 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
         holds: Default::default(),
     });
     reservation::verify(&shared)?;
-    let reactors = (0..shared.reactor_count()).map(|index| spawn(&shared, index)).collect::<Result<Vec<_>, _>>()?;
+    let reactors =
+        (0..shared.reactor_count()).map(|index| spawn_reactor(&shared, index)).collect::<Result<Vec<_>, _>>()?;
     let wakers = reactors.iter().map(|reactor| hear(&reactor.waker)).collect::<Result<Vec<_>, _>>()?;
     let (opener, deliveries) = Opener::new(&shared, &wakers);
     let (calls, called) = mailbox(CALLS_MAX, Arc::clone(&wakers[0]));
-    let mut ports = Vec::new();
+    let (mut ports, mut beside, mut wakers) = (Vec::new(), None, wakers);
     let mut first = match &config.pair {
         None => {
             opener.open(PoolSlot::Home, Grant::SINGLE)?;
@@ -213,7 +218,14 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
         Some(pair) => {
             let hub;
             (hub, ports) = pair::ports(&shared, &wakers);
-            let start = pair::start(config, pair, hub, Arc::clone(&wakers[0]))?;
+            let mut start = pair::start(config, pair, hub, Arc::clone(&wakers[0]))?;
+            if interconnect::has_thread(config, pair) {
+                let waker;
+                (beside, waker) = interconnect::start(&shared, pair, &mut start, &wakers[0])
+                    .map(|(thread, waker)| (Some(thread), waker))?;
+                // It is told of the end, as the reactors are.
+                wakers.push(waker);
+            }
             let requests = opener.start().map_err(|error| Failure::system("start", "a thread", &error))?;
             Some(First { calls: called, pair: Some((start, requests)) })
         }
@@ -225,12 +237,13 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
         // A thread that is gone has said why: heard below.
         let _thread_gone = reactor.connections.send(connections);
     }
-    for reactor in &reactors {
-        hear(&reactor.result)?;
+    for result in reactors.iter().map(|reactor| &reactor.result).chain(beside.as_ref().map(|beside| &beside.result)) {
+        hear(result)?;
     }
+    let threads = reactors.into_iter().map(|reactor| reactor.thread);
     Ok(RunningNode {
         handle: NodeHandle::new(calls),
-        threads: reactors.into_iter().map(|reactor| reactor.thread).collect(),
+        threads: threads.chain(beside.map(|beside| beside.thread)).collect(),
     })
 }
 
@@ -249,7 +262,7 @@ fn nvme_tcp(config: &NodeConfig, listeners: &[Listener], home: &Held, partner: O
 }
 
 fn hear<T>(from: &Receiver<Result<T, Failure>>) -> Result<T, Failure> {
-    from.recv().unwrap_or_else(|_| Err(no_ring("a reactor's thread ended before it was ready")))
+    from.recv().unwrap_or_else(|_| Err(no_ring("a thread ended before it was ready")))
 }
 
 /// A pool that this node may have open, and its portion of that pool's log.
@@ -363,13 +376,26 @@ fn open_device(shared: &Arc<Shared>, queues: Queues) -> OpenDevice<Disk> {
     })
 }
 
-fn spawn(shared: &Arc<Shared>, index: u16) -> Result<Starting, Failure> {
+fn spawn_reactor(shared: &Arc<Shared>, index: u16) -> Result<Starting<Connections>, Failure> {
+    let cpu = shared.config.reactors.cpus.get(usize::from(index)).copied();
+    spawn(shared, (format!("reactor {index}"), cpu), move |shared, ring, connections| {
+        let reactor = open(shared, index, ring, connections)?;
+        Ok(move || reactor.run())
+    })
+}
+
+/// Starts a thread called so, on that CPU: it makes a ring, opens with it what it needs, and runs that. Its end may say why the pool stopped.
+fn spawn<C: Send + 'static, R: FnOnce() -> Option<String>>(
+    shared: &Arc<Shared>,
+    (name, cpu): (String, Option<usize>),
+    open: impl FnOnce(&Arc<Shared>, &Ring, C) -> Result<R, Failure> + Send + 'static,
+) -> Result<Starting<C>, Failure> {
     let (waker_sender, waker) = bounded(1);
-    let (connections, connections_receiver) = bounded::<Connections>(1);
+    let (connections, connections_receiver) = bounded::<C>(1);
     let (result_sender, result) = bounded(1);
     let shared = Arc::clone(shared);
     let body = move || {
-        let ring = match make_ring(&shared, index) {
+        let ring = match make_ring(&shared, cpu) {
             Ok(ring) => ring,
             Err(failure) => {
                 // The main thread has given up already if it does not listen.
@@ -379,28 +405,28 @@ fn spawn(shared: &Arc<Shared>, index: u16) -> Result<Starting, Failure> {
         };
         let waker: Arc<dyn Waker> = Arc::new(RingWaker(ring.waker()));
         let _unheard = waker_sender.send(Ok(waker));
-        // Closed when another reactor failed: this one ends too.
+        // Closed when another thread failed: this one ends too.
         let connections = connections_receiver.recv().ok()?;
-        let (reactor, said) = match open(&shared, index, &ring, connections) {
-            Ok(reactor) => (Some(reactor), Ok(())),
+        let (run, said) = match open(&shared, &ring, connections) {
+            Ok(run) => (Some(run), Ok(())),
             Err(failure) => (None, Err(failure)),
         };
         let _unheard = result_sender.send(said);
-        reactor?.run()
+        run?()
     };
-    let thread = Builder::new().name(format!("reactor {index}")).spawn(body);
-    let thread = thread.map_err(|error| Failure::system("start", format!("reactor {index}"), &error))?;
+    let thread = Builder::new().name(name.clone()).spawn(body);
+    let thread = thread.map_err(|error| Failure::system("start", name, &error))?;
     Ok(Starting { thread, waker, connections, result })
 }
 
-fn make_ring(shared: &Shared, index: u16) -> Result<Ring, Failure> {
-    if let Some(&cpu) = shared.config.reactors.cpus.get(usize::from(index)) {
+fn make_ring(shared: &Shared, cpu: Option<usize>) -> Result<Ring, Failure> {
+    if let Some(cpu) = cpu {
         let mut set = CpuSet::new();
         let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-        pinned.map_err(|error| Failure::system("pin a reactor to CPU", cpu, &error.into()))?;
+        pinned.map_err(|error| Failure::system("pin a thread to CPU", cpu, &error.into()))?;
     }
     // The kernel may round a sleep up by this much; the default of 50 us is as long as a whole durable write.
-    set_timerslack(1).map_err(|error| Failure::system("set the timer slack of", "a reactor", &error.into()))?;
+    set_timerslack(1).map_err(|error| Failure::system("set the timer slack of", "a thread", &error.into()))?;
     let options = RingOptions { register_buffers: shared.config.memory.pinned, ..RingOptions::default() };
     Ring::new(options, &shared.blocks).map_err(no_ring)
 }

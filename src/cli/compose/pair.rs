@@ -3,6 +3,7 @@
 use super::{
     Held, Shared,
     fence::Fences,
+    interconnect,
     mailbox_worker::MailboxWorker,
     no_ring,
     offline::random_id,
@@ -33,6 +34,7 @@ use twinlog::{
         forward::{self, Forwarder, ForwarderParts},
         interconnect::Interconnect,
         link::{self, Link, LinkConfig},
+        seam::Near,
         way::LinkWay,
         wire::PoolFacts,
     },
@@ -54,12 +56,25 @@ const RETRY: Duration = Duration::from_millis(500);
 pub(super) struct PairStart {
     registers: Registers,
     fences: ArbiterFences,
+    hub: Hub,
+    waker: Arc<dyn Waker>,
+    pub(super) way: WayStart,
+}
+
+/// The way to the partner before it has begun.
+pub(super) enum WayStart {
+    /// It runs on reactor 0.
+    Here(Box<LinkStart>),
+    /// It runs on a thread of its own, and this is the half that reactor 0 uses.
+    Beside(Box<Near>),
+}
+
+/// What the main thread has opened for sessions with the partner.
+pub(super) struct LinkStart {
     pair: PairId,
     incarnation: Incarnation,
     key: PairKey,
     listeners: Vec<Listener>,
-    hub: Hub,
-    waker: Arc<dyn Waker>,
 }
 
 /// The forwarder's ends of the ways to the reactors' ports.
@@ -97,7 +112,8 @@ pub(super) fn start(
     let listens = config.name > pair.partner;
     let listeners = unix.chain(tcp).filter(|_| listens).map(|address| listen(&address));
     let listeners = listeners.collect::<Result<_, _>>()?;
-    Ok(PairStart { registers, fences, pair: id, incarnation, key, listeners, hub, waker })
+    let way = WayStart::Here(Box::new(LinkStart { pair: id, incarnation, key, listeners }));
+    Ok(PairStart { registers, fences, hub, waker, way })
 }
 
 /// The thread at the arbiter that is configured, and the pair's id: what the mailbox says, or, as a witness need not be reached now, that of the key.
@@ -166,26 +182,7 @@ pub(super) fn parts(shared: &Arc<Shared>, ring: &Ring, start: PairStart) -> Resu
     let (config, Some(pair)) = (&shared.config, &shared.config.pair) else {
         unreachable!("only a node of a pair has the parts of one")
     };
-    let now = UringPlatform::new(ring.clone()).now();
     let slots = PoolSlot::ALL;
-    let facts = slots.map(|slot| facts(shared.held(slot), ring)).into_iter().collect::<Result<Vec<_>, _>>()?;
-    let unix = pair.partner_unix.iter().cloned().map(NetAddress::Unix);
-    let link = Link::new(
-        LinkConfig {
-            name: config.name.clone(),
-            partner: pair.partner.clone(),
-            pair: start.pair,
-            key: start.key,
-            configuration: agreed(config, pair),
-            incarnation: start.incarnation,
-            pools: facts,
-            addresses: unix.chain(pair.partner_tcp.iter().copied().map(NetAddress::Tcp)).collect(),
-            timing: link::Timing { silence: detection(pair), ..link::Timing::default() },
-        },
-        Prng::new(u64::try_from(random_id()? >> 64).expect("the upper half")),
-        now,
-    );
-    let net = UringNetwork::new(ring, start.listeners, link::CONNECTIONS_MAX).map_err(no_ring)?;
     let mut controller = Controller::new(ControllerParts {
         name: config.name.clone(),
         partner: pair.partner.clone(),
@@ -210,21 +207,61 @@ pub(super) fn parts(shared: &Arc<Shared>, ring: &Ring, start: PairStart) -> Resu
         timing: forward::Timing::with_deadline(Duration::from_secs(pair.request_wait_s)),
         first_number: u64::try_from(random_id()? >> 64).expect("the upper half"),
     });
-    Ok(PairParts { controller, forwarder: Some(forwarder), way: way(net, link, pair.encrypt)? })
+    let (way, placement) = match start.way {
+        WayStart::Here(link) => (way(carrier(shared, ring, *link)?), "reactor 0".to_owned()),
+        WayStart::Beside(near) => (near as Box<dyn Interconnect>, interconnect::words(pair)),
+    };
+    Ok(PairParts { controller, forwarder: Some(forwarder), way, placement })
 }
 
-/// The way to the partner, which takes what comes in the clear only if that is configured.
-fn way(net: UringNetwork, link: Link, encrypt: bool) -> Result<Box<dyn Interconnect>, Failure> {
-    if !encrypt {
-        return Ok(Box::new(LinkWay::new(net, link)));
+/// Sessions with the partner over connections of one ring, encrypted or not.
+pub(super) enum PairWay {
+    Clear(LinkWay<UringNetwork>),
+    Encrypted(LinkWay<TlsNetwork<UringNetwork>>),
+}
+
+fn way(way: PairWay) -> Box<dyn Interconnect> {
+    match way {
+        PairWay::Clear(way) => Box::new(way),
+        PairWay::Encrypted(way) => Box::new(way),
+    }
+}
+
+/// What carries messages to the partner, which takes what comes in the clear only if that is configured.
+pub(super) fn carrier(shared: &Arc<Shared>, ring: &Ring, start: LinkStart) -> Result<PairWay, Failure> {
+    let (config, Some(pair)) = (&shared.config, &shared.config.pair) else {
+        unreachable!("only a node of a pair has a partner")
+    };
+    let facts = PoolSlot::ALL.map(|slot| facts(shared.held(slot), ring));
+    let unix = pair.partner_unix.iter().cloned().map(NetAddress::Unix);
+    let silence = detection(pair);
+    let timing = link::Timing::default();
+    let link = Link::new(
+        LinkConfig {
+            name: config.name.clone(),
+            partner: pair.partner.clone(),
+            pair: start.pair,
+            key: start.key,
+            configuration: agreed(config, pair),
+            incarnation: start.incarnation,
+            pools: facts.into_iter().collect::<Result<_, _>>()?,
+            addresses: unix.chain(pair.partner_tcp.iter().copied().map(NetAddress::Tcp)).collect(),
+            timing: link::Timing { silence, heartbeat: timing.heartbeat.min(silence / 4), ..timing },
+        },
+        Prng::new(u64::try_from(random_id()? >> 64).expect("the upper half")),
+        UringPlatform::new(ring.clone()).now(),
+    );
+    let net = UringNetwork::new(ring, start.listeners, link::CONNECTIONS_MAX).map_err(no_ring)?;
+    if !pair.encrypt {
+        return Ok(PairWay::Clear(LinkWay::new(net, link)));
     }
     let net = TlsNetwork::new(net);
     let hint = "the kernel's random numbers are needed: getrandom(2)";
     let net = net.map_err(|error| Failure::new(Exit::Error, error.to_string(), hint))?;
-    Ok(Box::new(LinkWay::new(net, link)))
+    Ok(PairWay::Encrypted(LinkWay::new(net, link)))
 }
 
-fn detection(pair: &PairConfig) -> Duration {
+pub(super) fn detection(pair: &PairConfig) -> Duration {
     Duration::from_millis(pair.deadline_ms)
 }
 

@@ -15,7 +15,7 @@ use std::{
     path::Path,
     time::Duration,
 };
-use twinlog::control::config::{FenceKind, LogBackend, LogConfig, NodeConfig, NvmeName, PairConfig};
+use twinlog::control::config::{FenceKind, InterconnectPlace, LogBackend, LogConfig, NodeConfig, NvmeName, PairConfig};
 use twinlog_device::DurabilityClass;
 
 /// How long an address may take to answer.
@@ -42,6 +42,7 @@ pub(super) fn checks(config: &NodeConfig, file: &Path) -> Vec<Check> {
     checks.extend(config.mirror.iter().flat_map(|mirror| log("mirror", mirror, &create)));
     if let Some(pair) = &config.pair {
         checks.extend(of_pair(pair, &create));
+        checks.push(interconnect(config, pair));
     }
     checks
 }
@@ -161,6 +162,19 @@ fn of_pair(pair: &PairConfig, create: &str) -> Vec<Check> {
     }
     checks.extend(pair.fence.contains(&FenceKind::Command).then(|| fence(pair)));
     checks
+}
+
+/// Where the interconnect runs; a thread that has to share a CPU with a reactor makes both slower.
+fn interconnect(config: &NodeConfig, pair: &PairConfig) -> Check {
+    let why = "a log record leaves for the partner while the reactor goes on, if there is a CPU for that";
+    let auto = PairConfig { interconnect: InterconnectPlace::Auto, interconnect_cpu: None, ..pair.clone() };
+    let has_cpu = compose::has_interconnect_thread(config, &auto);
+    let (found, is_well) = match compose::has_interconnect_thread(config, pair) {
+        true if has_cpu => (compose::interconnect_words(pair), true),
+        true => (format!("{}, which has no CPU for itself", compose::interconnect_words(pair)), false),
+        false => ("reactor 0".to_owned(), true),
+    };
+    check("interconnect", useful(is_well), format!("runs on {found}"), why, "interconnect = \"auto\" in [pair]")
 }
 
 fn key(path: &Path) -> Check {

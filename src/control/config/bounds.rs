@@ -1,7 +1,7 @@
 //! The bounds of every value in a configuration, with the message for each that is broken.
 
 use super::{
-    FenceKind, LogBackend, LogConfig, NodeConfig, NvmeName, NvmeTcpConfig, PoolConfig,
+    FenceKind, InterconnectPlace, LogBackend, LogConfig, NodeConfig, NvmeName, NvmeTcpConfig, PoolConfig,
     pair::{DEADLINE_MS, FENCE_LIMIT_S, REQUEST_WAIT_S},
 };
 use crate::{
@@ -178,6 +178,7 @@ fn check_pair(config: &NodeConfig) -> Result<(), Broken> {
         "both nodes' portions have the same size",
     )?;
     check_interconnect(pair)?;
+    check_interconnect_cpu(pair, &config.reactors.cpus)?;
     within("pair.deadline_ms", pair.deadline_ms, &DEADLINE_MS, 1000)?;
     within("pair.request_wait_s", pair.request_wait_s, &REQUEST_WAIT_S, 30)?;
     ensure(
@@ -297,6 +298,23 @@ fn check_interconnect(pair: &super::PairConfig) -> Result<(), Broken> {
         )?;
     }
     Ok(())
+}
+
+fn check_interconnect_cpu(pair: &super::PairConfig, taken: &[usize]) -> Result<(), Broken> {
+    let (key, Some(cpu)) = ("pair.interconnect_cpu", pair.interconnect_cpu) else { return Ok(()) };
+    ensure(
+        pair.interconnect != InterconnectPlace::Reactor,
+        key,
+        || "a CPU for an interconnect that has no thread of its own".to_owned(),
+        "interconnect = \"thread\", or no interconnect_cpu",
+    )?;
+    ensure(cpu < CPUS_MAX, key, || format!("CPU {cpu} is beyond {}", CPUS_MAX - 1), "`lscpu -e` lists the CPUs")?;
+    ensure(
+        !taken.contains(&cpu),
+        key,
+        || format!("CPU {cpu} is a reactor's"),
+        "two polling loops on one CPU would halve each other; interconnect = \"reactor\" has one do both",
+    )
 }
 
 fn check_name(key: &'static str, name: &str) -> Result<(), Broken> {

@@ -44,6 +44,8 @@ pub(super) const KEYS: [(&str, &[&str]); 12] = [
             "partner_tcp",
             "allow_remote",
             "encrypt",
+            "interconnect",
+            "interconnect_cpu",
             "key",
             "mailbox",
             "witness",

@@ -15,7 +15,7 @@ mod pair;
 
 pub use bounds::{LISTENERS_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN};
 pub use nvme::NvmeName;
-pub use pair::{FenceKind, PairConfig};
+pub use pair::{FenceKind, InterconnectPlace, PairConfig};
 
 use crate::{
     base::limits::BLOCK_BYTES,

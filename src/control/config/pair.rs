@@ -34,6 +34,12 @@ pub struct PairConfig {
     /// Whether what the nodes tell each other is encrypted; the same at both.
     #[serde(default)]
     pub encrypt: bool,
+    /// Where what talks to the partner runs.
+    #[serde(default)]
+    pub interconnect: InterconnectPlace,
+    /// CPU of the interconnect's thread; none: the scheduler's choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interconnect_cpu: Option<usize>,
     /// File with the secret that both nodes share: 64 hexadecimal digits. Nobody but its owner may read it.
     pub key: PathBuf,
     /// The file with the registers of a pair on one machine; none: a witness keeps them.
@@ -66,6 +72,19 @@ pub struct PairConfig {
     /// What `command` reads from its standard input, beside `action` and the partner's name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fence_options: BTreeMap<String, String>,
+}
+
+/// Where the interconnect runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InterconnectPlace {
+    /// On a thread of its own where the machine has a CPU for it, see [`PairConfig::has_interconnect_thread`].
+    #[default]
+    Auto,
+    /// On the first reactor.
+    Reactor,
+    /// On a thread of its own.
+    Thread,
 }
 
 /// A way to make sure that the partner has stopped.
@@ -138,6 +157,8 @@ impl PairConfig {
             partner_tcp: Vec::new(),
             allow_remote: false,
             encrypt: false,
+            interconnect: InterconnectPlace::Auto,
+            interconnect_cpu: None,
             key: "../pair.key".into(),
             mailbox: Some("../disks/mailbox".into()),
             witness: None,
@@ -163,6 +184,18 @@ impl PairConfig {
         self.fence.contains(&FenceKind::Reservation)
     }
 
+    /// Whether the interconnect has a thread of its own on a machine with so many CPUs. By itself it has one only where every reactor and interconnect of the
+    /// machine's nodes can have a CPU, and one is left for clients and the kernel: a thread that has to wait for a CPU is slower than none.
+    #[must_use]
+    pub fn has_interconnect_thread(&self, reactor_count: usize, cpu_count: usize) -> bool {
+        let node_count = if self.remote_address().is_none() { 2 } else { 1 };
+        match self.interconnect {
+            InterconnectPlace::Auto => self.interconnect_cpu.is_some() || cpu_count > node_count * (reactor_count + 1),
+            InterconnectPlace::Reactor => false,
+            InterconnectPlace::Thread => true,
+        }
+    }
+
     /// How long the partner must have been back before its pool is given back to it; `None`: only by command.
     #[must_use]
     pub fn giveback(&self) -> Option<Duration> {
@@ -172,5 +205,24 @@ impl PairConfig {
     /// Every path in it.
     pub(super) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         self.unix.iter_mut().chain(&mut self.partner_unix).chain([&mut self.key]).chain(&mut self.mailbox)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interconnect_has_a_thread_of_its_own_where_there_is_a_cpu_for_it() {
+        let near = PairConfig::on_one_machine("b");
+        let far = PairConfig { tcp: vec![([192, 0, 2, 1], 7).into()], ..near.clone() };
+        let has_thread = |pair: &PairConfig| [1, 2, 3, 4, 5, 6].map(|cpus| pair.has_interconnect_thread(1, cpus));
+        assert_eq!(has_thread(&near), [false, false, false, false, true, true], "two nodes, and a CPU for clients");
+        assert_eq!(has_thread(&far), [false, false, true, true, true, true]);
+        assert!(!far.has_interconnect_thread(3, 4) && far.has_interconnect_thread(3, 5));
+        for (interconnect, expected) in [(InterconnectPlace::Reactor, false), (InterconnectPlace::Thread, true)] {
+            assert_eq!(has_thread(&PairConfig { interconnect, ..far.clone() }), [expected; 6]);
+        }
+        assert_eq!(has_thread(&PairConfig { interconnect_cpu: Some(1), ..near }), [true; 6]);
     }
 }

@@ -61,6 +61,7 @@ fn the_list_of_keys_is_that_of_the_types() {
     let mut pair = PairConfig::on_one_machine("b");
     (pair.tcp, pair.partner_tcp, pair.fence_command) = (vec![address], vec![address], vec!["fence".to_owned()]);
     (pair.witness, pair.fence_options) = (Some("h:1".to_owned()), [("ip".to_owned(), "1".to_owned())].into());
+    pair.interconnect_cpu = Some(3);
     config.pair = Some(pair);
     (config.partner_pool, config.mirror) = (Some(config.pool.clone()), Some(config.log.clone()));
     let table: toml::Table = to_text(&config).parse().expect("TOML");
@@ -297,6 +298,13 @@ fn a_pair_is_configured_whole_and_without_contradictions() {
     assert_eq!(read(&to_text(&config)).expect("what is written is read back"), config);
     assert!(without("unix = [\"s\"]", &options.replace("ip =", "\"i p\" =")).contains("no option of a fence agent"));
     assert!(without("unix = [\"s\"]", &options.replace("\"1\"", "\"1\\n2\"")).contains("more than one line"));
+    let placed = |lines: &str| PAIR.replace("unix = [\"s\"]", &format!("{lines}\nunix = [\"s\"]"));
+    let config = read(&placed("interconnect = \"thread\"\ninterconnect_cpu = 3")).expect("good");
+    assert_eq!(read(&to_text(&config)).expect("what is written is read back"), config);
+    assert!(broken(&placed("interconnect = \"reactor\"\ninterconnect_cpu = 3")).0.contains("no thread of its own"));
+    assert!(broken(&placed("interconnect_cpu = 1024")).0.contains("beyond 1023"));
+    let shared = placed("interconnect_cpu = 3") + "[reactors]\ncpus = [3]\n";
+    assert!(broken(&shared).0.contains("CPU 3 is a reactor's"));
     assert!(without("unix = [\"s\"]", "fence_limit_s = 0\nunix = [\"s\"]").contains("outside 1"));
 }
 

@@ -19,7 +19,7 @@ use crate::{
 use twinlog_device::LogMemory;
 
 impl<L: LogMemory> Controller<L> {
-    /// How the pair is. The engines' part is added by whoever has them.
+    /// How the pair is. The engines' part, and where the way runs, is added by whoever has them.
     #[must_use]
     pub fn status(&self, way: &dyn Interconnect) -> PairStatus {
         let paths = way.paths();
@@ -29,6 +29,7 @@ impl<L: LogMemory> Controller<L> {
             paths_up: paths.up as u64,
             paths: paths.all as u64,
             round_trip_ns: u64::try_from(paths.round_trip.as_nanos()).unwrap_or(u64::MAX),
+            placement: String::new(),
             refusal: way.refusal().unwrap_or_default(),
             pools: (0..self.sides.len()).map(|index| self.pool_status(index)).collect(),
             taken_over: None,

@@ -259,10 +259,6 @@ impl Interconnect for TestWay {
 
     fn flush(&mut self) {}
 
-    fn next_deadline(&self) -> Option<Nanos> {
-        None
-    }
-
     fn paths(&self) -> Paths {
         Paths::default()
     }

@@ -44,10 +44,6 @@ impl Interconnect for Sent {
 
     fn flush(&mut self) {}
 
-    fn next_deadline(&self) -> Option<Nanos> {
-        None
-    }
-
     fn paths(&self) -> Paths {
         Paths::default()
     }

@@ -57,7 +57,7 @@ use flows::{Acks, Flows};
 use session::Session;
 use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 use thiserror::Error;
-use twinlog_device::{ConnectionFailure, ConnectionId, Nanos, NetAddress, Network, SharedBlock};
+use twinlog_device::{ConnectionFailure, ConnectionId, Lent, Nanos, NetAddress, Network, SharedBlock};
 
 /// Paths between two nodes.
 pub const PATHS_MAX: usize = 4;
@@ -380,6 +380,13 @@ impl Link {
     pub fn payload<'a, N: Network>(&self, net: &'a N) -> &'a [u8] {
         let Some(Delivered { connection, frame_bytes, payload_bytes }) = self.delivered else { return &[] };
         &net.input(connection)[frame_bytes - payload_bytes..frame_bytes]
+    }
+
+    /// The same bytes, for longer than until the next call.
+    #[must_use]
+    pub fn lend<N: Network>(&self, net: &N) -> Lent {
+        let Some(Delivered { connection, frame_bytes, payload_bytes }) = self.delivered else { return Lent::new([]) };
+        net.lend(connection, frame_bytes - payload_bytes..frame_bytes)
     }
 
     fn finish_delivery<N: Network>(&mut self, net: &mut N) {

@@ -24,13 +24,14 @@ use twinlog::{
         pools::{OpenedPool, PoolOpener, PoolSlot, Pools},
         request::VolumeService,
     },
+    pair::way::LinkWay,
     pool::{
         io::Io,
         superblocks::{CreatePool, first_superblock},
     },
     reactor::{Idle, IdlePolicy, MailboxSender, Waker, mailbox},
     serve::{
-        Reactor, ReactorParts, Server,
+        InterconnectLoop, Reactor, ReactorParts, Server,
         reactor::{NodeEnd, OpenDevice},
     },
 };
@@ -202,7 +203,8 @@ impl Machine {
         let (budget, end, holders) = (Budget::default(), Arc::new(NodeEnd::default()), Arc::new(()));
         let laziness = vec![0; usize::from(reactor_count)];
         let (ports, listeners) = (Vec::new(), Vec::new());
-        let mut node = Node { reactors: Vec::new(), laziness, ports, listeners, calls, last_words: None };
+        let mut node =
+            Node { reactors: Vec::new(), interconnect: None, laziness, ports, listeners, calls, last_words: None };
         for ((number, agenda), mailbox) in (0..).zip(&agendas).zip(mailboxes) {
             let own = |(lane, log): (u16, &LogMedium)| {
                 (lane % reactor_count == number).then(|| (LaneIndex(lane), log.open(agenda)))
@@ -337,11 +339,16 @@ fn home(reactor: &Option<SimReactor>) -> Option<&Engine<SimDisk, SimLog>> {
     reactor.as_ref()?.pools().engine(PoolSlot::Home)
 }
 
+/// The interconnect of a process, where it is a poller of its own.
+pub(crate) type SimInterconnect = InterconnectLoop<SimPlatform, LinkWay<SimNet>>;
+
 /// A running process: its reactors.
 pub struct Node {
     /// `None`: it has left.
     reactors: Vec<Option<SimReactor>>,
-    /// In how many of eight turns each is passed over, as a thread is that gets no processor.
+    /// After the reactors in the order of turns.
+    interconnect: Option<SimInterconnect>,
+    /// In how many of eight turns each of all these is passed over, as a thread is that gets no processor.
     laziness: Vec<u64>,
     ports: Vec<Rc<Port>>,
     listeners: Vec<Option<SimListener>>,
@@ -361,7 +368,13 @@ impl Node {
         let laziness = vec![0; reactors.len()];
         let reactors = reactors.into_iter().map(Some).collect();
         let listeners = listeners.into_iter().map(Some).collect();
-        Self { reactors, laziness, ports, listeners, calls, last_words: None }
+        Self { reactors, interconnect: None, laziness, ports, listeners, calls, last_words: None }
+    }
+
+    /// Polls an interconnect beside the reactors, passed over in so many of eight turns.
+    pub(crate) fn set_interconnect(&mut self, interconnect: SimInterconnect, laziness: u64) {
+        self.interconnect = Some(interconnect);
+        self.laziness.push(laziness);
     }
 
     /// A reactor, while it has not left.
@@ -391,16 +404,20 @@ impl Node {
         self.poll_some(prng, |_| true);
     }
 
-    /// Gives each reactor of which `is_due` says so a turn, in an order drawn from `prng`.
+    /// Gives each reactor, and the interconnect after them, of which `is_due` says so a turn, in an order drawn from `prng`.
     pub(crate) fn poll_some(&mut self, prng: &mut Prng, is_due: impl Fn(usize) -> bool) {
-        let count = self.reactors.len();
+        let count = self.reactors.len() + usize::from(self.interconnect.is_some());
         let first = if count > 1 { index(prng.below(count as u64)) } else { 0 };
         for position in 0..count {
             let chosen = (first + position) % count;
             if !is_due(chosen) || self.laziness[chosen] > 0 && prng.chance(self.laziness[chosen], 8) {
                 continue;
             }
-            if let Some(reactor) = &mut self.reactors[chosen]
+            if chosen == self.reactors.len() {
+                if self.interconnect.as_mut().is_some_and(|interconnect| !interconnect.poll_once()) {
+                    self.interconnect = None;
+                }
+            } else if let Some(reactor) = &mut self.reactors[chosen]
                 && !reactor.poll_once()
             {
                 self.last_words = self.last_words.take().or_else(|| reactor.failure());

@@ -51,10 +51,11 @@ pub trait NetworkHarness {
 /// # Panics
 /// When a contract is broken, with its words.
 pub fn network<H: NetworkHarness>(mut make: impl FnMut() -> H) {
-    let parts: [fn(&mut Driver<H>); 11] = [
+    let parts: [fn(&mut Driver<H>); 12] = [
         connections_are_accepted,
         input_arrives_in_order,
         input_is_bounded,
+        lent_input_stays,
         output_arrives_in_order,
         output_is_added_while_it_goes,
         output_waits_for_its_reader,
@@ -202,6 +203,32 @@ fn input_is_bounded<H: NetworkHarness>(driver: &mut Driver<H>) {
         (seen.len() < sent).then_some(seen.len())
     });
     assert!(seen == bytes[..sent], "input that had to wait arrives whole and in order");
+}
+
+fn lent_input_stays<H: NetworkHarness>(driver: &mut Driver<H>) {
+    let (connection, mut peer) = driver.open();
+    let bytes = stream(3000, 1);
+    let mut lent = Vec::new();
+    for _ in 0..40 {
+        let mut sent = 0;
+        driver.until("every byte that a client sends arrives", |driver| {
+            sent += driver.harness.peer_send(&mut peer, &bytes[sent..]);
+            driver.ready();
+            let waiting = driver.net().input(connection).len();
+            (waiting < bytes.len()).then_some(sent + waiting)
+        });
+        lent.push(driver.net().lend(connection, 100..3000));
+        driver.net().consume(connection, bytes.len());
+        let other = stream(5000, 2);
+        assert!(driver.carry_in(connection, &mut peer, &other) == other, "input arrives whole and in order");
+    }
+    driver.harness.peer_drop(peer);
+    driver.net().close(connection, true);
+    for _ in 0..20 {
+        driver.harness.turn();
+        driver.ready();
+    }
+    assert!(lent.iter().all(|lent| **lent == bytes[100..]), "lent input stays as it is");
 }
 
 fn output_arrives_in_order<H: NetworkHarness>(driver: &mut Driver<H>) {

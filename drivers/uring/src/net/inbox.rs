@@ -9,12 +9,15 @@
 //! 1. `head <= filled <= capacity`. A receive in flight writes at `filled..capacity` only.
 //! 2. Bytes move, and the buffer grows, only while no receive is in flight, and only in calls that have the inbox mutably: a
 //!    borrow of the input never sees it.
-//! 3. A receive is in flight, or can be, whenever less than `full_bytes` wait; from there on the peer is slowed down.
+//! 3. While any part of a buffer is lent, nothing is written below `filled` in it: the inbox goes on behind, and at the end in another buffer.
+//! 4. A receive is in flight, or can be, whenever less than `full_bytes` wait; from there on the peer is slowed down.
 
 // The kernel writes into the buffer while the input is being looked at.
 #![expect(unsafe_code, reason = "memory shared with a receive in flight")]
 
 use crate::buffer::PageBuffer;
+use std::{ops::Range, sync::Arc};
+use twinlog_device::Lent;
 
 /// Input that must be able to wait, by the contract of [`twinlog_device::Network::input`].
 const FULL_BYTES: usize = 64 << 10;
@@ -26,8 +29,23 @@ const CAPACITY_BYTES: [usize; 2] = [64 << 10, 4 * FULL_BYTES];
 /// A receive into less room than this is not worth its entry: the input is moved to the front first.
 const ROOM_BYTES_MIN: usize = 16 << 10;
 
+/// Input that somebody keeps.
+struct Part {
+    buffer: Arc<PageBuffer>,
+    range: Range<usize>,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: the range was below `filled` when it was lent, and nothing is written there while this holds the buffer (invariant 3).
+        unsafe { self.buffer.bytes(self.range.clone()) }
+    }
+}
+
 pub(super) struct Inbox {
-    buffer: PageBuffer,
+    buffer: Arc<PageBuffer>,
+    /// One that was full while parts of it were lent: used again when they are back.
+    spare: Option<Arc<PageBuffer>>,
     head: usize,
     filled: usize,
     in_flight: bool,
@@ -40,7 +58,8 @@ pub(super) struct Inbox {
 impl Inbox {
     pub(super) fn new() -> Self {
         Self {
-            buffer: PageBuffer::new(CAPACITY_BYTES[0]),
+            buffer: Arc::new(PageBuffer::new(CAPACITY_BYTES[0])),
+            spare: None,
             head: 0,
             filled: 0,
             in_flight: false,
@@ -73,6 +92,13 @@ impl Inbox {
         unsafe { self.buffer.bytes(self.head..self.filled) }
     }
 
+    /// Part of the input, for longer than it waits here.
+    pub(super) fn lend(&self, range: Range<usize>) -> Lent {
+        let range = self.head + range.start..self.head + range.end;
+        assert!(range.start <= range.end && range.end <= self.filled, "only what is there can be lent");
+        Lent::new(Part { buffer: Arc::clone(&self.buffer), range })
+    }
+
     pub(super) fn consume(&mut self, count: usize) {
         assert!(count <= self.filled - self.head, "only what is there can be consumed");
         self.head += count;
@@ -93,20 +119,28 @@ impl Inbox {
 
     fn make_room(&mut self, waiting: usize) {
         let capacity = self.buffer.len();
+        let is_lent = Arc::get_mut(&mut self.buffer).is_none();
+        let is_short = capacity - self.filled < ROOM_BYTES_MIN;
         if self.was_filled && capacity < self.capacity_max() {
-            let larger = PageBuffer::new(self.capacity_max());
-            // SAFETY: the new buffer is ours alone.
-            unsafe { larger.write(0, self.input()) };
-            self.buffer = larger;
-        } else if waiting == 0 {
-            // Nothing to move.
-        } else if capacity - self.filled < ROOM_BYTES_MIN {
-            // SAFETY: no receive is in flight, and the inbox is borrowed mutably.
-            unsafe { self.buffer.move_to_front(self.head..self.filled) };
-        } else {
+            self.replace(self.capacity_max());
+        } else if is_lent && is_short {
+            self.replace(capacity);
+        } else if is_lent || (waiting > 0 && !is_short) {
             return;
+        } else if waiting > 0 {
+            // SAFETY: no receive is in flight, nothing is lent, and the inbox is borrowed mutably.
+            unsafe { self.buffer.move_to_front(self.head..self.filled) };
         }
         (self.head, self.filled) = (0, waiting);
+    }
+
+    /// Goes on in another buffer.
+    fn replace(&mut self, capacity: usize) {
+        let is_fit = |spare: &mut Arc<PageBuffer>| Arc::get_mut(spare).is_some_and(|spare| spare.len() == capacity);
+        let next = self.spare.take_if(is_fit).unwrap_or_else(|| Arc::new(PageBuffer::new(capacity)));
+        // SAFETY: the other buffer is ours alone: a new one, or one of which nothing is lent any more.
+        unsafe { next.write(0, self.input()) };
+        self.spare = Some(std::mem::replace(&mut self.buffer, next)).filter(|full| full.len() == capacity);
     }
 
     /// A receive has ended with `count` bytes.
@@ -157,6 +191,30 @@ mod tests {
                 }
             }
             assert!(seen == stream, "parts of {part} bytes, consumed by {consumed}");
+        }
+    }
+
+    #[test]
+    fn what_is_lent_stays_as_it_is_and_only_as_much_memory_is_used_as_is_lent() {
+        let stream: Vec<u8> = (0..5_000_000_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        for (part, keeps) in [(4124, 40), (60_000, 3), (300, 1), (20_000, 0)] {
+            let mut inbox = Inbox::new();
+            let (mut received, mut seen, mut kept) = (0, 0, std::collections::VecDeque::new());
+            while seen + part <= stream.len() {
+                let end = (received + 30_011).min(stream.len());
+                received += receive(&mut inbox, &stream[received..end]);
+                while inbox.input().len() >= part {
+                    kept.push_back((seen, inbox.lend(0..part)));
+                    inbox.consume(part);
+                    seen += part;
+                }
+                assert!(kept.iter().all(|(at, lent)| lent[..64] == stream[*at..at + 64]), "parts of {part} bytes");
+                kept.drain(..kept.len().saturating_sub(keeps)).for_each(|(at, lent)| {
+                    assert!(*lent == stream[at..at + part], "parts of {part} bytes, {keeps} kept");
+                });
+                assert!(inbox.buffer.len() <= CAPACITY_BYTES[1], "memory stays bounded");
+            }
+            assert!(seen > stream.len() / 2);
         }
     }
 

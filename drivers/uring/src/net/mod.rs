@@ -56,7 +56,7 @@ use std::{
     time::Duration,
 };
 use twinlog_device::{
-    Accepted, ConnectionFailure, ConnectionId, ConnectionState, Nanos, NetAddress, Network, SharedBlock,
+    Accepted, ConnectionFailure, ConnectionId, ConnectionState, Lent, Nanos, NetAddress, Network, SharedBlock,
     net::INPUT_BYTES_MAX,
 };
 
@@ -545,6 +545,10 @@ impl Network for UringNetwork {
 
     fn input(&self, connection: ConnectionId) -> &[u8] {
         self.get(connection).inbox.input()
+    }
+
+    fn lend(&self, connection: ConnectionId, range: Range<usize>) -> Lent {
+        self.get(connection).inbox.lend(range)
     }
 
     fn widen_input(&mut self, connection: ConnectionId, count_bytes: usize) {

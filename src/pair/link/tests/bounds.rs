@@ -1,7 +1,14 @@
 //! Every queue at its bound, and acknowledgements, of which the newest counts.
 
 use super::*;
-use crate::{base::LaneIndex, pair::wire::PAYLOAD_BYTES_MAX};
+use crate::{
+    base::LaneIndex,
+    pair::{
+        interconnect::{self, Interconnect},
+        way::LinkWay,
+        wire::PAYLOAD_BYTES_MAX,
+    },
+};
 
 fn ack(lane: u16, durable: u64) -> Ack {
     let durable = Lsn(durable);
@@ -123,4 +130,45 @@ fn a_turn_takes_a_bounded_number_of_frames() {
         })
         .collect();
     assert!(numbers.is_sorted() && numbers[0] == 0);
+}
+
+/// Batches wait for room on a path, and it is lost: over the other one they would come before those that were lost with it.
+#[test]
+fn what_waits_for_a_path_that_is_lost_goes_over_no_other() {
+    for lost in 0..2 {
+        let mut pair = Pair::up(37, 2);
+        pair.nodes[1].takes = 0;
+        let Pair { world, nodes: [a, mut b], paths } = pair;
+        let mut way = LinkWay::new(a.net, a.link);
+        let batch = Arc::new(vec![1; PAYLOAD_BYTES_MAX / 128 * 128]);
+        let length = batch.len() as u64;
+        let mut sent = 0;
+        while way.has_room() {
+            let (pool, lane, epoch, bytes) = (POOLS[0], LaneIndex(0), EPOCH, Arc::clone(&batch));
+            let (start, end) = (Lsn(sent), Lsn(sent + length));
+            way.send(interconnect::Message::Write { pool, lane, epoch, start, end, bytes });
+            sent += length;
+        }
+        let mut losses = 0;
+        for turn in 0..2000 {
+            if turn == 100 {
+                paths[lost].break_connections();
+                b.takes = usize::MAX;
+            }
+            a.agenda.turn(Wait::UpTo(Duration::from_millis(1)));
+            way.poll(world.now());
+            while let Some(event) = way.next_event() {
+                losses += u64::from(event == interconnect::Event::PathLost);
+            }
+            way.flush();
+            b.turn();
+        }
+        assert_eq!(losses, 1);
+        let starts = b.told.iter().filter_map(|told| match told {
+            Told::Frame { message: Message::MirrorWrite { start, .. }, .. } => Some(start.0),
+            _ => None,
+        });
+        let starts: Vec<u64> = starts.collect();
+        assert_eq!(starts, (0..starts.len() as u64).map(|index| index * length).collect::<Vec<_>>(), "path {lost}");
+    }
 }

@@ -10,11 +10,12 @@
 //! | `record-epoch-not-compared` | as the first; without both a stale tail rises (`named.rs`) |
 //! | `request-epoch-not-compared` | a request that arrives when its pool has gone there and back is older than those that have taken its slot in this session; only before the first of them it is performed |
 //! | `ring-reused-before-mirrored` | the mirror refuses what lies more than a ring ahead, and is brought in step anew |
+//! | `seam-*` | what is lost or overtaken between the halves of an interconnect is said again, or refused and brought in step anew; every interleaving of the halves shows each of them |
 
 use crate::bank::{Bug, bug, controller_bug, lane_bug};
 
 /// Every bug.
-pub const BUGS: [Bug; 37] = [
+pub const BUGS: [Bug; 45] = [
     bug("alone-before-stale", "replies leave without the mirror before the register says stale"),
     bug("answered-when-sent", "a change is answered when it was sent to the owner"),
     bug("asked-again-by-a-new-name", "what is asked for again gets a new name"),
@@ -45,6 +46,14 @@ pub const BUGS: [Bug; 37] = [
     controller_bug("request-epoch-not-compared", "a request of an ownership that is over is performed"),
     bug("resend-forgets", "what was on its way when the interconnect was cut is not sent again"),
     lane_bug("ring-reused-before-mirrored", "the ring is reused before the mirror has what lies there"),
+    controller_bug("seam-bound-not-kept", "the halves of an interconnect send each other more than there is room for"),
+    controller_bug("seam-generation-not-compared", "what was sent before a loss was heard of goes over another path"),
+    controller_bug("seam-late-dropped", "what finds no room between the halves is dropped"),
+    controller_bug("seam-late-overtaken", "what finds no room between the halves is overtaken"),
+    controller_bug("seam-loss-told-last", "frames overtake the news that a path was lost"),
+    controller_bug("seam-losses-not-awaited", "orders are handed over while a loss is untold"),
+    controller_bug("seam-room-not-said", "the halves do not tell each other what they have taken"),
+    controller_bug("seam-speaks-for-the-dead", "heartbeats go on although the reactor hangs"),
     bug("slot-taken-twice", "a name's slot is taken again before its change was answered"),
     bug("stable-without-mirror", "a change is answered before the mirror has it"),
     bug("superblocks-unordered", "open and commit do not wait for one superblock before they write the next"),

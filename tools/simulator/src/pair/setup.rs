@@ -92,6 +92,17 @@ impl Trouble {
     ];
 }
 
+/// An interconnect beside the reactors, and the seam between them. Small ones are full all the time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SeamSetup {
+    /// Messages that wait.
+    pub(super) count_max: u64,
+    /// Their bytes.
+    pub(super) bytes_max: u64,
+    /// In how many of eight turns the interconnect is passed over.
+    pub(super) laziness: u64,
+}
+
 /// One history.
 #[derive(Clone, Debug)]
 pub(super) struct PairSetup {
@@ -151,6 +162,8 @@ pub(super) struct PairSetup {
     pub(super) is_one_sided: bool,
     /// How many detection times a request waits for a pool that nobody serves.
     pub(super) deadline: u32,
+    /// The interconnect is polled beside the reactors; none: it is on the first reactor.
+    pub(super) seam: Option<SeamSetup>,
     /// Longest write.
     pub(super) write_bytes_max: u64,
     /// Whether writes may begin and end anywhere; else on sectors of 512 bytes.
@@ -207,6 +220,7 @@ impl PairSetup {
             depth: index(prng.between(1, 4)),
             is_one_sided: prng.chance(1, 4),
             deadline: *prng.pick(&[10, 100, 1000]),
+            seam: None,
             write_bytes_max: 16 << 10,
             any_byte: prng.chance(1, 3),
             is_uniform: prng.chance(1, 3),
@@ -218,6 +232,11 @@ impl PairSetup {
             prng.pick(&Aim::ALL).prepare(&mut setup);
         }
         setup.spins = prng.chance(1, 16);
+        setup.seam = prng.chance(1, 2).then(|| SeamSetup {
+            count_max: *prng.pick(&[1, 4, 64]),
+            bytes_max: *prng.pick(&[1 << 10, 32 << 10, 2 << 20]),
+            laziness: *prng.pick(&[0, 0, 4, 7]),
+        });
         setup.write_bytes_max = setup.write_bytes_max.min(setup.ring_blocks / 4 * BLOCK);
         setup
     }

@@ -4,11 +4,11 @@ use super::{
     arbiter::{Desk, SimArbiter},
     fence::{Fences, SimFencer},
     opener::{Hindrances, Openings, SimOpener},
-    setup::{PairSetup, REACTORS_MAX},
+    setup::{PairSetup, REACTORS_MAX, SeamSetup},
 };
 use crate::{
     clients::{Front, Port},
-    cluster::{MailWaker, Node, format_logs, keep_memory, make_pool, memory},
+    cluster::{MailWaker, Node, SimInterconnect, format_logs, keep_memory, make_pool, memory},
     setup::BLOCK,
 };
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
@@ -24,17 +24,19 @@ use twinlog::{
         auth::PairKey,
         controller::{Controller, ControllerParts, LocalPortion, OpenLanes, PairPool, Timing},
         forward::{self, Forwarder, ForwarderParts},
+        interconnect::Interconnect,
         link::{self, Link, LinkConfig},
+        seam::{Far, FarEnd, Limits, Near, seam},
         way::LinkWay,
         wire::PoolFacts,
     },
     reactor::{Idle, IdlePolicy, Waker, mailbox},
     serve::{
-        Reactor, ReactorParts,
+        InterconnectLoop, InterconnectParts, Reactor, ReactorParts,
         reactor::{NodeEnd, PairParts},
     },
 };
-use twinlog_device::{BlockPool, Nanos, NetAddress, Prng, Wait};
+use twinlog_device::{BlockPool, Nanos, NetAddress, Platform, Prng, Wait};
 use twinlog_sim::{Agenda, LogMedium, SimListener, SimLog, SimMedium, SimNet, SimPath, SimPlatform, SimWorld};
 
 /// The nodes, and the pools that are at home there.
@@ -80,8 +82,9 @@ pub(super) struct Site {
 
 /// A process.
 pub(super) struct Process {
-    /// Its reactors.
+    /// Its reactors, and an interconnect beside them.
     pub(super) node: Node,
+    /// Of each, in this order.
     agendas: Vec<Agenda>,
     net: SimListener,
 }
@@ -94,7 +97,7 @@ impl Process {
 
     /// Gives each reactor whose wait is over a turn, in an order drawn from `prng`. Returns the time that reactor 0 knows of in it; `None` if all wait.
     pub(super) fn poll(&mut self, prng: &mut Prng) -> Option<Nanos> {
-        let mut is_due = [false; REACTORS_MAX];
+        let mut is_due = [false; REACTORS_MAX + 1];
         for (is_due, agenda) in is_due.iter_mut().zip(&self.agendas) {
             *is_due = agenda.is_due();
             if *is_due {
@@ -232,14 +235,16 @@ impl Site {
         let hindrances = (node, &self.hindrances);
         let openings = Openings::new(hindrances, &agendas, &wakers, self.setup.messages_max, self.prng.fork());
         let (forwarder, forward_ports) = self.forwarder(node, &wakers);
-        let (parts, net) = self.pair_parts(node, &agendas[0], forwarder);
-        let (mut called, mut pair) = (Some(called), Some(Box::new(parts)));
         let end = Arc::new(NodeEnd::default());
+        let carrier = self.setup.seam.map(|_| Agenda::new(&self.world));
+        let (parts, interconnect, net) = self.pair_parts(node, (&agendas[0], carrier.as_ref(), &end), forwarder);
+        let (mut called, mut pair) = (Some(called), Some(Box::new(parts)));
         let (mut reactors, mut ports, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
         for ((number, agenda), forward_port) in (0..).zip(&agendas).zip(forward_ports) {
             let blocks = self.blocks[node].clone();
             let (client_net, listener) = SimNet::open(agenda);
             let port = Port::new(agenda.waker());
+            let beside = carrier.iter().map(|agenda| Arc::new(MailWaker(agenda.waker())) as Arc<dyn Waker>);
             let peers = (0..).zip(&wakers).filter(|(other, _)| *other != number).map(|(_, waker)| waker.clone());
             let mut pools = Pools::new(blocks.clone(), None);
             pools.set_port(forward_port);
@@ -263,17 +268,26 @@ impl Site {
                 }),
                 pair: pair.take(),
                 end: end.clone(),
-                peers: peers.collect(),
+                peers: peers.chain(beside).collect(),
             }));
             ports.push(port);
             listeners.push(listener);
         }
         self.fences.borrow_mut().set_alive(node, true);
-        Process { node: Node::new(reactors, ports, listeners, calls), agendas, net }
+        let mut node = Node::new(reactors, ports, listeners, calls);
+        if let (Some(interconnect), Some(seam)) = (interconnect, self.setup.seam) {
+            node.set_interconnect(interconnect, seam.laziness);
+        }
+        Process { node, agendas: agendas.into_iter().chain(carrier).collect(), net }
     }
 
-    /// What reactor 0 has beyond the others, and the name of its end of the interconnect.
-    fn pair_parts(&mut self, node: usize, agenda: &Agenda, forwarder: Forwarder) -> (PairParts<SimLog>, SimListener) {
+    /// What reactor 0 has beyond the others, an interconnect that is polled beside it, and the name of this end of the interconnect.
+    fn pair_parts(
+        &mut self,
+        node: usize,
+        (agenda, carrier, end): (&Agenda, Option<&Agenda>, &Arc<NodeEnd>),
+        forwarder: Forwarder,
+    ) -> (PairParts<SimLog>, Option<SimInterconnect>, SimListener) {
         let incarnation = Incarnation(u128::from(self.prng.next_u64()) | 1);
         let ids = [node, 1 - node].map(|pool| self.portion_id(node, pool));
         let facts = [node, 1 - node].map(|pool| self.facts(node, pool, ids[usize::from(pool != node)]));
@@ -299,7 +313,7 @@ impl Site {
             self.prng.fork(),
             self.world.now(),
         );
-        let (net, listener) = SimNet::open(agenda);
+        let (net, listener) = SimNet::open(carrier.unwrap_or(agenda));
         if node == 1 {
             self.paths.iter().enumerate().for_each(|(index, path)| path.listen(&listener, index));
         }
@@ -319,7 +333,31 @@ impl Site {
             },
             prng: self.prng.fork(),
         });
-        (PairParts { controller, forwarder: Some(forwarder), way: Box::new(LinkWay::new(net, link)) }, listener)
+        let way = LinkWay::new(net, link);
+        let (way, interconnect) = match carrier {
+            None => (Box::new(way) as Box<dyn Interconnect>, None),
+            Some(carrier) => {
+                let (near, far) = self.seam(agenda, carrier);
+                let platform = SimPlatform::new(carrier.clone(), self.blocks[node].clone());
+                let parts = InterconnectParts {
+                    far: Far::new(far, way, platform.now()),
+                    platform: platform.giving_way(!self.setup.spins),
+                    idle: Idle::new(IdlePolicy::Adaptive),
+                    end: end.clone(),
+                };
+                (Box::new(near) as Box<dyn Interconnect>, Some(InterconnectLoop::new(parts)))
+            }
+        };
+        let parts = PairParts { controller, forwarder: Some(forwarder), way, placement: String::new() };
+        (parts, interconnect, listener)
+    }
+
+    /// The seam between a reactor and an interconnect beside it.
+    fn seam(&self, near: &Agenda, far: &Agenda) -> (Near, FarEnd) {
+        let SeamSetup { count_max, bytes_max, .. } = self.setup.seam.expect("the interconnect is beside the reactor");
+        let waker = |agenda: &Agenda| Arc::new(MailWaker(agenda.waker())) as Arc<dyn Waker>;
+        let limits = Limits { count_max, bytes_max, ..Limits::with_detection(self.setup.detection) };
+        seam(limits, waker(near), waker(far))
     }
 
     /// The way of requests to the other node, and each reactor's end of it.
