@@ -208,7 +208,10 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
         let ReactorParts { platform, pools, idle, pair, .. } = &mut self.parts;
         let pair = pair.as_ref().and_then(|pair| pair.next_deadline());
         let deadline = pools.next_deadline().into_iter().chain(pair).min();
-        let wait = idle.wait(now, worked, platform.should_sleep(), deadline).at_most(platform.longest_sleep());
+        let wait = match idle.wait(now, worked, platform.should_sleep(), deadline) {
+            Wait::No => Wait::No,
+            wait => wait.at_most(platform.longest_sleep()),
+        };
         if self.is_overdue() {
             return false;
         }

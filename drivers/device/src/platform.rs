@@ -86,7 +86,8 @@ pub trait Platform {
         false
     }
 
-    /// How long a turn may sleep at most. Zero while something is in flight whose end nobody announces: it is seen by looking.
+    /// How long the next turn may sleep at most, asked right before it and after everything was polled. Zero while something is in flight
+    /// whose end nobody announces: it is seen by looking.
     fn longest_sleep(&self) -> Duration {
         Duration::MAX
     }

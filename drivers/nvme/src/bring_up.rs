@@ -226,12 +226,30 @@ impl<F: PciFunction> Core<F> {
         let (seats, depth, entries) = self.shares(granted).ok_or(Failure::Unsupported(Unsupported::QueueSize))?;
         (self.seats_per_queue, self.depth) = (seats, depth);
         // With several disks on each queue, fewer queues may be needed than were granted.
-        for id in 1..=self.options.disk_count.max(1).div_ceil(seats) {
+        let count = self.options.disk_count.max(1).div_ceil(seats);
+        self.take_vectors(count);
+        for id in 1..=count {
             let queue = self.make_queue(id, entries).map_err(|_| Failure::NoMemory)?;
-            self.places.push(Place { id, entries, addresses: queue.rings().addresses() });
+            let vector = u16::try_from(self.events.len()).ok().filter(|&count| count > 0);
+            let vector = vector.map(|count| self.vector_first + (id - 1) % count);
+            self.places.push(Place { id, entries, addresses: queue.rings().addresses(), vector });
             self.queues.push(Arc::new(Lock::new(queue)));
         }
         Ok(())
+    }
+
+    /// Takes an interrupt vector for each of `queue_count` queues, or as many as there are. Where the kernel refuses one, answers are looked for.
+    fn take_vectors(&mut self, queue_count: u16) {
+        if !self.options.interrupts {
+            return;
+        }
+        let vectors = u16::try_from(self.function.vector_count()).unwrap_or(u16::MAX);
+        // The admin queue signals vector 0, which is its own if there are others.
+        self.vector_first = u16::from(vectors > 1);
+        let count = queue_count.min(vectors - self.vector_first);
+        let vectors = self.vector_first..self.vector_first + count;
+        let events = vectors.map(|vector| self.function.interrupt(vector.into()).map(Arc::new));
+        self.events = events.collect::<Result<_, _>>().unwrap_or_default();
     }
 
     fn make_queue(&self, id: u16, entries: u16) -> Result<Queue<F::Registers, F::Memory>, PciError> {
@@ -242,11 +260,12 @@ impl<F: PciFunction> Core<F> {
         Ok(Queue::new(rings, lists, self.maps.clone(), self.patience()))
     }
 
-    /// Create I/O completion, or submission, queue (base 5.4, 5.5): contiguous, polled; both have one number.
+    /// Create I/O completion, or submission, queue (base 5.4, 5.5): contiguous; both have one number.
     fn create_queue(&self, index: usize, is_completion: bool) -> SubmissionEntry {
-        let Place { id, entries, addresses: [submissions, completions] } = self.places[index];
+        let Place { id, entries, addresses: [submissions, completions], vector } = self.places[index];
+        let interrupts = vector.map_or(0, |vector| 1 << 1 | u32::from(vector) << 16);
         let (opcode, address, second) = match is_completion {
-            true => (admin_opcode::CREATE_COMPLETION, completions, 1),
+            true => (admin_opcode::CREATE_COMPLETION, completions, 1 | interrupts),
             false => (admin_opcode::CREATE_SUBMISSION, submissions, 1 | u32::from(id) << 16),
         };
         let first = u32::from(id) | u32::from(entries - 1) << 16;

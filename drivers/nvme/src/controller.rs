@@ -1,7 +1,7 @@
 //! A controller as its users see it.
 
 use crate::{
-    ControllerIdentity, Failure, Health, LoggedError, Namespace, NvmeDisk, Unsupported,
+    ControllerIdentity, Failure, Health, LoggedError, Namespace, NvmeDisk, Unsupported, Watch,
     admin::Admin,
     core::{ControllerOptions, ControllerState, Core, Next},
     lock::Lock,
@@ -225,7 +225,9 @@ impl<F: PciFunction> Controller<F> {
             return Err(OpenError::NoSeat(address, core.options.disk_count));
         };
         core.opened.push(namespace);
+        let event = core.event_of(queue.wait().rings().id());
         drop(core);
-        Ok(NvmeDisk::new(self, (queue, place), (info, found), &identity, clock))
+        let watch = Watch::new(&self.0, &queue, event);
+        Ok(NvmeDisk::new(self, (queue, place), (info, found, watch), &identity, clock))
     }
 }

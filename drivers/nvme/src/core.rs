@@ -26,7 +26,7 @@ use crate::{
     registers::Controls,
     spec::{AsynchronousEvent, Configuration, ErrorEntry, HealthLog, SubmissionEntry, admin_opcode, log_page},
 };
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc, time::Duration};
 use twinlog_device::{DeviceErrorKind, Nanos};
 use twinlog_pci::{PciFunction, PoolMap};
 
@@ -61,6 +61,8 @@ pub struct ControllerOptions {
     pub disk_count: u16,
     /// Operations in flight of each disk; fewer when the controller's queues are shorter.
     pub queue_depth: u16,
+    /// Whether answers are to be signalled, where the way to the function has interrupts ([`crate::Watch`]). For reactors that never sleep, no.
+    pub interrupts: bool,
     /// Until an operation is aborted.
     pub command_timeout: Duration,
     /// From the abort until the controller is reset.
@@ -76,6 +78,7 @@ impl Default for ControllerOptions {
         Self {
             disk_count: 1,
             queue_depth: 128,
+            interrupts: false,
             command_timeout: Duration::from_secs(10),
             abort_timeout: Duration::from_secs(2),
             admin_timeout: Duration::from_secs(10),
@@ -126,6 +129,8 @@ pub(crate) struct Place {
     pub(crate) entries: u16,
     /// Where submissions and completions lie on the bus.
     pub(crate) addresses: [u64; 2],
+    /// The interrupt vector of its answers.
+    pub(crate) vector: Option<u16>,
 }
 
 pub(crate) struct Core<F: PciFunction> {
@@ -138,6 +143,9 @@ pub(crate) struct Core<F: PciFunction> {
     pub(crate) queues: Vec<SharedQueue<F>>,
     /// Of each queue.
     pub(crate) places: Vec<Place>,
+    /// Event counters of the interrupt vectors in use, and the first of these vectors; none where nothing is signalled.
+    pub(crate) events: Vec<Arc<OwnedFd>>,
+    pub(crate) vector_first: u16,
     /// Disks of one queue, and operations of one disk.
     pub(crate) seats_per_queue: u16,
     pub(crate) depth: u16,
@@ -173,6 +181,8 @@ impl<F: PciFunction> Core<F> {
             phase: Phase::BringUp(Step::Controller),
             queues: Vec::new(),
             places: Vec::new(),
+            events: Vec::new(),
+            vector_first: 0,
             seats_per_queue: 1,
             depth: 0,
             opened: Vec::new(),
@@ -195,6 +205,12 @@ impl<F: PciFunction> Core<F> {
             Phase::Failed(failure) => ControllerState::Failed(failure),
             _ => ControllerState::Starting,
         }
+    }
+
+    /// The event counter of a queue's interrupts.
+    pub(crate) fn event_of(&self, id: u16) -> Option<Arc<OwnedFd>> {
+        let place = self.places.iter().find(|place| place.id == id)?;
+        self.events.get(usize::from(place.vector? - self.vector_first)).cloned()
     }
 
     /// Resets since it was opened.
@@ -343,6 +359,10 @@ impl<F: PciFunction> Core<F> {
         self.log_wanted = None;
         self.events_max = EVENTS_MAX;
         self.admin.reset(&self.controls);
+        if self.events.is_empty() {
+            // With MSI-X in use the register has no meaning and must not be touched (base 3.1.3.3).
+            self.controls.mask_interrupts();
+        }
         self.controls.configure(Configuration::ENABLED);
         self.phase = Phase::Enabling { deadline: now + self.ready_timeout() };
     }

@@ -1,7 +1,7 @@
 //! A namespace as a disk, for one reactor.
 
 use crate::{
-    Controller, ControllerIdentity, Namespace, Reservation, ReservationReport,
+    Controller, ControllerIdentity, Namespace, Reservation, ReservationReport, Watch,
     controller::{Clock, Shared},
     core::SharedQueue,
     queue::{Kind, Request, Seat},
@@ -23,6 +23,7 @@ pub struct NvmeDisk<F: PciFunction, C> {
     seat: usize,
     info: DeviceInfo,
     namespace: Namespace,
+    watch: Arc<Watch<F>>,
     can_write_zeroes: bool,
     /// Whether a flush does anything.
     has_write_cache: bool,
@@ -40,7 +41,7 @@ impl<F: PciFunction, C: Clock> NvmeDisk<F, C> {
     pub(crate) fn new(
         controller: &Controller<F>,
         (queue, seat): (SharedQueue<F>, usize),
-        (info, namespace): (DeviceInfo, Namespace),
+        (info, namespace, watch): (DeviceInfo, Namespace, Watch<F>),
         identity: &ControllerIdentity,
         clock: C,
     ) -> Self {
@@ -50,6 +51,7 @@ impl<F: PciFunction, C: Clock> NvmeDisk<F, C> {
             seat,
             info,
             namespace,
+            watch: Arc::new(watch),
             can_write_zeroes: identity.can_write_zeroes,
             has_write_cache: identity.has_write_cache,
             clock,
@@ -64,6 +66,12 @@ impl<F: PciFunction, C: Clock> NvmeDisk<F, C> {
     #[must_use]
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
+    }
+
+    /// What tells its reactor how long it may sleep.
+    #[must_use]
+    pub fn watch(&self) -> Arc<Watch<F>> {
+        self.watch.clone()
     }
 
     /// Queues making `range` read as zeroes, without data; an error of kind `Os(EOPNOTSUPP)` where the controller cannot.
@@ -99,6 +107,7 @@ impl<F: PciFunction, C: Clock> NvmeDisk<F, C> {
             return self.end(request, Ok(()));
         }
         self.busy_count += 1;
+        self.watch.set_behind(true);
         self.pending.push(request);
     }
 
@@ -106,6 +115,7 @@ impl<F: PciFunction, C: Clock> NvmeDisk<F, C> {
     fn end(&mut self, request: Request, result: Result<(), DeviceErrorKind>) {
         assert!(self.room() > 0, "the caller asks for room first");
         self.busy_count += 1;
+        self.watch.set_behind(true);
         self.ended.push(request.end(&self.info.name, result));
     }
 
@@ -168,6 +178,7 @@ impl<F: PciFunction, C: Clock> BlockDevice for NvmeDisk<F, C> {
                 self.look_at = now;
             }
         }
+        self.watch.set_behind(!self.pending.is_empty());
         self.busy_count -= completions.len() - count_before;
     }
 }

@@ -1,7 +1,8 @@
 //! NVMe controllers, driven from user space through the seam of `twinlog-pci`.
 //!
 //! A [`Controller`] is one PCI function; [`Controller::open`] makes an [`NvmeDisk`] of a namespace for one reactor, with a queue pair of its
-//! own where the controller grants enough. Everything is polled; there is no thread, no interrupt and no clock but the caller's.
+//! own where the controller grants enough. Everything is polled; there is no thread and no clock but the caller's. A reactor without work sleeps until an
+//! interrupt tells it to poll, where it asked for that ([`Watch`]).
 //!
 //! ```text
 //!  NvmeDisk  NvmeDisk  NvmeDisk      one for each namespace and reactor: requests since the last poll
@@ -36,7 +37,7 @@
 //!
 //! # What this does not handle
 //!
-//! Interrupts, metadata and protection information, namespaces of other command sets, queues in controller memory, namespace
+//! Metadata and protection information, namespaces of other command sets, queues in controller memory, namespace
 //! management, firmware, sanitize. A reset is trusted not to lose the volatile write cache, as the specification has it.
 
 #![forbid(unsafe_code)]
@@ -59,6 +60,7 @@ mod reservation;
 mod ring;
 mod sgl;
 pub mod spec;
+mod watch;
 
 pub use controller::{Clock, Controller, OpenError};
 pub use core::{ControllerOptions, ControllerState};
@@ -69,3 +71,4 @@ pub use namespace::{ControllerIdentity, Namespace};
 pub use reservation::{
     HostId, REPORT_BYTES, REPORT_HOSTS_MAX, Registrant, Reservation, ReservationKind, ReservationReport,
 };
+pub use watch::Watch;

@@ -24,6 +24,7 @@ use crate::{
     ring::Rings,
     sgl,
     spec::{DeallocateRange, Status, SubmissionEntry, io_opcode},
+    watch::Rest,
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use twinlog_device::{
@@ -527,6 +528,17 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
             self.orphans.pop_front();
             self.finish_with(index, Err(kind), targets);
         }
+    }
+
+    /// Whether the queue's one disk, which has been polled, can do nothing until the controller signals.
+    pub(crate) fn rest(&self) -> Rest {
+        if self.seat_count() != 1 || self.violation.is_some() || self.rings.has_answer() {
+            return Rest::No;
+        }
+        if self.seats.iter().any(|seat| !seat.finished.is_empty()) {
+            return Rest::No;
+        }
+        if self.state == QueueState::Live && self.waiting_count == 0 { Rest::UntilSignalled } else { Rest::Soon }
     }
 
     /// Disks that use the queue.

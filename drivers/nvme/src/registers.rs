@@ -43,7 +43,10 @@ impl<R: Registers> Controls<R> {
         self.window.write_u32(offset::AQA, size << 16 | size);
         self.window.write_u64(offset::ASQ, submission);
         self.window.write_u64(offset::ACQ, completion);
-        // No interrupts: completions are polled.
+    }
+
+    /// No interrupts by a pin.
+    pub(crate) fn mask_interrupts(&self) {
         self.window.write_u32(offset::INTMS, u32::MAX);
     }
 

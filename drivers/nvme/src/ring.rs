@@ -98,6 +98,12 @@ impl<R: Registers, M: DmaMemory> Rings<R, M> {
         }
     }
 
+    /// Whether there is a completion that was not taken.
+    pub(crate) fn has_answer(&self) -> bool {
+        let offset = usize::from(self.next) * COMPLETION_BYTES;
+        self.completions.load(offset + 8, Ordering::Acquire) >> 48 & 1 == self.phase
+    }
+
     /// The next completion, if there is one.
     ///
     /// # Errors

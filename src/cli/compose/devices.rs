@@ -24,7 +24,7 @@ use std::{
     path::Path,
     sync::{Mutex, OnceLock, PoisonError},
 };
-use twinlog::{base::limits::BLOCK_BYTES, control::config::NvmeName};
+use twinlog::{base::limits::BLOCK_BYTES, control::config::NvmeName, reactor::IdlePolicy};
 use twinlog_device::BlockPool;
 use twinlog_nvme::{Controller, HostId};
 use twinlog_uring::{Access, Cache, StorageFile};
@@ -74,6 +74,8 @@ pub(crate) struct Devices {
     reactor_count: u16,
     /// Who this node is to controllers, where it reserves namespaces.
     host: Option<HostId>,
+    /// How the reactors wait.
+    idle: IdlePolicy,
     /// By serial.
     controllers: Mutex<BTreeMap<String, Controller<VfioFunction>>>,
 }
@@ -81,12 +83,13 @@ pub(crate) struct Devices {
 impl Devices {
     /// For commands that work without a node; memory is taken when it is needed.
     pub(crate) fn offline() -> Self {
-        Self { blocks: OnceLock::new(), reactor_count: 1, host: None, controllers: Mutex::default() }
+        let (blocks, controllers) = (OnceLock::new(), Mutex::default());
+        Self { blocks, reactor_count: 1, host: None, idle: IdlePolicy::Busy, controllers }
     }
 
     /// For a node whose reactors have `blocks`.
-    pub(super) fn of_node(blocks: &BlockPool, reactor_count: u16, host: Option<HostId>) -> Self {
-        Self { blocks: OnceLock::from(blocks.clone()), reactor_count, host, controllers: Mutex::default() }
+    pub(super) fn of_node(blocks: &BlockPool, reactor_count: u16, host: Option<HostId>, idle: IdlePolicy) -> Self {
+        Self { blocks: OnceLock::from(blocks.clone()), reactor_count, host, idle, controllers: Mutex::default() }
     }
 
     /// The memory that its controllers reach.
@@ -126,7 +129,8 @@ impl Devices {
         let controller = match controllers.get(&name.serial) {
             Some(controller) => controller.clone(),
             None => {
-                let controller = nvme::start(&name, self.blocks()?, self.reactor_count, self.host)?;
+                let reactors = (self.reactor_count, self.idle);
+                let controller = nvme::start(&name, self.blocks()?, reactors, self.host)?;
                 controllers.insert(name.serial.clone(), controller.clone());
                 controller
             }

@@ -186,7 +186,8 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
     let blocks = BlockPool::new(blocks).map_err(no_memory)?;
     let identity = reservation::Identity::of(config)?;
     let reactor_count = u16::try_from(config.reactors.count).expect("bounded by the configuration");
-    let devices = Devices::of_node(&blocks, reactor_count, identity.map(|identity| identity.host));
+    let devices =
+        Devices::of_node(&blocks, reactor_count, identity.map(|identity| identity.host), config.reactors.idle);
     let listeners = listeners(config)?;
     let home = Held::open(&devices, &config.pool, &config.log, PortionRole::Own)?;
     let partner = partner.map(|(pool, log)| Held::open(&devices, pool, log, PortionRole::Mirror)).transpose()?;
@@ -448,7 +449,7 @@ fn open(
     if let Some(port) = port {
         pools.set_port(port);
     }
-    let platform = NodePlatform::new(ring, Arc::clone(&shared.end));
+    let platform = NodePlatform::new(ring, Arc::clone(&shared.end))?;
     let queues = platform.queues();
     let mut opener = ReactorOpener::new(shared, index, (ring, queues.clone()), deliveries, requests);
     while let Some((slot, opened)) = opener.poll() {

@@ -16,7 +16,7 @@ use std::{
     io::{self, ErrorKind},
     time::Duration,
 };
-use twinlog::{base::limits::BLOCK_BYTES, control::config::NvmeName, pair::reservation::Claim};
+use twinlog::{base::limits::BLOCK_BYTES, control::config::NvmeName, pair::reservation::Claim, reactor::IdlePolicy};
 use twinlog_device::{BlockDevice, BlockPool, Nanos, Token};
 use twinlog_nvme::{Clock, Controller, ControllerOptions, ControllerState, HostId, NvmeDisk, OpenError};
 use twinlog_pci::PciError;
@@ -93,11 +93,11 @@ impl Namespace {
     }
 }
 
-/// Starts the controller with a serial, for `reactor_count` reactors whose memory is `blocks`.
+/// Starts the controller with a serial, for so many reactors that wait so, whose memory is `blocks`.
 pub(super) fn start(
     name: &NvmeName,
     blocks: &BlockPool,
-    reactor_count: u16,
+    (reactor_count, idle): (u16, IdlePolicy),
     host_id: Option<HostId>,
 ) -> Result<Controller<VfioFunction>, Failure> {
     let serial = &name.serial;
@@ -109,7 +109,13 @@ pub(super) fn start(
     // And one each for whoever reads a device before a reactor does, opens a pool, and fences the partner.
     let disk_count = NAMESPACES_MAX * reactor_count + 3;
     let queue_depth = u16::try_from(QUEUE_DEPTH).expect("small");
-    let options = ControllerOptions { disk_count, queue_depth, host_id, ..ControllerOptions::default() };
+    let options = ControllerOptions {
+        disk_count,
+        queue_depth,
+        host_id,
+        interrupts: idle == IdlePolicy::Adaptive,
+        ..ControllerOptions::default()
+    };
     let controller =
         Controller::start(function, &[blocks], options, monotonic()).map_err(|error| refused(name, &error))?;
     loop {

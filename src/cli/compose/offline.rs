@@ -175,7 +175,7 @@ fn format_lane(
         .poll()
         .map_err(|error| Failure::new(Exit::Error, format!("cannot format the log: {error}"), "twinlog doctor"))?
     {
-        platform.turn(OFFLINE_WAIT);
+        platform.turn(OFFLINE_WAIT.at_most(platform.longest_sleep()));
     }
     Ok(())
 }
@@ -191,7 +191,7 @@ pub(super) fn portion_id(portion: &Portion) -> Result<Option<PortionId>, Failure
         let header = loop {
             match reading.poll() {
                 Ok(Some(header)) => break header,
-                Ok(None) => drop(platform.turn(OFFLINE_WAIT)),
+                Ok(None) => drop(platform.turn(OFFLINE_WAIT.at_most(platform.longest_sleep()))),
                 Err(error) => {
                     tracing::warn!(%error, "a portion of change log cannot be used as it is");
                     return Ok(None);
@@ -259,7 +259,7 @@ pub(crate) fn create_pool(
         }
         // Hands over what the events have led to.
         io.poll();
-        platform.turn(OFFLINE_WAIT);
+        platform.turn(OFFLINE_WAIT.at_most(platform.longest_sleep()));
     }
 }
 
@@ -267,7 +267,7 @@ pub(crate) fn create_pool(
 fn offline_platform(devices: &Devices) -> Result<(BlockPool, NodePlatform), Failure> {
     let blocks = devices.blocks()?.clone();
     let ring = Ring::new(RingOptions::default(), &blocks).map_err(no_ring)?;
-    Ok((blocks, NodePlatform::new(&ring, Arc::default())))
+    Ok((blocks, NodePlatform::new(&ring, Arc::default())?))
 }
 
 fn queues(opened: &[Opened], platform: &NodePlatform) -> Result<Vec<Disk>, Failure> {

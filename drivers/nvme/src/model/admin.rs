@@ -141,11 +141,15 @@ impl Device {
         if size == 0 || u32::from(size) >= self.config.queue_entries_max {
             return Status::INVALID_QUEUE_SIZE;
         }
-        if second != 1 {
-            self.complain("a completion queue that is scattered or interrupts");
+        let vector = (second & 2 == 2).then_some(second >> 16);
+        if second & 1 == 0 || (second >> 2) & 0x3FFF != 0 || (vector.is_none() && second != 1) {
+            self.complain("a completion queue that is scattered, or whose reserved bits are not zero");
+        }
+        if vector.is_some_and(|vector| vector >= self.config.vector_count) {
+            return Status::INVALID_VECTOR;
         }
         let (base, entries) = (entry.data[0].get(), size + 1);
-        self.completions.insert(id, Completions { base, entries, head: 0, tail: 0, phase: true });
+        self.completions.insert(id, Completions { base, entries, head: 0, tail: 0, phase: true, vector });
         Status::SUCCESS
     }
 

@@ -1,6 +1,6 @@
 //! Registers, queues, and the answering of commands.
 
-use super::{Mischief, ModelConfig, bus::Bus, medium::Subsystem};
+use super::{Mischief, ModelConfig, bus::Bus, medium::Subsystem, signals::Signals};
 use crate::{
     HostId,
     spec::{CompletionEntry, Status, SubmissionEntry, USES_SGL, offset},
@@ -42,6 +42,8 @@ pub(super) struct Completions {
     pub(super) head: u16,
     pub(super) tail: u16,
     pub(super) phase: bool,
+    /// The interrupt vector that it signals.
+    pub(super) vector: Option<u32>,
 }
 
 /// A command that was fetched.
@@ -101,6 +103,7 @@ pub(super) struct Device {
     pub(super) critical_warning: u8,
     /// Whether an event waits for a request, and whether one was sent whose log page was not read.
     pub(super) has_event: bool,
+    pub(super) signals: Signals,
     pub(super) performed_count: u64,
     pub(super) sgl_count: u64,
     /// Logarithm of the logical blocks that the driver was told of each namespace: where that was a lie, it moves as many bytes all the same.
@@ -139,6 +142,7 @@ impl Device {
             events: Vec::new(),
             critical_warning: 0,
             has_event: false,
+            signals: Signals::default(),
             performed_count: 0,
             sgl_count: 0,
             told_shifts: BTreeMap::new(),
@@ -194,6 +198,7 @@ impl Device {
         self.recent.clear();
         self.events.clear();
         self.has_event = false;
+        self.signals.reset();
     }
 
     pub(super) fn power_cut(&mut self, prng: &mut Prng) {
@@ -255,6 +260,9 @@ impl Device {
                     offset::ASQ => self.admin_bases[0] = value,
                     _ => self.admin_bases[1] = value,
                 }
+            }
+            offset::INTMS if self.signals.is_used() => {
+                self.complain("interrupts by message were masked by the pin's register")
             }
             offset::INTMS => {}
             _ if offset >= offset::DOORBELLS => self.ring(offset - offset::DOORBELLS, value),
@@ -338,6 +346,7 @@ impl Device {
             self.perform();
             self.report_event();
             self.post();
+            self.signals.turn(&mut self.prng);
         }
     }
 
@@ -370,7 +379,8 @@ impl Device {
         let [base, completion_base] = self.admin_bases;
         let admin = Submissions { base, entries: submissions, head: 0, tail: 0, completions: 0 };
         self.submissions.insert(0, admin);
-        let answers = Completions { base: completion_base, entries: completions, head: 0, tail: 0, phase: true };
+        let answers =
+            Completions { base: completion_base, entries: completions, head: 0, tail: 0, phase: true, vector: Some(0) };
         self.completions.insert(0, answers);
     }
 
@@ -469,7 +479,7 @@ impl Device {
     }
 
     fn post_one(&mut self, answer: &Answer) -> bool {
-        let Mischief { foreign_queue, wrong_head, wrong_phase, bad_status, .. } = self.mischief;
+        let Mischief { foreign_queue, wrong_head, wrong_phase, bad_status, lost_signal, .. } = self.mischief;
         let Some(submissions) = self.submissions.get(&answer.queue) else { return true };
         let (mut head, id) = (submissions.head, submissions.completions);
         let Some(queue) = self.completions.get_mut(&id) else { return true };
@@ -477,6 +487,8 @@ impl Device {
         if next == queue.head {
             return false;
         }
+        let is_first = queue.head == queue.tail;
+        let vector = queue.vector.filter(|_| is_first || !self.config.spares_signals);
         let place = queue.base + u64::from(queue.tail) * size_of::<CompletionEntry>() as u64;
         let mut phase = u16::from(queue.phase);
         queue.tail = next;
@@ -504,6 +516,9 @@ impl Device {
             status_and_phase: (status.0 << 1 | phase).into(),
         };
         self.bus.borrow_mut().write(place, entry.as_bytes());
+        if let (Some(vector), false) = (vector, self.fails(lost_signal)) {
+            self.signals.raise(vector);
+        }
         self.recent.push_back((answer.queue, answer.id));
         if self.recent.len() > RECENT_MAX {
             self.recent.pop_front();

@@ -11,6 +11,8 @@ pub struct Mischief {
     pub lost_answer: u64,
     /// A command takes very long; its data may come after the driver has given it up.
     pub late: u64,
+    /// An answer is not signalled.
+    pub lost_signal: u64,
     /// An answer comes twice.
     pub duplicate: u64,
     /// An answer comes with an identifier that is drawn.
@@ -64,6 +66,7 @@ impl Mischief {
             no_answer: rate(100),
             lost_answer: rate(100),
             late: rate(200),
+            lost_signal: 0,
             duplicate: rate(50),
             invented: rate(50),
             stale: rate(50),

@@ -19,6 +19,7 @@ mod io;
 mod medium;
 mod mischief;
 mod reservations;
+mod signals;
 
 pub use bus::{DmaFault, ModelMemory};
 pub use mischief::Mischief;
@@ -26,7 +27,16 @@ pub use mischief::Mischief;
 use bus::Bus;
 use device::Device;
 use medium::Subsystem;
-use std::{cell::RefCell, os::fd::OwnedFd, rc::Rc};
+use nix::{
+    errno::Errno,
+    sys::eventfd::{EfdFlags, EventFd},
+};
+use signals::Signals;
+use std::{
+    cell::RefCell,
+    os::fd::{AsFd, OwnedFd},
+    rc::Rc,
+};
 use twinlog_device::{BlockPool, Prng};
 use twinlog_pci::{Identity, PciError, PciFunction, PoolMap, Registers};
 
@@ -68,6 +78,10 @@ pub struct ModelConfig {
     pub discard_lbas_max: u64,
     /// Turns that a command takes at most.
     pub delay_max: u64,
+    /// Interrupt vectors.
+    pub vector_count: u32,
+    /// Whether it leaves a signal out while the driver has not acknowledged an earlier answer of the queue.
+    pub spares_signals: bool,
     /// What it does wrong.
     pub mischief: Mischief,
 }
@@ -89,6 +103,8 @@ impl ModelConfig {
             has_sgls: false,
             discard_lbas_max: u64::MAX,
             delay_max: 3,
+            vector_count: 0,
+            spares_signals: false,
             mischief: Mischief::default(),
         }
     }
@@ -123,6 +139,7 @@ impl Model {
         let mut device = self.device.borrow_mut();
         let bus = Rc::new(RefCell::new(Bus::new(device.prng.fork())));
         device.bus = bus.clone();
+        device.signals = Signals::default();
         let identity = Identity { address: "0000:00:00.0".to_owned(), vendor: 0x1B36, device: 0x10, class: 0x01_0802 };
         ModelFunction { device: self.device.clone(), bus, identity }
     }
@@ -225,11 +242,23 @@ impl PciFunction for ModelFunction {
     }
 
     fn vector_count(&self) -> u32 {
-        0
+        self.device.borrow().config.vector_count
     }
 
     fn interrupt(&self, vector: u32) -> Result<OwnedFd, PciError> {
-        Err(PciError::NoVector { address: self.identity.address.clone(), vector })
+        let mut device = self.device.borrow_mut();
+        if vector >= device.config.vector_count {
+            return Err(PciError::NoVector { address: self.identity.address.clone(), vector });
+        }
+        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
+        let listened =
+            event.and_then(|event| Ok((event.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?, event)));
+        let (own, event) = listened.map_err(|errno| {
+            let action = "make an event counter".to_owned();
+            PciError::Refused { address: self.identity.address.clone(), action, source: errno.into() }
+        })?;
+        device.signals.listen(vector, event);
+        Ok(own)
     }
 
     fn reset(&self) -> Result<(), PciError> {

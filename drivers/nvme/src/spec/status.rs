@@ -39,6 +39,8 @@ impl Status {
     pub const INVALID_QUEUE: Self = Self(0x101);
     /// The queue's size is not possible.
     pub const INVALID_QUEUE_SIZE: Self = Self(0x102);
+    /// There is no such interrupt vector.
+    pub const INVALID_VECTOR: Self = Self(0x108);
     /// More than one dataset command may have.
     pub const TOO_LARGE: Self = Self(0x183);
     /// The medium could not be written.

@@ -1,8 +1,8 @@
 //! The driver, on a model, keeps the contracts of every block device.
 
-use crate::support::{Disk, Rig};
+use crate::support::{Disk, Rig, Sleep, TURNS_MAX};
 use twinlog_device::{
-    BlockPool, Prng,
+    BlockDevice, BlockPool, Prng,
     conformance::{self, BlockHarness},
 };
 use twinlog_nvme::{
@@ -15,13 +15,15 @@ struct Disks {
     prng: Prng,
     options: ControllerOptions,
     namespace: u32,
+    /// Of the one reactor that has all disks.
+    sleep: Option<Sleep>,
 }
 
 impl Disks {
     fn new(config: ModelConfig, options: ControllerOptions) -> Self {
         let prng = Prng::new(config.seed);
         let namespace = config.namespaces[0].id;
-        let mut disks = Self { rig: Rig::new(config, 1024), prng, options, namespace };
+        let mut disks = Self { rig: Rig::new(config, 1024), prng, options, namespace, sleep: None };
         disks.open();
         disks
     }
@@ -31,6 +33,7 @@ impl Disks {
         for _ in 0..self.options.disk_count {
             self.rig.open(self.namespace);
         }
+        self.sleep = self.options.interrupts.then(|| Sleep::new(&self.rig.disks));
     }
 }
 
@@ -51,6 +54,20 @@ impl BlockHarness for Disks {
 
     fn turn(&mut self) {
         self.rig.turn();
+        let Some(sleep) = &mut self.sleep else { return };
+        sleep.listen();
+        let is_idle = |disk: &Disk| disk.room() == disk.info().queue_depth as usize;
+        let may_sleep = |disk: &Disk| is_idle(disk) || !disk.watch().longest_sleep().is_zero();
+        if self.rig.disks.iter().all(is_idle) || !self.rig.disks.iter().all(may_sleep) {
+            return;
+        }
+        for _ in 0..TURNS_MAX {
+            if sleep.is_over() {
+                return;
+            }
+            self.rig.turn();
+        }
+        panic!("nothing ends the sleep");
     }
 
     fn reopen(&mut self) {
@@ -131,6 +148,17 @@ fn a_controller_that_is_known_to_ignore_fua_conforms() {
 #[should_panic = "durable and flushed writes survive a power cut"]
 fn a_controller_that_ignores_fua_unknown_to_the_driver_does_not_conform() {
     conformance::block_device(|| Disks::new(without_fua("Model controller"), options(2, 32)));
+}
+
+#[test]
+fn a_reactor_that_sleeps_until_it_is_signalled_conforms() {
+    for (seed, spares_signals) in [(1, false), (2, true)] {
+        // The second has one vector for all.
+        let vector_count = if spares_signals { 1 } else { 8 };
+        let config = ModelConfig { vector_count, spares_signals, ..ModelConfig::new(seed) };
+        let options = ControllerOptions { interrupts: true, ..options(2, 32) };
+        conformance::block_device(|| Disks::new(config.clone(), options));
+    }
 }
 
 #[test]

@@ -76,6 +76,7 @@ impl History {
         let options = ControllerOptions {
             disk_count: u16::try_from(prng.between(1, 3)).expect("small"),
             queue_depth: u16::try_from(prng.between(1, 8)).expect("small"),
+            interrupts: false,
             command_timeout: Duration::from_secs(5),
             abort_timeout: Duration::from_secs(1),
             admin_timeout: Duration::from_secs(5),

@@ -1,5 +1,6 @@
 //! A driver on a model, with time that moves by itself.
 
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::{cell::Cell, rc::Rc, time::Duration};
 use twinlog_device::{BlockCompletion, BlockDevice, BlockPool, Nanos};
 use twinlog_nvme::{
@@ -106,5 +107,47 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// How a reactor waits for the signals of its disks.
+pub(crate) struct Sleep {
+    epoll: Epoll,
+    over_count: u64,
+}
+
+impl Sleep {
+    pub(crate) fn new(disks: &[Disk]) -> Self {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll instance");
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        for disk in disks {
+            let watch = disk.watch();
+            if let Some(event) = watch.event() {
+                // Two disks may have one counter.
+                let _twice = epoll.add(event, EpollEvent::new(flags, 0));
+            }
+        }
+        Self { epoll, over_count: 0 }
+    }
+
+    fn take(&self) -> bool {
+        let mut signals = [EpollEvent::empty(); 8];
+        self.epoll.wait(&mut signals, EpollTimeout::ZERO).expect("a poll that does not wait") > 0
+    }
+
+    /// Forgets every signal so far.
+    pub(crate) fn listen(&mut self) {
+        while self.take() {}
+    }
+
+    /// Whether there was a signal since then.
+    pub(crate) fn is_over(&mut self) -> bool {
+        let is_over = self.take();
+        self.over_count += u64::from(is_over);
+        is_over
+    }
+
+    pub(crate) fn over_count(&self) -> u64 {
+        self.over_count
     }
 }

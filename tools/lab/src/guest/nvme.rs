@@ -22,6 +22,7 @@ const BLOCK_BYTES: usize = twinlog_memory::BLOCK_BYTES;
 pub(super) const OPTIONS: ControllerOptions = ControllerOptions {
     disk_count: 2,
     queue_depth: 32,
+    interrupts: false,
     // Emulation on a loaded machine.
     command_timeout: Duration::from_secs(60),
     abort_timeout: Duration::from_secs(20),
