@@ -9,8 +9,8 @@
 
 use super::admin::NodeHandle;
 use crate::node::admin::{
-    AdminReply, AdminRequest, LaneStatus, NodeStatus, OperationStatus, PairPoolStatus, PairStatus, ReactorStatus,
-    VolumeStatus,
+    AdminReply, AdminRequest, HealthStatus, LaneStatus, NodeStatus, OperationStatus, PairPoolStatus, PairStatus,
+    ReactorStatus, VolumeStatus, WearStatus,
 };
 use crossbeam_channel::{Receiver, bounded};
 use std::{
@@ -221,6 +221,7 @@ pub fn text(name: &str, status: &NodeStatus) -> String {
     page.gauge("build_info", "The program", [about]);
     put_node(&mut page, status);
     put_pool(&mut page, status);
+    put_devices(&mut page, status);
     put_lanes(&mut page, status);
     put_volumes(&mut page, status);
     if let Some(pair) = &status.pair {
@@ -279,6 +280,28 @@ fn put_pool(page: &mut Page, status: &NodeStatus) {
     page.gauge("cp_age_seconds", "Age of the newest durable consistency point", one(seconds(pool.cp_age_ns)));
     let duration = one(seconds(pool.cp_duration_ns));
     page.gauge("cp_duration_seconds", "How long the last consistency point took", duration);
+}
+
+fn put_devices(page: &mut Page, status: &NodeStatus) {
+    let healths = || status.pool.devices.iter().filter_map(|device| Some((&device.name, device.health.as_ref()?)));
+    let labels = |name: &String| vec![("device", name.clone())];
+    let of = |value: fn(&HealthStatus) -> f64| healths().map(move |(name, health)| (labels(name), value(health)));
+    let wear = |value: fn(&WearStatus) -> f64| {
+        healths().filter_map(move |(name, health)| Some((labels(name), value(health.wear.as_ref()?))))
+    };
+    let serves = of(|health| figure(u64::from(health.trouble.is_empty())));
+    page.gauge("device_serving", "1 while the device serves", serves);
+    let warnings = of(|health| figure(health.warnings.len() as u64));
+    page.gauge("device_critical_warnings", "Conditions that the device calls critical", warnings);
+    page.counter("device_errors_total", "Operations that it failed", of(|health| figure(health.errors)));
+    page.counter("device_timeouts_total", "Operations not answered in time", of(|health| figure(health.timeouts)));
+    page.counter("device_resets_total", "Resets that it needed", of(|health| figure(health.resets)));
+    let temperature = wear(|wear| f64::from(wear.temperature_celsius));
+    page.gauge("device_temperature_celsius", "Its temperature", temperature);
+    page.gauge("device_spare_ratio", "Spare that is left", wear(|wear| f64::from(wear.spare_percent) / 100.0));
+    page.gauge("device_used_ratio", "Endurance used", wear(|wear| f64::from(wear.used_percent) / 100.0));
+    let media = wear(|wear| figure(wear.media_errors));
+    page.counter("device_media_errors_total", "Errors of its media over its life", media);
 }
 
 fn put_lanes(page: &mut Page, status: &NodeStatus) {

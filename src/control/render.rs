@@ -5,7 +5,8 @@ use super::{
     status::{Judgement, Severity, permille},
 };
 use crate::node::admin::{
-    HostStatus, LaneStatus, NodeStatus, OfflineStatus, OperationStatus, PairStatus, VolumeStatus,
+    HealthStatus, HostStatus, LaneStatus, NodeStatus, OfflineStatus, OperationStatus, PairStatus, VolumeStatus,
+    WearStatus,
 };
 use std::fmt::Write;
 
@@ -178,6 +179,16 @@ fn pool_figures(text: &mut String, status: &NodeStatus) {
     };
     let cp = format!("{} is {age}, now {}", pool.cp, pool.cp_phase);
     line(text, "cp", &cp);
+    for device in &pool.devices {
+        if let Some(HealthStatus { wear: Some(wear), .. }) = &device.health {
+            let WearStatus { temperature_celsius, spare_percent, used_percent, media_errors, .. } = wear;
+            let words = format!(
+                "{}  {temperature_celsius} C, spare {spare_percent} %, endurance used {used_percent} %, media errors {media_errors}",
+                device.name
+            );
+            line(text, "device", &words);
+        }
+    }
 }
 
 fn lane(text: &mut String, lane: &LaneStatus, is_mirrored: bool) {

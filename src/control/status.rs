@@ -8,7 +8,7 @@
 //! 2. Every finding names its object, why it matters, and the next command or step.
 
 use super::size::{show_bytes, show_ns};
-use crate::node::admin::{NodeStatus, OfflineStatus, PairStatus};
+use crate::node::admin::{HealthStatus, NodeStatus, OfflineStatus, PairStatus};
 use serde::Serialize;
 use std::fmt;
 
@@ -20,6 +20,9 @@ const FREE_WARNING_PERMILLE: u64 = 150;
 const THROTTLE_WARNING_NS: u64 = 1_000_000;
 /// A consistency point older than this, with changes waiting in the log, is late: they begin seconds after the oldest change.
 const CP_AGE_WARNING_NS: u64 = 60 * 1_000_000_000;
+
+/// A device that has used so much of its endurance should be replaced.
+const WORN_PERCENT: u8 = 100;
 
 /// The first word of `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -248,6 +251,51 @@ fn device_findings(status: &NodeStatus, found: &mut Vec<Finding>) {
             "move the pool to a disk: [pool] devices in node.toml",
         ));
     }
+    for device in &status.pool.devices {
+        let Some(health) = &device.health else { continue };
+        let object = format!("device {}", device.name);
+        health_findings(health, |severity, why, next| found.push(finding(severity, &object, why, next)));
+    }
+}
+
+/// What a device says of itself, and what it failed.
+fn health_findings(health: &HealthStatus, mut found: impl FnMut(Severity, String, &str)) {
+    let replace = "move its data while it can be read, and replace it";
+    if !health.trouble.is_empty() {
+        let next = "the kernel's messages say more: dmesg; once the device is mended or back, start the node again";
+        found(Severity::Degraded, health.trouble.clone(), next);
+    }
+    if !health.warnings.is_empty() {
+        found(Severity::Degraded, format!("it warns: {}", health.warnings.join("; ")), replace);
+    }
+    if health.errors > 0 {
+        let why =
+            format!("{} operation(s) failed since it was opened, the newest: {}", health.errors, health.newest_error);
+        found(Severity::Degraded, why, "`twinlog pool scrub` names every damaged block");
+    }
+    if health.timeouts + health.resets > 0 {
+        let why = format!(
+            "{} operation(s) were not answered in time, and it was reset {} time(s), since it was opened",
+            health.timeouts, health.resets
+        );
+        found(Severity::Warning, why, "look for a device that hangs, or that others load: its firmware, `dmesg`");
+    }
+    if health.changes > 0 {
+        let why =
+            format!("its namespaces were changed {} time(s) since it was opened, by somebody else", health.changes);
+        found(Severity::Warning, why, "start the node again, which reads them anew");
+    }
+    let Some(wear) = &health.wear else { return };
+    if wear.media_errors > 0 {
+        let why = format!(
+            "it has counted {} error(s) of its media that it could not recover, over its life",
+            wear.media_errors
+        );
+        found(Severity::Warning, why, "watch whether they become more; `twinlog pool scrub` reads everything");
+    }
+    if wear.used_percent >= WORN_PERCENT {
+        found(Severity::Warning, format!("{} % of its endurance is used", wear.used_percent), replace);
+    }
 }
 
 fn lane_findings(status: &NodeStatus, found: &mut Vec<Finding>) {
@@ -342,7 +390,9 @@ pub(super) fn permille(part: u64, whole: u64) -> u64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::node::admin::{DeviceStatus, LaneStatus, OperationStatus, PoolStatus, ReactorStatus, VolumeStatus};
+    use crate::node::admin::{
+        DeviceStatus, LaneStatus, OperationStatus, PoolStatus, ReactorStatus, VolumeStatus, WearStatus,
+    };
 
     /// A node that has nothing wrong with it, for every test of this folder.
     pub(in crate::control) fn healthy() -> NodeStatus {
@@ -376,6 +426,7 @@ pub(super) mod tests {
                     name: "disks/pool-a.img".to_owned(),
                     size_bytes: 4 << 30,
                     durability: "durable".to_owned(),
+                    health: None,
                 }],
             },
             lanes: vec![LaneStatus {
@@ -455,6 +506,46 @@ pub(super) mod tests {
         let judgement = verdict(|status| status.pool.devices[0].durability = "volatile".to_owned());
         assert_eq!(judgement.verdict, Verdict::Degraded);
         assert!(judgement.why.starts_with("device disks/pool-a.img"), "{}", judgement.why);
+    }
+
+    #[test]
+    fn a_device_is_named_with_what_is_wrong_with_it() {
+        let sick = |change: fn(&mut HealthStatus)| {
+            verdict(|status| {
+                let mut health = HealthStatus { wear: Some(WearStatus::default()), ..HealthStatus::default() };
+                change(&mut health);
+                status.pool.devices[0].name = "nvme:S1".to_owned();
+                status.pool.devices[0].health = Some(health);
+            })
+        };
+        assert!(sick(|_| {}).findings.is_empty());
+        for (change, words) in [
+            ((|health| health.trouble = "the controller is gone".to_owned()) as fn(&mut HealthStatus), "is gone"),
+            (
+                |health| health.warnings = vec!["it takes no more writes".to_owned()],
+                "it warns: it takes no more writes",
+            ),
+            (|health| (health.errors, health.newest_error) = (2, "read of block 7".to_owned()), "read of block 7"),
+        ] {
+            let judgement = sick(change);
+            assert_eq!(judgement.verdict, Verdict::Degraded);
+            assert!(
+                judgement.why.starts_with("device nvme:S1: ") && judgement.why.contains(words),
+                "{}",
+                judgement.why
+            );
+        }
+        for (change, words) in [
+            ((|health| health.timeouts = 3) as fn(&mut HealthStatus), "3 operation(s) were not answered in time"),
+            (|health| health.resets = 1, "was reset 1 time(s)"),
+            (|health| health.changes = 1, "namespaces were changed"),
+            (|health| health.wear.as_mut().expect("there").media_errors = 5, "5 error(s) of its media"),
+            (|health| health.wear.as_mut().expect("there").used_percent = 100, "100 % of its endurance"),
+        ] {
+            let judgement = sick(change);
+            assert_eq!((judgement.verdict, judgement.findings.len()), (Verdict::Ok, 1));
+            assert!(judgement.next.contains(words), "{}", judgement.next);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::{base::limits::BLOCK_BYTES, format::object::VolumeRecord};
 use crossbeam_channel::Sender;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use twinlog_device::{DeviceHealth, DeviceWear};
 
 /// A question or an order to the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -310,6 +311,64 @@ pub struct DeviceStatus {
     pub size_bytes: u64,
     /// What it survives: `durable`, `process` or `volatile`.
     pub durability: String,
+    /// How it is, if it can say.
+    #[serde(default)]
+    pub health: Option<HealthStatus>,
+}
+
+/// How a device is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthStatus {
+    /// Why it does not serve now; empty if it does.
+    pub trouble: String,
+    /// What it calls critical.
+    pub warnings: Vec<String>,
+    /// Operations that it failed since it was opened.
+    pub errors: u64,
+    /// The newest of them; empty if there was none.
+    pub newest_error: String,
+    /// Operations that it did not answer in time.
+    pub timeouts: u64,
+    /// How often it had to be reset.
+    pub resets: u64,
+    /// How often its namespaces were changed since it was opened.
+    pub changes: u64,
+    /// What it has counted over its life, if it said.
+    pub wear: Option<WearStatus>,
+}
+
+/// What a device has counted over its life.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WearStatus {
+    /// Temperature.
+    pub temperature_celsius: i32,
+    /// Spare that is left, percent.
+    pub spare_percent: u8,
+    /// Endurance used, percent; may exceed 100.
+    pub used_percent: u8,
+    /// Errors of media or data integrity that were not recovered.
+    pub media_errors: u64,
+    /// Power losses without a shutdown.
+    pub unsafe_shutdowns: u64,
+}
+
+impl From<DeviceHealth> for HealthStatus {
+    fn from(health: DeviceHealth) -> Self {
+        let wear = |wear: DeviceWear| {
+            let DeviceWear { temperature_celsius, spare_percent, used_percent, media_errors, unsafe_shutdowns } = wear;
+            WearStatus { temperature_celsius, spare_percent, used_percent, media_errors, unsafe_shutdowns }
+        };
+        Self {
+            trouble: health.trouble.unwrap_or_default(),
+            warnings: health.warnings.into_iter().map(str::to_owned).collect(),
+            errors: health.error_count,
+            newest_error: health.newest_error.map(|error| error.to_string()).unwrap_or_default(),
+            timeouts: health.timeout_count,
+            resets: health.reset_count,
+            changes: health.change_count,
+            wear: health.wear.map(wear),
+        }
+    }
 }
 
 /// State of a lane.

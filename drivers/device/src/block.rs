@@ -102,6 +102,42 @@ impl fmt::Display for DeviceErrorKind {
     }
 }
 
+/// What a device says of its own condition, and what it has cost so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceHealth {
+    /// Why it does not serve now; none if it does.
+    pub trouble: Option<String>,
+    /// What it calls critical.
+    pub warnings: Vec<&'static str>,
+    /// Operations that it failed since it was opened, and the newest of them.
+    pub error_count: u64,
+    /// See [`Self::error_count`].
+    pub newest_error: Option<DeviceError>,
+    /// Operations that it did not answer in time.
+    pub timeout_count: u64,
+    /// How often it had to be reset.
+    pub reset_count: u64,
+    /// How often its namespaces or partitions were changed since it was opened, by somebody else.
+    pub change_count: u64,
+    /// What it has counted over its life, if it said.
+    pub wear: Option<DeviceWear>,
+}
+
+/// What a device has counted over its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceWear {
+    /// Temperature.
+    pub temperature_celsius: i32,
+    /// Spare that is left, percent.
+    pub spare_percent: u8,
+    /// Endurance used, percent; may exceed 100.
+    pub used_percent: u8,
+    /// Errors of media or data integrity that were not recovered.
+    pub media_errors: u64,
+    /// Power losses without a shutdown.
+    pub unsafe_shutdowns: u64,
+}
+
 /// The end of an operation.
 #[derive(Debug)]
 pub struct BlockCompletion {
@@ -118,6 +154,11 @@ pub struct BlockCompletion {
 pub trait BlockDevice {
     /// What the device is. Constant while it is open.
     fn info(&self) -> &DeviceInfo;
+
+    /// How it is, as far as is known without asking it; none if nothing ever is. Not on the path of an operation.
+    fn health(&self) -> Option<DeviceHealth> {
+        None
+    }
 
     /// How many further operations may be queued now.
     fn room(&self) -> usize;

@@ -20,7 +20,10 @@ pub mod net;
 pub mod platform;
 pub mod prng;
 
-pub use block::{BlockCompletion, BlockDevice, BlockRange, DeviceError, DeviceErrorKind, DeviceInfo, Persistence};
+pub use block::{
+    BlockCompletion, BlockDevice, BlockRange, DeviceError, DeviceErrorKind, DeviceHealth, DeviceInfo, DeviceWear,
+    Persistence,
+};
 pub use log::{DurabilityClass, LogCompletion, LogInfo, LogMemory};
 pub use net::{Accepted, ConnectionFailure, ConnectionId, ConnectionState, Lent, NetAddress, Network};
 pub use platform::{Nanos, Platform, Wait};

@@ -22,6 +22,9 @@ use twinlog_pci::{PciError, PciFunction};
 /// Namespaces that are looked at; a controller may have more, which are not used.
 const NAMESPACES_MAX: usize = 128;
 
+/// Notices: namespace attributes, firmware activation (base figure 275, OAES).
+const NOTICES: u32 = 1 << 8 | 1 << 9;
+
 /// Where the bringing-up stands: the command that is not yet answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -69,8 +72,9 @@ impl<F: PciFunction> Core<F> {
                 SubmissionEntry::new(admin_opcode::SET_FEATURES, 0, arguments)
             }
             Step::Events => {
-                // Every critical warning of the health log (base 5.27.1.8).
-                let arguments = [u32::from(feature::EVENTS), 0xFF, 0, 0, 0, 0];
+                // Every critical warning of the health log; of the notices those of namespaces and firmware that it has (base 5.27.1.8).
+                let notices = self.identity.as_ref().map_or(0, |identity| identity.notices) & NOTICES;
+                let arguments = [u32::from(feature::EVENTS), 0xFF | notices, 0, 0, 0, 0];
                 SubmissionEntry::new(admin_opcode::SET_FEATURES, 0, arguments)
             }
             Step::CreateCompletion { index } => self.create_queue(index, true),

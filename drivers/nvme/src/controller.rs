@@ -4,6 +4,7 @@ use crate::{
     ControllerIdentity, Failure, Health, LoggedError, Namespace, NvmeDisk, Unsupported, Watch,
     admin::Admin,
     core::{ControllerOptions, ControllerState, Core, Next},
+    health::Condition,
     lock::Lock,
     prp::PAGES_MAX,
     queue::{DISCARD_LBAS_MAX, Seat, ZERO_LBAS_MAX},
@@ -18,7 +19,7 @@ use std::{
     },
 };
 use thiserror::Error;
-use twinlog_device::{BlockPool, DeviceInfo, DurabilityClass, Nanos};
+use twinlog_device::{BlockPool, DeviceError, DeviceHealth, DeviceInfo, DurabilityClass, Nanos};
 use twinlog_pci::{PciError, PciFunction, PoolMap};
 
 /// Where a disk's time comes from: the monotonic clock of its reactor.
@@ -60,6 +61,15 @@ pub(crate) struct Shared<F: PciFunction> {
     core: Lock<Core<F>>,
     /// Whether the core is live: other states want every poll.
     is_live: AtomicBool,
+    /// For whoever asks how it is: held for moments only, whatever the controller is doing.
+    condition: Lock<Told>,
+}
+
+/// How a controller is, and what it failed.
+struct Told {
+    condition: Condition,
+    error_count: u64,
+    newest_error: Option<DeviceError>,
 }
 
 impl<F: PciFunction> Shared<F> {
@@ -77,6 +87,21 @@ impl<F: PciFunction> Shared<F> {
 
     fn note(&self, core: &Core<F>) {
         self.is_live.store(core.state() == ControllerState::Live, Ordering::Relaxed);
+        self.condition.wait().condition = core.condition();
+    }
+
+    /// One of its operations has failed.
+    pub(crate) fn note_error(&self, error: &DeviceError) {
+        let mut told = self.condition.wait();
+        told.error_count += 1;
+        told.newest_error = Some(error.clone());
+    }
+
+    /// How it is.
+    pub(crate) fn health(&self) -> DeviceHealth {
+        let told = self.condition.wait();
+        let (error_count, newest_error) = (told.error_count, told.newest_error.clone());
+        DeviceHealth { error_count, newest_error, ..told.condition.tell() }
     }
 }
 
@@ -121,7 +146,8 @@ impl<F: PciFunction> Controller<F> {
         let admin = Admin::new(&function, controls.clone())?;
         let mut core = Core::new(function, controls, admin, maps.into(), options);
         core.stop(now, Next::Enable);
-        Ok(Self(Arc::new(Shared { core: Lock::new(core), is_live: AtomicBool::new(false) })))
+        let condition = Lock::new(Told { condition: Condition::STARTING, error_count: 0, newest_error: None });
+        Ok(Self(Arc::new(Shared { core: Lock::new(core), is_live: AtomicBool::new(false), condition })))
     }
 
     /// One bounded turn of the controller, and where it stands then. Polled disks do the same.

@@ -21,6 +21,7 @@ use crate::{
     ControllerIdentity, Failure, Health, HostId, LoggedError, Namespace, Unsupported,
     admin::{Admin, Purpose},
     bring_up::Step,
+    health::Condition,
     lock::Lock,
     queue::{Patience, Queue, SLOTS_MAX},
     registers::Controls,
@@ -162,6 +163,8 @@ pub(crate) struct Core<F: PciFunction> {
     health_at: Nanos,
     resets: VecDeque<Nanos>,
     reset_count: u64,
+    timeout_count: u64,
+    change_count: u64,
 }
 
 impl<F: PciFunction> Core<F> {
@@ -196,6 +199,8 @@ impl<F: PciFunction> Core<F> {
             health_at: Nanos(0),
             resets: VecDeque::new(),
             reset_count: 0,
+            timeout_count: 0,
+            change_count: 0,
         }
     }
 
@@ -216,6 +221,17 @@ impl<F: PciFunction> Core<F> {
     /// Resets since it was opened.
     pub(crate) fn reset_count(&self) -> u64 {
         self.reset_count
+    }
+
+    /// How it is.
+    pub(crate) fn condition(&self) -> Condition {
+        Condition {
+            state: self.state(),
+            health: self.health,
+            reset_count: self.reset_count,
+            timeout_count: self.timeout_count,
+            change_count: self.change_count,
+        }
     }
 
     fn ready_timeout(&self) -> Duration {
@@ -391,7 +407,9 @@ impl<F: PciFunction> Core<F> {
                 Ok(None) => break,
                 Ok(Some(answer)) => match answer.purpose {
                     Purpose::Event if answer.status.is_success() => {
-                        self.log_wanted = Some(AsynchronousEvent(answer.result).log_page());
+                        let event = AsynchronousEvent(answer.result);
+                        self.change_count += u64::from(event.kind() == AsynchronousEvent::NAMESPACES_CHANGED);
+                        self.log_wanted = Some(event.log_page());
                     }
                     // It does not want so many, or none.
                     Purpose::Event => self.events_max = 0,
@@ -415,6 +433,7 @@ impl<F: PciFunction> Core<F> {
                 return self.stop(now, Next::Fail(Failure::Violation(violation)));
             }
         }
+        self.timeout_count += aborts.len() as u64;
         if is_hopeless {
             return self.recover(now);
         }

@@ -8,8 +8,8 @@ use crate::{
 };
 use std::{sync::Arc, time::Duration};
 use twinlog_device::{
-    BlockBuf, BlockCompletion, BlockDevice, BlockRange, DeviceErrorKind, DeviceInfo, Nanos, Persistence, SharedBlock,
-    Token,
+    BlockBuf, BlockCompletion, BlockDevice, BlockRange, DeviceErrorKind, DeviceHealth, DeviceInfo, Nanos, Persistence,
+    SharedBlock, Token,
 };
 use twinlog_pci::PciFunction;
 
@@ -131,6 +131,10 @@ impl<F: PciFunction, C: Clock> BlockDevice for NvmeDisk<F, C> {
         &self.info
     }
 
+    fn health(&self) -> Option<DeviceHealth> {
+        Some(self.shared.health())
+    }
+
     fn room(&self) -> usize {
         self.info.queue_depth as usize - self.busy_count
     }
@@ -176,6 +180,11 @@ impl<F: PciFunction, C: Clock> BlockDevice for NvmeDisk<F, C> {
             completions.append(&mut queue.seat(self.seat).finished);
             if queue.violation().is_some() {
                 self.look_at = now;
+            }
+        }
+        for completion in &completions[count_before..] {
+            if let Err(error) = &completion.result {
+                self.shared.note_error(error);
             }
         }
         self.watch.set_behind(!self.pending.is_empty());

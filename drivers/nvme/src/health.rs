@@ -1,7 +1,10 @@
 //! How a controller feels.
 
-use crate::spec::{ErrorEntry, HealthLog, Status};
-use twinlog_device::Nanos;
+use crate::{
+    ControllerState,
+    spec::{ErrorEntry, HealthLog, Status},
+};
+use twinlog_device::{DeviceHealth, DeviceWear, Nanos};
 
 /// What the health log said last (base 5.16.1.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +41,75 @@ impl Health {
         }
     }
 
+    /// What is critical, in words.
+    fn warnings(&self) -> impl Iterator<Item = &'static str> {
+        // A controller that does not set the bit may still say so by its figures.
+        let lacks_spare = u8::from(self.spare_percent < self.spare_threshold_percent);
+        let bits = self.critical_warning | lacks_spare;
+        (0..).zip(WARNINGS).filter(move |(bit, _)| bits >> bit & 1 == 1).map(|(_, words)| words)
+    }
+
+    fn wear(&self) -> DeviceWear {
+        DeviceWear {
+            temperature_celsius: i32::from(self.temperature_k) - CELSIUS_ZERO_K,
+            spare_percent: self.spare_percent,
+            used_percent: self.used_percent,
+            media_errors: u64::try_from(self.media_errors).unwrap_or(u64::MAX),
+            unsafe_shutdowns: u64::try_from(self.unsafe_shutdowns).unwrap_or(u64::MAX),
+        }
+    }
+
     /// Whether somebody should look after the device.
     #[must_use]
     pub fn is_critical(&self) -> bool {
         self.critical_warning != 0 || self.spare_percent < self.spare_threshold_percent
+    }
+}
+
+/// What is critical, by the bits of the health log.
+const WARNINGS: [&str; 6] = [
+    "its spare capacity is below its threshold",
+    "its temperature is beyond its limits",
+    "its reliability is degraded by errors of the media or inside",
+    "it takes no more writes",
+    "the backup of its volatile memory has failed",
+    "its persistent memory region takes no more writes",
+];
+
+/// Zero degrees Celsius, in kelvin.
+const CELSIUS_ZERO_K: i32 = 273;
+
+/// How a controller is, as its last turn has left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Condition {
+    pub(crate) state: ControllerState,
+    pub(crate) health: Option<Health>,
+    pub(crate) reset_count: u64,
+    pub(crate) timeout_count: u64,
+    pub(crate) change_count: u64,
+}
+
+impl Condition {
+    /// Of a controller that nothing is known of.
+    pub(crate) const STARTING: Self =
+        Self { state: ControllerState::Starting, health: None, reset_count: 0, timeout_count: 0, change_count: 0 };
+
+    /// For people.
+    pub(crate) fn tell(&self) -> DeviceHealth {
+        let trouble = match self.state {
+            ControllerState::Live => None,
+            ControllerState::Starting => Some("it is being reset: operations wait".to_owned()),
+            ControllerState::Failed(failure) => Some(failure.to_string()),
+        };
+        DeviceHealth {
+            trouble,
+            warnings: self.health.iter().flat_map(Health::warnings).collect(),
+            timeout_count: self.timeout_count,
+            reset_count: self.reset_count,
+            change_count: self.change_count,
+            wear: self.health.map(|health| health.wear()),
+            ..DeviceHealth::default()
+        }
     }
 }
 

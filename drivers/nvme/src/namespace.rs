@@ -47,6 +47,8 @@ pub struct ControllerIdentity {
     pub(crate) aborts_max: u16,
     /// Asynchronous event requests at the same time.
     pub(crate) events_max: u16,
+    /// Notices that it can give (OAES).
+    pub(crate) notices: u32,
     /// How long a shutdown may take, microseconds; zero for not said.
     pub(crate) shutdown_us: u32,
 }
@@ -82,6 +84,7 @@ impl ControllerIdentity {
             atomic_lbas: [raw.atomic_normal, raw.atomic_power_fail].map(|lbas| u32::from(lbas.get()) + 1),
             aborts_max: u16::from(raw.aborts_max) + 1,
             events_max: u16::from(raw.events_max) + 1,
+            notices: raw.events.get(),
             shutdown_us: raw.shutdown_us.get(),
         })
     }

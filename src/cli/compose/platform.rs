@@ -20,8 +20,8 @@ use std::{
 };
 use twinlog::serve::reactor::NodeEnd;
 use twinlog_device::{
-    BlockBuf, BlockCompletion, BlockDevice, BlockPool, BlockRange, DeviceErrorKind, DeviceInfo, Nanos, Persistence,
-    Platform, SharedBlock, Token, Wait,
+    BlockBuf, BlockCompletion, BlockDevice, BlockPool, BlockRange, DeviceErrorKind, DeviceHealth, DeviceInfo, Nanos,
+    Persistence, Platform, SharedBlock, Token, Wait,
 };
 use twinlog_nvme::{Clock, Watch};
 use twinlog_uring::{AnyLog, Events, FileDisk, Listened, Ring, UringNetwork, UringPlatform, monotonic};
@@ -175,6 +175,13 @@ impl BlockDevice for Disk {
         match self {
             Self::File(disk) => disk.info(),
             Self::Nvme(disk) => &disk.info,
+        }
+    }
+
+    fn health(&self) -> Option<DeviceHealth> {
+        match self {
+            Self::File(disk) => disk.health(),
+            Self::Nvme(disk) => disk.queue.health(),
         }
     }
 

@@ -398,6 +398,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             name: device.info().name.clone(),
             size_bytes: device.info().block_count * BLOCK_BYTES,
             durability: device.info().durability.to_string(),
+            health: device.health().map(Into::into),
         };
         PoolStatus {
             name: superblock.name.clone(),

@@ -10,6 +10,9 @@ use crate::spec::{
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+/// Notices that it has: attributes of namespaces.
+const NOTICES: u32 = 1 << 8;
+
 impl Device {
     /// Status and result of a command; none if it is not answered now.
     pub(super) fn perform_admin(&mut self, entry: &SubmissionEntry) -> Option<(Status, u32)> {
@@ -31,7 +34,15 @@ impl Device {
                 }
                 _ => Status::INVALID_FIELD,
             },
-            admin_opcode::SET_FEATURES => Status::SUCCESS,
+            admin_opcode::SET_FEATURES => {
+                if first.to_le_bytes()[0] == feature::EVENTS {
+                    self.notices = second & !0xFF;
+                    if self.notices & !NOTICES != 0 {
+                        self.complain("notices that the controller does not have");
+                    }
+                }
+                Status::SUCCESS
+            }
             admin_opcode::ABORT => return Some((Status::SUCCESS, self.abort(first))),
             admin_opcode::EVENT => {
                 self.events.push(entry.command_id.get());
@@ -85,6 +96,7 @@ impl Device {
         raw.controller_id = self.controller_id.into();
         raw.version = 0x0001_0400.into();
         raw.attributes = attribute::WIDE_HOST_ID.into();
+        raw.events = NOTICES.into();
         raw.aborts_max = 3;
         raw.events_max = 1;
         raw.entry_shifts = [0x66, 0x44];
@@ -194,6 +206,12 @@ impl Device {
 
     /// Answers an event request when something has happened.
     pub(super) fn report_event(&mut self) {
+        let wants_notice = self.has_notice && self.notices & NOTICES != 0;
+        if let Some(id) = if wants_notice { self.events.pop() } else { None } {
+            self.has_notice = false;
+            // Notice, namespace attribute changed, log page 04h.
+            self.answer(0, id, Status::SUCCESS, 2 | u32::from(log_page::CHANGED_NAMESPACES) << 16);
+        }
         if !self.has_event {
             return;
         }

@@ -103,6 +103,9 @@ pub(super) struct Device {
     pub(super) critical_warning: u8,
     /// Whether an event waits for a request, and whether one was sent whose log page was not read.
     pub(super) has_event: bool,
+    /// Whether the namespaces were changed and no request was answered with that, and which notices the driver wants.
+    pub(super) has_notice: bool,
+    pub(super) notices: u32,
     pub(super) signals: Signals,
     pub(super) performed_count: u64,
     pub(super) sgl_count: u64,
@@ -142,6 +145,8 @@ impl Device {
             events: Vec::new(),
             critical_warning: 0,
             has_event: false,
+            has_notice: false,
+            notices: 0,
             signals: Signals::default(),
             performed_count: 0,
             sgl_count: 0,

@@ -183,6 +183,11 @@ impl Model {
         self.device.borrow_mut().warn();
     }
 
+    /// Reports that namespaces were changed by another host.
+    pub fn change_namespaces(&self) {
+        self.device.borrow_mut().has_notice = true;
+    }
+
     /// Takes the function away: registers read as all ones; with `noticed` the kernel says so, too.
     pub fn remove(&self, noticed: bool) {
         let mut device = self.device.borrow_mut();

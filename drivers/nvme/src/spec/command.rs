@@ -125,6 +125,8 @@ pub mod log_page {
     pub const ERROR: u8 = 0x01;
     /// SMART / health.
     pub const HEALTH: u8 = 0x02;
+    /// Firmware slots.
+    pub const FIRMWARE: u8 = 0x03;
     /// Namespaces whose attributes changed.
     pub const CHANGED_NAMESPACES: u8 = 0x04;
 }

@@ -70,6 +70,18 @@ const _: () = assert!(size_of::<ErrorEntry>() == 64);
 pub struct AsynchronousEvent(pub u32);
 
 impl AsynchronousEvent {
+    /// Notice: namespaces were attached, detached, resized or formatted.
+    pub const NAMESPACES_CHANGED: [u8; 2] = [2, 0];
+    /// Notice: a firmware is being activated.
+    pub const FIRMWARE_STARTING: [u8; 2] = [2, 1];
+
+    /// What it is about: bits 0 to 2 the type, 8 to 15 which of this type.
+    #[must_use]
+    pub fn kind(self) -> [u8; 2] {
+        let [kind, information, ..] = self.0.to_le_bytes();
+        [kind & 7, information]
+    }
+
     /// The log page that tells more, and that must be read to hear of further events of this kind.
     #[must_use]
     pub fn log_page(self) -> u8 {

@@ -99,6 +99,7 @@ fn a_command_without_an_answer_is_aborted_and_its_neighbours_go_on() {
     let timed_out = Err(DeviceErrorKind::Os(libc::ETIMEDOUT));
     assert!(results.iter().all(|result| result.is_ok() || *result == timed_out) && results.contains(&timed_out));
     assert_eq!(rig.controller().reset_count(), 0, "an abort is enough");
+    assert!(rig.disks[0].health().expect("a controller can say").timeout_count > 0);
     expect_whole(rig);
 }
 
@@ -330,6 +331,37 @@ fn a_health_event_is_seen() {
         let health = rig.controller().health().expect("the log was read");
         assert!(health.is_critical() && health.spare_percent == 3);
     }
+    expect_whole(rig);
+}
+
+#[test]
+fn a_disk_tells_how_it_is() {
+    let mut rig = usual();
+    let health = |rig: &mut Rig| {
+        for _ in 0..100 {
+            rig.disks[0].poll(&mut Vec::new());
+            rig.turn();
+        }
+        rig.disks[0].health().expect("a controller can say")
+    };
+    let well = health(&mut rig);
+    assert_eq!((well.trouble, well.warnings, well.error_count, well.change_count), (None, Vec::new(), 0, 0));
+    let wear = well.wear.expect("the log was read");
+    assert_eq!((wear.temperature_celsius, wear.spare_percent, wear.media_errors), (37, 100, 2));
+    rig.model.warn();
+    assert_eq!(health(&mut rig).warnings, ["its spare capacity is below its threshold"]);
+    for count in 1..=2 {
+        rig.model.change_namespaces();
+        assert_eq!(health(&mut rig).change_count, count);
+    }
+    begin_both(&mut rig);
+    rig.model.remove(true);
+    rig.step = Duration::from_millis(20);
+    kinds(&mut rig, 2);
+    let gone = health(&mut rig);
+    assert_eq!((gone.trouble.as_deref(), gone.error_count), (Some("the controller is gone"), 2));
+    let newest = gone.newest_error.expect("one was counted");
+    assert_eq!((newest.device.as_str(), newest.kind), ("MODEL-0001/1", DeviceErrorKind::Gone));
     expect_whole(rig);
 }
 
