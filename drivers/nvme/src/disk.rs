@@ -183,7 +183,10 @@ impl<F: PciFunction, C: Clock> BlockDevice for NvmeDisk<F, C> {
             }
         }
         for completion in &completions[count_before..] {
-            if let Err(error) = &completion.result {
+            // That another host has reserved the namespace is no failure of the device.
+            if let Err(error) = &completion.result
+                && error.kind != DeviceErrorKind::Fenced
+            {
                 self.shared.note_error(error);
             }
         }

@@ -8,6 +8,10 @@ by_serial() {
     done
 }
 
+# What a node has.
+reactors=1
+memory=96MiB
+
 # configure BACKEND PATH DEVICE...: the log there, the pool on the devices.
 configure() {
     backend=$1
@@ -21,8 +25,10 @@ admin = "$admin"
 unix = ["/run/nbd.sock"]
 tcp = ["0.0.0.0:10809"]
 allow_remote = true
+[reactors]
+count = $reactors
 [memory]
-limit = "96MiB"
+limit = "$memory"
 [log]
 backend = "$backend"
 path = "$path"

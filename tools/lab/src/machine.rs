@@ -15,6 +15,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::{Value, json};
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
@@ -274,17 +275,26 @@ impl Guest {
     ///
     /// QEMU does not do it.
     pub fn unplug(&self, device: &str) -> Result<()> {
+        self.order("device_del", &json!({ "id": device }))
+    }
+
+    /// Gives QEMU an order over its monitor (QMP).
+    ///
+    /// # Errors
+    ///
+    /// QEMU does not do it.
+    pub fn order(&self, command: &str, arguments: &Value) -> Result<()> {
         let mut monitor = UnixStream::connect(self.folder.join("qmp")).context("connecting to qemu")?;
         monitor.set_read_timeout(Some(PORTS_PATIENCE))?;
-        monitor.write_all(b"{\"execute\":\"qmp_capabilities\"}\n")?;
-        writeln!(monitor, "{{\"execute\":\"device_del\",\"arguments\":{{\"id\":\"{device}\"}}}}")?;
+        writeln!(monitor, "{}", json!({ "execute": "qmp_capabilities" }))?;
+        writeln!(monitor, "{}", json!({ "execute": command, "arguments": arguments }))?;
         // A greeting, and two answers; events come between.
         let mut answers =
             BufReader::new(monitor).lines().map_while(Result::ok).filter(|line| !line.contains("\"event\""));
         for _ in 0..3 {
             let answer = answers.next().context("qemu does not answer")?;
             if answer.contains("\"error\"") {
-                bail!("qemu: {answer}");
+                bail!("qemu: {command} {arguments}: {answer}");
             }
         }
         Ok(())

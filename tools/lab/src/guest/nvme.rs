@@ -1,7 +1,10 @@
 //! The NVMe driver on a real controller: the suite of every block device, data that the kernel's driver reads afterwards, and load to be killed under.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    time::{ClockId, clock_gettime},
+};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -22,7 +25,7 @@ const BLOCK_BYTES: usize = twinlog_memory::BLOCK_BYTES;
 pub(super) const OPTIONS: ControllerOptions = ControllerOptions {
     disk_count: 2,
     queue_depth: 32,
-    interrupts: false,
+    interrupts: true,
     // Emulation on a loaded machine.
     command_timeout: Duration::from_secs(60),
     abort_timeout: Duration::from_secs(20),
@@ -112,11 +115,13 @@ struct Disks<F: PciFunction> {
     pool: BlockPool,
     disks: Vec<NvmeDisk<F, Monotonic>>,
     controller: Option<Controller<F>>,
+    /// Sleeps that the controller ended.
+    signal_count: u64,
 }
 
 impl<F: PciFunction> Disks<F> {
     fn new(address: String, open: fn(&str) -> Result<F, PciError>, pool: BlockPool) -> Result<Self> {
-        let mut disks = Self { address, open, pool, disks: Vec::new(), controller: None };
+        let mut disks = Self { address, open, pool, disks: Vec::new(), controller: None, signal_count: 0 };
         disks.start()?;
         Ok(disks)
     }
@@ -243,11 +248,27 @@ impl<F: PciFunction> BlockHarness for Disks<F> {
         &mut self.disks[queue]
     }
 
+    /// Sleeps until the controller signals, where it can.
     fn turn(&mut self) {
-        thread::sleep(TURN);
+        let is_idle = |disk: &NvmeDisk<F, Monotonic>| disk.room() == disk.info().queue_depth as usize;
+        let busy = || self.disks.iter().filter(|disk| !is_idle(disk)).map(NvmeDisk::watch);
+        let counters: Vec<_> = busy().collect();
+        let mut events: Vec<_> =
+            counters.iter().filter_map(|watch| Some(PollFd::new(watch.event()?, PollFlags::POLLIN))).collect();
+        if events.is_empty() {
+            return thread::sleep(TURN);
+        }
+        // Nobody else waits for these counters, so that reading one is forgetting it.
+        for event in counters.iter().filter_map(|watch| watch.event()) {
+            let _was_zero = nix::unistd::read(event, &mut [0; 8]);
+        }
+        let sleep = counters.iter().map(|watch| watch.longest_sleep()).min().unwrap_or_default();
+        let limit = PollTimeout::try_from(sleep).unwrap_or(PollTimeout::MAX);
+        self.signal_count += u64::from(poll(&mut events, limit).is_ok_and(|ready| ready > 0));
     }
 
     fn reopen(&mut self) {
         self.start().expect("the controller serves again");
+        println!("{} sleeps were ended by an interrupt", self.signal_count);
     }
 }

@@ -4,6 +4,7 @@ mod kill;
 mod nbd;
 mod nvdimm;
 mod nvme;
+mod nvme_faults;
 mod nvme_node;
 mod nvme_pair;
 mod nvme_tcp;
@@ -38,7 +39,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 15] = [
+pub const SCENARIOS: [Scenario; 16] = [
     Scenario {
         name: "nbd-kernel",
         about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
@@ -92,6 +93,12 @@ pub const SCENARIOS: [Scenario; 15] = [
         about: "the same as power-cut with the pool on an NVMe controller that the node drives, behind an IOMMU",
         programs: &[],
         run: nvme_node::power_cut,
+    },
+    Scenario {
+        name: "nvme-faults",
+        about: "the disk of a controller that a node drives is slow, fails, does not answer, is taken out and put back",
+        programs: &["awk"],
+        run: nvme_faults::run,
     },
     Scenario {
         name: "nvme-pair",

@@ -305,7 +305,7 @@ fn wait(command: &mut Command) -> Result<Option<i32>> {
 }
 
 /// The exit code of a process that ends soon; it is killed if it does not.
-fn ended(process: &mut Child) -> Result<Option<i32>> {
+pub(super) fn ended(process: &mut Child) -> Result<Option<i32>> {
     let start = Instant::now();
     loop {
         if let Some(status) = process.try_wait()? {
