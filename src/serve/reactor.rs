@@ -34,8 +34,8 @@ use std::{
 };
 use twinlog_device::{BlockDevice, LogMemory, Nanos, Network, Platform, Wait};
 
-/// Opens the device of a name, or says why not.
-pub type OpenDevice<D> = Box<dyn FnMut(&str) -> Result<D, String>>;
+/// Opens the device of a name, or says why not. None while that takes its time: asked again in later turns, one of which it brings about.
+pub type OpenDevice<D> = Box<dyn FnMut(&str) -> Option<Result<D, String>>>;
 
 /// What a reactor asks of its front end: a value that moves when it is polled.
 pub trait FrontEnd<N: Network> {
@@ -156,7 +156,7 @@ pub struct ReactorParts<P: Platform, F> {
     pub idle: Idle,
     /// Orders of the control threads; reactor 0 has it.
     pub calls: Option<Mailbox<AdminCall>>,
-    /// Opens a device that joins the pool. The one call of the loop that may block: the file is opened and locked.
+    /// Opens a device that joins a pool.
     pub open_device: OpenDevice<P::Disk>,
     /// Opens pools.
     pub opener: Box<dyn PoolOpener<P::Disk, P::Log>>,
@@ -177,6 +177,8 @@ pub struct Reactor<P: Platform, F> {
     finished: bool,
     /// Whether it ended because the node's lease had.
     is_overdue: bool,
+    /// Devices that pools wait for.
+    joining: Vec<(PoolSlot, String)>,
 }
 
 impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
@@ -184,7 +186,7 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
     #[must_use]
     pub fn new(parts: ReactorParts<P, F>) -> Self {
         let started = parts.platform.now();
-        Self { parts, started, slept: Duration::ZERO, finished: false, is_overdue: false }
+        Self { parts, started, slept: Duration::ZERO, finished: false, is_overdue: false, joining: Vec::new() }
     }
 
     /// Runs until the node has stopped. Returns why the pool stopped before it was told to, if it did.
@@ -304,11 +306,13 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
         if let Some(pair) = pair {
             worked |= pair.deliver(pools);
         }
-        while let Some((slot, name)) = pools.wanted_device() {
-            let device = open_device(&name);
-            pools.device_opened(slot, device);
+        self.joining.extend(std::iter::from_fn(|| pools.wanted_device()));
+        self.joining.retain(|(slot, name)| {
+            let Some(device) = open_device(name) else { return true };
+            pools.device_opened(*slot, device);
             worked = true;
-        }
+            false
+        });
         // Before the pool is open nobody knows the volumes: clients wait, instead of hearing that there are none. After it has stopped
         // they hear that it has.
         if pools.has_opened() || pools.is_stopping() {

@@ -78,7 +78,7 @@ use platform::{Disk, NodePlatform, Queues};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     thread::{Builder, JoinHandle},
 };
 use storage::{Portion, listeners};
@@ -334,32 +334,56 @@ impl Shared {
     }
 }
 
-/// Devices on their way into the pool: opened and locked by the first reactor that is told, shared by the others.
+/// Devices on their way into a pool: opened and locked by a thread that may wait for them, shared by the reactors.
 #[derive(Default)]
-struct Joining(Mutex<BTreeMap<String, (Opened, usize)>>);
+struct Joining(Mutex<BTreeMap<String, Join>>);
+
+/// One of them.
+#[derive(Default)]
+struct Join {
+    /// None while it is being opened.
+    opened: Option<Result<Opened, String>>,
+    /// Reactors that have it already; the last one takes it out.
+    taken: usize,
+}
 
 impl Joining {
-    /// The open device, for one of the reactors; the last one takes it out.
-    fn device(&self, name: &str, shared: &Shared) -> Result<Opened, String> {
-        let mut files = self.0.lock().map_err(|_| "another reactor has panicked".to_owned())?;
-        let (device, waiting) = match files.remove(name) {
-            Some(joining) => joining,
-            None => {
-                let path = Path::new(name);
-                let device = shared.devices.open(path, Access::Exclusive).map_err(|failure| failure.message)?;
-                reservation::join(shared, &path.to_owned()).map_err(|failure| failure.message)?;
-                refuse_foreign(&shared.devices, path, device.size_bytes())?;
-                (device, shared.config.reactors.count)
-            }
+    /// The open device, for one of the reactors, once it is open: the thread that opens it wakes all of them then.
+    fn device(name: &str, shared: &Arc<Shared>, reactors: &[Arc<dyn Waker>]) -> Option<Result<Opened, String>> {
+        let mut all = shared.joining.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(join) = all.get_mut(name) else {
+            all.insert(name.to_owned(), Join::default());
+            let (joining, shared, reactors) = (name.to_owned(), Arc::clone(shared), reactors.to_vec());
+            let started = Builder::new().name("joining".to_owned()).spawn(move || {
+                let opened = join(&joining, &shared);
+                let mut all = shared.joining.0.lock().unwrap_or_else(PoisonError::into_inner);
+                all.entry(joining).or_default().opened = Some(opened);
+                drop(all);
+                reactors.iter().for_each(|reactor| reactor.wake());
+            });
+            let error = started.err()?;
+            all.remove(name);
+            return Some(Err(format!("no thread to open it: {error}")));
         };
-        if waiting > 1 {
-            files.insert(name.to_owned(), (device.clone(), waiting - 1));
+        let opened = join.opened.clone()?;
+        join.taken += 1;
+        if join.taken == shared.config.reactors.count {
+            all.remove(name);
         }
-        Ok(device)
+        Some(opened)
     }
 }
 
-/// The engine looks where its superblocks go; labels of others lie beside those places. Not everywhere: a reactor waits for this.
+/// Opens and locks a device that joins a pool.
+fn join(name: &str, shared: &Shared) -> Result<Opened, String> {
+    let path = Path::new(name);
+    let device = shared.devices.open(path, Access::Exclusive).map_err(|failure| failure.message)?;
+    reservation::join(shared, &path.to_owned()).map_err(|failure| failure.message)?;
+    refuse_foreign(&shared.devices, path, device.size_bytes())?;
+    Ok(device)
+}
+
+/// The engine looks where its superblocks go; labels of others lie beside those places. Not everywhere: a person waits for this.
 fn refuse_foreign(devices: &Devices, path: &Path, bytes: u64) -> Result<(), String> {
     let (medium, _) = devices.read(path).map_err(|failure| failure.message)?;
     let found = foreign::find(&medium, path, bytes, false);
@@ -369,11 +393,12 @@ fn refuse_foreign(devices: &Devices, path: &Path, bytes: u64) -> Result<(), Stri
     }
 }
 
-fn open_device(shared: &Arc<Shared>, queues: Queues) -> OpenDevice<Disk> {
+fn open_device(shared: &Arc<Shared>, queues: Queues, reactors: Vec<Arc<dyn Waker>>) -> OpenDevice<Disk> {
     let shared = Arc::clone(shared);
     Box::new(move |name| {
-        let device = shared.joining.device(name, &shared)?;
-        queues.open(&device, &shared.holds[PoolSlot::Home.index()]).map_err(|failure| failure.message)
+        let device = Joining::device(name, &shared, &reactors)?;
+        let hold = &shared.holds[PoolSlot::Home.index()];
+        Some(device.and_then(|device| queues.open(&device, hold).map_err(|failure| failure.message)))
     })
 }
 
@@ -443,6 +468,7 @@ fn open(
     let Connections { deliveries, mut wakers, port, first } = connections;
     let (calls, pair) = first.map_or((None, None), |first| (Some(first.calls), first.pair));
     let (start, requests) = pair.unzip();
+    let reactors = wakers.clone();
     wakers.remove(usize::from(index));
     let cpu = config.reactors.cpus.get(usize::from(index)).map(|cpu| *cpu as u64);
     let mut pools = Pools::new(shared.blocks.clone(), cpu);
@@ -468,7 +494,7 @@ fn open(
         front: Server::new(connections_max).with_nvme_tcp(shared.nvme_tcp.clone()),
         idle: Idle::new(config.reactors.idle),
         calls,
-        open_device: open_device(shared, queues),
+        open_device: open_device(shared, queues, reactors),
         opener: Box::new(opener),
         pair: start.map(|start| pair::parts(shared, ring, start)).transpose()?.map(Box::new),
         end: Arc::clone(&shared.end),

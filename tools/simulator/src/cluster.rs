@@ -162,7 +162,7 @@ impl Machine {
         let (media, agenda) = (self.media.clone(), agenda.clone());
         Box::new(move |name| {
             let named = media.iter().find(|medium| medium.name() == name);
-            named.map(|medium| medium.open(&agenda)).ok_or_else(|| format!("no device called {name}"))
+            Some(named.map(|medium| medium.open(&agenda)).ok_or_else(|| format!("no device called {name}")))
         })
     }
 

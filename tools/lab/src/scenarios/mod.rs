@@ -91,7 +91,7 @@ pub const SCENARIOS: [Scenario; 16] = [
     Scenario {
         name: "nvme-node",
         about: "the same as power-cut with the pool on an NVMe controller that the node drives, behind an IOMMU",
-        programs: &[],
+        programs: &["setpriv"],
         run: nvme_node::power_cut,
     },
     Scenario {

@@ -12,7 +12,7 @@ const UIO: &str = include_str!("../../guest/nvme-uio.sh");
 const PATIENCE: Duration = Duration::from_secs(900);
 const DISK_BYTES: u64 = 256 << 20;
 /// The user in the guest that drives controllers without being root.
-const USERS: &[u8] = b"root:x:0:0::/root:/bin/sh\ntwinlog:x:990:990::/:/bin/sh\n";
+pub(super) const USERS: &[u8] = b"root:x:0:0::/root:/bin/sh\ntwinlog:x:990:990::/:/bin/sh\n";
 
 pub(super) fn vfio(lab: &Lab) -> Result<()> {
     let modules = vec!["nvme", "vfio_pci", "vfio_iommu_type1", "crc32c_generic", "ext4"];

@@ -4,7 +4,7 @@
 //! the driver knows, and flushes.
 
 use super::{
-    Lab,
+    Lab, nvme,
     station::{Cut, Drive, LOG, NODE, Station},
 };
 use crate::{disk::Slot, initramfs::Contents, machine::Machine};
@@ -43,8 +43,13 @@ fn machine(lab: &Lab, name: &str) -> Result<Machine> {
         payload: PAYLOAD,
         modules: vec!["nvme", "vfio_pci", "vfio_iommu_type1"],
         binaries: vec![lab.twinlog.clone()],
-        files: [("lab/settings".to_owned(), settings.into_bytes()), ("lab/node.sh".to_owned(), NODE.into())].into(),
-        ..Contents::default()
+        programs: vec!["setpriv"],
+        files: [
+            ("lab/settings".to_owned(), settings.into_bytes()),
+            ("lab/node.sh".to_owned(), NODE.into()),
+            ("etc/passwd".to_owned(), nvme::USERS.into()),
+        ]
+        .into(),
     };
     let mut machine = lab.machine(name, &contents)?;
     machine.memory_mib = 640;

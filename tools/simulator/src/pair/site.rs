@@ -255,7 +255,7 @@ impl Site {
                 front: Front::Direct(port.clone()),
                 idle: Idle::new(IdlePolicy::Adaptive),
                 calls: called.take(),
-                open_device: Box::new(|name| Err(format!("no device called {name}"))),
+                open_device: Box::new(|name| Some(Err(format!("no device called {name}")))),
                 opener: Box::new(SimOpener {
                     openings: openings.clone(),
                     number,
