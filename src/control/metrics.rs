@@ -291,6 +291,8 @@ fn put_devices(page: &mut Page, status: &NodeStatus) {
     };
     let serves = of(|health| figure(u64::from(health.trouble.is_empty())));
     page.gauge("device_serving", "1 while the device serves", serves);
+    let oldest = of(|health| seconds(health.oldest_ns));
+    page.gauge("device_oldest_operation_seconds", "For how long it has had its oldest operation", oldest);
     let warnings = of(|health| figure(health.warnings.len() as u64));
     page.gauge("device_critical_warnings", "Conditions that the device calls critical", warnings);
     page.counter("device_errors_total", "Operations that it failed", of(|health| figure(health.errors)));

@@ -21,6 +21,10 @@ const THROTTLE_WARNING_NS: u64 = 1_000_000;
 /// A consistency point older than this, with changes waiting in the log, is late: they begin seconds after the oldest change.
 const CP_AGE_WARNING_NS: u64 = 60 * 1_000_000_000;
 
+/// A disk that is well answers within milliseconds, one that others load too within a second.
+const OLDEST_WARNING_NS: u64 = 1_000_000_000;
+/// Half of what an NVMe controller has until its command is aborted.
+const OLDEST_DEGRADED_NS: u64 = 5_000_000_000;
 /// A device that has used so much of its endurance should be replaced.
 const WORN_PERCENT: u8 = 100;
 
@@ -267,6 +271,11 @@ fn health_findings(health: &HealthStatus, mut found: impl FnMut(Severity, String
     }
     if !health.warnings.is_empty() {
         found(Severity::Degraded, format!("it warns: {}", health.warnings.join("; ")), replace);
+    }
+    if health.oldest_ns >= OLDEST_WARNING_NS {
+        let why = format!("it has not answered an operation for {}: it is slow, or hangs", show_ns(health.oldest_ns));
+        let severity = if health.oldest_ns >= OLDEST_DEGRADED_NS { Severity::Degraded } else { Severity::Warning };
+        found(severity, why, "wait: what hangs is aborted, and the device reset; the kernel's messages: dmesg");
     }
     if health.errors > 0 {
         let why =
@@ -525,6 +534,7 @@ pub(super) mod tests {
                 |health| health.warnings = vec!["it takes no more writes".to_owned()],
                 "it warns: it takes no more writes",
             ),
+            (|health| health.oldest_ns = 5_000_000_000, "has not answered an operation for 5.00 s"),
             (|health| (health.errors, health.newest_error) = (2, "read of block 7".to_owned()), "read of block 7"),
         ] {
             let judgement = sick(change);
@@ -536,6 +546,7 @@ pub(super) mod tests {
             );
         }
         for (change, words) in [
+            ((|health| health.oldest_ns = 1_000_000_000) as fn(&mut HealthStatus), "for 1.00 s: it is slow"),
             ((|health| health.timeouts = 3) as fn(&mut HealthStatus), "3 operation(s) were not answered in time"),
             (|health| health.resets = 1, "was reset 1 time(s)"),
             (|health| health.changes = 1, "namespaces were changed"),

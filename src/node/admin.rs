@@ -323,6 +323,9 @@ pub struct HealthStatus {
     pub trouble: String,
     /// What it calls critical.
     pub warnings: Vec<String>,
+    /// For how long it has had the oldest operation that it has not answered.
+    #[serde(default)]
+    pub oldest_ns: u64,
     /// Operations that it failed since it was opened.
     pub errors: u64,
     /// The newest of them; empty if there was none.
@@ -361,6 +364,7 @@ impl From<DeviceHealth> for HealthStatus {
         Self {
             trouble: health.trouble.unwrap_or_default(),
             warnings: health.warnings.into_iter().map(str::to_owned).collect(),
+            oldest_ns: u64::try_from(health.oldest.as_nanos()).unwrap_or(u64::MAX),
             errors: health.error_count,
             newest_error: health.newest_error.map(|error| error.to_string()).unwrap_or_default(),
             timeouts: health.timeout_count,

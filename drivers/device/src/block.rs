@@ -16,7 +16,7 @@
 //! 7. On an idle device `room` equals [`DeviceInfo::queue_depth`]; an operation takes one place from its call until `poll` returns it.
 
 use crate::{BlockBuf, DurabilityClass, SharedBlock, Token};
-use std::fmt;
+use std::{fmt, time::Duration};
 use thiserror::Error;
 
 /// Consecutive blocks of a device.
@@ -109,6 +109,8 @@ pub struct DeviceHealth {
     pub trouble: Option<String>,
     /// What it calls critical.
     pub warnings: Vec<&'static str>,
+    /// For how long it has had the oldest operation that it has not answered.
+    pub oldest: Duration,
     /// Operations that it failed since it was opened, and the newest of them.
     pub error_count: u64,
     /// See [`Self::error_count`].

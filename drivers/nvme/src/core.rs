@@ -165,6 +165,8 @@ pub(crate) struct Core<F: PciFunction> {
     reset_count: u64,
     timeout_count: u64,
     change_count: u64,
+    /// For how long it has had its oldest command, at the last look.
+    oldest: Duration,
 }
 
 impl<F: PciFunction> Core<F> {
@@ -201,6 +203,7 @@ impl<F: PciFunction> Core<F> {
             reset_count: 0,
             timeout_count: 0,
             change_count: 0,
+            oldest: Duration::ZERO,
         }
     }
 
@@ -231,6 +234,7 @@ impl<F: PciFunction> Core<F> {
             reset_count: self.reset_count,
             timeout_count: self.timeout_count,
             change_count: self.change_count,
+            oldest: self.oldest,
         }
     }
 
@@ -425,8 +429,10 @@ impl<F: PciFunction> Core<F> {
         }
         let mut aborts = Vec::new();
         let mut is_hopeless = self.admin.is_late(now);
+        self.oldest = Duration::ZERO;
         for queue in &self.queues {
             let Some(mut queue) = queue.attempt() else { continue };
+            self.oldest = self.oldest.max(queue.oldest(now));
             is_hopeless |= queue.watch(now, &mut aborts);
             if let Some(violation) = queue.violation() {
                 drop(queue);

@@ -4,6 +4,7 @@ use crate::{
     ControllerState,
     spec::{ErrorEntry, HealthLog, Status},
 };
+use std::time::Duration;
 use twinlog_device::{DeviceHealth, DeviceWear, Nanos};
 
 /// What the health log said last (base 5.16.1.3).
@@ -87,12 +88,19 @@ pub(crate) struct Condition {
     pub(crate) reset_count: u64,
     pub(crate) timeout_count: u64,
     pub(crate) change_count: u64,
+    pub(crate) oldest: Duration,
 }
 
 impl Condition {
     /// Of a controller that nothing is known of.
-    pub(crate) const STARTING: Self =
-        Self { state: ControllerState::Starting, health: None, reset_count: 0, timeout_count: 0, change_count: 0 };
+    pub(crate) const STARTING: Self = Self {
+        state: ControllerState::Starting,
+        health: None,
+        reset_count: 0,
+        timeout_count: 0,
+        change_count: 0,
+        oldest: Duration::ZERO,
+    };
 
     /// For people.
     pub(crate) fn tell(&self) -> DeviceHealth {
@@ -107,6 +115,7 @@ impl Condition {
             timeout_count: self.timeout_count,
             reset_count: self.reset_count,
             change_count: self.change_count,
+            oldest: self.oldest,
             wear: self.health.map(|health| health.wear()),
             ..DeviceHealth::default()
         }

@@ -460,6 +460,18 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
         self.idle.push(u16::try_from(index).expect("a slot's number"));
     }
 
+    /// For how long the controller has had the oldest of its commands.
+    pub(crate) fn oldest(&self, now: Nanos) -> Duration {
+        let age = |slot: &Slot| match slot.state {
+            SlotState::Flying(deadline) => {
+                let all = self.patience.command + if slot.timed_out { self.patience.abort } else { Duration::ZERO };
+                all.saturating_sub(deadline.since(now))
+            }
+            SlotState::Idle | SlotState::Waiting(_) => Duration::ZERO,
+        };
+        self.slots.iter().map(age).max().unwrap_or_default()
+    }
+
     /// Finds commands that take too long: those to abort go to `aborts`. Whether one was not even aborted in time.
     pub(crate) fn watch(&mut self, now: Nanos, aborts: &mut Vec<[u16; 2]>) -> bool {
         let mut is_hopeless = false;

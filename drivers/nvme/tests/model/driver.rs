@@ -95,6 +95,9 @@ fn a_command_without_an_answer_is_aborted_and_its_neighbours_go_on() {
     rig.disks[0].poll(&mut Vec::new());
     rig.turn();
     rig.model.set_mischief(Mischief::default());
+    rig.disks[0].poll(&mut Vec::new());
+    let oldest = rig.disks[0].health().expect("a controller can say").oldest;
+    assert_eq!(oldest, rig.step, "it has had both since the turn before");
     let results = kinds(&mut rig, 2);
     let timed_out = Err(DeviceErrorKind::Os(libc::ETIMEDOUT));
     assert!(results.iter().all(|result| result.is_ok() || *result == timed_out) && results.contains(&timed_out));

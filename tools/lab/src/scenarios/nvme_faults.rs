@@ -222,7 +222,7 @@ impl<'a> Bench<'a> {
     fn no_answer(&mut self) -> Result<()> {
         let loads = self.begin("randrw", "600")?;
         self.pace("bps-total", 1)?;
-        let status = self.await_status(&[SERIAL, "were not answered in time"])?;
+        let status = self.await_status(&["DEGRADED", SERIAL, "it has not answered an operation for"])?;
         println!("  no answer: {status}");
         let status = self.await_status(&[SERIAL, "it was reset 1 time"])?;
         self.pace("bps-total", 0)?;
