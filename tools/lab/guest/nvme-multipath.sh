@@ -34,17 +34,24 @@ while [ $round -lt "$rounds" ]; do
     jobs=
     for device in $devices; do
         fio --name=verify --filename="$device" --direct=1 --ioengine=libaio --iodepth=8 --rw=randwrite --bsrange=4k-64k --blockalign=4k --size=64M \
-            --verify=crc32c --verify_backlog=256 --verify_fatal=1 --randseed="$((seed + round))" --time_based --runtime=20 --rate_iops=300 \
+            --verify=crc32c --verify_backlog=256 --verify_fatal=1 --randseed="$((seed + round))" --time_based --runtime=15 --rate_iops=300 \
             --output="/tmp/fio-${device##*/}" --minimal &
         jobs="$jobs $!"
     done
     sleep 3
+    # What the kernel believes while the node is away.
+    (while :; do states; echo; sleep 0.2; done) >/tmp/states 2>/dev/null &
+    sampler=$!
     event loaded
     await killed
     for job in $jobs; do
         wait "$job" || fail "fio: $(cat /tmp/fio-*) $(dmesg | tail -20)"
     done
     await_states " 2 non-optimized; 2 optimized;"
+    kill $sampler
+    sort /tmp/states | uniq -c
+    # The dead node's paths stay in the list with what was said of them last, or are not there.
+    grep -q -e '^ 1 non-optimized; 3 optimized;$' -e '^ 2 optimized;$' /tmp/states || fail "the takeover was not announced"
 done
 
 nvme disconnect -n "$nqn"

@@ -74,8 +74,18 @@ impl Node {
     /// What `twinlog status` says, or null while the node does not answer.
     #[must_use]
     pub fn status(&self) -> Value {
-        let output = self.command(&["status"]).output();
+        self.status_by(&["status"])
+    }
+
+    fn status_by(&self, arguments: &[&str]) -> Value {
+        let output = self.command(arguments).output();
         output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or_default()
+    }
+
+    /// The same of a pair's node b.
+    #[must_use]
+    pub fn partner_status(&self) -> Value {
+        self.status_by(&["status", "--node", "b"])
     }
 
     fn command(&self, arguments: &[&str]) -> Command {

@@ -52,6 +52,12 @@ pub(super) fn multipath(lab: &Lab) -> Result<()> {
         guest.tell("killed")?;
     }
     guest.succeed(PATIENCE)?;
+    let partner = node.partner_status();
+    let takeovers = partner["status"]["pair"]["pools"][1]["takeovers"].as_u64();
+    println!("  {} kills, {takeovers:?} takeovers", lab.rounds);
+    if takeovers.is_none_or(|takeovers| takeovers == 0) {
+        bail!("nobody took over: nothing was tested: {partner}");
+    }
     if node.status()["status"]["pool"]["checksum_errors"] != 0 {
         bail!("the node found damage: {}", node.status());
     }
