@@ -6,6 +6,7 @@
 //! clients   a port to the engine without a protocol, and an NBD client of its own
 //! pattern   bytes that tell which write they are from
 //! model     the oracle of data: linearizable, nothing answered lost, nothing half applied
+//! needs     what records in a log need of a volume's tree, so that it can rot
 //! fault     classes of faults, what excuses an error, how often each fired and mattered
 //! pair      two nodes with shared disks, interconnect, arbiter and fences: takeover, giveback, and all that fails on the way
 //! history   lives, crashes, verification, the workload, the end in which everything must work
@@ -24,6 +25,7 @@ pub mod cluster;
 pub mod fault;
 pub mod history;
 pub mod model;
+mod needs;
 pub mod pair;
 pub mod pattern;
 pub mod resume;

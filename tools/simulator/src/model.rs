@@ -23,7 +23,7 @@
 //!    *lasting* write has overwritten: one that a flush, FUA or a consistency point has made durable.
 //! 5. A change of at most one record is atomic across a crash: bytes of a write that was not answered, and in the same range bytes that
 //!    it has certainly overwritten, are a change half applied.
-//! 6. A change that was refused never happens: nothing may have read it before.
+//! 6. A change that was refused never happens: nothing may have read it before. Nor does one that was given up ([`Model::give_up`]).
 //!
 //! Rules 1 to 3 decide: where every write has bytes of its own, they refuse exactly the histories that no order of operations explains. Two writes
 //! cannot be put in order when each had to come before the other, and that is all that can go wrong with a register (Gibbons and Korach, Testing shared
@@ -31,6 +31,8 @@
 //! write itself. `linearizable.rs` compares with a search through all orders.
 //!
 //! Different writes can have the same bytes (zeroes). A read that fits several candidates proves only what is true of all of them.
+
+mod given_up;
 
 use crate::pattern::{Fill, WriteId, matches};
 use std::{collections::BTreeMap, fmt, ops::Range};
@@ -107,6 +109,8 @@ struct Write {
     is_pending: bool,
     /// It ended with an error, or a crash found it unanswered or lost the log that it was in: settled, and it may have never happened.
     is_doubtful: bool,
+    /// It never happens: it was refused or given up.
+    is_void: bool,
 }
 
 /// A volume's possible content.
@@ -167,6 +171,7 @@ impl Model {
             was_read: false,
             is_pending: false,
             is_doubtful: false,
+            is_void: false,
         };
         Self {
             volumes: BTreeMap::new(),
@@ -233,6 +238,7 @@ impl Model {
             was_read: false,
             is_pending: true,
             is_doubtful: false,
+            is_void: false,
         };
         if let Some(volume) = self.volumes.get_mut(&write.volume) {
             for segment in volume.cut(&write.range) {
@@ -249,6 +255,9 @@ impl Model {
         let write = &mut self.writes[index(id)];
         write.settled = write.settled.min(now);
         write.is_pending = false;
+        if write.is_void {
+            return;
+        }
         let (volume, range) = (write.volume, write.range.clone());
         self.overwrite(volume, &range, id, is_lasting || self.answers_last);
     }
@@ -319,7 +328,7 @@ impl Model {
     /// A write was not submitted after all.
     pub fn withdraw(&mut self, id: WriteId) {
         let write = &mut self.writes[index(id)];
-        write.is_pending = false;
+        (write.is_pending, write.is_void) = (false, true);
         let (volume, range) = (write.volume, write.range.clone());
         let Some(volume) = find(&mut self.volumes, &mut self.gone, volume) else { return };
         for segment in volume.meeting(&range) {
@@ -550,8 +559,20 @@ impl Model {
     /// # Errors
     /// A change that is there in part (rule 5).
     pub fn judge_crash(&mut self) -> Result<(), DataFault> {
+        self.judge_crash_but(None)
+    }
+
+    /// The same when one volume was not read, since it is offline: it is judged after a later reading.
+    ///
+    /// # Errors
+    /// A change that is there in part (rule 5).
+    pub fn judge_crash_but(&mut self, unread: Option<ObjectId>) -> Result<(), DataFault> {
         for id in std::mem::take(&mut self.at_crash) {
             let write = &self.writes[index(id)];
+            if Some(write.volume) == unread {
+                self.at_crash.push(id);
+                continue;
+            }
             let Some(volume) = self.volumes.get_mut(&write.volume) else { continue };
             let (mut is_there, mut is_missing) = (write.was_read && self.answers_last, None);
             // What lies beyond the size was not read.
@@ -574,7 +595,7 @@ impl Model {
             }
         }
         let (oldest_read, answers_last) = (self.oldest_read(), self.answers_last);
-        for volume in self.volumes.values_mut() {
+        for (_, volume) in self.volumes.iter_mut().filter(|(id, _)| Some(**id) != unread) {
             for segment in &mut volume.segments {
                 segment
                     .candidates

@@ -12,30 +12,11 @@ use super::{Halt, History, Oracle, Order, Violation, found};
 use crate::{
     clients::Ask,
     fault::Class,
+    needs::{Content, Rotten},
     pattern::WriteId,
     setup::{BLOCK, Weakness, index},
 };
-use twinlog::{
-    base::{CpNumber, ObjectId},
-    changelog::inspect::{Inspector, RecordRow, Row},
-    format::{
-        object::{VolumeRecord, records},
-        reference::{BlockRef, node},
-        superblock::{Superblock, TreeRoot, slot_blocks},
-    },
-    node::admin::AdminRequest,
-    pool::tree::{child_index, span},
-};
-use twinlog_device::BlockBytes;
-
-/// A block that a record in the log may need.
-struct Target {
-    volume: ObjectId,
-    disk: usize,
-    block: u64,
-    bit: u64,
-    rotten: Box<BlockBytes>,
-}
+use twinlog::{base::ObjectId, node::admin::AdminRequest};
 
 impl History {
     /// Lets a block rot that a record in the log needs, if there is one, and sees what becomes of it.
@@ -61,7 +42,7 @@ impl History {
         Ok(())
     }
 
-    fn live_with(&mut self, target: &Target) -> Result<(), Halt> {
+    fn live_with(&mut self, target: &Rotten) -> Result<(), Halt> {
         let mut lsn = self.start_beside(target.volume)?;
         let is_offline = lsn.is_some();
         self.tally.count(Class::UnperformableRecord, is_offline);
@@ -84,7 +65,7 @@ impl History {
             self.refuses_online = false;
             self.checkpoint()?;
         }
-        self.heal_target(target);
+        target.heal(self.machine().disks());
         let mut crashes = u64::from(self.prng.chance(1, 2));
         while lsn.is_some() {
             self.turns_left = if crashes > 0 { self.prng.between(1, 150) } else { u64::MAX };
@@ -159,119 +140,10 @@ impl History {
         self.ask(Order::Online, AdminRequest::VolumeOnline { name, accept_loss: false })
     }
 
-    /// The block is as it was, unless it was written again since.
-    fn heal_target(&self, Target { disk, block, bit, rotten, .. }: &Target) {
-        let medium = &self.machine().disks()[*disk];
-        if medium.block(*block) == *rotten {
-            medium.flip_bit(*block, *bit);
-        }
-    }
-
-    /// A record that will be replayed, and one of the blocks on the way to what it changes.
-    fn draw_target(&mut self) -> Option<Target> {
-        let superblock = self.newest_superblock()?;
-        let mut live = Vec::new();
-        for (lane, applied) in superblock.applied.iter().enumerate() {
-            live.extend(self.records_from(lane, applied.0)?);
-        }
-        let volumes = self.volumes_on_disk(&superblock);
-        let wants = |record: &RecordRow| {
-            let volume = volumes.iter().find(|volume| volume.id.0 == record.object)?;
-            let is_known = self.model.volumes().contains_key(&volume.id) && !volume.root.is_hole();
-            is_known.then(|| (volume.clone(), record.offset_bytes / BLOCK))
-        };
-        let wanted: Vec<_> = live.iter().filter_map(wants).collect();
-        if wanted.is_empty() {
-            return None;
-        }
-        let (volume, leaf) = self.prng.pick(&wanted).clone();
-        let path = self.path(&superblock, TreeRoot { root: volume.root, levels: volume.levels }, leaf)?;
-        let reference = *self.prng.pick(&path);
-        let (disk, block) = self.place(&superblock, &reference)?;
-        let bit = self.prng.below(32_768);
-        let medium = &self.machine().disks()[disk];
-        if !medium.flip_bit(block, bit) {
-            return None;
-        }
-        Some(Target { volume: volume.id, disk, block, bit, rotten: medium.block(block) })
-    }
-
-    fn records_from(&self, lane: usize, applied: u64) -> Option<Vec<RecordRow>> {
-        let image = self.machine().logs[lane].image();
-        let read = |offset: u64, buffer: &mut [u8]| {
-            let start = index(offset);
-            buffer.copy_from_slice(&image[start..start + buffer.len()]);
-            Ok(())
-        };
-        let mut inspector = Inspector::open(read, image.len() as u64).ok()?;
-        let mut records = Vec::new();
-        let looked = inspector.rows(|row| {
-            if let Row::Record(record) = row
-                && record.whole
-                && record.lsn >= applied
-                && ["block", "write", "discard", "write-zeroes"].contains(&record.kind)
-            {
-                records.push(record);
-            }
-            true
-        });
-        looked.ok().map(|()| records)
-    }
-
-    /// The newest superblock of the first disk, and nothing of one that could be another's.
-    fn newest_superblock(&self) -> Option<Superblock> {
-        let medium = self.machine().disks().first()?;
-        let blocks = self.setup.device_blocks[0];
-        let places = [0, 1].map(|cp| slot_blocks(CpNumber(cp), blocks)).concat();
-        let found = places.into_iter().filter_map(|place| Superblock::verify(&medium.block(place), place).ok());
-        found.map(|(superblock, _)| superblock).max_by_key(|superblock| superblock.cp)
-    }
-
-    /// Where a block lies, if it is whole there.
-    fn place(&self, superblock: &Superblock, reference: &BlockRef) -> Option<(usize, u64)> {
-        let (device, block) = (reference.address().device(), reference.address().block());
-        // A disk that joined later lies behind the others, as it does in the pool.
-        let medium = self.machine().disks().get(device).filter(|_| device < superblock.devices.len())?;
-        reference.matches(&medium.block(block)).then_some((device, block))
-    }
-
-    fn block_of(&self, superblock: &Superblock, reference: &BlockRef) -> Option<Box<BlockBytes>> {
-        let (disk, block) = self.place(superblock, reference)?;
-        Some(self.machine().disks()[disk].block(block))
-    }
-
-    fn volumes_on_disk(&self, superblock: &Superblock) -> Vec<VolumeRecord> {
-        let mut volumes = Vec::new();
-        let TreeRoot { root, levels } = superblock.object_table;
-        let mut waiting = vec![(root, levels)];
-        while let Some((reference, level)) = waiting.pop() {
-            let Some(block) = Some(reference).filter(|it| !it.is_hole()).and_then(|it| self.block_of(superblock, &it))
-            else {
-                continue;
-            };
-            if level > 0 {
-                waiting.extend(node(&block).iter().map(|child| (*child, level - 1)));
-            } else {
-                volumes.extend(records(&block).iter().filter_map(|record| record.verify().ok().flatten()));
-            }
-        }
-        volumes
-    }
-
-    /// The nodes on the way to a data block, and the block if there is one.
-    fn path(&self, superblock: &Superblock, tree: TreeRoot, leaf: u64) -> Option<Vec<BlockRef>> {
-        let mut path = vec![tree.root];
-        if leaf >= span(tree.levels) {
-            return Some(path);
-        }
-        for level in (1..=tree.levels).rev() {
-            let block = self.block_of(superblock, path.last()?)?;
-            let child = node(&block)[child_index(level, leaf)];
-            if child.is_hole() {
-                break;
-            }
-            path.push(child);
-        }
-        Some(path)
+    /// Lets a block rot on the way to what a record changes that will be replayed.
+    fn draw_target(&mut self) -> Option<Rotten> {
+        let machine = self.cluster.machines.first()?;
+        let content = Content::newest(machine.disks(), self.setup.device_blocks[0])?;
+        content.rot(&machine.logs, |id| self.model.volumes().contains_key(&id), &mut self.prng)
     }
 }

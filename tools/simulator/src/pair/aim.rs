@@ -10,12 +10,14 @@
 //! | both die | the mirror's log is behind, and has to show what it is worth |
 //! | late reply | a change is replaced, and the owner dies before its reply arrives |
 //! | asked again | a path is lost while what was sent on it waits at the owner behind other changes |
+//! | held | records cannot be performed, and the pool changes hands while they are held |
 
 use super::{
     History,
     ambush::{Act, Change, Moment, Step},
     setup::PairSetup,
 };
+use crate::setup::index;
 use std::time::Duration;
 
 /// What a history is aimed at.
@@ -28,10 +30,11 @@ pub(super) enum Aim {
     BothDie,
     LateReply,
     AskedAgain,
+    Held,
 }
 
 impl Aim {
-    /// Every one.
+    /// Every one but the last, which comes with its trouble.
     pub(super) const ALL: [Self; 7] =
         [Self::Alone, Self::Lease, Self::CatchingUp, Self::Back, Self::BothDie, Self::LateReply, Self::AskedAgain];
 
@@ -57,6 +60,11 @@ impl Aim {
                 (setup.paths, setup.is_one_sided) = (2, false);
                 setup.ring_blocks = setup.ring_blocks.min(8);
                 setup.depth = setup.depth.max(3);
+            }
+            // Long logs hold many records, of which those that are not of whole blocks read while they are performed.
+            Self::Held => {
+                (setup.events, setup.gap_turns) = (6, 240);
+                (setup.ring_blocks, setup.is_uniform) = (setup.ring_blocks.max(48), false);
             }
             Self::Lease | Self::Back | Self::BothDie => {}
         }
@@ -128,6 +136,16 @@ impl History {
             Aim::LateReply => {
                 let [rest, heals] = aftermath(detection * 2, detection * 6);
                 vec![well(Act::Lossy), Step::at(Moment::Replaced, few, Act::OwnerDies), rest, heals]
+            }
+            Aim::Held => {
+                let turns = self.prng.between(20, 300);
+                let rots = [well(Act::Work), Step::after_turns(turns, Act::Rot)];
+                let again = [
+                    Step::at(Moment::Serves, few * 20, *self.prng.pick(&[Act::OwnerDies, Act::Takeover, Act::BothDie])),
+                    Step::after(self.within(4), Act::Heal),
+                ];
+                let count = index(self.prng.below(3));
+                rots.into_iter().chain(again.into_iter().take(count)).collect()
             }
             Aim::AskedAgain => {
                 let turns = self.prng.between(20, 300);

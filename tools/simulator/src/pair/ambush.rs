@@ -74,6 +74,10 @@ pub(super) enum Act {
     Lossy,
     /// An operator wants the pool at the other node.
     Takeover,
+    /// An operator wants a consistency point.
+    Checkpoint,
+    /// The owner dies, and a block rots that a record in its log needs.
+    Rot,
     /// Clients ask for nothing new.
     Rest,
     /// They do again.
@@ -246,6 +250,8 @@ impl History {
                 self.site.paths.iter().for_each(|path| path.set_plan(plan));
             }
             Act::Takeover => self.order_of(other, AdminRequest::PairTakeover { pool: name(pool), force: false }),
+            Act::Checkpoint => self.order_of(owner, AdminRequest::Checkpoint),
+            Act::Rot => self.rot(pool),
             Act::Rest => self.is_resting = true,
             Act::Work => self.is_resting = false,
             Act::Heal => self.heal(),

@@ -12,13 +12,13 @@ use crate::{
     pattern::WriteId,
     setup::{BLOCK, index},
 };
-use std::{collections::VecDeque, ops::Range};
+use std::ops::Range;
 use twinlog::{
     base::{ObjectId, checksum},
     cp::coordinator::PoolState,
     format::register::Side,
     node::{
-        admin::{AdminCall, AdminReply, AdminRequest},
+        admin::{AdminCall, AdminReply, AdminRequest, CheckReport},
         engine::Engine,
         request::VolumeService,
     },
@@ -26,17 +26,17 @@ use twinlog::{
 use twinlog_sim::{SimDisk, SimLog};
 
 /// Nodes that reach each other have found out who serves after so many detection times.
-const NOTICE_FACTOR: u32 = 10;
+pub(super) const NOTICE_FACTOR: u32 = 10;
 /// Names of volumes.
 const VOLUMES: [&str; 2] = ["one", "two"];
 
 impl History {
-    fn engine(&self, pool: usize, node: usize) -> Option<&Engine<SimDisk, SimLog>> {
+    pub(super) fn engine(&self, pool: usize, node: usize) -> Option<&Engine<SimDisk, SimLog>> {
         self.processes[node].as_ref()?.node.reactor(0)?.pools().engine(slot_of(node, pool))
     }
 
     /// Whether the pool is on its way out at its server, so that requests are refused.
-    fn is_leaving(&self, pool: usize, node: usize) -> bool {
+    pub(super) fn is_leaving(&self, pool: usize, node: usize) -> bool {
         self.engine(pool, node).is_none_or(|engine| {
             engine.is_closing() || engine.is_stopped() || engine.pool_state() != Some(&PoolState::Serving)
         })
@@ -69,7 +69,10 @@ impl History {
             let what = format!("pool {} at {}: there are {listed:?}, not {expected:?}", NAMES[pool], NAMES[node]);
             return Err(found(Oracle::Volumes, what));
         }
-        watch.phase = Phase::Reading(watch.everything());
+        self.meet_offline(pool, node)?;
+        let offline = self.offline_volume(pool);
+        let watch = &mut self.pools[pool];
+        watch.phase = Phase::Reading(watch.everything_but(offline));
         Ok(())
     }
 
@@ -98,10 +101,12 @@ impl History {
                 }
                 None if is_busy => Ok(()),
                 None => {
+                    let offline = self.offline_volume(pool);
                     let watch = &mut self.pools[pool];
-                    watch.model.judge_crash().map_err(|(oracle, what)| found(Oracle::Data(oracle), what))?;
+                    watch.model.judge_crash_but(offline).map_err(|(oracle, what)| found(Oracle::Data(oracle), what))?;
                     watch.phase = Phase::Checking;
-                    self.order(pool, node, Order::Check, AdminRequest::PoolCheck);
+                    let was_rotten = self.is_rotten(pool);
+                    self.order(pool, node, Order::Check { was_rotten }, AdminRequest::PoolCheck);
                     Ok(())
                 }
             },
@@ -191,22 +196,7 @@ impl History {
                 watch.model.flushed(None, began);
                 watch.model.end(began);
             }
-            (Order::Check, AdminReply::Report(report)) => {
-                self.figures.checks += 1;
-                if is_excused && !report.problems.is_empty() {
-                    // What could not be read is looked at again.
-                    watch.phase = Phase::Reading(VecDeque::new());
-                    return Ok(());
-                }
-                if let Some(first) = report.problems.first() {
-                    let what = format!("pool {}: {} problems, the first: {first}", NAMES[pool], report.problems.len());
-                    return Err(found(Oracle::Check, what));
-                }
-                (watch.phase, watch.was_forced) = (Phase::Working, false);
-                watch.may_be_offline &= !report.offline.is_empty();
-                watch.openings += 1;
-                self.figures.recoveries += 1;
-            }
+            (Order::Check { was_rotten }, AdminReply::Report(report)) => self.heard_check(pool, &report, was_rotten)?,
             (order, AdminReply::Refused { message, .. }) => {
                 if !is_leaving && !is_excused && !message.contains("shutting down") && !message.contains("stopp") {
                     return Err(found(Oracle::Error, format!("an order was refused: {message}")));
@@ -214,13 +204,39 @@ impl History {
                 match order {
                     Order::Checkpoint { began } => watch.model.end(began),
                     Order::Create { name, size_bytes } => watch.uncertain = Some((name, size_bytes)),
-                    Order::Check => watch.phase = Phase::Reading(VecDeque::new()),
+                    Order::Check { .. } => watch.look_again(),
                 }
             }
             (_, reply) => {
                 return Err(found(Oracle::Protocol, format!("an order got the answer to another: {reply:?}")));
             }
         }
+        Ok(())
+    }
+
+    fn heard_check(&mut self, pool: usize, report: &CheckReport, was_rotten: bool) -> Result<(), Violation> {
+        self.figures.checks += 1;
+        if was_rotten {
+            self.judge_damage(pool, report)?;
+        }
+        let is_excused = self.is_excused(pool);
+        let watch = &mut self.pools[pool];
+        if is_excused && !report.problems.is_empty() {
+            // What could not be read is looked at again.
+            watch.look_again();
+            return Ok(());
+        }
+        if let Some(first) = report.problems.first().filter(|_| !was_rotten) {
+            let what = format!("pool {}: {} problems, the first: {first}", NAMES[pool], report.problems.len());
+            return Err(found(Oracle::Check, what));
+        }
+        watch.was_forced = false;
+        if watch.phase == Phase::Checking {
+            watch.phase = Phase::Working;
+        }
+        watch.may_be_offline &= !report.offline.is_empty();
+        watch.openings += 1;
+        self.figures.recoveries += 1;
         Ok(())
     }
 
@@ -339,6 +355,7 @@ impl History {
         self.digest = self.digest.rotate_left(7) ^ id ^ self.site.world.now().0;
         if !matches!(answer, Answer::Refused(_)) {
             self.may_answer(pool, &flying)?;
+            self.judge_done(pool, id, &flying)?;
         }
         if !flying.is_local {
             let is_done = !matches!(answer, Answer::Refused(_));
@@ -349,7 +366,7 @@ impl History {
         }
         let model = &mut self.pools[pool].model;
         match (answer, &flying.ask) {
-            (Answer::Refused(refusal), _) => self.refused(pool, &flying, &refusal),
+            (Answer::Refused(refusal), _) => self.refused(pool, (id, &flying), &refusal),
             (Answer::Done, Ask::Write(..) | Ask::Discard(..) | Ask::Zero(..)) => {
                 model.end_write(flying.write.expect("it is a change"), false);
                 self.pools[pool].answered += 1;
@@ -417,16 +434,18 @@ impl History {
 
     /// A node that closes the pool may refuse what it has begun; what waits for an owner, or is with it, ends in no other error than that nobody
     /// has served it for too long.
-    fn refused(&mut self, pool: usize, flying: &Flying, refusal: &Refusal) -> Result<(), Violation> {
+    fn refused(&mut self, pool: usize, (id, flying): (u64, &Flying), refusal: &Refusal) -> Result<(), Violation> {
         let watch = &self.pools[pool];
         let is_leaving = flying.parted.is_some() || (watch.open_at[flying.node] && self.is_leaving(pool, flying.node));
-        let is_offline = watch.may_be_offline
+        let is_held_up = self.may_be_held_up(pool, id, flying);
+        let is_offline = (watch.may_be_offline || is_held_up)
             && matches!(refusal, Refusal::Failed(reason) if reason.starts_with("the volume is offline"));
         let (is_excused, never_happens) = match refusal {
             // A forced takeover may have lost it.
             Refusal::NoVolume => (is_leaving || !watch.model.volumes().contains_key(&flying.volume), true),
             Refusal::ShuttingDown => (is_leaving, true),
-            Refusal::Failed(_) => (is_leaving || is_offline || self.is_excused(pool), false),
+            Refusal::Failed(_) if is_offline => (true, true),
+            Refusal::Failed(_) => (is_leaving || is_held_up || self.is_excused(pool), false),
             Refusal::Unserved => (self.may_be_unserved(pool, flying), false),
             Refusal::Beyond | Refusal::NoSpace => (false, true),
         };
@@ -434,7 +453,10 @@ impl History {
             let what = format!("pool {}: {:?} was refused without a fault: {refusal:?}", NAMES[pool], flying.ask);
             return Err(found(Oracle::Error, what));
         }
-        let is_failed = matches!(refusal, Refusal::Failed(_)) && !is_offline && !self.is_excused(pool);
+        let is_failed = matches!(refusal, Refusal::Failed(_)) && !is_offline && !is_held_up && !self.is_excused(pool);
+        if is_offline && is_held_up {
+            self.tell_refused_offline(flying);
+        }
         if *refusal == Refusal::Unserved {
             self.tell(lines::FORWARDED_UNSERVED, true);
         }

@@ -164,7 +164,8 @@ impl History {
     fn bring_online(&mut self, node: usize, status: &NodeStatus) {
         let taken_over = status.pair.as_ref().and_then(|pair| pair.taken_over.as_ref());
         let volumes = status.volumes.iter().chain(taken_over.iter().flat_map(|status| &status.volumes));
-        let offline: Vec<_> = volumes.filter(|volume| volume.offline.is_some()).collect();
+        let offline = volumes.filter(|volume| volume.offline.is_some() && !self.is_held_for(&volume.name));
+        let offline: Vec<_> = offline.collect();
         if !offline.is_empty() {
             self.mend_hardware();
         }

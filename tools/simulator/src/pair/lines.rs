@@ -12,13 +12,15 @@ use twinlog::format::register::{MirrorState, Register, Side};
 use twinlog_sim::{Direction, Fault, LogMedium};
 
 /// Everything that is counted.
-pub(super) const ALL: [&str; 42] = [
+pub(super) const ALL: [&str; 51] = [
     ARBITER_LATE,
     ARBITER_LOST,
     ARBITER_POSTHUMOUS,
     ARBITER_UNHEARD,
     BLACKOUT,
     BROKEN,
+    BROUGHT_BACK,
+    CARRIED,
     CUT,
     DIES_OPENING,
     DISK_GONE,
@@ -31,17 +33,24 @@ pub(super) const ALL: [&str; 42] = [
     FORWARDED,
     FORWARDED_OUTLIVED,
     FORWARDED_UNSERVED,
+    GIVEN_UP,
+    HELD_BY_OWNER,
+    HELD_BY_PARTNER,
     KILL,
     LOG_READ,
     LOG_SLOW,
     LOG_WRITE,
     MIRROR_LOST,
     OFFLINE,
+    ONLINE_INTERRUPTED,
+    ONLINE_REFUSED,
     OPENING,
     OWN_LOG_LOST,
     PACKET_LOST,
     PAUSE,
     POWER,
+    REFUSED_OFFLINE,
+    UNPERFORMABLE,
     LINE_PROCESS_DIES,
     LINE_HOST_DIES,
     LINE_RESTARTS,
@@ -63,6 +72,8 @@ pub(super) const ARBITER_POSTHUMOUS: &str = "arbiter: change of the dead";
 pub(super) const ARBITER_UNHEARD: &str = "arbiter: answer lost";
 pub(super) const BLACKOUT: &str = "site dark";
 pub(super) const BROKEN: &str = "connection broken";
+pub(super) const BROUGHT_BACK: &str = "held: brought back";
+pub(super) const CARRIED: &str = "held: carried to another node";
 pub(super) const CUT: &str = "interconnect cut";
 const DIES_OPENING: &str = "died while opening";
 const DISK_GONE: &str = "disk: gone";
@@ -75,17 +86,24 @@ pub(super) const FORCED_MACHINE: &str = "forced: owner lost";
 pub(super) const FORWARDED: &str = "forwarded";
 pub(super) const FORWARDED_OUTLIVED: &str = "forwarded: owner outlived";
 pub(super) const FORWARDED_UNSERVED: &str = "forwarded: not served in time";
+pub(super) const GIVEN_UP: &str = "held: given up";
+pub(super) const HELD_BY_OWNER: &str = "held: by who restarted";
+pub(super) const HELD_BY_PARTNER: &str = "held: by who took over";
 pub(super) const KILL: &str = "process killed";
 const LOG_READ: &str = "log: read error";
 pub(super) const LOG_SLOW: &str = "log: stands still";
 const LOG_WRITE: &str = "log: write error";
 pub(super) const MIRROR_LOST: &str = "log: mirror lost";
 pub(super) const OFFLINE: &str = "volume offline";
+pub(super) const ONLINE_INTERRUPTED: &str = "held: online interrupted";
+pub(super) const ONLINE_REFUSED: &str = "held: online too early";
 const OPENING: &str = "opening: hindered";
 pub(super) const OWN_LOG_LOST: &str = "line: own log lost";
 pub(super) const PACKET_LOST: &str = "packet lost";
 pub(super) const PAUSE: &str = "node paused";
 pub(super) const POWER: &str = "machine dark";
+pub(super) const REFUSED_OFFLINE: &str = "held: request refused";
+pub(super) const UNPERFORMABLE: &str = "unperformable record";
 const LINE_PROCESS_DIES: &str = "line: owner's process dies";
 const LINE_HOST_DIES: &str = "line: owner's host dies";
 const LINE_RESTARTS: &str = "line: owner restarts";

@@ -25,6 +25,7 @@ mod clients;
 mod fence;
 mod forced;
 mod hardware;
+mod held;
 mod lines;
 #[cfg(test)]
 mod named;
@@ -43,6 +44,7 @@ use arbiter::Reach;
 use crossbeam_channel::Receiver;
 use fence::Blow;
 use forced::Forced;
+use held::Rot;
 use lines::Story;
 use setup::{FenceKind, PairSetup, Trouble};
 use site::{NAMES, Process, Site, pool_id, slot_of};
@@ -95,6 +97,10 @@ pub struct History {
     returns: [Option<u64>; 2],
     /// A forced takeover in the making.
     forced: Option<Forced>,
+    /// What has rotted of each pool.
+    rots: [Option<Rot>; 2],
+    /// Everything has healed for good.
+    is_ending: bool,
     next_id: u64,
     /// Clients ask for nothing new.
     is_resting: bool,
@@ -146,6 +152,8 @@ impl History {
             ambush: None,
             returns: [None, None],
             forced: None,
+            rots: [None, None],
+            is_ending: false,
             next_id: 0,
             is_resting: false,
             is_slow: false,
@@ -224,6 +232,7 @@ impl History {
 
     /// Everything heals, and everything must work.
     fn end_well(&mut self) -> Result<(), Violation> {
+        self.is_ending = true;
         self.heal();
         self.until("all is healed, and both pools are served at home, in step", Self::is_converged)?;
         while self.take_everything_up()? {
@@ -257,7 +266,7 @@ impl History {
             self.well_since = None;
         }
         let is_settled = is_well && now.since(*self.well_since.get_or_insert(now)) >= self.setup.detection * 2;
-        is_settled && self.pools.iter().all(Watch::is_at_rest)
+        is_settled && self.pools.iter().all(Watch::is_at_rest) && self.rots.iter().all(Option::is_none)
     }
 
     /// Whether it is served at home and its log is in step.
@@ -341,6 +350,7 @@ impl History {
         }
         for pool in 0..2 {
             self.look_for_calm(pool);
+            self.look_at_rot(pool)?;
             self.lead(pool, works)?;
             self.look_for_waiting(pool)?;
         }

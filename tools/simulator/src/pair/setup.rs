@@ -8,7 +8,7 @@ use twinlog_device::{DurabilityClass, Prng};
 use twinlog_sim::{LogShape, MediumConfig, PathPlan};
 
 /// Blocks of a pool's disk.
-const DISK_BLOCKS: u64 = 1024;
+pub(super) const DISK_BLOCKS: u64 = 1024;
 
 /// Reactors of a node, at most.
 pub(super) const REACTORS_MAX: usize = 2;
@@ -65,10 +65,12 @@ pub(super) enum Trouble {
     Forced,
     /// A node cannot open a pool's devices for a while.
     Unopenable,
+    /// A block rots that a record in the log needs.
+    Rot,
 }
 
 impl Trouble {
-    /// Every kind but the last one, which is drawn after everything else: histories without it stay what they were.
+    /// Every kind but the last two, which are drawn after everything else: histories without it stay what they were.
     pub(super) const ALL: [Self; 19] = [
         Self::Kill,
         Self::Dark,
@@ -238,6 +240,16 @@ impl PairSetup {
             laziness: *prng.pick(&[0, 0, 4, 7]),
         });
         setup.write_bytes_max = setup.write_bytes_max.min(setup.ring_blocks / 4 * BLOCK);
+        // What is given up by force is another story.
+        if prng.chance(1, 4) && !setup.troubles.contains(&Trouble::Forced) {
+            setup.troubles.extend([Trouble::Rot; 6]);
+            match prng.below(4) {
+                0 => {}
+                1 => (setup.aim, setup.events) = (None, setup.events.max(4)),
+                _ => Aim::Held.prepare(&mut setup),
+            }
+            setup.write_bytes_max = setup.write_bytes_max.min(setup.ring_blocks / 4 * BLOCK);
+        }
         setup
     }
 

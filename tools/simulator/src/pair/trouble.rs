@@ -62,6 +62,7 @@ impl History {
             Trouble::Ambush => self.lie_in_ambush(pool),
             Trouble::Forced => self.begin_forced(pool),
             Trouble::Unopenable => self.hinder(node, pool),
+            Trouble::Rot => self.rot(pool),
         }
     }
 
@@ -152,6 +153,7 @@ impl History {
         }
         self.site.desk.borrow_mut().heal();
         self.mend_hardware();
+        self.heal_rots();
         self.ambush = None;
         for node in 0..2 {
             if self.is_paused[node] {

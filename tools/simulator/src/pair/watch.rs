@@ -1,5 +1,6 @@
 //! One pool as its clients and the world outside see it: who serves it, what is in flight, what its volumes may hold.
 
+use super::held::Aftermath;
 use crate::{clients::Ask, model::Model, pattern::WriteId, setup::BLOCK};
 use crossbeam_channel::Receiver;
 use std::{
@@ -36,9 +37,17 @@ pub(super) struct Flying {
 
 /// An order under way.
 pub(super) enum Order {
-    Create { name: String, size_bytes: u64 },
-    Checkpoint { began: u64 },
-    Check,
+    Create {
+        name: String,
+        size_bytes: u64,
+    },
+    Checkpoint {
+        began: u64,
+    },
+    /// Whether a block of the pool was rotten when it began.
+    Check {
+        was_rotten: bool,
+    },
 }
 
 /// How far clients are with a pool that is served.
@@ -82,6 +91,8 @@ pub(super) struct Watch {
     pub(super) refused_in: Option<u64>,
     /// It was opened while its disk or its logs failed: a volume may be offline until an operator orders it online.
     pub(super) may_be_offline: bool,
+    /// A volume that was offline, or a block that has healed.
+    pub(super) aftermath: Option<Aftermath>,
     /// Before this turn errors may come from its disk or its logs.
     pub(super) excused_until: u64,
 }
@@ -106,6 +117,7 @@ impl Watch {
             void: BTreeSet::new(),
             refused_in: None,
             may_be_offline: false,
+            aftermath: None,
             excused_until: 0,
         }
     }
@@ -115,15 +127,25 @@ impl Watch {
         self.server.is_some() && self.phase == Phase::Working && self.flying.is_empty() && self.order.is_none()
     }
 
-    /// What is to be read when the pool was opened.
-    pub(super) fn everything(&self) -> VecDeque<(ObjectId, Range<u64>)> {
+    /// The pool is checked again, unless something is to be read first.
+    pub(super) fn look_again(&mut self) {
+        if self.phase == Phase::Checking {
+            self.phase = Phase::Reading(VecDeque::new());
+        }
+    }
+
+    /// What is to be read when the pool was opened: every volume but one that is offline.
+    pub(super) fn everything_but(&self, offline: Option<ObjectId>) -> VecDeque<(ObjectId, Range<u64>)> {
+        let ids = self.model.volumes().keys().filter(|id| Some(**id) != offline);
+        ids.flat_map(|&id| self.parts_of(id)).collect()
+    }
+
+    /// A volume in parts that are read.
+    pub(super) fn parts_of(&self, id: ObjectId) -> Vec<(ObjectId, Range<u64>)> {
         let step = 16 * BLOCK;
-        let parts = |(&id, volume): (&ObjectId, &crate::model::VolumeModel)| {
-            let size_bytes = volume.size_bytes;
-            let part = move |first: u64| (id, first * step..((first + 1) * step).min(size_bytes));
-            (0..size_bytes.div_ceil(step)).map(part)
-        };
-        self.model.volumes().iter().flat_map(parts).collect()
+        let size_bytes = self.model.volumes().get(&id).map_or(0, |volume| volume.size_bytes);
+        let part = |first: u64| (id, first * step..((first + 1) * step).min(size_bytes));
+        (0..size_bytes.div_ceil(step)).map(part).collect()
     }
 
     /// The node that served the pool does not any more.
@@ -132,7 +154,7 @@ impl Watch {
         match self.order.take() {
             Some((Order::Create { name, size_bytes }, _)) => self.uncertain = Some((name, size_bytes)),
             Some((Order::Checkpoint { began }, _)) => self.model.end(began),
-            Some((Order::Check, _)) | None => {}
+            Some((Order::Check { .. }, _)) | None => {}
         }
         for flying in self.flying.values_mut() {
             flying.has_outlived |= Some(flying.node) != server;
