@@ -127,9 +127,13 @@ impl<L: LogMemory> Shard<L> {
         let Some(offline) = volume.record().offline else {
             online.is_ending = true;
             self.want_cp();
+            if planted::is("online-before-cp") {
+                self.end_online(Ok(()));
+            }
             return Ok(Turn::Pending);
         };
-        let is_dropped = online.accept_loss || planted::is("held-records-dropped");
+        let is_dropped = online.accept_loss && !planted::is("accept-loss-skips-one");
+        let is_dropped = is_dropped || planted::is("held-records-dropped");
         if is_dropped || offline.start_bytes == offline.end_bytes {
             volume.end_held();
             return Ok(Turn::Again);
@@ -158,6 +162,11 @@ impl<L: LogMemory> Shard<L> {
         let wrong = |error: &dyn std::fmt::Display| format!("the held record at byte {start} is none: {error}");
         let header = RecordHeader::read(&header, &expected).map_err(|error| wrong(&error))?;
         let end = start + (header.end.0 - header.lsn.0);
+        if online.accept_loss && planted::is("accept-loss-skips-one") {
+            online.accept_loss = false;
+            volume.pass_held(end);
+            return Ok(Turn::Again);
+        }
         let body = start + RECORD_HEADER_BYTES..end;
         let Some(body) = self.held_bytes(io, offline, body)? else { return Ok(Turn::Pending) };
         let record = OwnedRecord::new(&header, &body).map_err(|error| wrong(&error))?;
@@ -167,6 +176,9 @@ impl<L: LogMemory> Shard<L> {
         let lsn = record.lsn;
         match self.record_request(io, &record) {
             Ok(request) => {
+                if planted::is("held-passed-when-read") {
+                    self.volumes.get_mut(&id).expect("looked up before").pass_held(end);
+                }
                 let Some(online) = self.onlines.front_mut() else { return Ok(Turn::Pending) };
                 online.arrived.clear();
                 online.current = Some((request, lsn, end));
@@ -197,7 +209,9 @@ impl<L: LogMemory> Shard<L> {
             Ok(true) => {
                 self.requests.remove(request);
                 self.onlines.front_mut().expect("one is under way").current = None;
-                self.volumes.get_mut(&id).expect("it was performed on it").pass_held(end);
+                if !planted::is("held-passed-when-read") {
+                    self.volumes.get_mut(&id).expect("it was performed on it").pass_held(end);
+                }
                 Ok(Turn::Again)
             }
             Err(Obstacle::Fetch | Obstacle::Wait) => Ok(Turn::Pending),

@@ -180,14 +180,14 @@ impl<L: LogMemory> Shard<L> {
         let Some(Ahead { record, .. }) = replay.ahead.front() else { return Ok(false) };
         replay.records += 1;
         replay.object_max = replay.object_max.max(record.draft.object);
-        if !planted::is("replay-forgets-names") {
+        let offline = self.volumes.get(&record.draft.object).filter(|volume| volume.is_offline());
+        if !planted::is("replay-forgets-names") && !(offline.is_some() && planted::is("held-names-forgotten")) {
             self.forwarded.note(record.draft.request_id);
         }
         if planted::is("replay-skips-discards") && record.draft.kind == RecordKind::Discard {
             replay.pop();
             return Ok(true);
         }
-        let offline = self.volumes.get(&record.draft.object).filter(|volume| volume.is_offline());
         let offline = offline.and_then(|volume| volume.record().offline);
         // A volume that is deleted needs nothing of what is held.
         if let Some(offline) = offline.filter(|_| record.draft.kind != RecordKind::Delete)

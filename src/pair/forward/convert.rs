@@ -4,6 +4,7 @@ use crate::{
     base::{
         ForwardId,
         limits::{BLOCK_BYTES, CHANGE_BYTES_MAX},
+        planted,
     },
     node::request::{DataRun, Extent, Payload, ReplyData, VolumeError, VolumeOperation},
     pair::wire::{
@@ -152,6 +153,9 @@ pub(super) fn reply_of(id: u64, result: Result<ReplyData, VolumeError>) -> (Repl
                 VolumeError::Unreadable { block, reason } => (ReplyStatus::Unreadable, *block, reason.as_str()),
                 VolumeError::Stopped(reason) | VolumeError::Interrupted(reason) => {
                     (ReplyStatus::Stopped, 0, reason.as_str())
+                }
+                VolumeError::Offline(_) if planted::is("offline-refused-as-elsewhere") => {
+                    return bare_reply(id, ReplyStatus::NotOwner);
                 }
                 VolumeError::Offline(reason) => (ReplyStatus::Offline, 0, reason.as_str()),
                 VolumeError::Unserved(_) => return bare_reply(id, ReplyStatus::NotOwner),

@@ -42,7 +42,7 @@ use super::{
     wire::{VOLUMES_PER_FRAME_MAX, VolumeEntry, Volumes},
 };
 use crate::{
-    base::{PoolId, ReactorIndex},
+    base::{PoolId, ReactorIndex, planted},
     node::{
         engine::Engine,
         forward::{ToHub, ToPort},
@@ -454,7 +454,7 @@ fn frames_of(volumes: &[VolumeInfo]) -> Vec<Volumes> {
     let entry = |volume: &VolumeInfo| VolumeEntry {
         id: volume.id,
         size_bytes: volume.size_bytes,
-        is_offline: volume.offline.is_some(),
+        is_offline: volume.offline.is_some() && !planted::is("offline-not-told"),
         name: volume.name.clone(),
     };
     let starts = (0..volumes.len().max(1)).step_by(VOLUMES_PER_FRAME_MAX);

@@ -15,7 +15,8 @@
 use crate::bank::{Bug, bug, controller_bug, lane_bug};
 
 /// Every bug.
-pub const BUGS: [Bug; 45] = [
+pub const BUGS: [Bug; 55] = [
+    bug("accept-loss-skips-one", "of what is given up only the first record is, and the others are performed"),
     bug("alone-before-stale", "replies leave without the mirror before the register says stale"),
     bug("answered-when-sent", "a change is answered when it was sent to the owner"),
     bug("asked-again-by-a-new-name", "what is asked for again gets a new name"),
@@ -27,7 +28,11 @@ pub const BUGS: [Bug; 45] = [
     bug("fence-epoch-not-compared", "what a fence has found counts in later epochs"),
     bug("fence-failed-for-ever", "a fence that has failed is not tried again"),
     bug("fence-not-awaited", "a takeover does not wait for the fence"),
+    bug("forgets-offline-at-cp", "a consistency point does not say that a volume is offline"),
     bug("giveback-without-drain", "a pool is handed over without a last consistency point"),
+    bug("held-names-forgotten", "recovery does not remember the names in the records that it holds"),
+    bug("held-passed-when-read", "a held record counts as performed when it has been read"),
+    bug("held-records-dropped", "a volume that was offline comes back without what was held"),
     bug("in-hand-not-looked-up", "what is asked for again is performed beside its first asking"),
     bug("in-sync-too-early", "the register says in sync before the mirror has everything"),
     bug("lease-ignored", "a node serves on when its lease has ended"),
@@ -40,7 +45,12 @@ pub const BUGS: [Bug; 45] = [
     bug("name-not-noted", "the owner remembers only the names of before it opened the pool"),
     bug("names-forgotten-at-takeover", "what waits is performed after a takeover, whatever the pool contains"),
     bug("names-not-in-superblock", "a consistency point keeps the names of the one before"),
+    bug("offline-not-told", "the other node does not hear that a volume is offline"),
+    bug("offline-refused-as-elsewhere", "the other node asks again for what is refused as of a volume that is offline"),
+    bug("offline-volume-answers", "a volume that is offline takes requests"),
+    bug("online-before-cp", "a volume is said to be online when its held records have been performed"),
     bug("open-without-claim", "an owner opens its pool without a new epoch"),
+    bug("performs-later-records-of-an-offline-volume", "recovery holds only the records that it cannot perform"),
     lane_bug("record-epoch-not-compared", "recovery performs records of an epoch before the consistency point's"),
     bug("replay-forgets-names", "recovery does not remember the names in the records"),
     controller_bug("request-epoch-not-compared", "a request of an ownership that is over is performed"),
