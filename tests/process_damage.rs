@@ -7,28 +7,23 @@ mod common;
 
 use common::{
     Target, command,
+    disk::Disk,
     nbd::{Client, FLUSH, READ, Request, TRIM, WRITE},
     outcome, pause_ms,
 };
 use serde_json::Value;
-use std::{
-    collections::BTreeMap,
-    fs::{File, OpenOptions},
-    os::unix::fs::FileExt,
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, fs::File, path::PathBuf};
 use twinlog::{
     base::{BlockAddress, CpNumber, Prng},
     control::client::AdminClient,
     format::{
         chain::{AddressRange, ChainEntry, Subtree, decode_chain_block},
-        object::records,
-        reference::{BlockRef, node},
+        reference::BlockRef,
         superblock::{Superblock, TreeRoot, slot_blocks},
     },
     node::admin::{AdminReply, AdminRequest},
 };
-use twinlog_device::{BLOCK_BYTES, BlockBytes};
+use twinlog_device::BLOCK_BYTES;
 
 const VOLUME: &str = "16MiB";
 const VOLUME_BYTES: u64 = 16 << 20;
@@ -165,10 +160,7 @@ impl Patient {
 }
 
 fn flip(path: &PathBuf, offset: u64, mask: u8) {
-    let file = OpenOptions::new().read(true).write(true).open(path).expect("there");
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset).expect("within the file");
-    file.write_all_at(&[byte[0] ^ mask], offset).expect("written");
+    Disk::open(path).flip(offset, mask);
 }
 
 /// Flips a bit of `block`, drawn from `prng`; returns how to flip it back.
@@ -180,57 +172,37 @@ fn flip_in_block(path: &PathBuf, block: u64, prng: &mut Prng) -> (u64, u8) {
 
 /// Finds out what every block of a pool is, from its newest superblock down.
 struct Census {
-    file: File,
+    disk: Disk,
     kinds: Kinds,
 }
 
 impl Census {
     fn take(path: &PathBuf) -> (Kinds, Superblock) {
-        let file = File::open(path).expect("there");
-        let blocks = file.metadata().expect("there").len() / BLOCK;
-        let mut census = Self { file, kinds: Kinds::new() };
-        let places = [CpNumber(0), CpNumber(1)].into_iter().flat_map(|cp| slot_blocks(cp, blocks));
-        let whole = places.filter_map(|place| Superblock::verify(&census.read(place), place).ok());
-        let newest = whole.map(|(superblock, _)| superblock).max_by_key(|superblock| superblock.cp).expect("a pool");
-        census.tree(&newest.object_table, ["node of the object table", "objects"], &mut |census, block| {
-            for volume in records(block).iter().filter_map(|record| record.verify().expect("whole")) {
-                let tree = TreeRoot { root: volume.root, levels: volume.levels };
-                census.tree(&tree, ["node of a volume", "data"], &mut |_, _| {});
-            }
-        });
-        census.tree(&newest.space_map, ["node of the space map", "bitmap"], &mut |_, _| {});
+        let mut census = Self { disk: Disk::open(path), kinds: Kinds::new() };
+        let newest = census.disk.newest_superblock();
+        census.tree(&newest.object_table, ["node of the object table", "objects"]);
+        for volume in census.disk.volumes() {
+            let tree = TreeRoot { root: volume.root, levels: volume.levels };
+            census.tree(&tree, ["node of a volume", "data"]);
+        }
+        census.tree(&newest.space_map, ["node of the space map", "bitmap"]);
         census.list::<AddressRange>("freed list", newest.freed);
         census.list::<Subtree>("reap list", newest.reap);
         (census.kinds, newest)
     }
 
-    fn read(&self, block: u64) -> BlockBytes {
-        let mut bytes = [0; BLOCK_BYTES];
-        self.file.read_exact_at(&mut bytes, block * BLOCK).expect("within the device");
-        bytes
-    }
-
-    fn tree(&mut self, tree: &TreeRoot, names: [&'static str; 2], leaf: &mut dyn FnMut(&mut Self, &BlockBytes)) {
-        if tree.root.is_hole() {
-            return;
-        }
-        let bytes = self.read(tree.root.address().block());
-        assert!(tree.root.matches(&bytes), "the pool is whole before it is damaged");
-        let name = names[usize::from(tree.levels == 0)];
-        self.kinds.entry(name).or_default().push(tree.root.address().block());
-        if tree.levels == 0 {
-            return leaf(self, &bytes);
-        }
-        for child in node(&bytes) {
-            self.tree(&TreeRoot { root: *child, levels: tree.levels - 1 }, names, leaf);
-        }
+    fn tree(&mut self, tree: &TreeRoot, names: [&'static str; 2]) {
+        let Self { disk, kinds } = self;
+        disk.walk(tree, &mut |reference, level, _| {
+            kinds.entry(names[usize::from(level == 0)]).or_default().push(reference.address().block());
+        });
     }
 
     fn list<E: ChainEntry>(&mut self, name: &'static str, mut next: BlockRef) {
         while !next.is_hole() {
             let block = next.address().block();
             self.kinds.entry(name).or_default().push(block);
-            next = decode_chain_block::<E>(&self.read(block)).expect("whole").1;
+            next = decode_chain_block::<E>(&self.disk.read(block)).expect("whole").1;
         }
     }
 }

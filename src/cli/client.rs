@@ -65,9 +65,9 @@ pub(crate) fn volume(command: VolumeCommand, output: &Output) -> Result<Exit, Fa
             let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes: size.bytes() };
             show_changed(&name, &request, &node, output)
         }
-        VolumeCommand::List(node) => show_volumes(&open_status(&node)?.volumes, output),
+        VolumeCommand::List(node) => show_volumes(&open_volumes(&node)?.volumes, output),
         VolumeCommand::Show { name, node } => {
-            let mut status = open_status(&node)?;
+            let mut status = open_volumes(&node)?;
             status.volumes.retain(|volume| volume.name == name);
             known(&status.volumes, &name)?;
             output.show(&Volumes { volumes: &status.volumes }, || render::volume_figures(&status))?;
@@ -110,6 +110,15 @@ fn open_status(node: &NodeArgs) -> Result<NodeStatus, Failure> {
     }
 }
 
+/// The same, with the volumes of a pool that it has taken over beside its own.
+fn open_volumes(node: &NodeArgs) -> Result<NodeStatus, Failure> {
+    let mut status = open_status(node)?;
+    let taken_over = status.pair.as_ref().and_then(|pair| pair.taken_over.as_ref());
+    let volumes = taken_over.map(|status| status.volumes.clone()).unwrap_or_default();
+    status.volumes.extend(volumes);
+    Ok(status)
+}
+
 fn status(client: &mut AdminClient) -> Result<NodeStatus, Failure> {
     match client.call(&AdminRequest::Status)? {
         AdminReply::Status(status) => Ok(*status),
@@ -123,7 +132,7 @@ fn show_changed(name: &str, request: &AdminRequest, node: &NodeArgs, output: &Ou
         AdminReply::Volumes { .. } | AdminReply::Done => {}
         other => return Err(unexpected(other)),
     }
-    let mut volumes = open_status(node)?.volumes;
+    let mut volumes = open_volumes(node)?.volumes;
     volumes.retain(|volume| volume.name == name);
     show_volumes(&volumes, output)
 }
@@ -151,7 +160,7 @@ fn known(volumes: &[VolumeStatus], name: &str) -> Result<(), Failure> {
 /// Brings a volume back. What is to be lost is said first.
 fn online(name: &str, (accept_loss, yes): (bool, bool), node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
     if accept_loss && !yes {
-        let mut now = open_status(node)?.volumes;
+        let mut now = open_volumes(node)?.volumes;
         now.retain(|volume| volume.name == name);
         known(&now, name)?;
         let held = now.iter().find_map(|volume| volume.offline.as_ref());
@@ -173,7 +182,7 @@ fn online(name: &str, (accept_loss, yes): (bool, bool), node: &NodeArgs, output:
 
 fn resize(name: &str, size: ByteSize, discard: bool, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
     check_size(size)?;
-    let mut now = open_status(node)?.volumes;
+    let mut now = open_volumes(node)?.volumes;
     now.retain(|volume| volume.name == name);
     known(&now, name)?;
     if !discard && now.iter().any(|volume| size.bytes() < volume.size_bytes) {

@@ -8,7 +8,7 @@
 //! 2. Every finding names its object, why it matters, and the next command or step.
 
 use super::size::{show_bytes, show_ns};
-use crate::node::admin::{HealthStatus, NodeStatus, OfflineStatus, PairStatus};
+use crate::node::admin::{HealthStatus, NodeStatus, OfflineStatus, OfflineThere, PairStatus};
 use serde::Serialize;
 use std::fmt;
 
@@ -200,6 +200,7 @@ fn findings(status: &NodeStatus) -> Vec<Finding> {
     // First of its severity: a block that cannot be read is its cause.
     let taken_over = status.pair.as_ref().and_then(|pair| pair.taken_over.as_deref());
     [status].into_iter().chain(taken_over).for_each(|status| volume_findings(status, &mut found));
+    status.pair.iter().for_each(|pair| offline_there(pair, &mut found));
     lane_findings(status, &mut found);
     device_findings(status, &mut found);
     pool_findings(status, &mut found);
@@ -358,6 +359,18 @@ fn volume_findings(status: &NodeStatus, found: &mut Vec<Finding>) {
             volume.name
         );
         found.push(finding(Severity::Degraded, &format!("volume {}", volume.name), why, &next));
+    }
+}
+
+/// Volumes that the partner serves and that are offline there.
+fn offline_there(pair: &PairStatus, found: &mut Vec<Finding>) {
+    for OfflineThere { volume, lane, lsn } in &pair.offline_there {
+        let partner = &pair.partner;
+        let why = format!(
+            "it is offline at {partner}, which serves it: the record of log lane {lane} at position {lsn} could not be performed"
+        );
+        let next = format!("`twinlog status` at {partner}, then `twinlog volume online {volume}` there");
+        found.push(finding(Severity::Degraded, &format!("volume {volume}"), why, &next));
     }
 }
 
@@ -610,6 +623,13 @@ pub(super) mod tests {
             "volume vol-a: it is offline: the record of log lane 3 at position 77056 could not be performed: block 7";
         assert!(judgement.why.starts_with(why), "{}", judgement.why);
         assert!(judgement.now.contains("serving 0 volume(s), 1 offline"), "{}", judgement.now);
+        let there = verdict(|status| {
+            let offline = OfflineThere { volume: "vol-b".to_owned(), lane: 1, lsn: 4480 };
+            let pair = PairStatus { partner: "b".to_owned(), offline_there: vec![offline], ..PairStatus::default() };
+            status.pair = Some(pair);
+        });
+        let why = "volume vol-b: it is offline at b, which serves it: the record of log lane 1 at position 4480";
+        assert!(there.findings.iter().any(|found| format!("{}: {}", found.object, found.why).starts_with(why)));
         assert!(judgement.next.contains("twinlog volume online vol-a"), "{}", judgement.next);
     }
 

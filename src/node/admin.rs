@@ -214,8 +214,22 @@ pub struct PairStatus {
     pub refusal: [String; 2],
     /// The node's own pool, then the partner's.
     pub pools: Vec<PairPoolStatus>,
+    /// Volumes that are offline where the partner serves them.
+    #[serde(default)]
+    pub offline_there: Vec<OfflineThere>,
     /// The partner's pool, while this node serves it.
     pub taken_over: Option<Box<NodeStatus>>,
+}
+
+/// A volume that is offline at the other node, as far as this one has heard.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfflineThere {
+    /// Its name.
+    pub volume: String,
+    /// Lane of the change log in which the record stood that could not be performed.
+    pub lane: u16,
+    /// Its position there.
+    pub lsn: u64,
 }
 
 /// A pool of the pair as one node sees it.

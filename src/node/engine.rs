@@ -14,7 +14,7 @@
 use super::{
     admin::{AdminCall, AdminReply, AdminRequest},
     memory::MemoryShares,
-    request::{RequestTag, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService},
+    request::{OfflineAt, RequestTag, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService},
     shard::{Shard, ShardOptions, ShardOwners},
 };
 use crate::{
@@ -641,7 +641,11 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                         id: volume.id,
                         name: volume.name.clone(),
                         size_bytes: volume.size_bytes,
-                        offline: volume.offline.map(|offline| offline.to_string()),
+                        offline: volume.offline.map(|offline| OfflineAt {
+                            lane: offline.lane,
+                            lsn: offline.lsn,
+                            why: offline.cause.to_string(),
+                        }),
                     })
                     .collect();
                 let lanes = coordinator.superblock().map_or(1, Superblock::lane_count);

@@ -10,10 +10,13 @@
 //! 4. Every order of the control side gets exactly one answer.
 
 use super::{
-    admin::{AdminCall, AdminReply, AdminRequest, HostStatus, NodeStatus, PairStatus, PoolStatus},
+    admin::{AdminCall, AdminReply, AdminRequest, HostStatus, NodeStatus, OfflineThere, PairStatus, PoolStatus},
     engine::{Engine, EngineParts},
     forward::ForwardPort,
-    request::{FORWARDED_SESSION, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService, WAITED_SESSION},
+    request::{
+        FORWARDED_SESSION, OfflineAt, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService,
+        WAITED_SESSION,
+    },
 };
 use crate::{base::ObjectId, cp::message::Grant};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -383,8 +386,20 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
         }
         let mut status = home.unwrap_or_else(|| Box::new(self.standby(partner.as_deref())));
         status.hosts.clone_from(&self.hosts);
-        status.pair = self.pair.clone().map(|pair| PairStatus { taken_over: partner, ..pair });
+        let offline_there = self.offline_there();
+        status.pair = self.pair.clone().map(|pair| PairStatus { taken_over: partner, offline_there, ..pair });
         AdminReply::Status(status)
+    }
+
+    /// Volumes of pools that are not open here, and that their node says are offline.
+    fn offline_there(&self) -> Vec<OfflineThere> {
+        let is_there = |slot: &PoolSlot| self.engine(*slot).is_none();
+        let volumes = PoolSlot::ALL.into_iter().filter(is_there).flat_map(|slot| self.volumes_of(slot));
+        let place = |volume: VolumeInfo| {
+            let OfflineAt { lane, lsn, .. } = volume.offline?;
+            Some(OfflineThere { volume: volume.name, lane: lane.0, lsn: lsn.0 })
+        };
+        volumes.filter_map(place).collect()
     }
 
     /// The status of a node that does not have its own pool open.

@@ -3,8 +3,8 @@
 //! A front end submits a [`VolumeRequest`] to [`VolumeService`] and later polls its [`VolumeReply`]. Replies come in any
 //! order. A reply to a change means that the change is stable (rule R1); to a read, that everything it returns is (rule R5).
 
-use crate::base::ObjectId;
-use std::{ops::Range, time::Duration};
+use crate::base::{LaneIndex, Lsn, ObjectId};
+use std::{fmt, ops::Range, time::Duration};
 use thiserror::Error;
 use twinlog_device::{BLOCK_BYTES, BlockBuf, BlockPool, SharedBlock};
 
@@ -243,7 +243,25 @@ pub struct VolumeInfo {
     /// Its size.
     pub size_bytes: u64,
     /// Why nobody can use it; `None`: it is online.
-    pub offline: Option<String>,
+    pub offline: Option<OfflineAt>,
+}
+
+/// What keeps a volume offline: the first of its records that could not be performed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfflineAt {
+    /// The lane of the change log in which it stood.
+    pub lane: LaneIndex,
+    /// Its position there.
+    pub lsn: Lsn,
+    /// Why it could not.
+    pub why: String,
+}
+
+impl fmt::Display for OfflineAt {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { lane, lsn, why } = self;
+        write!(formatter, "the record of log lane {lane} at position {lsn} could not be performed: {why}")
+    }
 }
 
 /// What a node offers its front ends.

@@ -23,6 +23,7 @@ use std::{
 };
 use tempfile::TempDir;
 
+pub(crate) mod disk;
 pub(crate) mod nbd;
 pub(crate) mod pair;
 pub(crate) mod witness;

@@ -169,7 +169,12 @@ fn frames() -> Vec<Vec<u8>> {
     let lane = LaneIndex(1);
     let refusal = MirrorRefusal { lane, reason: MirrorRefusalReason::Gap, expected: Lsn(256), text: text() };
     let state = PoolState { word: Word::Mirroring, portion: Some(PortionId(8)), expected: vec![Some(Lsn(128)), None] };
-    let entry = VolumeEntry { id: ObjectId(1), size_bytes: 1 << 30, is_offline: true, name: "vol".to_owned() };
+    let entry = VolumeEntry {
+        id: ObjectId(1),
+        size_bytes: 1 << 30,
+        offline: Some((LaneIndex(3), Lsn(77_056))),
+        name: "vol".to_owned(),
+    };
     let request = |kind, length_bytes| Request {
         id: 7,
         volume: ObjectId(3),

@@ -107,12 +107,12 @@ fn a_volume_that_is_offline_is_neither_listed_nor_entered() {
     let client = haggling(&mut bench);
     let listed = bytes![option_reply(3, 2, &bytes![u32be(5), b"other", OTHER.as_bytes()]), ack(3)];
     expect_reply(&mut bench, client, &option(3, &[]), &listed);
-    let why: &[u8] =
-        b"the volume is offline, for a record of the change log could not be performed: see `twinlog status`";
+    let why = "the volume is offline: the record of log lane 2 at position 4480 could not be performed: block 7 \
+               cannot be read: see `twinlog status`";
     for number in [6, 7] {
         // The empty name is the first volume.
         for name in ["vol", ""] {
-            let refused = option_reply(number, wire::ERR_POLICY, why);
+            let refused = option_reply(number, wire::ERR_POLICY, why.as_bytes());
             expect_reply(&mut bench, client, &option(number, &wire::go(name, &[])), &refused);
         }
     }

@@ -32,6 +32,7 @@ impl<L: LogMemory> Controller<L> {
             placement: String::new(),
             refusal: way.refusal().unwrap_or_default(),
             pools: (0..self.sides.len()).map(|index| self.pool_status(index)).collect(),
+            offline_there: Vec::new(),
             taken_over: None,
         }
     }

@@ -47,7 +47,7 @@ use crate::{
         engine::Engine,
         forward::{ToHub, ToPort},
         pools::{PoolSlot, Pools},
-        request::{FORWARDED_SESSION, VolumeInfo, VolumeService},
+        request::{FORWARDED_SESSION, OfflineAt, VolumeInfo, VolumeService},
     },
     reactor::mailbox::{Mailbox, MailboxSender, SendError},
 };
@@ -386,12 +386,12 @@ impl Forwarder {
             side.part.clear();
             return;
         }
-        let offline = || "the node that serves it says why: `twinlog status`".to_owned();
+        let why = || "the node that serves it says why".to_owned();
         let info = |entry: VolumeEntry| VolumeInfo {
             id: entry.id,
             name: entry.name,
             size_bytes: entry.size_bytes,
-            offline: entry.is_offline.then(offline),
+            offline: entry.offline.map(|(lane, lsn)| OfflineAt { lane, lsn, why: why() }),
         };
         side.part.extend(list.entries.into_iter().map(info));
         if side.part.len() as u64 == u64::from(list.total_count) {
@@ -454,7 +454,11 @@ fn frames_of(volumes: &[VolumeInfo]) -> Vec<Volumes> {
     let entry = |volume: &VolumeInfo| VolumeEntry {
         id: volume.id,
         size_bytes: volume.size_bytes,
-        is_offline: volume.offline.is_some() && !planted::is("offline-not-told"),
+        offline: volume
+            .offline
+            .as_ref()
+            .filter(|_| !planted::is("offline-not-told"))
+            .map(|offline| (offline.lane, offline.lsn)),
         name: volume.name.clone(),
     };
     let starts = (0..volumes.len().max(1)).step_by(VOLUMES_PER_FRAME_MAX);

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     base::{
-        Lsn, ObjectId, PortionId,
+        LaneIndex, Lsn, ObjectId, PortionId,
         limits::{LANES_MAX, NAME_BYTES_MAX, VOLUME_BYTES_MAX},
     },
     pair::decide::Word,
@@ -16,7 +16,7 @@ use crate::{
 use std::mem::size_of;
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
-    little_endian::{U32, U64, U128},
+    little_endian::{U16, U32, U64, U128},
 };
 
 /// Most volumes of one frame; more are told in several.
@@ -90,8 +90,8 @@ pub struct VolumeEntry {
     pub id: ObjectId,
     /// Its size.
     pub size_bytes: u64,
-    /// Whether it is offline.
-    pub is_offline: bool,
+    /// Lane and position of the record that keeps it offline, if it is.
+    pub offline: Option<(LaneIndex, Lsn)>,
     /// Its name.
     pub name: String,
 }
@@ -122,12 +122,16 @@ struct RawVolume {
     name_bytes: u8,
     /// 1: offline. Zero: not.
     offline: u8,
-    reserved: [u8; 6],
+    /// Of the record that keeps it offline. Zero: it is online.
+    offline_lane: U16,
+    reserved: [u8; 4],
+    /// The same.
+    offline_lsn: U64,
     name: [u8; NAME_BYTES_MAX],
 }
 
 const _: () = assert!(size_of::<RawVolumes>() == 8);
-const _: () = assert!(size_of::<RawVolume>() == 88);
+const _: () = assert!(size_of::<RawVolume>() == 96);
 const _: () = assert!(VOLUMES_PER_FRAME_MAX * size_of::<RawVolume>() <= super::PAYLOAD_BYTES_MAX);
 
 impl Volumes {
@@ -138,8 +142,18 @@ impl Volumes {
         for entry in &self.entries {
             let (name, name_bytes) = pad_name(&entry.name);
             let (id, size_bytes) = (entry.id.0.into(), entry.size_bytes.into());
-            let (offline, reserved) = (u8::from(entry.is_offline), [0; 6]);
-            output.extend_from_slice(RawVolume { id, size_bytes, name_bytes, offline, reserved, name }.as_bytes());
+            let (LaneIndex(lane), Lsn(lsn)) = entry.offline.unwrap_or_default();
+            let raw = RawVolume {
+                id,
+                size_bytes,
+                name_bytes,
+                offline: u8::from(entry.offline.is_some()),
+                offline_lane: lane.into(),
+                reserved: [0; 4],
+                offline_lsn: lsn.into(),
+                name,
+            };
+            output.extend_from_slice(raw.as_bytes());
         }
     }
 
@@ -150,11 +164,16 @@ impl Volumes {
         let end = u64::from(raw.first.get()) + entries.len() as u64;
         need(end <= u64::from(raw.total_count.get()), "more volumes than there are")?;
         let entries = entries.iter().map(|entry| {
-            let is_sane = entry.offline <= 1 && entry.reserved == [0; 6];
+            let is_offline = entry.offline == 1;
+            let lane = entry.offline_lane.get();
+            let is_placed =
+                if is_offline { usize::from(lane) < LANES_MAX } else { lane == 0 && entry.offline_lsn.get() == 0 };
+            let is_sane = entry.offline <= 1 && entry.reserved == [0; 4] && is_placed;
             need(is_sane && entry.size_bytes.get() <= VOLUME_BYTES_MAX, "a volume that cannot be")?;
             let name = name_of(&entry.name, entry.name_bytes)?;
             let (id, size_bytes) = (ObjectId(entry.id.get()), entry.size_bytes.get());
-            Ok(VolumeEntry { id, size_bytes, is_offline: entry.offline == 1, name })
+            let place = (LaneIndex(lane), lsn_of(entry.offline_lsn)?);
+            Ok(VolumeEntry { id, size_bytes, offline: is_offline.then_some(place), name })
         });
         Ok(Self {
             total_count: raw.total_count.get(),

@@ -61,8 +61,13 @@ fn samples() -> Vec<(Message, Vec<u8>)> {
     let lane = LaneIndex(15);
     let mut extents = Vec::new();
     write_extent_pair(&mut extents);
-    let entry =
-        |id| VolumeEntry { id: ObjectId(id), size_bytes: 1 << 30, is_offline: id % 2 == 0, name: format!("vol-{id}") };
+    let place = (LaneIndex(3), Lsn(77_056));
+    let entry = |id| VolumeEntry {
+        id: ObjectId(id),
+        size_bytes: 1 << 30,
+        offline: (id % 2 == 0).then_some(place),
+        name: format!("vol-{id}"),
+    };
     let empty = |message| (message, Vec::new());
     let mut all = vec![
         empty(Message::Hello(Box::new(hello()))),
@@ -336,7 +341,8 @@ fn every_bound_can_be_reached_and_not_passed() {
     assert!(
         decode(&encode(&request(RequestKind::Discard, 1 << 49), &[], &[], Seal::default()), Seal::default()).is_ok()
     );
-    let entry = VolumeEntry { id: ObjectId(1), size_bytes: 1 << 50, is_offline: true, name: "n".repeat(64) };
+    let offline = Some((LaneIndex(15), Lsn(4096)));
+    let entry = VolumeEntry { id: ObjectId(1), size_bytes: 1 << 50, offline, name: "n".repeat(64) };
     let count = u32::try_from(VOLUMES_PER_FRAME_MAX).expect("small");
     let entries = vec![entry; VOLUMES_PER_FRAME_MAX];
     let volumes = Message::Volumes(Volumes { total_count: count, first: 0, entries });

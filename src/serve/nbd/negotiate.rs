@@ -35,6 +35,7 @@ use crate::{
     },
     node::request::{VolumeInfo, VolumeService},
 };
+use std::borrow::Cow;
 
 /// Longest data of an option that is looked at: half of what the smallest input buffer of a connection holds. An export name and
 /// seven metadata queries of the longest kind fit.
@@ -114,14 +115,10 @@ pub(super) struct Negotiation {
 }
 
 /// Why an option failed: the reply's type and a text for people.
-type OptionError = (u32, &'static str);
+type OptionError = (u32, Cow<'static, str>);
 
-const UNKNOWN_EXPORT: OptionError = (reply::ERR_UNKNOWN, "no volume has this name");
-const OFFLINE_EXPORT: OptionError = (
-    reply::ERR_POLICY,
-    "the volume is offline, for a record of the change log could not be performed: see `twinlog status`",
-);
-const NO_DATA: OptionError = (reply::ERR_INVALID, "this option has no data");
+const UNKNOWN_EXPORT: OptionError = (reply::ERR_UNKNOWN, Cow::Borrowed("no volume has this name"));
+const NO_DATA: OptionError = (reply::ERR_INVALID, Cow::Borrowed("this option has no data"));
 
 impl Negotiation {
     pub(super) fn new(refusal: Option<Refusal>) -> Self {
@@ -209,7 +206,7 @@ impl Negotiation {
     }
 
     /// Why an option need not be read at all.
-    fn refuse_unread(&self, header: OptionHeader) -> Option<OptionError> {
+    fn refuse_unread(&self, header: OptionHeader) -> Option<(u32, &'static str)> {
         match header.option {
             option::EXPORT_NAME | option::ABORT => return None,
             option::LIST
@@ -253,7 +250,7 @@ impl Negotiation {
             }
             option::STARTTLS => {
                 no_data(data)?;
-                return Err((reply::ERR_UNSUP, "this server has no TLS"));
+                return Err((reply::ERR_UNSUP, "this server has no TLS".into()));
             }
             option::INFO => {
                 self.inform(option, data, service, output)?;
@@ -266,7 +263,7 @@ impl Negotiation {
             option::STRUCTURED_REPLY => {
                 no_data(data)?;
                 if self.style == ReplyStyle::Extended {
-                    return Err((reply::ERR_EXT_HEADER_REQD, "extended headers are in force already"));
+                    return Err((reply::ERR_EXT_HEADER_REQD, "extended headers are in force already".into()));
                 }
                 self.style = ReplyStyle::Structured;
             }
@@ -304,8 +301,8 @@ impl Negotiation {
         service: &S,
         output: &mut Vec<u8>,
     ) -> Result<Export, OptionError> {
-        let request: ExportRequest<'_> =
-            parse_export_request(data).ok_or((reply::ERR_INVALID, "the option's lengths do not fit together"))?;
+        let request: ExportRequest<'_> = parse_export_request(data)
+            .ok_or((reply::ERR_INVALID, "the option's lengths do not fit together".into()))?;
         let volume = usable_volume(service, request.name)?;
         let export = self.export(&volume);
         let description = describe(&volume);
@@ -329,7 +326,7 @@ impl Negotiation {
 
     fn list_meta_context<S: VolumeService>(data: &[u8], service: &S, output: &mut Vec<u8>) -> Result<(), OptionError> {
         let request =
-            parse_meta_context_request(data).ok_or((reply::ERR_INVALID, "the queries' lengths do not fit"))?;
+            parse_meta_context_request(data).ok_or((reply::ERR_INVALID, "the queries' lengths do not fit".into()))?;
         usable_volume(service, request.name)?;
         if request.query_count == 0 || request.allocation || request.base_wildcard {
             write_meta_context_reply(output, option::LIST_META_CONTEXT, 0);
@@ -345,10 +342,13 @@ impl Negotiation {
     ) -> Result<(), OptionError> {
         self.allocation_context = None;
         if self.style == ReplyStyle::Simple {
-            return Err((reply::ERR_INVALID, "metadata contexts need structured replies or extended headers first"));
+            return Err((
+                reply::ERR_INVALID,
+                "metadata contexts need structured replies or extended headers first".into(),
+            ));
         }
         let request =
-            parse_meta_context_request(data).ok_or((reply::ERR_INVALID, "the queries' lengths do not fit"))?;
+            parse_meta_context_request(data).ok_or((reply::ERR_INVALID, "the queries' lengths do not fit".into()))?;
         let volume = usable_volume(service, request.name)?;
         if request.allocation {
             self.allocation_context = Some(volume.id);
@@ -382,7 +382,12 @@ impl Export {
 /// The volume that a client asks for.
 fn usable_volume<S: VolumeService>(service: &S, name: &str) -> Result<VolumeInfo, OptionError> {
     let volume = service.volume(name).ok_or(UNKNOWN_EXPORT)?;
-    if volume.offline.is_none() { Ok(volume) } else { Err(OFFLINE_EXPORT) }
+    match &volume.offline {
+        None => Ok(volume),
+        Some(offline) => {
+            Err((reply::ERR_POLICY, format!("the volume is offline: {offline}: see `twinlog status`").into()))
+        }
+    }
 }
 
 fn no_data(data: &[u8]) -> Result<(), OptionError> {

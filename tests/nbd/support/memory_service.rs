@@ -5,9 +5,10 @@
 
 use std::{collections::BTreeMap, ops::Range};
 use twinlog::{
-    base::{ObjectId, Prng, limits::BLOCK_BYTES},
+    base::{LaneIndex, Lsn, ObjectId, Prng, limits::BLOCK_BYTES},
     node::request::{
-        DataRun, Extent, ReplyData, VolumeError, VolumeInfo, VolumeOperation, VolumeReply, VolumeRequest, VolumeService,
+        DataRun, Extent, OfflineAt, ReplyData, VolumeError, VolumeInfo, VolumeOperation, VolumeReply, VolumeRequest,
+        VolumeService,
     },
 };
 use twinlog_device::{BlockBytes, BlockPool};
@@ -319,7 +320,11 @@ impl VolumeService for MemoryService {
             id: ObjectId(index),
             name: volume.name.clone(),
             size_bytes: volume.size_bytes,
-            offline: self.offline.filter(|name| *name == volume.name).map(|_| "a record".to_owned()),
+            offline: self.offline.filter(|name| *name == volume.name).map(|_| OfflineAt {
+                lane: LaneIndex(2),
+                lsn: Lsn(4480),
+                why: "block 7 cannot be read".to_owned(),
+            }),
         };
         (0..).zip(&self.volumes).map(info).collect()
     }
