@@ -554,7 +554,10 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                 self.post(ReactorIndex(0), ReactorMessage::Status(call, report));
             }
             ReactorMessage::Status(call, report) => self.admin.status_arrived(call, *report),
-            ReactorMessage::Stopping => self.is_stopping = true,
+            ReactorMessage::Stopping => {
+                self.is_stopping = true;
+                self.shards.iter_mut().for_each(Shard::interrupt_onlines);
+            }
             ReactorMessage::Drained => self.admin.reactor_drained(),
             ReactorMessage::OpenDevice(name) => self.device_wanted = Some(name),
             ReactorMessage::DeviceOpened(result) => self.device_arrived(result),

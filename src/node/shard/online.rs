@@ -5,7 +5,7 @@
 //! ```text
 //! queued --> performing --------------------------------> ending --durable--> answered: online
 //!            records, a bounded number in a turn   |
-//!                                                  '----> answered: why the first one left cannot be performed
+//!                                                  '----> answered: why the first one left cannot be performed, or that the pool is handed over
 //! ```
 //!
 //! # Invariants
@@ -101,6 +101,15 @@ impl<L: LogMemory> Shard<L> {
         match self.volumes.get(&online.id) {
             Some(volume) if volume.is_offline() => self.want_cp(),
             _ => self.end_online(Ok(())),
+        }
+    }
+
+    /// The pool is handed over, or the node stops: neither waits for what is held.
+    pub(in crate::node) fn interrupt_onlines(&mut self) {
+        while self.onlines.back().is_some_and(|online| !online.is_ending) {
+            let what = "the pool is shutting down, or handed over: what was performed stays, and the rest is held";
+            self.onlines.rotate_right(1);
+            self.end_online(Err(what.to_owned()));
         }
     }
 

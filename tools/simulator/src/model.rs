@@ -51,6 +51,8 @@ pub enum DataOracle {
     Corrupt,
     /// A change was refused after a read had returned it.
     Undone,
+    /// A change that had been read was performed once more, over what is newer.
+    Twice,
 }
 
 impl fmt::Display for DataOracle {
@@ -61,6 +63,7 @@ impl fmt::Display for DataOracle {
             Self::HalfApplied => "change half applied",
             Self::Corrupt => "corrupt data",
             Self::Undone => "refused change read",
+            Self::Twice => "change performed twice",
         })
     }
 }
@@ -313,16 +316,22 @@ impl Model {
         (write.settled, write.is_doubtful) = (write.settled.min(now), true);
     }
 
-    /// Whether a write that is under way has certainly happened, and been overwritten somewhere since.
+    /// Bytes where a write that is under way has certainly happened, and been overwritten since.
     #[must_use]
-    pub fn is_replaced(&self, id: WriteId) -> bool {
+    pub fn replaced(&self, id: WriteId) -> Vec<Range<u64>> {
         let Write { volume, range, was_read, .. } = &self.writes[index(id)];
-        let Some(volume) = self.volumes.get(volume).filter(|_| *was_read) else { return false };
-        let is_dead = |segment: &Segment| {
+        let Some(volume) = self.volumes.get(volume).filter(|_| *was_read) else { return Vec::new() };
+        let is_dead = |segment: &&Segment| {
             let is_possible = |candidate: &Candidate| candidate.write == id && candidate.is_alive();
             !segment.part(range).is_empty() && !segment.candidates.iter().any(is_possible)
         };
-        volume.segments.iter().any(is_dead)
+        volume.segments.iter().filter(is_dead).map(|segment| segment.part(range)).collect()
+    }
+
+    /// Whether bytes of a volume from `offset` are those of a write.
+    #[must_use]
+    pub fn is_of(&self, id: WriteId, offset: u64, bytes: &[u8]) -> bool {
+        matches(id, self.writes[index(id)].fill, offset, bytes)
     }
 
     /// A write was not submitted after all.

@@ -1,6 +1,7 @@
 //! What records in a log need of a volume's tree, and what is held of a volume: read from outside, off the media, as recovery would find it.
 
 use crate::setup::{BLOCK, index};
+use std::ops::Range;
 use twinlog::{
     base::{CpNumber, ObjectId, PoolId},
     changelog::inspect::{Inspector, RecordRow, Row},
@@ -12,7 +13,7 @@ use twinlog::{
     },
     pool::tree::{child_index, span},
 };
-use twinlog_device::{BlockBytes, Prng};
+use twinlog_device::{BLOCK_BYTES, BlockBytes, Prng};
 use twinlog_sim::{LogMedium, SimMedium};
 
 /// A block that has rotted, and that a record in the log needs: a node of its volume's tree, or a block under an unaligned write.
@@ -108,6 +109,27 @@ impl<'a> Content<'a> {
             place = end;
         }
         Some(held)
+    }
+
+    /// Bytes of a volume; `None`: they cannot be read.
+    pub(crate) fn read(&self, volume: ObjectId, range: &Range<u64>) -> Option<Vec<u8>> {
+        let volume = self.volumes().into_iter().find(|known| known.id == volume)?;
+        let tree = TreeRoot { root: volume.root, levels: volume.levels };
+        let mut bytes = Vec::new();
+        let first = range.start / BLOCK;
+        for leaf in first..range.end.div_ceil(BLOCK) {
+            bytes.extend_from_slice(&*self.leaf(tree, leaf)?);
+        }
+        Some(bytes[index(range.start - first * BLOCK)..index(range.end - first * BLOCK)].to_vec())
+    }
+
+    /// A data block of a tree, zeroes in a hole.
+    fn leaf(&self, tree: TreeRoot, leaf: u64) -> Option<Box<BlockBytes>> {
+        let path = if tree.root.is_hole() { Vec::new() } else { self.path(tree, leaf)? };
+        if path.len() <= usize::from(tree.levels) || leaf >= span(tree.levels) {
+            return Some(Box::new([0; BLOCK_BYTES]));
+        }
+        self.block_of(path.last()?)
     }
 
     /// Where a block lies, if it is whole there.

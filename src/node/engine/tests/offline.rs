@@ -189,6 +189,32 @@ fn a_retry_that_is_interrupted_goes_on_where_a_consistency_point_has_it() {
     }
 }
 
+/// Whoever stops the node, or wants the pool, does not wait for what is held; nothing of it is lost.
+#[test]
+fn a_stop_interrupts_a_retry() {
+    let mut refused = 0;
+    for turns in 0..20 {
+        let (mut machine, place) = poisoned();
+        let mut node = machine.start(1);
+        machine.media[0].flip_bit(place, 77);
+        let (reply, replies) = crossbeam_channel::bounded(1);
+        let request = AdminRequest::VolumeOnline { name: "bad".to_owned(), accept_loss: false };
+        node.engines[0].call(AdminCall { request, reply });
+        (0..turns).for_each(|_| node.turn());
+        assert_eq!(node.admin(AdminRequest::Stop), AdminReply::Done);
+        let is_online = matches!(replies.try_recv().expect("answered by now"), AdminReply::Volumes { .. });
+        refused += u32::from(!is_online);
+        machine.power_cut(node);
+        let mut node = machine.start(1);
+        assert_eq!(offline(&mut node, "bad").is_none(), is_online);
+        if !is_online {
+            online(&mut node, false);
+        }
+        all_is_there(&mut node);
+    }
+    assert!(refused > 0, "no stop came in the middle");
+}
+
 /// A whole record that asks for what its volume cannot have: nobody can perform it, and what was answered before and after it is not lost.
 #[test]
 fn a_record_beyond_the_end_of_its_volume_is_held() {

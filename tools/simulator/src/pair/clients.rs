@@ -2,13 +2,15 @@
 
 use super::{
     History, found, lines,
-    setup::REACTORS_MAX,
+    setup::{DISK_BLOCKS, REACTORS_MAX},
     site::{NAMES, Process, pool_id, slot_of},
     watch::{Flying, Order, Phase},
 };
 use crate::{
     clients::{Answer, Ask, Refusal, withdraw},
     history::{Oracle, Violation},
+    model::{DataFault, DataOracle},
+    needs::Content,
     pattern::WriteId,
     setup::{BLOCK, index},
 };
@@ -73,6 +75,7 @@ impl History {
         let offline = self.offline_volume(pool);
         let watch = &mut self.pools[pool];
         watch.phase = Phase::Reading(watch.everything_but(offline));
+        self.note_replaced(pool);
         Ok(())
     }
 
@@ -391,10 +394,48 @@ impl History {
                     model.check_read(flying.volume, range.start, &bytes, flying.began)
                 };
                 model.end(flying.began);
-                result.map_err(|(oracle, what)| found(Oracle::Data(oracle), format!("pool {}: {what}", NAMES[pool])))
+                result.map_err(|(oracle, what)| {
+                    let twice = self.performed_twice(pool, flying.volume, range.start, &bytes);
+                    let (oracle, what) = twice.unwrap_or((oracle, what));
+                    found(Oracle::Data(oracle), format!("pool {}: {what}", NAMES[pool]))
+                })
             }
             (answer, ask) => Err(found(Oracle::Protocol, format!("{ask:?} was answered with {answer:?}"))),
         }
+    }
+
+    /// Changes that clients have read, and others have overwritten, wait for their answers: what the opened pool holds in their places is not of them.
+    fn note_replaced(&mut self, pool: usize) {
+        let (watch, model) = (&self.pools[pool], &self.pools[pool].model);
+        let parts = watch.flying.values().filter_map(|flying| Some((flying.write?, flying.volume)));
+        let parts =
+            parts.flat_map(|(write, volume)| model.replaced(write).into_iter().map(move |part| (write, volume, part)));
+        let parts: Vec<_> = parts.collect();
+        let content =
+            (!parts.is_empty()).then(|| Content::newest(std::slice::from_ref(&self.site.media[pool]), DISK_BLOCKS));
+        let is_gone = |(write, volume, part): &(WriteId, ObjectId, Range<u64>)| {
+            let bytes = content.as_ref().and_then(|content| content.as_ref()?.read(*volume, part));
+            bytes.is_some_and(|bytes| !model.is_of(*write, part.start, &bytes))
+        };
+        self.pools[pool].replaced = parts.into_iter().filter(is_gone).collect();
+    }
+
+    /// Whether what was read, and must not be there, is of a change that had been read and overwritten before the pool was opened, and was not there then.
+    fn performed_twice(&self, pool: usize, volume: ObjectId, start: u64, bytes: &[u8]) -> Option<DataFault> {
+        let watch = &self.pools[pool];
+        let is_there = |(write, of, part): &&(WriteId, ObjectId, Range<u64>)| {
+            let within = part.start.max(start)..part.end.min(start + bytes.len() as u64);
+            // What was overwritten a second time in between proves nothing.
+            let mut pieces = within.clone().step_by(8).map(|at| at..(at + 8).min(within.end));
+            let bytes_of = |piece: &Range<u64>| &bytes[index(piece.start - start)..index(piece.end - start)];
+            *of == volume && pieces.any(|piece| watch.model.is_of(*write, piece.start, bytes_of(&piece)))
+        };
+        let (write, _, part) = watch.replaced.iter().find(is_there)?;
+        let what = format!(
+            "write {} of bytes {part:?} was read, overwritten, not there when the pool was opened, and is there again",
+            write.0
+        );
+        Some((DataOracle::Twice, what))
     }
 
     /// Rule R2: only the owner answers, and only while its lease lasts.

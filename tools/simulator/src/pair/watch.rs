@@ -93,6 +93,8 @@ pub(super) struct Watch {
     pub(super) may_be_offline: bool,
     /// A volume that was offline, or a block that has healed.
     pub(super) aftermath: Option<Aftermath>,
+    /// Changes under way that had been read and overwritten before the pool was opened, and were not there when it was: where.
+    pub(super) replaced: Vec<(WriteId, ObjectId, Range<u64>)>,
     /// Before this turn errors may come from its disk or its logs.
     pub(super) excused_until: u64,
 }
@@ -118,6 +120,7 @@ impl Watch {
             refused_in: None,
             may_be_offline: false,
             aftermath: None,
+            replaced: Vec::new(),
             excused_until: 0,
         }
     }
@@ -194,7 +197,7 @@ impl Watch {
     pub(super) fn has_replaced(&self) -> bool {
         let is_forwarded = |flying: &&Flying| !flying.is_local && self.server.is_some_and(|node| node != flying.node);
         let mut writes = self.flying.values().filter(is_forwarded).filter_map(|flying| flying.write);
-        writes.any(|write| self.model.is_replaced(write))
+        writes.any(|write| !self.model.replaced(write).is_empty())
     }
 
     /// Requests in flight of a node's clients.
