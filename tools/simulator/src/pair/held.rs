@@ -20,6 +20,7 @@
 use super::{
     History,
     ambush::{Act, Step},
+    clients::NOTICE_FACTOR,
     found, lines,
     setup::DISK_BLOCKS,
     site::{NAMES, pool_id},
@@ -292,7 +293,7 @@ impl History {
         let may_act = is_waiting && !self.is_paused[server] && !self.is_leaving(pool, server);
         self.interrupt_late(pool, server);
         if may_act && (self.is_ending || self.prng.chance(1, operator_turns)) {
-            self.order_online(pool, server);
+            self.order_online(pool, server)?;
         }
         Ok(())
     }
@@ -307,11 +308,11 @@ impl History {
         }
     }
 
-    fn order_online(&mut self, pool: usize, server: usize) {
-        let Some(rot) = &self.rots[pool] else { return };
+    fn order_online(&mut self, pool: usize, server: usize) -> Result<(), Violation> {
+        let Some(rot) = &self.rots[pool] else { return Ok(()) };
         let (volume, is_first) = (rot.volume(), rot.orders.is_empty());
         let gives_up = is_first && self.prng.chance(1, 4);
-        let gives_up = if gives_up { self.given_up(pool, volume) } else { None };
+        let gives_up = if gives_up { self.given_up(pool, volume)? } else { None };
         if gives_up.is_none() && (self.is_ending || self.prng.chance(3, 4)) {
             // Whatever else fails is mended by the same people.
             self.mend_hardware();
@@ -320,14 +321,19 @@ impl History {
         let name = self.pools[pool].model.volumes()[&volume].name.clone();
         self.note(|_| format!("{name} is ordered online at {}: {}", NAMES[server], gives_up.is_some()));
         let request = AdminRequest::VolumeOnline { name, accept_loss: gives_up.is_some() };
-        let Some(process) = &self.processes[server] else { return };
+        let Some(process) = &self.processes[server] else { return Ok(()) };
         let replies = process.node.call(request);
-        let Some(rot) = self.rots[pool].as_mut().filter(|_| replies.is_some()) else { return };
+        let Some(rot) = self.rots[pool].as_mut().filter(|_| replies.is_some()) else { return Ok(()) };
         let was_healed = rot.is_healed;
         rot.orders.push(OnlineOrder { replies, gives_up, was_healed, is_refused: false });
-        if self.is_ending || !self.prng.chance(2, 3) {
-            return;
+        if !self.is_ending && self.prng.chance(2, 3) {
+            self.interrupt_soon(pool);
         }
+        Ok(())
+    }
+
+    /// Something happens while the volume is being brought back.
+    fn interrupt_soon(&mut self, pool: usize) {
         if self.prng.chance(1, 2) {
             // Some of it is performed, and contained in a consistency point.
             let (soon, later) = (self.prng.below(6), self.prng.between(5, 60));
@@ -341,15 +347,22 @@ impl History {
         }
     }
 
-    /// What is held of a volume, as writes.
-    fn given_up(&self, pool: usize, volume: ObjectId) -> Option<Vec<WriteId>> {
-        let content = Content::newest(std::slice::from_ref(&self.site.media[pool]), DISK_BLOCKS)?;
-        let records = content.held(pool_id(pool), volume)?;
+    /// What is held of a volume, as writes; `None`: its records cannot be read.
+    fn given_up(&self, pool: usize, volume: ObjectId) -> Result<Option<Vec<WriteId>>, Violation> {
+        let content = Content::newest(std::slice::from_ref(&self.site.media[pool]), DISK_BLOCKS);
+        let Some(records) = content.and_then(|content| content.held(pool_id(pool), volume)) else { return Ok(None) };
         let changes: Vec<_> = records.iter().map(change_of).collect();
-        let held = self.rots[pool].as_ref()?.held?;
-        assert_eq!(records.len() as u64, held.records, "as many are held as the status says");
+        let said = self.rots[pool].as_ref().and_then(|rot| rot.held).map_or(0, |held| held.records);
         let writes = self.pools[pool].model.writes_of(volume, &changes);
-        Some(writes.expect("nothing is held that nobody has written"))
+        if said == records.len() as u64 && writes.is_some() {
+            return Ok(writes);
+        }
+        let what = format!(
+            "{said} records are said to be held, {} are, and some of nobody's: {}",
+            records.len(),
+            writes.is_none()
+        );
+        Err(found(Oracle::Damage, what))
     }
 
     fn hear_online(&mut self, pool: usize) -> Result<(), Violation> {
@@ -407,14 +420,20 @@ impl History {
         watch.phase = Phase::Reading(left);
     }
 
-    /// Both nodes say of a volume whether it is offline, when they have had time to hear of it.
+    /// Both nodes say of a volume that it is offline, when they have had time to hear of it, and nobody waits for it.
     fn look_at_lists(&self, pool: usize) -> Result<(), Violation> {
         let watch = &self.pools[pool];
         let Some(server) = watch.server else { return Ok(()) };
         let Some(rot) = self.rots[pool].as_ref().filter(|rot| rot.is_surely_offline()) else { return Ok(()) };
-        let since = watch.calm_since.0.max(rot.since.0.0);
-        if self.site.world.now().since(Nanos(since)) < self.setup.detection * super::clients::NOTICE_FACTOR {
+        let since = Nanos(watch.calm_since.0.max(rot.since.0.0));
+        let (now, patience) = (self.site.world.now(), self.setup.detection * NOTICE_FACTOR);
+        if now.since(since) < patience {
             return Ok(());
+        }
+        let waits = |flying: &&Flying| flying.volume == rot.volume() && now.since(flying.since.max(since)) >= patience;
+        if let Some(flying) = watch.flying.values().find(waits) {
+            let what = format!("{:?} waits for a volume that is offline, at {}", flying.ask, NAMES[flying.node]);
+            return Err(found(Oracle::Liveness, what));
         }
         let name = &watch.model.volumes()[&rot.volume()].name;
         for node in [server, 1 - server] {
