@@ -181,7 +181,8 @@ impl<L: LogMemory> Shard<L> {
         replay.records += 1;
         replay.object_max = replay.object_max.max(record.draft.object);
         let offline = self.volumes.get(&record.draft.object).filter(|volume| volume.is_offline());
-        if !planted::is("replay-forgets-names") && !(offline.is_some() && planted::is("held-names-forgotten")) {
+        let is_forgotten = offline.is_some() && planted::is("held-names-forgotten");
+        if !is_forgotten && !planted::is("replay-forgets-names") {
             self.forwarded.note(record.draft.request_id);
         }
         if planted::is("replay-skips-discards") && record.draft.kind == RecordKind::Discard {
