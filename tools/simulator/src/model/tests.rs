@@ -324,3 +324,30 @@ fn what_a_change_hides_from_the_verification_is_not_over() {
         assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(failed, 0..4096))), None, "answered: {is_answered}");
     }
 }
+
+/// What was held is given up: what came before it is there, and nothing else may be.
+#[test]
+fn what_is_given_up_never_happened_and_all_else_did() {
+    let given_up = || {
+        let mut model = model(true);
+        let answered = [0..4096, 0..4096, 4096..8192].map(|range| {
+            let write = model.begin_write(V, range, Fill::Pattern);
+            model.end_write(write, true);
+            write
+        });
+        let held = bytes(answered[1], 0..4096);
+        assert_eq!(model.writes_of(V, &[(0..4096, Some(&held))]), Some(vec![answered[1]]));
+        assert_eq!(model.writes_of(V, &[(0..4096, None)]), None, "nobody has zeroed it");
+        model.crash(Loss::Unanswered);
+        model.give_up(V, &answered[1..2]);
+        (model, answered)
+    };
+    let (mut model, [first, dropped, other]) = given_up();
+    assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(first, 0..4096))), None);
+    assert_eq!(oracle(check_recovered(&mut model, 4096, &bytes(other, 4096..8192))), None);
+    assert_eq!(oracle(model.judge_crash()), None);
+    let (mut model, _) = given_up();
+    assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(dropped, 0..4096))), Some(DataOracle::Lost));
+    let (mut model, _) = given_up();
+    assert_eq!(oracle(check_recovered(&mut model, 4096, &[0; 4096])), Some(DataOracle::Lost));
+}
