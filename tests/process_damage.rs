@@ -12,7 +12,11 @@ use common::{
     outcome, pause_ms,
 };
 use serde_json::Value;
-use std::{collections::BTreeMap, fs::File, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+};
 use twinlog::{
     base::{BlockAddress, CpNumber, Prng},
     control::client::AdminClient,
@@ -159,12 +163,12 @@ impl Patient {
     }
 }
 
-fn flip(path: &PathBuf, offset: u64, mask: u8) {
+fn flip(path: &Path, offset: u64, mask: u8) {
     Disk::open(path).flip(offset, mask);
 }
 
 /// Flips a bit of `block`, drawn from `prng`; returns how to flip it back.
-fn flip_in_block(path: &PathBuf, block: u64, prng: &mut Prng) -> (u64, u8) {
+fn flip_in_block(path: &Path, block: u64, prng: &mut Prng) -> (u64, u8) {
     let (offset, mask) = (block * BLOCK + prng.below(BLOCK), 1 << prng.below(8));
     flip(path, offset, mask);
     (offset, mask)
@@ -177,7 +181,7 @@ struct Census {
 }
 
 impl Census {
-    fn take(path: &PathBuf) -> (Kinds, Superblock) {
+    fn take(path: &Path) -> (Kinds, Superblock) {
         let mut census = Self { disk: Disk::open(path), kinds: Kinds::new() };
         let newest = census.disk.newest_superblock();
         census.tree(&newest.object_table, ["node of the object table", "objects"]);
