@@ -124,9 +124,10 @@ fn a_record_that_no_node_can_perform_costs_one_volume_for_a_while() {
     assert!(found.1 > 0, "{found:?}");
     is_offline_everywhere(&pair, "a", found);
 
-    pair.until("the partner is in step", || {
-        let taken = pair.run("b", &["pair", "takeover", "a"]);
-        (taken.status.success() && pair.has_taken_over("b")).then_some(())
+    // The partner keeps it until somebody wants it back, as soon as it is in step.
+    pair.until("the partner has the pool", || {
+        let drained = pair.run("a", &["pair", "drain"]);
+        (drained.status.success() && pair.has_taken_over("b")).then_some(())
     });
     is_offline_everywhere(&pair, "b", found);
     let refused = pair.run("b", &["volume", "online", "vol-a"]);
