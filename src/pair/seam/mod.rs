@@ -27,7 +27,7 @@
 //!
 //! Each half counts what it has sent, and what the other one has said that it has taken; every envelope says that. Who has taken a quarter of what may
 //! wait and had nothing to send says so in an envelope of its own. So who has no room is always told: when all that fills it is taken, that is
-//! more than a quarter. Between two takings of the other half at most [`UPDATES_MAX`] such envelopes can be sent, and the mailboxes have room for them.
+//! more than a quarter. Between two takings of the other half at most `UPDATES_MAX` such envelopes can be sent, and the mailboxes have room for them.
 
 mod crossing;
 mod far;
