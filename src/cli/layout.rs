@@ -21,7 +21,11 @@ use super::{
     output::{Exit, Failure},
     pause,
 };
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+    libc,
+};
 use std::{
     fs::{self, File, OpenOptions},
     io::Read,
@@ -108,10 +112,16 @@ pub(crate) fn connect_patiently(args: &NodeArgs) -> Result<AdminClient, Failure>
     }
 }
 
-/// Whether a process holds the lock file.
+/// Whether a process holds the lock file. Takes no lock, not even for a moment: somebody might want it just then.
 pub(crate) fn is_held(path: &Path) -> bool {
     let Ok(file) = File::open(path) else { return false };
-    matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
+    let mut lock = whole_file(libc::F_RDLCK);
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
+}
+
+fn whole_file(kind: i32) -> libc::flock {
+    let narrow = |value: i32| i16::try_from(value).expect("lock constants are small");
+    libc::flock { l_type: narrow(kind), l_whence: narrow(libc::SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 }
 }
 
 /// The configuration file that `args` name.
@@ -122,7 +132,7 @@ pub(crate) fn config_of(args: &OfflineArgs) -> PathBuf {
 /// A file that one process holds, with that process's id inside. Released by the kernel when the process ends, however it ends.
 #[derive(Debug)]
 pub(crate) struct ProcessLock {
-    _held: Flock<File>,
+    _held: File,
 }
 
 impl ProcessLock {
@@ -130,12 +140,12 @@ impl ProcessLock {
     pub(crate) fn acquire(path: &Path, who: &str) -> Result<Self, Failure> {
         let failed = |what, error: &std::io::Error| Failure::system(what, path.display(), error);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-        let file = file.map_err(|error| failed("open", &error))?;
-        let held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => held,
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => return Err(held_by(&mut file, path, who)),
-            Err((_, number)) => return Err(failed("lock", &number.into())),
-        };
+        let mut held = file.map_err(|error| failed("open", &error))?;
+        match fcntl(&held, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+            Ok(_) => {}
+            Err(Errno::EAGAIN | Errno::EACCES) => return Err(held_by(&mut held, path, who)),
+            Err(number) => return Err(failed("lock", &number.into())),
+        }
         // The first line is right at every moment: nobody reads an empty file.
         let line = format!("{}\n", std::process::id());
         let write = |held: &File| held.write_all_at(line.as_bytes(), 0).and_then(|()| held.set_len(line.len() as u64));
@@ -188,5 +198,18 @@ mod tests {
         drop(held);
         assert!(!is_held(&path) && !is_held(&directory.path().join("nothing")));
         ProcessLock::acquire(&path, "this node").expect("free again");
+    }
+    #[test]
+    fn who_looks_whether_a_lock_is_held_keeps_nobody_from_taking_it() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("lock");
+        drop(ProcessLock::acquire(&path, "this node").expect("free"));
+        std::thread::scope(|scope| {
+            let taker = scope.spawn(|| (0..5000).all(|_| ProcessLock::acquire(&path, "this node").is_ok()));
+            while !taker.is_finished() {
+                is_held(&path);
+            }
+            assert!(taker.join().expect("no panic"), "refused though nobody had it");
+        });
     }
 }
