@@ -16,19 +16,19 @@ if [ "$first" = yes ]; then
     # By its path: the shell has an applet of that name.
     user="/bin/setpriv --reuid 990 --regid 990 --clear-groups"
     step "a user who may not open it"
-    says "Permission denied" $user twinlog pool check --config $config
-    says "twinlog device bind $controller --user" $user twinlog pool check --config $config
+    fails "Permission denied" $user twinlog pool check --config $config
+    fails "twinlog device bind $controller --user" $user twinlog pool check --config $config
     step "a user who may not lock memory"
     twinlog device bind $controller --user twinlog
     ulimit -l 64
-    says "LimitMEMLOCK=infinity" $user twinlog pool check --config $config
+    fails "LimitMEMLOCK=infinity" $user twinlog pool check --config $config
     ulimit -l unlimited
     step "another controller in its place"
     record=$(ls /run/twinlog/devices/*.json)
     cp "$record" /tmp/record
     sed "s/$controller/EXCHANGED/" /tmp/record >"$record"
     sed "s/$controller/EXCHANGED/" $config >/tmp/other.toml
-    says "is $controller, and not EXCHANGED: it was exchanged" twinlog pool check --config /tmp/other.toml
+    fails "is $controller, and not EXCHANGED: it was exchanged" twinlog pool check --config /tmp/other.toml
     cp /tmp/record "$record"
     step create
     twinlog pool create --config $config
