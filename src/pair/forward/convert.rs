@@ -297,6 +297,15 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "planted-bugs")]
+    #[test]
+    fn a_planted_refusal_as_elsewhere_is_found() {
+        planted::choose("offline-refused-as-elsewhere");
+        let is_found = std::panic::catch_unwind(errors_survive_the_round_trip).is_err();
+        planted::choose("");
+        assert!(is_found);
+    }
+
     #[test]
     fn long_zeroes_that_keep_their_blocks_go_record_by_record() {
         let zeroes = |may_free| VolumeOperation::WriteZeroes { range: 100..5 << 20, may_free, durable: true };

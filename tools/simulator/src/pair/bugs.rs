@@ -7,6 +7,7 @@
 //! | `mirror-begin-epoch-not-compared` | two owners never begin at the same position: an opened lane goes on a lap beyond all that it may hold |
 //! | `mirror-epoch-not-compared` | a node mirrors only while its register names the partner, and a session's frames end with it: none of an older epoch arrives |
 //! | `mirror-gap-accepted` | a session keeps the order of frames, and after a lost path the owner goes on where the mirror has acknowledged |
+//! | `offline-refused-as-elsewhere` | the other node waits with what it was asked until the volume is back, unless nobody brings it back: less than once in a thousand histories |
 //! | `record-epoch-not-compared` | as the first; without both a stale tail rises (`named.rs`) |
 //! | `request-epoch-not-compared` | a request that arrives when its pool has gone there and back is older than those that have taken its slot in this session; only before the first of them it is performed |
 //! | `ring-reused-before-mirrored` | the mirror refuses what lies more than a ring ahead, and is brought in step anew |
@@ -46,7 +47,10 @@ pub const BUGS: [Bug; 55] = [
     bug("names-forgotten-at-takeover", "what waits is performed after a takeover, whatever the pool contains"),
     bug("names-not-in-superblock", "a consistency point keeps the names of the one before"),
     bug("offline-not-told", "the other node does not hear that a volume is offline"),
-    bug("offline-refused-as-elsewhere", "the other node asks again for what is refused as of a volume that is offline"),
+    controller_bug(
+        "offline-refused-as-elsewhere",
+        "the other node asks again for what is refused as of a volume that is offline",
+    ),
     bug("offline-volume-answers", "a volume that is offline takes requests"),
     bug("online-before-cp", "a volume is said to be online when its held records have been performed"),
     bug("open-without-claim", "an owner opens its pool without a new epoch"),
