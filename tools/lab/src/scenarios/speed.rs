@@ -12,11 +12,8 @@ const SECONDS: u32 = 2;
 /// Fewer have no median worth the name.
 const ROUNDS_MIN: u32 = 5;
 const DEPTHS: [&str; 2] = ["1", "32"];
-const WHO: [(&str, &str); 3] = [
-    ("driver", "Twinlog's driver through VFIO"),
-    ("kernel", "the kernel's driver, fio with io_uring"),
-    ("polled", "the same, polled (`--hipri`)"),
-];
+const WHO: [(&str, &str); 2] =
+    [("driver", "Twinlog's driver through VFIO"), ("kernel", "the kernel's driver, fio with io_uring")];
 
 pub(super) fn run(lab: &Lab) -> Result<()> {
     let rounds = lab.rounds.max(ROUNDS_MIN);
