@@ -232,6 +232,14 @@ pub(super) const ROWS: &[Row] = &[
         next: "bring the arbiter's newest state back; if it is lost, give up what only {partner}'s log may have: `twinlog pair takeover --force` at the home node",
     },
     Row {
+        name: "own log lost, no register",
+        when: When { place: &[Place::Home], owner: &[Owner::Absent], portion: &[Portion::Void], ..ANY },
+        then: Action::Refuse,
+        why: "the arbiter has no register of {pool}, and {me} cannot use its own log of it: what was answered before there was a pair may be there",
+        until: Deadline::Retry,
+        next: "mend the log, or bring it back, and restart {me}; or give up what was answered since the last consistency point: `twinlog pair takeover --force`",
+    },
+    Row {
         name: "no register, home",
         when: When { place: &[Place::Home], owner: &[Owner::Absent], ..ANY },
         then: Action::Wait,

@@ -43,6 +43,12 @@ fn what_a_forced_takeover_brings_back_may_never_have_been_looked_at() {
     passes(0x8c77_6b10_55e6_46eb);
 }
 
+/// A home node cannot read its own log before the pool ever had a register: its status says so, and an operator mends it and starts the node again.
+#[test]
+fn a_log_that_cannot_be_read_before_the_first_claim_is_named() {
+    passes(0x6d9a_74c6_f06d_9aee);
+}
+
 /// The same seed gives the same bytes.
 #[test]
 fn a_pair_is_deterministic() {

@@ -216,6 +216,8 @@ impl History {
         let Some(pool) = NAMES.iter().position(|name| *name == status.name) else { return false };
         let desk = self.site.desk.borrow();
         let named = desk.registers.get(&super::pool_id(pool)).map(|register| register.portion);
-        status.row.starts_with("own log lost") && named == self.site.portion_at_rest(node, pool)
+        let at_rest = self.site.portion_at_rest(node, pool);
+        // Before there is a register it is the only one that there ever was.
+        status.row.starts_with("own log lost") && at_rest.is_some() && named.is_none_or(|named| Some(named) == at_rest)
     }
 }
