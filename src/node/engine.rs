@@ -14,7 +14,7 @@
 use super::{
     admin::{AdminCall, AdminReply, AdminRequest},
     memory::MemoryShares,
-    request::{OfflineAt, RequestTag, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService},
+    request::{OfflineAt, Reach, RequestTag, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService},
     shard::{Shard, ShardOptions, ShardOwners},
 };
 use crate::{
@@ -719,8 +719,8 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Engine<D, L> {
         self.volumes.get(&id).map(|volume| volume.size_bytes)
     }
 
-    fn serves(&self, _volume: ObjectId) -> bool {
-        self.takes_requests()
+    fn reach(&self, _volume: ObjectId) -> Reach {
+        if self.takes_requests() { Reach::Here } else { Reach::Nobody }
     }
 
     fn has_room(&self, _volume: ObjectId) -> bool {

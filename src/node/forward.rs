@@ -55,6 +55,8 @@ pub enum ToPort {
     },
     /// The volumes of a pool.
     Volumes(PoolSlot, Arc<Vec<VolumeInfo>>),
+    /// Whether the partner says that it serves a pool: before the first reply that shows it.
+    ServedByPartner(PoolSlot, bool),
 }
 
 /// What one reactor has under way in a pool.
@@ -72,6 +74,7 @@ pub struct ForwardPort {
     mailbox: Mailbox<ToPort>,
     outgoing: VecDeque<ToHub>,
     volumes: [Option<Arc<Vec<VolumeInfo>>>; 2],
+    served_by_partner: [bool; 2],
     loads: [Load; 2],
     bytes_max: u64,
 }
@@ -87,13 +90,20 @@ impl ForwardPort {
     ) -> Self {
         let bytes_max = (blocks.block_count() / BYTES_PART * BLOCK_BYTES) as u64 / u64::from(reactor_count);
         let (volumes, loads) = ([None, None], [Load::default(); 2]);
-        Self { reactor, hub, mailbox, outgoing: VecDeque::new(), volumes, loads, bytes_max }
+        let (outgoing, served_by_partner) = (VecDeque::new(), [false; 2]);
+        Self { reactor, hub, mailbox, outgoing, volumes, served_by_partner, loads, bytes_max }
     }
 
     /// The volumes of a pool, by its own ids, as far as the hub has heard.
     #[must_use]
     pub fn volumes(&self, slot: PoolSlot) -> Option<&[VolumeInfo]> {
         self.volumes[slot.index()].as_deref().map(Vec::as_slice)
+    }
+
+    /// Whether the partner says that it serves a pool, as far as the hub has heard.
+    #[must_use]
+    pub fn is_served_by_partner(&self, slot: PoolSlot) -> bool {
+        self.served_by_partner[slot.index()]
     }
 
     /// Whether a further request may be submitted now. One of the largest size always has its turn.
@@ -119,6 +129,7 @@ impl ForwardPort {
         while let Some(message) = self.mailbox.receive() {
             match message {
                 ToPort::Volumes(slot, volumes) => self.volumes[slot.index()] = Some(volumes),
+                ToPort::ServedByPartner(slot, is) => self.served_by_partner[slot.index()] = is,
                 ToPort::Reply { slot, bytes, reply } => {
                     let load = &mut self.loads[slot.index()];
                     load.requests -= 1;
@@ -194,5 +205,8 @@ mod tests {
         to_port.send(ToPort::Volumes(PoolSlot::Home, Arc::new(list.clone()))).expect("there is room");
         assert!(port.volumes(PoolSlot::Home).is_none() && port.poll().is_none());
         assert_eq!(port.volumes(PoolSlot::Home), Some(&list[..]));
+        to_port.send(ToPort::ServedByPartner(PoolSlot::Partner, true)).expect("there is room");
+        assert!(port.poll().is_none());
+        assert!(port.is_served_by_partner(PoolSlot::Partner) && !port.is_served_by_partner(PoolSlot::Home));
     }
 }

@@ -14,7 +14,7 @@ use super::{
     engine::{Engine, EngineParts},
     forward::ForwardPort,
     request::{
-        FORWARDED_SESSION, OfflineAt, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService,
+        FORWARDED_SESSION, OfflineAt, Reach, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService,
         WAITED_SESSION,
     },
 };
@@ -491,8 +491,14 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Pools<D, L> {
         }
     }
 
-    fn serves(&self, volume: ObjectId) -> bool {
-        self.is_serving(PoolSlot::of(volume))
+    fn reach(&self, volume: ObjectId) -> Reach {
+        let slot = PoolSlot::of(volume);
+        let is_partners = || self.port.as_ref().is_some_and(|port| port.is_served_by_partner(slot));
+        match self.is_serving(slot) {
+            true => Reach::Here,
+            false if is_partners() => Reach::Partner,
+            false => Reach::Nobody,
+        }
     }
 
     fn has_room(&self, volume: ObjectId) -> bool {

@@ -264,6 +264,18 @@ impl fmt::Display for OfflineAt {
     }
 }
 
+/// Where requests to a volume go, as far as a node knows now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// They are performed here.
+    Here,
+    /// They are forwarded to the partner, which says that it serves the pool.
+    Partner,
+    /// They wait until one of both is the case.
+    #[default]
+    Nobody,
+}
+
 /// What a node offers its front ends.
 pub trait VolumeService {
     /// Where payloads come from.
@@ -278,8 +290,8 @@ pub trait VolumeService {
     /// The size of a volume now, in bytes; `None` once it is deleted.
     fn size_bytes(&self, id: ObjectId) -> Option<u64>;
 
-    /// Whether requests to this volume are performed at this node, as far as it knows now, and not forwarded.
-    fn serves(&self, volume: ObjectId) -> bool;
+    /// Where requests to this volume, or to any other of its pool, go.
+    fn reach(&self, volume: ObjectId) -> Reach;
 
     /// Whether a further request to this volume may be submitted now; front ends stop reading from its clients while not.
     fn has_room(&self, volume: ObjectId) -> bool;

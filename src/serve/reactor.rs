@@ -42,6 +42,11 @@ pub trait FrontEnd<N: Network> {
     /// Does one bounded turn. Returns whether anything moved.
     fn poll<S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool;
 
+    /// Whether the front ends of other reactors have to look at something, since this was last asked.
+    fn take_news(&mut self) -> bool {
+        false
+    }
+
     /// Begins to stop: what is in flight is answered, new clients and requests are refused.
     fn stop(&mut self, now: Nanos);
 
@@ -60,6 +65,10 @@ pub trait FrontEnd<N: Network> {
 impl<N: Network> FrontEnd<N> for Server {
     fn poll<S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
         Server::poll(self, net, service, now)
+    }
+
+    fn take_news(&mut self) -> bool {
+        Server::take_news(self)
     }
 
     fn stop(&mut self, now: Nanos) {
@@ -270,7 +279,7 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
 
     /// One bounded turn of everything that is not the machine. Returns whether anything was done.
     fn turn(&mut self) -> bool {
-        let ReactorParts { platform, pools, net, front, calls, open_device, opener, pair, .. } = &mut self.parts;
+        let ReactorParts { platform, pools, net, front, calls, open_device, opener, pair, peers, .. } = &mut self.parts;
         let (now, wall_clock_ns) = (platform.now(), platform.wall_clock_ns());
         let mut worked = false;
         while let Some(call) = calls.as_ref().and_then(Mailbox::receive) {
@@ -317,6 +326,9 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
         // they hear that it has.
         if pools.has_opened() || pools.is_stopping() {
             worked |= front.poll(net, pools, now);
+            if front.take_news() {
+                peers.iter().for_each(|peer| peer.wake());
+            }
         }
         // What clients have just asked for leaves in this turn.
         if let Some(pair) = pair.as_mut().filter(|_| worked) {

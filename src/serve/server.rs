@@ -8,17 +8,18 @@
 //!    to a request whose client has gone finds nobody.
 //! 3. There are at most `connections_max` clients. Of those beyond, [`REFUSED_MAX`] that speak NBD are told so and leave; the others find a closed
 //!    connection.
+//! 4. Hosts are told of a change of access before any reactor gives an answer that shows it ([`Lookout`]).
 
 use super::{
     nbd,
-    nvme_tcp::{self, Target},
+    nvme_tcp::{self, Lookout, Target, UNPROVEN},
     turn::{Next, Ran, Turn},
 };
 use crate::{
     base::FixedMap,
     node::{
         admin::HostStatus,
-        request::{ReplyData, VolumeError, VolumeService},
+        request::{ReplyData, VolumeError, VolumeReply, VolumeService},
     },
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -116,8 +117,12 @@ pub struct Server {
     ready: Vec<ConnectionId>,
     scratch: Vec<u8>,
     looked_at: Nanos,
-    /// Which pools this node serves, as hosts were told.
-    serves: [bool; 2],
+    /// How pools are reached, as hosts were told; from the first turn, if there may be hosts.
+    lookout: Option<Lookout>,
+    /// Waits until the hosts of all reactors have been told.
+    held: Option<VolumeReply>,
+    /// Other reactors have to tell theirs.
+    has_news: bool,
     stopping_since: Option<Nanos>,
 }
 
@@ -134,7 +139,9 @@ impl Server {
             ready: Vec::new(),
             scratch: Vec::new(),
             looked_at: Nanos::default(),
-            serves: [false; 2],
+            lookout: None,
+            held: None,
+            has_news: false,
             stopping_since: None,
         }
     }
@@ -161,9 +168,9 @@ impl Server {
     /// Returns whether anything moved; if nothing did, nothing will before `net` or `service` has news, or `now` has grown by a quarter
     /// of a second (for time-outs only).
     pub fn poll<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
-        let mut progressed = self.accept(net, now);
-        progressed |= self.announce(net, service);
-        progressed |= self.deliver(net, service);
+        let mut progressed = self.announce(net, service, now);
+        progressed |= self.accept(net, now);
+        progressed |= self.deliver(net, service, now);
         let mut ready = std::mem::take(&mut self.ready);
         net.poll(&mut ready);
         for connection in ready.drain(..) {
@@ -195,6 +202,11 @@ impl Server {
         }
     }
 
+    /// Whether the front ends of other reactors have something to tell their hosts, since this was last asked.
+    pub fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.has_news)
+    }
+
     /// Whether it was stopped and every client has left.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
@@ -212,7 +224,10 @@ impl Server {
                 continue;
             }
             let session = match hosts {
-                Some(hosts) => Session::NvmeTcp(Box::new(nvme_tcp::Session::new(Arc::clone(&hosts.target), now))),
+                Some(hosts) => {
+                    let access = self.lookout.as_ref().map_or(UNPROVEN, Lookout::told);
+                    Session::NvmeTcp(Box::new(nvme_tcp::Session::new(Arc::clone(&hosts.target), access, now)))
+                }
                 None => Session::Nbd(nbd::Session::new(net, connection, refused, now)),
             };
             self.refused_count += usize::from(refused);
@@ -223,30 +238,38 @@ impl Server {
         true
     }
 
-    /// Tells hosts when pools are served otherwise than before: in front of every answer of this reactor that shows it.
-    fn announce<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S) -> bool {
-        let Some(nvme_tcp) = &self.nvme_tcp else { return false };
-        let serves = nvme_tcp.target.serves(service);
-        if serves == self.serves {
-            return false;
+    /// Tells hosts when pools are reached otherwise than before (invariant 4).
+    fn announce<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
+        let Self { nvme_tcp, lookout, clients, scratch, stopping_since, .. } = self;
+        let Some(NvmeTcp { target, .. }) = nvme_tcp else { return false };
+        let lookout = lookout.get_or_insert_with(|| Lookout::new(Arc::clone(target)));
+        self.has_news |= lookout.see(target.reach(service), now);
+        let Some(news @ (_, access)) = lookout.news() else { return false };
+        let mut connections: Vec<ConnectionId> = Vec::new();
+        if access != lookout.told() {
+            connections.extend(clients.keys());
+            connections.sort_unstable();
         }
-        self.serves = serves;
-        let stopping = self.stopping_since.is_some();
-        let mut connections: Vec<ConnectionId> = self.clients.keys().copied().collect();
-        connections.sort_unstable();
+        let stopping = stopping_since.is_some();
         for connection in connections {
-            let client = self.clients.get_mut(&connection).expect("listed just now");
+            let client = clients.get_mut(&connection).expect("listed just now");
             let Session::NvmeTcp(session) = &mut client.session else { continue };
-            let mut turn =
-                Turn { net: &mut *net, service: &mut *service, connection, scratch: &mut self.scratch, stopping };
-            session.announce(&mut turn);
+            let mut turn = Turn { net: &mut *net, service: &mut *service, connection, scratch, stopping };
+            session.announce(&mut turn, access);
         }
+        lookout.tell(news);
         true
     }
 
-    fn deliver<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S) -> bool {
+    fn deliver<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
         for count in 0..REPLIES_PER_TURN {
-            let Some(reply) = service.poll_reply() else { return count > 0 };
+            let Some(reply) = self.held.take().or_else(|| service.poll_reply()) else { return count > 0 };
+            // It may have come together with the change that it shows.
+            self.announce(net, service, now);
+            if self.lookout.as_mut().is_some_and(|lookout| !lookout.is_settled()) {
+                self.held = Some(reply);
+                return true;
+            }
             let connection = ConnectionId(reply.tag.session);
             let Some(client) = self.clients.get_mut(&connection) else { continue };
             let stopping = self.stopping_since.is_some();

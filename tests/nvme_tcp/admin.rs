@@ -1,7 +1,7 @@
 //! Connecting, and the admin queue.
 
 use crate::{
-    host::{BLOCK, Bench, DISCOVERY, HOST, Queue, SIZE, op},
+    host::{BLOCK, Bench, DISCOVERY, HOST, SIZE, op},
     support::{byte_net::Closed, memory_service::MemoryService},
 };
 use std::time::Duration;
@@ -19,7 +19,7 @@ fn a_controller_is_what_the_kernel_s_initiator_asks_for() {
     assert_eq!(page.len(), 4096);
     assert_eq!(u16::from_le_bytes([page[78], page[79]]), id);
     assert_eq!((page[76], page[77], page[111], page[512], page[513], page[525]), (0b1010, 8, 1, 0x66, 0x44, 5));
-    assert_eq!((page[342], page[343], word(344), word(348)), (10, 0b100_0011, 2, 2), "two groups");
+    assert_eq!((page[342], page[343], word(344), word(348)), (10, 0b100_0111, 2, 2), "two groups");
     assert_eq!((word(80), word(92), word(516), word(540)), (0x0002_0000, 1 << 8 | 1 << 11, 0xffff_fffd, 1024));
     assert_eq!((word(1792), word(1796), word(536) & 1), ((64 + 16384) / 16, 1, 1));
     assert_eq!(u16::from_le_bytes([page[320], page[321]]), 10, "keep alive by the second");
@@ -82,43 +82,6 @@ fn a_change_of_the_volumes_is_an_event_and_a_log_page() {
     bench.serve(&mut admin);
     let (_, event) = admin.answers.pop_first().expect("what has changed since");
     assert_eq!(event.result, 0x0004_0002);
-}
-
-#[test]
-fn access_follows_from_who_serves_and_is_told_before_it_shows() {
-    let mut bench = Bench::new();
-    let (mut admin, id) = bench.admin(false);
-    let mut io = bench.io(id, 1, false);
-    assert_eq!(bench.ask(&mut admin, op::SET, &[0x0b, 1 << 11], 0, 0).status, 0);
-    let state = |bench: &mut Bench, admin: &mut Queue| {
-        let page = bench.ask(admin, op::LOG, &[31 << 16 | 0x0c], u32::MAX, 128).data;
-        // Of the first group, which both volumes are in, and the second one, which is empty.
-        assert_eq!((page[8], page[16], page[20], &page[48..56]), (2, 1, 2, &[1, 0, 0, 0, 3, 0, 0, 0][..]));
-        assert_eq!((page[56], page[60]), (2, 0));
-        (page[32], page[0])
-    };
-    assert_eq!(state(&mut bench, &mut admin), (1, 0), "optimized");
-    assert_eq!(bench.ask(&mut admin, op::IDENTIFY, &[0], 1, 4096).data[92], 1);
-    assert_eq!(bench.ask(&mut admin, op::IDENTIFY, &[8], 1, 4096).data[4], 1);
-    let groups = bench.ask(&mut admin, op::LOG, &[19 << 16 | 1 << 8 | 0x0c], u32::MAX, 80).data;
-    assert_eq!((groups[20], groups[48]), (0, 2), "without namespaces");
-    // A read is under way while the pool goes elsewhere.
-    bench.service.hold = true;
-    let entry = admin.entry(op::EVENT);
-    let request = admin.capsule(entry, None, false);
-    bench.net.client_send(admin.connection, &request);
-    let read = io.blocks(op::READ, 0, 1, 0);
-    let bytes = io.capsule(read, None, false);
-    bench.net.client_send(io.connection, &bytes);
-    bench.settle();
-    (bench.service.is_elsewhere, bench.service.hold) = (true, false);
-    bench.server.poll(&mut bench.net, &mut bench.service, bench.now);
-    bench.serve(&mut admin);
-    let (_, event) = admin.answers.pop_first().expect("told in the same turn");
-    assert_eq!(event.result, 0x000c_0302);
-    assert_eq!(state(&mut bench, &mut admin), (2, 2), "non-optimized; each group has changed once");
-    bench.serve(&mut io);
-    assert_eq!(io.answers.len(), 1, "and the command is answered all the same");
 }
 
 #[test]

@@ -154,7 +154,7 @@ fn the_engine_s_errors_have_the_protocol_s_numbers() {
         (VolumeError::Unreadable { block: 0, reason: "rot".to_owned() }, 0x281),
         (VolumeError::Stopped("gone".to_owned()), 0x06),
         (VolumeError::Offline("held".to_owned()), 0x82),
-        (VolumeError::Unserved(Duration::from_secs(30)), 0x300),
+        (VolumeError::Unserved(Duration::from_secs(30)), 0x302),
         (VolumeError::ShuttingDown, 0x300),
     ];
     let (mut bench, _admin, mut io) = start(false);

@@ -87,6 +87,14 @@ impl Bench {
         Self { net: ByteNet::default(), service, server, target, now: Nanos(0) }
     }
 
+    /// Another reactor of the same node, with a network of its own.
+    pub(crate) fn beside(&self) -> Self {
+        let hosts = NvmeTcp { target: Arc::clone(&self.target), first_listener: 0 };
+        let service = MemoryService::new(1, 4096, &[("unseen", BLOCK), ("vol", SIZE), ("other", 3 * BLOCK)]);
+        let server = Server::new(16).with_nvme_tcp(Some(hosts));
+        Self { net: ByteNet::default(), service, server, target: Arc::clone(&self.target), now: self.now }
+    }
+
     /// Turns until nothing moves any more.
     #[track_caller]
     pub(crate) fn settle(&mut self) {

@@ -4,6 +4,7 @@
 #[allow(dead_code, unused_imports, reason = "the parts that know NBD")]
 mod support;
 
+mod access;
 mod admin;
 mod commands;
 mod host;

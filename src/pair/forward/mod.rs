@@ -249,7 +249,13 @@ impl Forwarder {
                 continue;
             }
             is_news = true;
+            let (was_there, is_there) = (side.service == Service::There, service == Service::There);
             side.service = service;
+            if was_there != is_there {
+                for (_, waiting) in &mut self.ports {
+                    waiting.push_back(ToPort::ServedByPartner(slot, is_there));
+                }
+            }
             match service {
                 Service::Here => self.client.resolve(slot, self.server.contained(slot), self.now),
                 // What it had in hand when it stopped serving was answered, or is asked for again.

@@ -11,13 +11,14 @@
 //! 3. A host that is silent for longer than its keep-alive time-out is gone: the session ends the controller with all its queues.
 
 use super::{
+    access::{ACCESS_CHANGE, AccessView},
     controllers::{Claim, QUEUES_MAX},
     io,
     target::{GROUPS, NAMESPACE_MAX, NAMESPACES_MAX, Namespace, Target},
     wire::{
         command::{Command, Connect, Status, fabrics, feature, opcode},
         identify::{self, cns},
-        log::{self, Access, AccessGroup},
+        log::{self, AccessGroup},
     },
 };
 use crate::node::request::VolumeService;
@@ -42,9 +43,6 @@ const KEEP_ALIVE_UNITS: u16 = 10;
 const KEEP_ALIVE_SLACK: Duration = Duration::from_secs(1);
 /// CAP.TO and CRTO in units of 500 ms: enabling takes no time here.
 const READY_TIMEOUT: u64 = 20;
-
-/// ANATT: seconds of a change between access states. None is in between here: what is forwarded waits.
-const ACCESS_CHANGE_S: u8 = 10;
 
 /// Admin commands of an I/O controller.
 const COMMANDS: [u8; 7] = [
@@ -178,9 +176,10 @@ pub(super) struct Admin {
     events: u32,
     event_requests: Vec<u16>,
     notices: [Notice; EVENTS.len()],
-    /// Whether this node serves each group, as the host was last told, and how often that has changed.
-    serves: [bool; GROUPS],
-    access_changes: [u64; GROUPS],
+    /// How each group is reached, as the host was last told; how often a group has changed since the reset, and any of them.
+    access: AccessView,
+    group_changes: [u64; GROUPS],
+    access_changes: u64,
     /// Namespaces as the host knows them: as they were when it was last told.
     known: Vec<Namespace>,
     changed: BTreeSet<u32>,
@@ -188,8 +187,8 @@ pub(super) struct Admin {
 }
 
 impl Admin {
-    /// The controller that `connect` has made.
-    pub(super) fn new(claim: Claim, connect: &Connect, is_discovery: bool, now: Nanos) -> Self {
+    /// The controller that `connect` has made, of a node that reaches its pools by `access`.
+    pub(super) fn new(claim: Claim, connect: &Connect, is_discovery: bool, access: AccessView, now: Nanos) -> Self {
         Self {
             is_discovery,
             claim,
@@ -201,8 +200,9 @@ impl Admin {
             events: 0,
             event_requests: Vec::new(),
             notices: Default::default(),
-            serves: [false; GROUPS],
-            access_changes: [0; GROUPS],
+            access,
+            group_changes: [0; GROUPS],
+            access_changes: 0,
             known: Vec::new(),
             changed: BTreeSet::new(),
             kept: Kept::default(),
@@ -242,21 +242,32 @@ impl Admin {
         let changed = now.iter().filter(|namespace| differs(&self.known, namespace));
         let gone = self.known.iter().filter(|namespace| differs(&now, namespace));
         self.changed.extend(changed.chain(gone).map(|namespace| namespace.id));
+        let members = |all: &[Namespace], group: u32| {
+            let of = |namespace: &&Namespace| target.group_of(namespace.volume) == group;
+            all.iter().filter(of).map(|namespace| namespace.id).collect::<Vec<_>>()
+        };
+        let is_changed = [1, 2].map(|group| members(&now, group) != members(&self.known, group));
+        self.count_changes(is_changed);
         self.known = now;
         self.notices[NAMESPACES_CHANGED].is_pending = true;
     }
 
-    /// Looks whether the pools are served as the host knows it: before anything is answered that shows it.
-    pub(super) fn watch_access<S: VolumeService>(&mut self, target: &Target, service: &S) {
-        if self.is_discovery || !self.is_enabled() {
+    /// The pools are reached by `access` now.
+    pub(super) fn set_access(&mut self, access: AccessView) {
+        let before = std::mem::replace(&mut self.access, access);
+        if self.is_discovery || !self.is_enabled() || access == before {
             return;
         }
-        let now = target.serves(service);
-        for (group, changes) in self.access_changes.iter_mut().enumerate() {
-            *changes += u64::from(now[group] != self.serves[group]);
+        self.count_changes(std::array::from_fn(|group| access[group] != before[group]));
+        self.notices[ACCESS_CHANGED].is_pending = true;
+    }
+
+    /// Counts a change of the access log page, in which these groups have changed (base 2.0, section 5.16.1.13).
+    fn count_changes(&mut self, is_changed: [bool; GROUPS]) {
+        self.access_changes += u64::from(is_changed.contains(&true));
+        for (changes, is_changed) in self.group_changes.iter_mut().zip(is_changed) {
+            *changes += u64::from(is_changed);
         }
-        self.notices[ACCESS_CHANGED].is_pending |= now != self.serves;
-        self.serves = now;
     }
 
     /// An event request that can be answered: its id, and the result.
@@ -349,7 +360,6 @@ impl Admin {
             self.status = if is_good { bits::READY } else { bits::FATAL };
             if is_good {
                 self.known = target.namespaces(service);
-                self.serves = target.serves(service);
                 target.controllers.enable(&self.claim);
             }
         }
@@ -365,6 +375,7 @@ impl Admin {
         // Outstanding event requests end without an answer (base 2.0, section 3.7.2).
         self.event_requests.clear();
         (self.events, self.notices, self.kept) = (0, Default::default(), Kept::default());
+        (self.group_changes, self.access_changes) = ([0; GROUPS], 0);
         self.changed.clear();
     }
 
@@ -437,8 +448,9 @@ impl Admin {
         // Several controllers, and access that is not the same through all.
         controller.multipath = 1 << 1 | 1 << 3;
         controller.events = U32::new(EVENTS.iter().map(|event| event.bit).sum());
-        // Optimized and non-optimized access; a namespace stays in its group.
-        (controller.access, controller.access_change_s) = (1 << 0 | 1 << 1 | 1 << 6, ACCESS_CHANGE_S);
+        // Optimized, non-optimized and inaccessible; a namespace stays in its group.
+        controller.access = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 6;
+        controller.access_change_s = u8::try_from(ACCESS_CHANGE.as_secs()).expect("seconds");
         let groups = U32::new(u32::try_from(GROUPS).expect("two"));
         (controller.access_group_max, controller.access_groups) = (groups, groups);
         controller.logs |= 1 << 1;
@@ -476,7 +488,7 @@ impl Admin {
             log::id::EFFECTS => log::effects(&COMMANDS, &io::COMMANDS),
             log::id::CHANGED_NAMESPACES => self.changed_namespaces(),
             // Bit 0 of the specific field: the groups only.
-            log::id::ACCESS => log::access(&self.groups(target, service, word & 1 << 8 == 0)),
+            log::id::ACCESS => log::access(self.access_changes, &self.groups(target, service, word & 1 << 8 == 0)),
             _ => log::discovery(1, &target.ports(), ENTRIES_MAX),
         };
         let start = usize::try_from(offset).ok().filter(|start| *start < content.len() && start.is_multiple_of(4));
@@ -500,16 +512,11 @@ impl Admin {
     /// The groups, with their namespaces if they are `listed`.
     fn groups<S: VolumeService>(&self, target: &Target, service: &S, listed: bool) -> Vec<AccessGroup> {
         let all = if listed { target.namespaces(service) } else { Vec::new() };
-        let group = |(id, (serves, changes)): (u32, (&bool, &u64))| {
+        let group = |(id, (access, changes))| {
             let own = all.iter().filter(|namespace| target.group_of(namespace.volume) == id);
-            AccessGroup {
-                id,
-                changes: *changes,
-                access: if *serves { Access::Optimized } else { Access::NonOptimized },
-                namespaces: own.map(|namespace| namespace.id).collect(),
-            }
+            AccessGroup { id, changes, access, namespaces: own.map(|namespace| namespace.id).collect() }
         };
-        (1..).zip(self.serves.iter().zip(&self.access_changes)).map(group).collect()
+        (1..).zip(self.access.into_iter().zip(self.group_changes)).map(group).collect()
     }
 
     /// Those that have changed since the page was last read; too many to list are said with one id that means all (base 2.0, section 5.16.1.5).

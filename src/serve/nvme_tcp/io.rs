@@ -194,7 +194,9 @@ pub(super) fn status_of(error: &VolumeError) -> Status {
         VolumeError::Unreadable { .. } => Status::UNRECOVERED_READ,
         VolumeError::Stopped(_) => Status::INTERNAL_ERROR,
         VolumeError::Offline(_) => Status::NOT_READY,
+        // The host reads how its paths stand, and keeps the command until one leads there.
+        VolumeError::Unserved(_) => Status::ACCESS_INACCESSIBLE,
         // Another path may lead there; with none, the host asks again.
-        VolumeError::Interrupted(_) | VolumeError::Unserved(_) | VolumeError::ShuttingDown => Status::PATH_ERROR,
+        VolumeError::Interrupted(_) | VolumeError::ShuttingDown => Status::PATH_ERROR,
     }
 }

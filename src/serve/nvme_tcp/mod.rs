@@ -1,6 +1,7 @@
 //! NVMe over TCP: volumes as namespaces of one subsystem, for the kernel's own initiator.
 //!
 //! ```text
+//! access        how the pools are reached, and that hosts hear of it before they see it
 //! wire          bytes <-> units, commands, identify structures, log pages; pure
 //! target        what hosts find: the subsystem's and the namespaces' identity, who may connect, where else
 //! controllers   the controllers of this node, shared by its reactors
@@ -11,6 +12,7 @@
 //!
 //! What hosts may rely on is in `docs/nvme-tcp.md`.
 
+mod access;
 mod admin;
 mod controllers;
 mod io;
@@ -18,5 +20,6 @@ mod session;
 mod target;
 pub mod wire;
 
+pub(super) use access::{Lookout, UNPROVEN};
 pub(super) use session::Session;
 pub use target::{BLOCK_BYTES, Target, TargetParts};

@@ -24,6 +24,7 @@
 //! A host may be silent for as long as its keep-alive time-out says; without one, for ever. It may not rest where others wait for it: see [`Patience`].
 
 use super::{
+    access::AccessView,
     admin::{ADMIN_IN_CAPSULE_BYTES_MAX, Admin, Answer, ENTRIES_MAX, IN_CAPSULE_BYTES_MAX},
     controllers::{Member, QUEUES_MAX, Refused},
     io::{self, Request, Transfer, Work},
@@ -33,11 +34,12 @@ use super::{
             CONNECT_BYTES, Command, Completion, Connect, ConnectFault, IN_CAPSULE, IN_TRANSPORT, Status, fabrics,
             opcode,
         },
+        log::Access,
         pdu::{self, Agreement, Body, DIGEST_BYTES, Fatal, Part, Unit},
     },
 };
 use crate::{
-    base::{checksum, limits::CONNECTION_BYTES_MAX},
+    base::{ObjectId, checksum, limits::CONNECTION_BYTES_MAX},
     node::request::{Payload, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeRequest, VolumeService},
     serve::{
         slots::Slots,
@@ -129,6 +131,7 @@ pub(in crate::serve) struct Session {
     /// `None` before the first unit.
     agreement: Option<Agreement>,
     role: Role,
+    access: AccessView,
     intake: Intake,
     commands: Slots<Active>,
     to_submit: VecDeque<u16>,
@@ -147,11 +150,13 @@ pub(in crate::serve) struct Session {
 }
 
 impl Session {
-    pub(in crate::serve) fn new(target: Arc<Target>, now: Nanos) -> Self {
+    /// A host has connected to a node that reaches its pools by `access`.
+    pub(in crate::serve) fn new(target: Arc<Target>, access: AccessView, now: Nanos) -> Self {
         Self {
             target,
             agreement: None,
             role: Role::Unconnected,
+            access,
             intake: Intake::Header,
             commands: Slots::default(),
             to_submit: VecDeque::new(),
@@ -245,12 +250,23 @@ impl Session {
         }
     }
 
-    /// A pool is served here now that was not, or is not any more that was: the host is told.
-    pub(in crate::serve) fn announce<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) {
+    /// The pools are reached by `access` now: the host is told.
+    pub(in crate::serve) fn announce<N: Network, S: VolumeService>(
+        &mut self,
+        turn: &mut Turn<'_, N, S>,
+        access: AccessView,
+    ) {
+        self.access = access;
         if let Role::Admin(admin) = &mut self.role {
-            admin.watch_access(&self.target, turn.service);
+            admin.set_access(access);
         }
         self.tell(turn);
+    }
+
+    /// Whether hosts were told that this volume cannot be reached here.
+    fn is_inaccessible(&self, volume: ObjectId) -> bool {
+        let mut groups = (1..).zip(self.access);
+        groups.any(|(id, access)| id == self.target.group_of(volume) && access == Access::Inaccessible)
     }
 
     /// Answers event requests for which there are events.
@@ -402,6 +418,9 @@ impl Session {
             (Role::Io(_), Some(_)) => Err(Status::INVALID_FIELD),
             (Role::Io(_), None) => {
                 let request = Request::new(&self.target, turn.service, command)?;
+                if self.is_inaccessible(request.volume) {
+                    return Err(Status::ACCESS_INACCESSIBLE);
+                }
                 let transfer = request.transfer();
                 Ok((Plan::Job(Job::Volume(request)), transfer))
             }
@@ -515,7 +534,7 @@ impl Session {
             0 if connect.controller != u16::MAX => return Err(ConnectFault::data(16)),
             0 => {
                 let claim = self.target.controllers.claim(&connect.host, host, is_discovery).ok_or(busy)?;
-                let admin = Admin::new(claim, connect, is_discovery, self.now);
+                let admin = Admin::new(claim, connect, is_discovery, self.access, self.now);
                 let controller = admin.controller();
                 self.role = Role::Admin(Box::new(admin));
                 controller

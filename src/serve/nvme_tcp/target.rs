@@ -8,6 +8,7 @@
 //! 4. A host that is not in the list is refused, if there is a list. Without one, only loopback addresses are listened at (the configuration's check).
 
 use super::{
+    access::Views,
     controllers::Controllers,
     wire::log::{Port, Subsystem},
 };
@@ -16,7 +17,7 @@ use crate::{
     node::{
         admin::HostStatus,
         pools::{PARTNER_BIT, PoolSlot},
-        request::VolumeService,
+        request::{Reach, VolumeService},
     },
 };
 use std::net::SocketAddr;
@@ -71,6 +72,7 @@ pub struct Target {
     /// Whether the own pool has the higher identity of two.
     is_high: bool,
     pub(super) controllers: Controllers,
+    pub(super) views: Views,
 }
 
 impl Target {
@@ -89,6 +91,7 @@ impl Target {
             is_high,
             parts,
             controllers: Controllers::new(first),
+            views: Views::default(),
         }
     }
 
@@ -131,10 +134,10 @@ impl Target {
         if self.rank(PoolSlot::of(volume)) == 0 { 1 } else { 2 }
     }
 
-    /// For each group whether this node performs the commands to its namespaces, and does not forward them.
-    pub(in crate::serve) fn serves<S: VolumeService>(&self, service: &S) -> [bool; GROUPS] {
+    /// For each group where the commands to its namespaces go.
+    pub(in crate::serve) fn reach<S: VolumeService>(&self, service: &S) -> [Reach; GROUPS] {
         let [low, high] = if self.is_high { [PoolSlot::Partner, PoolSlot::Home] } else { PoolSlot::ALL };
-        [low, high].map(|slot| service.serves(slot.outside(ObjectId(1))))
+        [low, high].map(|slot| service.reach(slot.outside(ObjectId(1))))
     }
 
     /// Whether ids of the pool's volumes are the even ones.

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, ops::Range};
 use twinlog::{
     base::{LaneIndex, Lsn, ObjectId, Prng, limits::BLOCK_BYTES},
     node::request::{
-        DataRun, Extent, OfflineAt, ReplyData, VolumeError, VolumeInfo, VolumeOperation, VolumeReply, VolumeRequest,
-        VolumeService,
+        DataRun, Extent, OfflineAt, Reach, ReplyData, VolumeError, VolumeInfo, VolumeOperation, VolumeReply,
+        VolumeRequest, VolumeService,
     },
 };
 use twinlog_device::{BlockBytes, BlockPool};
@@ -83,8 +83,8 @@ pub(crate) struct MemoryService {
     pub(crate) poison: Option<(Range<u64>, VolumeError)>,
     /// The volume of this name is offline.
     pub(crate) offline: Option<&'static str>,
-    /// Whether requests are said to be forwarded.
-    pub(crate) is_elsewhere: bool,
+    /// Where requests are said to go.
+    pub(crate) reach: Reach,
     /// Requests submitted so far.
     pub(crate) submitted_count: u64,
 }
@@ -107,7 +107,7 @@ impl MemoryService {
             idle_of_eight: 0,
             poison: None,
             offline: None,
-            is_elsewhere: false,
+            reach: Reach::Here,
             submitted_count: 0,
         }
     }
@@ -340,8 +340,8 @@ impl VolumeService for MemoryService {
         self.volumes.get(usize::try_from(id.0).ok()?).map(|volume| volume.size_bytes)
     }
 
-    fn serves(&self, _volume: ObjectId) -> bool {
-        !self.is_elsewhere
+    fn reach(&self, _volume: ObjectId) -> Reach {
+        self.reach
     }
 
     fn has_room(&self, _volume: ObjectId) -> bool {

@@ -175,6 +175,8 @@ impl Status {
     pub const COMPARE_FAILURE: Self = Self(0x285 | Self::DO_NOT_RETRY);
     /// This path does not lead to the namespace: another one may.
     pub const PATH_ERROR: Self = Self(0x300);
+    /// Nor does any other, as far as this node knows: the host waits for a change of access.
+    pub const ACCESS_INACCESSIBLE: Self = Self(0x302);
 
     /// As a completion entry holds it.
     #[must_use]

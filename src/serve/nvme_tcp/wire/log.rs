@@ -80,6 +80,8 @@ pub enum Access {
     Optimized,
     /// Its node forwards them.
     NonOptimized,
+    /// Its node refuses them: it knows nobody who performs them.
+    Inaccessible,
 }
 
 /// A group of namespaces that are reached alike.
@@ -87,7 +89,7 @@ pub enum Access {
 pub struct AccessGroup {
     /// Its number, from 1.
     pub id: u32,
-    /// How often the group has changed.
+    /// How often the group has changed since the controller was reset.
     pub changes: u64,
     /// How it is reached.
     pub access: Access,
@@ -95,9 +97,9 @@ pub struct AccessGroup {
     pub namespaces: Vec<u32>,
 }
 
-/// Asymmetric namespace access (section 5.16.1.13): the groups that have namespaces.
+/// Asymmetric namespace access (section 5.16.1.13): the groups, and how often the page has changed since the controller was reset.
 #[must_use]
-pub fn access(groups: &[AccessGroup]) -> Vec<u8> {
+pub fn access(changes: u64, groups: &[AccessGroup]) -> Vec<u8> {
     #[derive(Immutable, IntoBytes)]
     #[repr(C)]
     struct Head {
@@ -115,7 +117,6 @@ pub fn access(groups: &[AccessGroup]) -> Vec<u8> {
         reserved: [u8; 15],
     }
     const _: () = assert!(size_of::<Head>() == 16 && size_of::<Group>() == 32);
-    let changes = groups.iter().map(|group| group.changes).sum();
     let count = U16::new(u16::try_from(groups.len()).expect("a few groups"));
     let mut page = Head { changes: U64::new(changes), groups: count, reserved: [0; 6] }.as_bytes().to_vec();
     for AccessGroup { id, changes, access, namespaces } in groups {
@@ -123,6 +124,7 @@ pub fn access(groups: &[AccessGroup]) -> Vec<u8> {
         let access = match access {
             Access::Optimized => 1,
             Access::NonOptimized => 2,
+            Access::Inaccessible => 3,
         };
         let (id, namespace_count, changes) = (U32::new(*id), U32::new(count), U64::new(*changes));
         let group = Group { id, namespaces: namespace_count, changes, access, reserved: [0; 15] };
@@ -233,8 +235,8 @@ mod tests {
     #[test]
     fn groups_of_namespaces_are_listed_with_their_access() {
         let group = |id, access, namespaces| AccessGroup { id, changes: u64::from(id), access, namespaces };
-        let page = access(&[group(1, Access::Optimized, vec![1, 3]), group(2, Access::NonOptimized, Vec::new())]);
-        assert_eq!((page.len(), page[0], page[8]), (16 + 32 + 8 + 32, 3, 2));
+        let page = access(9, &[group(1, Access::Optimized, vec![1, 3]), group(2, Access::NonOptimized, Vec::new())]);
+        assert_eq!((page.len(), page[0], page[8]), (16 + 32 + 8 + 32, 9, 2));
         assert_eq!((page[16], page[20], page[24], page[32]), (1, 2, 1, 1));
         assert_eq!(page[48..56], [1, 0, 0, 0, 3, 0, 0, 0]);
         assert_eq!((page[56], page[60], page[64], page[72]), (2, 0, 2, 2));
