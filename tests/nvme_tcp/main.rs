@@ -8,5 +8,6 @@ mod access;
 mod admin;
 mod commands;
 mod host;
+mod logs;
 mod misbehaviour;
 mod model;

@@ -61,16 +61,23 @@ pub(super) struct Views {
     seats: Vec<Seat>,
     /// Changes of any view.
     changes: AtomicU64,
+    /// How often a pool was seen to be served by the partner that was not before.
+    partner_came: AtomicU64,
 }
 
 impl Default for Views {
     fn default() -> Self {
         let seats = std::iter::repeat_with(Seat::default).take(SEATS_MAX).collect();
-        Self { seats, changes: AtomicU64::new(0) }
+        Self { seats, changes: AtomicU64::new(0), partner_came: AtomicU64::new(0) }
     }
 }
 
 impl Views {
+    /// How often the partner has begun to serve a pool, as any reactor saw it: its port is worth a look.
+    pub(super) fn partner_came(&self) -> u64 {
+        self.partner_came.load(Ordering::Relaxed)
+    }
+
     fn taken(&self) -> impl Iterator<Item = &Seat> {
         self.seats.iter().filter(|seat| seat.is_taken.load(Ordering::SeqCst))
     }
@@ -123,8 +130,12 @@ impl Lookout {
         }
         let is_news = own != self.own;
         if is_news {
-            self.own = own;
             let views = &self.target.views;
+            let is_back = |(now, before)| now == Access::NonOptimized && before != now;
+            if own.into_iter().zip(self.own).any(is_back) {
+                views.partner_came.fetch_add(1, Ordering::Relaxed);
+            }
+            self.own = own;
             views.seats[self.seat].view.store(packed(own), Ordering::SeqCst);
             views.changes.fetch_add(1, Ordering::SeqCst);
         }

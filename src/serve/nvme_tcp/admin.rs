@@ -18,11 +18,14 @@ use super::{
     wire::{
         command::{Command, Connect, Status, fabrics, feature, opcode},
         identify::{self, cns},
-        log::{self, AccessGroup},
+        log::{self, AccessGroup, ErrorEntry, Health},
     },
 };
 use crate::node::request::VolumeService;
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
 use twinlog_device::Nanos;
 use zerocopy::{
     FromZeros, IntoBytes,
@@ -101,13 +104,15 @@ struct Event {
     page: u8,
 }
 
-/// The events of an I/O controller, the more urgent first.
-const EVENTS: [Event; 2] = [
+/// The events, the more urgent first; the last one is of discovery controllers, the others are of I/O controllers.
+const EVENTS: [Event; 3] = [
     Event { bit: 1 << 11, result: 0x000c_0302, page: log::id::ACCESS },
     Event { bit: 1 << 8, result: 0x0004_0002, page: log::id::CHANGED_NAMESPACES },
+    Event { bit: 1 << 31, result: 0x0070_f002, page: log::id::DISCOVERY },
 ];
 const ACCESS_CHANGED: usize = 0;
 const NAMESPACES_CHANGED: usize = 1;
+const DISCOVERY_CHANGED: usize = 2;
 
 /// An event of one kind, as far as it is the host's business.
 #[derive(Clone, Copy, Debug, Default)]
@@ -183,6 +188,10 @@ pub(super) struct Admin {
     /// Namespaces as the host knows them: as they were when it was last told.
     known: Vec<Namespace>,
     changed: BTreeSet<u32>,
+    /// The discovery log as the host was last told of it.
+    generation: u64,
+    /// Commands that have failed, the newest first.
+    errors: VecDeque<ErrorEntry>,
     kept: Kept,
 }
 
@@ -205,6 +214,8 @@ impl Admin {
             access_changes: 0,
             known: Vec::new(),
             changed: BTreeSet::new(),
+            generation: 0,
+            errors: VecDeque::new(),
             kept: Kept::default(),
         }
     }
@@ -229,9 +240,15 @@ impl Admin {
         self.status & bits::READY != 0
     }
 
-    /// Looks whether the volumes are as the host knows them.
+    /// Looks whether the volumes, or the discovery log, are as the host knows them.
     pub(super) fn watch<S: VolumeService>(&mut self, target: &Target, service: &S) {
-        if self.is_discovery || !self.is_enabled() {
+        self.collect_errors(target);
+        if !self.is_enabled() {
+            return;
+        }
+        if self.is_discovery {
+            let before = std::mem::replace(&mut self.generation, target.generation());
+            self.notices[DISCOVERY_CHANGED].is_pending |= self.generation != before;
             return;
         }
         let now = target.namespaces(service);
@@ -250,6 +267,21 @@ impl Admin {
         self.count_changes(is_changed);
         self.known = now;
         self.notices[NAMESPACES_CHANGED].is_pending = true;
+    }
+
+    /// A command of this queue has failed.
+    pub(super) fn report(&self, target: &Target, command: &Command, status: Status) {
+        target.controllers.report_admin(&self.claim, command, status);
+    }
+
+    /// Takes what has failed at any queue. Returns how many commands have so far.
+    fn collect_errors(&mut self, target: &Target) -> u64 {
+        let (count, new) = target.controllers.collect_errors(&self.claim);
+        for error in new {
+            self.errors.truncate(log::ERRORS_MAX - 1);
+            self.errors.push_front(error);
+        }
+        count
     }
 
     /// The pools are reached by `access` now.
@@ -359,7 +391,7 @@ impl Admin {
             let is_good = now & bits::CHOICES == 0 && (self.is_discovery || now & bits::ENTRIES == bits::ENTRIES_GOOD);
             self.status = if is_good { bits::READY } else { bits::FATAL };
             if is_good {
-                self.known = target.namespaces(service);
+                (self.known, self.generation) = (target.namespaces(service), target.generation());
                 target.controllers.enable(&self.claim);
             }
         }
@@ -441,13 +473,16 @@ impl Admin {
         controller.kind = 2;
         // Offsets into log pages.
         controller.logs = 1 << 2;
+        controller.error_entries = u8::try_from(log::ERRORS_MAX - 1).expect("a few");
+        let [own @ .., of_discovery] = EVENTS.map(|event| event.bit);
         if self.is_discovery {
+            controller.events = U32::new(of_discovery);
             return controller;
         }
         controller.kind = 1;
         // Several controllers, and access that is not the same through all.
         controller.multipath = 1 << 1 | 1 << 3;
-        controller.events = U32::new(EVENTS.iter().map(|event| event.bit).sum());
+        controller.events = U32::new(own.into_iter().sum());
         // Optimized, non-optimized and inaccessible; a namespace stays in its group.
         controller.access = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 6;
         controller.access_change_s = u8::try_from(ACCESS_CHANGE.as_secs()).expect("seconds");
@@ -482,14 +517,17 @@ impl Admin {
         let offset = u64::from(command.word(13)) << 32 | u64::from(command.word(12));
         let content = match page {
             log::id::SUPPORTED => log::supported(LOGS[usize::from(self.is_discovery)]),
-            log::id::ERRORS => log::errors(),
-            log::id::SMART => log::smart(),
+            log::id::ERRORS => {
+                self.collect_errors(target);
+                log::errors(self.errors.iter())
+            }
+            log::id::SMART => log::smart(&self.health(target, service)),
             log::id::FIRMWARE => log::firmware(),
             log::id::EFFECTS => log::effects(&COMMANDS, &io::COMMANDS),
             log::id::CHANGED_NAMESPACES => self.changed_namespaces(),
             // Bit 0 of the specific field: the groups only.
             log::id::ACCESS => log::access(self.access_changes, &self.groups(target, service, word & 1 << 8 == 0)),
-            _ => log::discovery(1, &target.ports(), ENTRIES_MAX),
+            _ => log::discovery(target.generation(), &target.ports(), ENTRIES_MAX),
         };
         let start = usize::try_from(offset).ok().filter(|start| *start < content.len() && start.is_multiple_of(4));
         let content = content.get(start.ok_or(Status::INVALID_FIELD)?..).unwrap_or_default();
@@ -507,6 +545,11 @@ impl Admin {
         let mut data = content.to_vec();
         data.resize(wanted, 0);
         Ok(Answer::Data(data))
+    }
+
+    fn health<S: VolumeService>(&mut self, target: &Target, service: &S) -> Health {
+        let is_degraded = service.volumes().iter().any(|volume| volume.offline.is_some());
+        Health { is_degraded, errors: self.collect_errors(target), ..target.traffic.health() }
     }
 
     /// The groups, with their namespaces if they are `listed`.

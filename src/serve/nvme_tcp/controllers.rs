@@ -11,8 +11,12 @@
 //! free --claim--> claimed --enable--> alive (a life, and a bit for each I/O queue) --disable--> claimed --release--> free
 //! ```
 
-use super::wire::command::NAME_BYTES_MAX;
+use super::wire::{
+    command::{Command, NAME_BYTES_MAX, Status},
+    log::{ERRORS_MAX, ErrorEntry},
+};
 use crate::node::admin::HostStatus;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Controllers of one node: as many as it may have connections.
@@ -26,7 +30,7 @@ const NAME_WORDS: usize = NAME_BYTES_MAX.div_ceil(8);
 
 const LIFE_SHIFT: u32 = 32;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Place {
     /// Zero: free.
     claim: AtomicU64,
@@ -37,6 +41,38 @@ struct Place {
     is_discovery: AtomicU32,
     /// The host's name, filled with zeroes, for people.
     name: [AtomicU64; NAME_WORDS],
+    /// Commands that have failed, and those that the admin queue has not collected. What does not fit is counted only.
+    error_count: AtomicU64,
+    errors: (Sender<ErrorEntry>, Receiver<ErrorEntry>),
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            claim: AtomicU64::new(0),
+            state: AtomicU64::new(0),
+            host: AtomicU64::new(0),
+            is_discovery: AtomicU32::new(0),
+            name: [const { AtomicU64::new(0) }; NAME_WORDS],
+            error_count: AtomicU64::new(0),
+            errors: bounded(ERRORS_MAX),
+        }
+    }
+
+    fn report(&self, queue: u16, command: &Command, status: Status) {
+        let count = self.error_count.fetch_add(1, Ordering::Relaxed) + 1;
+        let (first_block, _) = command.blocks();
+        let (command, namespace) = (command.id.get(), command.namespace.get());
+        // The log has room for the newest only, and an admin queue that is busy is not waited for.
+        let _ = self.errors.0.try_send(ErrorEntry {
+            count,
+            queue,
+            command,
+            status: status.field(),
+            namespace,
+            first_block,
+        });
+    }
 }
 
 /// The table.
@@ -82,7 +118,7 @@ pub(super) enum Refused {
 impl Controllers {
     /// No controllers yet; the first will be called `first`.
     pub(super) fn new(first: u16) -> Self {
-        let places = std::iter::repeat_with(Place::default).take(CONTROLLERS_MAX).collect();
+        let places = std::iter::repeat_with(Place::new).take(CONTROLLERS_MAX).collect();
         Self { places, claims: AtomicU64::new(1), lives: AtomicU32::new(1), first }
     }
 
@@ -101,6 +137,9 @@ impl Controllers {
         for (word, bytes) in place.name.iter().zip(words) {
             word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
         }
+        // What a former controller here has left.
+        place.errors.1.try_iter().for_each(drop);
+        place.error_count.store(0, Ordering::Relaxed);
         place.is_discovery.store(u32::from(is_discovery), Ordering::Relaxed);
         place.host.store(host, Ordering::Release);
         let offset = u16::try_from(index).expect("fewer than 2^16");
@@ -153,6 +192,24 @@ impl Controllers {
     /// Whether the queue's controller lives the same life.
     pub(super) fn is_member(&self, member: Member) -> bool {
         life_of(self.places[member.index].state.load(Ordering::Acquire)) == member.life
+    }
+
+    /// A command of an I/O queue has failed.
+    pub(super) fn report(&self, member: Member, command: &Command, status: Status) {
+        if self.is_member(member) {
+            self.places[member.index].report(member.queue, command, status);
+        }
+    }
+
+    /// A command of the admin queue has failed.
+    pub(super) fn report_admin(&self, claim: &Claim, command: &Command, status: Status) {
+        self.places[claim.index].report(0, command, status);
+    }
+
+    /// Commands of the controller that have failed, and those of them that were not collected before.
+    pub(super) fn collect_errors(&self, claim: &Claim) -> (u64, impl Iterator<Item = ErrorEntry> + '_) {
+        let place = &self.places[claim.index];
+        (place.error_count.load(Ordering::Relaxed), place.errors.1.try_iter())
     }
 
     /// The queue's connection has ended.

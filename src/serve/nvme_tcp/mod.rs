@@ -5,6 +5,7 @@
 //! wire          bytes <-> units, commands, identify structures, log pages; pure
 //! target        what hosts find: the subsystem's and the namespaces' identity, who may connect, where else
 //! controllers   the controllers of this node, shared by its reactors
+//! health        what hosts have moved, for the health log page
 //! admin         one controller's admin queue: properties, identify, features, logs, events, keep alive
 //! io            what a command of an I/O queue asks of a volume, or the status that answers it
 //! session       one connection through all of these: units in, commands in flight, units out, time-outs
@@ -15,6 +16,7 @@
 mod access;
 mod admin;
 mod controllers;
+mod health;
 mod io;
 mod session;
 mod target;

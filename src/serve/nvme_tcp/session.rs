@@ -27,6 +27,7 @@ use super::{
     access::AccessView,
     admin::{ADMIN_IN_CAPSULE_BYTES_MAX, Admin, Answer, ENTRIES_MAX, IN_CAPSULE_BYTES_MAX},
     controllers::{Member, QUEUES_MAX, Refused},
+    health::Tally,
     io::{self, Request, Transfer, Work},
     target::{DISCOVERY, Target},
     wire::{
@@ -147,6 +148,8 @@ pub(in crate::serve) struct Session {
     now: Nanos,
     patience: Patience,
     starved: bool,
+    /// What was moved, and is not in the node's sums yet.
+    tally: Tally,
 }
 
 impl Session {
@@ -170,11 +173,13 @@ impl Session {
             now,
             patience: Patience::new(now),
             starved: false,
+            tally: Tally::default(),
         }
     }
 
     /// The connection has ended.
     pub(in crate::serve) fn end(&mut self) {
+        self.target.traffic.add(&mut self.tally);
         match std::mem::replace(&mut self.role, Role::Unconnected) {
             Role::Unconnected => {}
             Role::Admin(admin) => admin.end(&self.target),
@@ -231,6 +236,7 @@ impl Session {
         now: Nanos,
         pressed: bool,
     ) -> Next {
+        self.target.traffic.add(&mut self.tally);
         self.patience.look(turn.net.unsent_bytes(turn.connection), now);
         let is_asked = self.commands.iter().any(|active| active.is_asked);
         let is_receiving = !matches!(self.intake, Intake::Header) || !turn.input().is_empty();
@@ -374,7 +380,7 @@ impl Session {
             }
             Err(status) if unit.data_bytes == 0 => {
                 self.take(turn, unit);
-                self.respond(turn, command.id.get(), status, 0);
+                self.answer(turn, command, status, 0);
                 return Ok(Pace::Went);
             }
             Err(status) => (Job::Refused, Data::InCapsule(unit.data_bytes), Some(status)),
@@ -571,13 +577,13 @@ impl Session {
             return;
         }
         match admin.execute(&self.target, turn.service, command, self.now) {
-            Answer::Done(status, result) => self.respond(turn, id, status, result),
+            Answer::Done(status, result) => self.answer(turn, command, status, result),
             Answer::Held => {}
             Answer::Data(data) => {
                 let there = command.data.length.get();
                 let length = u32::try_from(data.len()).map_or(there, |length| length.min(there));
                 if command.data.kind != IN_TRANSPORT || length == 0 {
-                    self.respond(turn, id, Status::DESCRIPTOR_INVALID, 0);
+                    self.answer(turn, command, Status::DESCRIPTOR_INVALID, 0);
                     return;
                 }
                 let block = &data[..length as usize];
@@ -673,7 +679,8 @@ impl Session {
                     request.range.end - request.range.start,
                     "a read returns what was asked for"
                 );
-                self.remove(slot);
+                let active = self.remove(slot);
+                self.tally.count(&active.command, Status::SUCCESS);
                 self.send_data_header(turn, id, length);
                 send_runs(turn.net, turn.connection, &runs);
                 let mut digest = 0;
@@ -706,7 +713,21 @@ impl Session {
     /// Ends the command in `slot`.
     fn finish<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, slot: u16, status: Status, result: u64) {
         let active = self.remove(slot);
-        self.respond(turn, active.command.id.get(), status, result);
+        self.answer(turn, &active.command, status, result);
+    }
+
+    /// Answers a command, and remembers how it went.
+    fn answer<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, command: &Command, status: Status, result: u64) {
+        match &self.role {
+            Role::Io(_) if status.is_success() => self.tally.count(command, status),
+            Role::Io(member) if status.is_logged() => {
+                self.tally.count(command, status);
+                self.target.controllers.report(*member, command, status);
+            }
+            Role::Admin(admin) if status.is_logged() => admin.report(&self.target, command, status),
+            _ => {}
+        }
+        self.respond(turn, command.id.get(), status, result);
     }
 
     fn remove(&mut self, slot: u16) -> Active {

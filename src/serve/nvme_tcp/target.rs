@@ -10,6 +10,7 @@
 use super::{
     access::Views,
     controllers::Controllers,
+    health::Traffic,
     wire::log::{Port, Subsystem},
 };
 use crate::{
@@ -73,6 +74,7 @@ pub struct Target {
     is_high: bool,
     pub(super) controllers: Controllers,
     pub(super) views: Views,
+    pub(super) traffic: Traffic,
 }
 
 impl Target {
@@ -92,6 +94,7 @@ impl Target {
             parts,
             controllers: Controllers::new(first),
             views: Views::default(),
+            traffic: Traffic::default(),
         }
     }
 
@@ -114,6 +117,12 @@ impl Target {
     /// Whether the host called so may connect.
     pub(super) fn allows(&self, host: &str) -> bool {
         self.parts.hosts.is_empty() || self.parts.hosts.iter().any(|allowed| allowed == host)
+    }
+
+    /// The version of the discovery log. It is a new one, too, when the partner has begun to serve a pool: a host that had given the path to it up is to look
+    /// for it again.
+    pub(super) fn generation(&self) -> u64 {
+        1 + self.views.partner_came()
     }
 
     /// Where the subsystem and this service are.

@@ -184,6 +184,12 @@ impl Status {
         self.0 << 1
     }
 
+    /// Whether it belongs into the error log: it is an error of the command, not one of this path to the namespace (status code type 3), nor the host's own will.
+    #[must_use]
+    pub fn is_logged(self) -> bool {
+        !self.is_success() && self != Self::ABORTED && self.0 >> 8 & 0b111 != 3
+    }
+
     /// Whether it is [`SUCCESS`](Self::SUCCESS).
     #[must_use]
     pub fn is_success(self) -> bool {
@@ -424,5 +430,9 @@ mod tests {
         assert_eq!(Status::INVALID_FIELD.field(), 0x8004);
         assert_eq!(Status::PATH_ERROR.field(), 0x0600);
         assert_eq!(Status::CONNECT_HOST.field(), 0x8308);
+        assert!(Status::INVALID_FIELD.is_logged() && Status::UNRECOVERED_READ.is_logged());
+        for status in [Status::SUCCESS, Status::ABORTED, Status::PATH_ERROR, Status::ACCESS_INACCESSIBLE] {
+            assert!(!status.is_logged(), "{status:?}");
+        }
     }
 }

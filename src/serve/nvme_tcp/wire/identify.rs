@@ -62,7 +62,8 @@ pub struct Controller {
     firmware_updates: u8,
     /// LPA: bit 1 commands supported and effects, bit 2 offsets into logs.
     pub logs: u8,
-    error_entries: u8,
+    /// ELPE, less one.
+    pub error_entries: u8,
     power_states: u8,
     vendor_commands: u8,
     power_transitions: u8,

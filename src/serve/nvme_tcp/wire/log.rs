@@ -26,15 +26,81 @@ pub fn supported(pages: &[u8]) -> Vec<u8> {
     (0..=255_u8).flat_map(|page| u32::from(pages.contains(&page)).to_le_bytes()).collect()
 }
 
-/// Error information (section 5.16.1.2): one entry, which says that there was no error.
+/// Entries of the error log: ELPE is one less.
+pub const ERRORS_MAX: usize = 64;
+
+/// A command that has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorEntry {
+    /// Its number among those of its controller, from 1.
+    pub count: u64,
+    /// Its queue.
+    pub queue: u16,
+    /// Its id.
+    pub command: u16,
+    /// As its completion had it.
+    pub status: u16,
+    /// Its namespace, as it named it.
+    pub namespace: u32,
+    /// Its first block, if it names one.
+    pub first_block: u64,
+}
+
+/// Error information (section 5.16.1.2): entries by age, the newest first, and empty ones.
 #[must_use]
-pub fn errors() -> Vec<u8> {
-    vec![0; 64]
+pub fn errors<'a>(newest_first: impl Iterator<Item = &'a ErrorEntry>) -> Vec<u8> {
+    #[derive(FromZeros, Immutable, IntoBytes)]
+    #[repr(C)]
+    struct Bytes {
+        count: U64,
+        queue: U16,
+        command: U16,
+        status: U16,
+        location: U16,
+        first_block: U64,
+        namespace: U32,
+        vendor_specific: u8,
+        transport: u8,
+        reserved: [u8; 34],
+    }
+    const _: () = assert!(size_of::<Bytes>() == 64 && offset_of!(Bytes, transport) == 29);
+    let mut page = Vec::with_capacity(ERRORS_MAX * size_of::<Bytes>());
+    for error in newest_first.take(ERRORS_MAX) {
+        let mut bytes = Bytes::new_zeroed();
+        (bytes.count, bytes.queue, bytes.command) =
+            (U64::new(error.count), U16::new(error.queue), U16::new(error.command));
+        bytes.status = U16::new(error.status);
+        // Not about one of its fields, as far as the entry says; over TCP.
+        (bytes.location, bytes.transport) = (U16::new(0xffff), 3);
+        (bytes.first_block, bytes.namespace) = (U64::new(error.first_block), U32::new(error.namespace));
+        page.extend_from_slice(bytes.as_bytes());
+    }
+    page.resize(ERRORS_MAX * size_of::<Bytes>(), 0);
+    page
+}
+
+/// What the health log page tells of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// A volume is offline.
+    pub is_degraded: bool,
+    /// Commands of hosts that read.
+    pub reads: u64,
+    /// Commands of hosts that wrote.
+    pub writes: u64,
+    /// Sectors of 512 bytes that they read.
+    pub read_sectors: u64,
+    /// The same, written.
+    pub written_sectors: u64,
+    /// Commands that met a block which cannot be read.
+    pub media_errors: u64,
+    /// Entries that the controller's error log has had.
+    pub errors: u64,
 }
 
 /// Health (section 5.16.1.3). What a pool's devices say of themselves is in `twinlog status`: there is no one device behind a namespace.
 #[must_use]
-pub fn smart() -> Vec<u8> {
+pub fn smart(health: &Health) -> Vec<u8> {
     #[derive(FromZeros, Immutable, IntoBytes)]
     #[repr(C)]
     struct Smart {
@@ -42,12 +108,32 @@ pub fn smart() -> Vec<u8> {
         temperature: [u8; 2],
         spare: u8,
         spare_threshold: u8,
-        more: [u8; 507],
+        used: u8,
+        reserved_6: [u8; 26],
+        units_read: [U64; 2],
+        units_written: [U64; 2],
+        reads: [U64; 2],
+        writes: [U64; 2],
+        busy_minutes: [U64; 2],
+        power_cycles: [U64; 2],
+        power_on_hours: [U64; 2],
+        unsafe_shutdowns: [U64; 2],
+        media_errors: [U64; 2],
+        errors: [U64; 2],
+        more: [u8; 320],
     }
-    const _: () = assert!(size_of::<Smart>() == 512 && offset_of!(Smart, spare) == 3);
+    const _: () = assert!(size_of::<Smart>() == 512 && offset_of!(Smart, units_read) == 32);
+    const _: () = assert!(offset_of!(Smart, media_errors) == 160 && offset_of!(Smart, errors) == 176);
+    let wide = |number: u64| [U64::new(number), U64::ZERO];
+    // Thousands of sectors, rounded up.
+    let units = |sectors: u64| wide(sectors.div_ceil(1000));
     let mut smart = Smart::new_zeroed();
+    smart.warning = u8::from(health.is_degraded) << 2;
     // Percent: nothing here wears out.
     (smart.spare, smart.spare_threshold) = (100, 10);
+    (smart.units_read, smart.units_written) = (units(health.read_sectors), units(health.written_sectors));
+    (smart.reads, smart.writes) = (wide(health.reads), wide(health.writes));
+    (smart.media_errors, smart.errors) = (wide(health.media_errors), wide(health.errors));
     smart.as_bytes().to_vec()
 }
 
@@ -226,10 +312,35 @@ mod tests {
 
     #[test]
     fn pages_have_the_lengths_of_the_specification() {
-        assert_eq!([supported(&[]).len(), errors().len(), smart().len(), firmware().len()], [1024, 64, 512, 512]);
+        let lengths =
+            [supported(&[]).len(), errors([].iter()).len(), smart(&Health::default()).len(), firmware().len()];
+        assert_eq!(lengths, [1024, 4096, 512, 512]);
         let page = effects(&[6], &[(1, true), (2, false)]);
         assert_eq!((page.len(), page[24], page[1024 + 4], page[1024 + 8], page[1024]), (4096, 1, 3, 1, 0));
         assert_eq!(supported(&[2])[..12], [0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn errors_and_health_lie_where_the_specification_says() {
+        let entry =
+            ErrorEntry { count: 7, queue: 2, command: 0x304, status: 0x8004, namespace: 9, first_block: 1 << 32 };
+        let page = errors([entry; ERRORS_MAX + 1].iter());
+        assert_eq!((page.len(), &page[4032..4048]), (4096, &page[..16]));
+        assert_eq!(page[..16], [7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 4, 3, 4, 0x80, 0xff, 0xff]);
+        assert_eq!(page[16..32], [0, 0, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0, 0, 3, 0, 0]);
+        let health = Health {
+            is_degraded: true,
+            reads: 2,
+            writes: 3,
+            read_sectors: 1,
+            written_sectors: 1001,
+            media_errors: 4,
+            errors: 5,
+        };
+        let page = smart(&health);
+        assert_eq!((page[0], page[3], page[4]), (4, 100, 10));
+        let numbers = [32, 48, 64, 80, 96, 160, 176].map(|at| page[at]);
+        assert_eq!(numbers, [1, 2, 2, 3, 0, 4, 5]);
     }
 
     #[test]
