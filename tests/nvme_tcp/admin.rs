@@ -88,7 +88,8 @@ fn a_change_of_the_volumes_is_an_event_and_a_log_page() {
 fn log_pages_are_read_in_parts_and_unknown_ones_refused() {
     let mut bench = Bench::new();
     let (mut admin, _) = bench.admin(false);
-    for (page, bytes) in [(0, 1024), (1, 4096), (2, 512), (3, 512), (4, 4096), (5, 4096)] {
+    let pages = [(0, 1024), (1, 4096), (2, 512), (3, 512), (4, 4096), (5, 4096), (0x12, 1024), (0x13, 4096)];
+    for (page, bytes) in pages {
         let whole = bench.ask(&mut admin, op::LOG, &[(bytes / 4 - 1) << 16 | page], u32::MAX, bytes);
         assert_eq!((whole.status, whole.data.len()), (0, bytes as usize), "{page}");
         let rest = bench.ask(&mut admin, op::LOG, &[7 << 16 | page, 0, 32], u32::MAX, 32).data;

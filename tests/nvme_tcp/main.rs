@@ -7,6 +7,8 @@ mod support;
 mod access;
 mod admin;
 mod commands;
+mod conformance;
+mod conformance_table;
 mod host;
 mod logs;
 mod misbehaviour;

@@ -58,6 +58,20 @@ const COMMANDS: [u8; 7] = [
     opcode::KEEP_ALIVE,
 ];
 
+/// Features of an I/O controller.
+const KNOWN_FEATURES: [u8; 10] = [
+    feature::ARBITRATION,
+    feature::POWER_MANAGEMENT,
+    feature::TEMPERATURE_THRESHOLD,
+    feature::ERROR_RECOVERY,
+    feature::VOLATILE_WRITE_CACHE,
+    feature::NUMBER_OF_QUEUES,
+    feature::WRITE_ATOMICITY,
+    feature::ASYNC_EVENT_CONFIGURATION,
+    feature::KEEP_ALIVE_TIMER,
+    feature::HOST_IDENTIFIER,
+];
+
 /// Log pages by kind of controller.
 const LOGS: [&[u8]; 2] = [
     &[
@@ -68,6 +82,8 @@ const LOGS: [&[u8]; 2] = [
         log::id::CHANGED_NAMESPACES,
         log::id::EFFECTS,
         log::id::ACCESS,
+        log::id::FEATURES,
+        log::id::MANAGEMENT,
     ],
     &[log::id::SUPPORTED, log::id::DISCOVERY],
 ];
@@ -236,7 +252,7 @@ impl Admin {
         self.keep_alive_ms > 0 && now.since(self.alive_at) > limit
     }
 
-    fn is_enabled(&self) -> bool {
+    pub(super) fn is_enabled(&self) -> bool {
         self.status & bits::READY != 0
     }
 
@@ -473,7 +489,7 @@ impl Admin {
         controller.kind = 2;
         // Offsets into log pages.
         controller.logs = 1 << 2;
-        controller.error_entries = u8::try_from(log::ERRORS_MAX - 1).expect("a few");
+        controller.attributes = U32::new(1 << 0);
         let [own @ .., of_discovery] = EVENTS.map(|event| event.bit);
         if self.is_discovery {
             controller.events = U32::new(of_discovery);
@@ -488,7 +504,9 @@ impl Admin {
         controller.access_change_s = u8::try_from(ACCESS_CHANGE.as_secs()).expect("seconds");
         let groups = U32::new(u32::try_from(GROUPS).expect("two"));
         (controller.access_group_max, controller.access_groups) = (groups, groups);
-        controller.logs |= 1 << 1;
+        controller.logs |= 1 << 1 | 1 << 5;
+        controller.error_entries = u8::try_from(log::ERRORS_MAX - 1).expect("a few");
+        controller.firmware_updates = 1 << 1 | 1 << 0;
         controller.entry_bytes_log = [0x66, 0x44];
         controller.namespace_max = U32::new(NAMESPACE_MAX);
         controller.namespaces_max = U32::new(u32::try_from(NAMESPACES_MAX).expect("a list"));
@@ -524,6 +542,8 @@ impl Admin {
             log::id::SMART => log::smart(&self.health(target, service)),
             log::id::FIRMWARE => log::firmware(),
             log::id::EFFECTS => log::effects(&COMMANDS, &io::COMMANDS),
+            log::id::FEATURES => log::features(&KNOWN_FEATURES),
+            log::id::MANAGEMENT => log::management(),
             log::id::CHANGED_NAMESPACES => self.changed_namespaces(),
             // Bit 0 of the specific field: the groups only.
             log::id::ACCESS => log::access(self.access_changes, &self.groups(target, service, word & 1 << 8 == 0)),

@@ -568,7 +568,7 @@ impl Session {
     fn perform<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, command: &Command) {
         let Role::Admin(admin) = &mut self.role else { unreachable!("planned as one") };
         let id = command.id.get();
-        if command.opcode == opcode::ABORT {
+        if command.opcode == opcode::ABORT && admin.is_enabled() {
             let aborted = admin.abort(command);
             if let Some(aborted) = aborted {
                 self.respond(turn, aborted, Status::ABORTED, 0);

@@ -47,7 +47,8 @@ pub struct Controller {
     resume_latency: [U32; 2],
     /// OAES.
     pub events: U32,
-    attributes: U32,
+    /// CTRATT: bit 0, host identifiers of 128 bits.
+    pub attributes: U32,
     read_recovery: U16,
     reserved_102: [u8; 9],
     /// CNTRLTYPE: 1 I/O, 2 discovery.
@@ -59,8 +60,9 @@ pub struct Controller {
     aborts: u8,
     /// AERL, less one.
     pub event_requests: u8,
-    firmware_updates: u8,
-    /// LPA: bit 1 commands supported and effects, bit 2 offsets into logs.
+    /// FRMW: slots in bits 3:1; bit 0, the first cannot be written.
+    pub firmware_updates: u8,
+    /// LPA: bit 1 commands supported and effects, bit 2 offsets into logs, bit 5 all lists of what is supported.
     pub logs: u8,
     /// ELPE, less one.
     pub error_entries: u8,

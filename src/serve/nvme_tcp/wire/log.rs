@@ -17,6 +17,8 @@ pub mod id {
     pub const CHANGED_NAMESPACES: u8 = 0x04;
     pub const EFFECTS: u8 = 0x05;
     pub const ACCESS: u8 = 0x0c;
+    pub const FEATURES: u8 = 0x12;
+    pub const MANAGEMENT: u8 = 0x13;
     pub const DISCOVERY: u8 = 0x70;
 }
 
@@ -146,17 +148,38 @@ pub fn firmware() -> Vec<u8> {
     page
 }
 
-/// Commands supported and effects (section 5.16.1.6): opcodes of admin and of I/O commands, each with whether it changes blocks.
+/// Scopes of commands and features: what they are about.
+const NAMESPACE_SCOPE: u32 = 1 << 20;
+const CONTROLLER_SCOPE: u32 = 1 << 21;
+
+/// Commands supported and effects (section 5.16.1.6): opcodes of admin and of I/O commands, each of these with whether it changes blocks.
 #[must_use]
 pub fn effects(admin: &[u8], io: &[(u8, bool)]) -> Vec<u8> {
-    let admin = (0..=255_u8).map(|opcode| u32::from(admin.contains(&opcode)));
+    let admin = supported_in_controller(admin);
     let io = (0..=255_u8).map(|opcode| {
         let found = io.iter().find(|(supported, _)| *supported == opcode);
-        found.map_or(0, |(_, changes)| 1 | u32::from(*changes) << 1)
+        found.map_or(0, |(_, changes)| 1 | u32::from(*changes) << 1 | NAMESPACE_SCOPE)
     });
     let mut page: Vec<u8> = admin.chain(io).flat_map(u32::to_le_bytes).collect();
     page.resize(4096, 0);
     page
+}
+
+/// A dword for each code, of those that are supported and about the controller.
+fn supported_in_controller(codes: &[u8]) -> impl Iterator<Item = u32> + '_ {
+    (0..=255_u8).map(|code| if codes.contains(&code) { 1 | CONTROLLER_SCOPE } else { 0 })
+}
+
+/// Feature identifiers supported and effects (section 5.16.1.17).
+#[must_use]
+pub fn features(ids: &[u8]) -> Vec<u8> {
+    supported_in_controller(ids).flat_map(u32::to_le_bytes).collect()
+}
+
+/// NVMe-MI commands supported and effects (section 5.16.1.18): none is.
+#[must_use]
+pub fn management() -> Vec<u8> {
+    vec![0; 4096]
 }
 
 /// How a controller reaches the namespaces of a group (section 8.1.2).
