@@ -5,7 +5,7 @@ use crate::{
     support::{byte_net::Closed, memory_service::MemoryService},
 };
 use std::time::Duration;
-use twinlog::node::request::VolumeError;
+use twinlog::node::request::{Payload, VolumeError, VolumeService as _};
 
 const FUA: u32 = 1 << 30;
 const DEALLOCATE: u32 = 1 << 25;
@@ -194,4 +194,60 @@ fn stopping_answers_what_is_in_flight_and_closes() {
     bench.pass(Duration::from_millis(300));
     assert_eq!(bench.closed(&io), Some(Closed::Gracefully));
     assert!(bench.server.is_stopped());
+}
+
+/// Sends an Abort of a command of I/O queue 1. Its id.
+fn send_abort(bench: &mut Bench, admin: &mut Queue, command: [u8; 64]) -> u16 {
+    let mut abort = admin.entry(op::ABORT);
+    (abort[40], abort[42], abort[43]) = (1, command[2], command[3]);
+    let bytes = admin.capsule(abort, None, false);
+    bench.net.client_send(admin.connection, &bytes);
+    bench.serve(admin);
+    u16::from_le_bytes([abort[2], abort[3]])
+}
+
+#[test]
+fn what_no_volume_has_yet_can_be_aborted() {
+    let (mut bench, mut admin, mut io) = start(false);
+    let id_of = |entry: [u8; 64]| u16::from_le_bytes([entry[2], entry[3]]);
+    let wait = Duration::from_millis(300);
+    // The first is at a volume, the second waits for room there, the third for memory.
+    (bench.service.hold, bench.service.room) = (true, 1);
+    let [at_volume, waiting] = [0, 1].map(|first| io.blocks(op::READ, first, 1, 0));
+    let unasked = io.blocks(op::WRITE, 2, 4, 0);
+    let held = Payload::allocate(bench.service.blocks(), 0..(4096 - 2) * BLOCK).expect("almost all memory");
+    for (entry, data) in [(at_volume, None), (waiting, None), (unasked, Some(vec![1; 16384]))] {
+        let bytes = io.capsule(entry, data.as_deref(), false);
+        bench.net.client_send(io.connection, &bytes);
+    }
+    bench.serve(&mut io);
+    for (entry, is_aborted) in [(at_volume, false), (waiting, true), (unasked, true), (waiting, false)] {
+        let abort = send_abort(&mut bench, &mut admin, entry);
+        let second = send_abort(&mut bench, &mut admin, entry);
+        assert_eq!(admin.answers.remove(&second).map(|answer| answer.status), Some(0x103), "one at a time");
+        bench.pass(wait);
+        bench.pass(wait);
+        bench.serve(&mut admin);
+        let answer = admin.answers.remove(&abort).expect("the queue has said");
+        assert_eq!((answer.status, answer.result), (0, u64::from(!is_aborted)));
+        bench.serve(&mut io);
+        let answered = io.answers.remove(&id_of(entry)).map(|answer| answer.status);
+        assert_eq!(answered, is_aborted.then_some(7));
+    }
+    // What was at the volume ends as ever, and nothing of the others is left.
+    (bench.service.hold, bench.service.room) = (false, 1024);
+    drop(held);
+    bench.serve(&mut io);
+    assert_eq!(io.answers.remove(&id_of(at_volume)).map(|answer| answer.status), Some(0));
+    assert_eq!((bench.service.submitted_count, bench.service.blocks_free()), (1, 4096));
+    // A queue that there is not, and one that has gone before it could say.
+    let mut abort = admin.entry(op::ABORT);
+    abort[40] = 9;
+    assert_eq!(bench.run(&mut admin, abort, None, false).result, 1);
+    let abort = send_abort(&mut bench, &mut admin, at_volume);
+    bench.net.client_drop(io.connection);
+    bench.pass(Duration::from_secs(1));
+    bench.pass(wait);
+    bench.serve(&mut admin);
+    assert_eq!(admin.answers.remove(&abort).map(|answer| answer.result), Some(1));
 }

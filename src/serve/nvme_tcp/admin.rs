@@ -47,6 +47,9 @@ const KEEP_ALIVE_SLACK: Duration = Duration::from_secs(1);
 /// CAP.TO and CRTO in units of 500 ms: enabling takes no time here.
 const READY_TIMEOUT: u64 = 20;
 
+/// How long an I/O queue has to say what became of an abort: four looks.
+const ABORT_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Admin commands of an I/O controller.
 const COMMANDS: [u8; 7] = [
     opcode::GET_LOG_PAGE,
@@ -161,6 +164,19 @@ impl From<Result<Self, Status>> for Answer {
     }
 }
 
+/// What becomes of an Abort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Abort {
+    /// The event request of this id is answered as aborted, before it.
+    Event(u16),
+    /// Its command is not here, or goes on.
+    TooLate,
+    /// Its command's queue is asked.
+    Waits,
+    /// Another one is under way.
+    TooMany,
+}
+
 /// Features whose value the host sets and nothing here depends on.
 #[derive(Clone, Copy, Debug, Default)]
 struct Kept {
@@ -196,6 +212,8 @@ pub(super) struct Admin {
     alive_at: Nanos,
     events: u32,
     event_requests: Vec<u16>,
+    /// An Abort whose command is at an I/O queue, and since when it waits.
+    abort: Option<(u16, Nanos)>,
     notices: [Notice; EVENTS.len()],
     /// How each group is reached, as the host was last told; how often a group has changed since the reset, and any of them.
     access: AccessView,
@@ -224,6 +242,7 @@ impl Admin {
             alive_at: now,
             events: 0,
             event_requests: Vec::new(),
+            abort: None,
             notices: Default::default(),
             access,
             group_changes: [0; GROUPS],
@@ -365,14 +384,31 @@ impl Admin {
         }
     }
 
-    /// An Abort: of the commands that can be aborted, event requests, only those are here long enough to be found. The id of the one that is answered as
-    /// aborted before the Abort itself; what is at a volume goes on, as it may (base 2.0, section 5.1).
-    pub(super) fn abort(&mut self, command: &Command) -> Option<u16> {
-        let word = command.word(10);
-        let [_, _, low, high] = word.to_le_bytes();
-        let (queue, id) = (word & 0xffff, u16::from_le_bytes([low, high]));
-        let place = self.event_requests.iter().position(|&request| queue == 0 && request == id)?;
-        Some(self.event_requests.remove(place))
+    /// An Abort (base 2.0, section 5.1). At this queue only event requests are here long enough to be found; an I/O queue looks for the command when it has its
+    /// turn, and gives up what it has not given to a volume.
+    pub(super) fn abort(&mut self, target: &Target, command: &Command, now: Nanos) -> Abort {
+        let [queue_low, queue_high, id_low, id_high] = command.word(10).to_le_bytes();
+        let (queue, id) = (u16::from_le_bytes([queue_low, queue_high]), u16::from_le_bytes([id_low, id_high]));
+        if queue == 0 {
+            let place = self.event_requests.iter().position(|&request| request == id);
+            return place.map_or(Abort::TooLate, |place| Abort::Event(self.event_requests.remove(place)));
+        }
+        if self.abort.is_some() {
+            return Abort::TooMany;
+        }
+        if !target.controllers.want_abort(&self.claim, queue, id) {
+            return Abort::TooLate;
+        }
+        self.abort = Some((command.id.get(), now));
+        Abort::Waits
+    }
+
+    /// An Abort that has ended: its id, and whether its command was aborted.
+    pub(super) fn ended_abort(&mut self, target: &Target, now: Nanos) -> Option<(u16, bool)> {
+        let (id, since) = self.abort?;
+        let is_aborted = target.controllers.take_abort(&self.claim, now.since(since) >= ABORT_PATIENCE)?;
+        self.abort = None;
+        Some((id, is_aborted))
     }
 
     fn get_property(&self, command: &Command) -> Result<Answer, Status> {
@@ -422,6 +458,7 @@ impl Admin {
         target.controllers.disable(&self.claim);
         // Outstanding event requests end without an answer (base 2.0, section 3.7.2).
         self.event_requests.clear();
+        self.abort = None;
         (self.events, self.notices, self.kept) = (0, Default::default(), Kept::default());
         (self.group_changes, self.access_changes) = ([0; GROUPS], 0);
         self.changed.clear();

@@ -30,6 +30,22 @@ const NAME_WORDS: usize = NAME_BYTES_MAX.div_ceil(8);
 
 const LIFE_SHIFT: u32 = 32;
 
+/// An abort of a command at an I/O queue, between the reactors of the two queues: the queue and the command's id below it.
+///
+/// ```text
+/// none (zero) --admin queue--> wanted --I/O queue--> done, or too late --admin queue--> none
+/// ```
+mod abort {
+    pub(super) const WANTED: u64 = 1 << 32;
+    pub(super) const DONE: u64 = 2 << 32;
+    pub(super) const TOO_LATE: u64 = 3 << 32;
+
+    /// The command that is wanted.
+    pub(super) fn of(queue: u16, id: u16) -> u64 {
+        WANTED | u64::from(queue) << 16 | u64::from(id)
+    }
+}
+
 #[derive(Debug)]
 struct Place {
     /// Zero: free.
@@ -41,6 +57,7 @@ struct Place {
     is_discovery: AtomicU32,
     /// The host's name, filled with zeroes, for people.
     name: [AtomicU64; NAME_WORDS],
+    abort: AtomicU64,
     /// Commands that have failed, and those that the admin queue has not collected. What does not fit is counted only.
     error_count: AtomicU64,
     errors: (Sender<ErrorEntry>, Receiver<ErrorEntry>),
@@ -54,6 +71,7 @@ impl Place {
             host: AtomicU64::new(0),
             is_discovery: AtomicU32::new(0),
             name: [const { AtomicU64::new(0) }; NAME_WORDS],
+            abort: AtomicU64::new(0),
             error_count: AtomicU64::new(0),
             errors: bounded(ERRORS_MAX),
         }
@@ -138,6 +156,7 @@ impl Controllers {
             word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
         }
         // What a former controller here has left.
+        place.abort.store(0, Ordering::Relaxed);
         place.errors.1.try_iter().for_each(drop);
         place.error_count.store(0, Ordering::Relaxed);
         place.is_discovery.store(u32::from(is_discovery), Ordering::Relaxed);
@@ -192,6 +211,40 @@ impl Controllers {
     /// Whether the queue's controller lives the same life.
     pub(super) fn is_member(&self, member: Member) -> bool {
         life_of(self.places[member.index].state.load(Ordering::Acquire)) == member.life
+    }
+
+    /// A command of I/O queue `queue` is to be aborted. Returns whether there is such a queue.
+    pub(super) fn want_abort(&self, claim: &Claim, queue: u16, id: u16) -> bool {
+        let place = &self.places[claim.index];
+        let is_there = (1..=QUEUES_MAX).contains(&queue) && place.state.load(Ordering::Acquire) & bit(queue) != 0;
+        if is_there {
+            place.abort.store(abort::of(queue, id), Ordering::Release);
+        }
+        is_there
+    }
+
+    /// The command of this queue that is to be aborted.
+    pub(super) fn wanted_abort(&self, member: Member) -> Option<u16> {
+        let wanted = self.places[member.index].abort.load(Ordering::Acquire);
+        let [low, high, ..] = wanted.to_le_bytes();
+        let id = u16::from_le_bytes([low, high]);
+        (wanted == abort::of(member.queue, id)).then_some(id)
+    }
+
+    /// What became of it.
+    pub(super) fn end_abort(&self, member: Member, id: u16, is_aborted: bool) {
+        let outcome = if is_aborted { abort::DONE } else { abort::TOO_LATE };
+        let place = &self.places[member.index].abort;
+        // Otherwise nobody waits for it any more.
+        let _ = place.compare_exchange(abort::of(member.queue, id), outcome, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// Whether the command was aborted; `None` while its queue has not said, unless that is waited for no longer.
+    pub(super) fn take_abort(&self, claim: &Claim, is_over: bool) -> Option<bool> {
+        let place = &self.places[claim.index].abort;
+        let now = place.load(Ordering::Acquire);
+        let has_ended = is_over || now == abort::DONE || now == abort::TOO_LATE;
+        has_ended.then(|| place.swap(0, Ordering::AcqRel) == abort::DONE)
     }
 
     /// A command of an I/O queue has failed.

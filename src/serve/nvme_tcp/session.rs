@@ -25,7 +25,7 @@
 
 use super::{
     access::AccessView,
-    admin::{ADMIN_IN_CAPSULE_BYTES_MAX, Admin, Answer, ENTRIES_MAX, IN_CAPSULE_BYTES_MAX},
+    admin::{ADMIN_IN_CAPSULE_BYTES_MAX, Abort, Admin, Answer, ENTRIES_MAX, IN_CAPSULE_BYTES_MAX},
     controllers::{Member, QUEUES_MAX, Refused},
     health::Tally,
     io::{self, Request, Transfer, Work},
@@ -75,6 +75,8 @@ struct Active {
     sink: Sink,
     received_bytes: u32,
     expected_bytes: u32,
+    /// Bytes of its payload, once there is one.
+    held_bytes: u64,
     /// The host was asked for the data, under the slot's number.
     is_asked: bool,
     /// Something went wrong on the way: the status to answer with once nothing is in flight.
@@ -244,11 +246,16 @@ impl Session {
         if self.is_orphan(turn) || self.patience.is_over(half_sent, self.write_bytes > 0, (now, pressed)) {
             return Next::Abort;
         }
+        self.heed_abort(turn);
         match &mut self.role {
             Role::Unconnected if now.since(self.opened_at) > HANDSHAKE => Next::Abort,
             Role::Admin(admin) if admin.is_silent(now) => Next::Abort,
             Role::Admin(admin) => {
                 admin.watch(&self.target, turn.service);
+                let ended = admin.ended_abort(&self.target, now);
+                if let Some((id, is_aborted)) = ended {
+                    self.end_abort(turn, id, is_aborted);
+                }
                 self.tell(turn);
                 Next::Rest
             }
@@ -391,6 +398,7 @@ impl Session {
             sink: Sink::Nowhere,
             received_bytes: 0,
             expected_bytes: data.bytes(),
+            held_bytes: 0,
             is_asked: false,
             failure,
         };
@@ -441,7 +449,8 @@ impl Session {
             Job::Volume(Request { work: Work::Write { .. }, range, .. }) => {
                 let Some(payload) = Payload::allocate(service.blocks(), range.clone()) else { return false };
                 active.sink = Sink::Blocks(payload);
-                *write_bytes += u64::from(active.expected_bytes);
+                active.held_bytes = u64::from(active.expected_bytes);
+                *write_bytes += active.held_bytes;
             }
             // At most 4 KiB.
             Job::Connect | Job::Volume(_) => active.sink = Sink::Bytes(vec![0; active.expected_bytes as usize]),
@@ -569,11 +578,15 @@ impl Session {
         let Role::Admin(admin) = &mut self.role else { unreachable!("planned as one") };
         let id = command.id.get();
         if command.opcode == opcode::ABORT && admin.is_enabled() {
-            let aborted = admin.abort(command);
-            if let Some(aborted) = aborted {
-                self.respond(turn, aborted, Status::ABORTED, 0);
+            match admin.abort(&self.target, command, self.now) {
+                Abort::Event(request) => {
+                    self.respond(turn, request, Status::ABORTED, 0);
+                    self.end_abort(turn, id, true);
+                }
+                Abort::TooLate => self.end_abort(turn, id, false),
+                Abort::Waits => {}
+                Abort::TooMany => self.answer(turn, command, Status::TOO_MANY_ABORTS, 0),
             }
-            self.respond(turn, id, Status::SUCCESS, u64::from(aborted.is_none()));
             return;
         }
         match admin.execute(&self.target, turn.service, command, self.now) {
@@ -593,6 +606,25 @@ impl Session {
             }
         }
         self.tell(turn);
+    }
+
+    /// Answers an Abort: bit 0 says that the command was not aborted.
+    fn end_abort<N: Network, S>(&self, turn: &mut Turn<'_, N, S>, id: u16, is_aborted: bool) {
+        self.respond(turn, id, Status::SUCCESS, u64::from(!is_aborted));
+    }
+
+    /// Gives up the command that the host wants aborted, unless a volume has it or the host is about to send its data.
+    fn heed_abort<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>) {
+        let Role::Io(member) = self.role else { return };
+        let Some(id) = self.target.controllers.wanted_abort(member) else { return };
+        let is_it = |slot: &u16| self.commands.get(*slot).is_some_and(|active| active.command.id.get() == id);
+        let slot = self.to_submit.iter().chain(&self.to_receive).copied().find(is_it);
+        if let Some(slot) = slot {
+            self.to_submit.retain(|waiting| *waiting != slot);
+            self.to_receive.retain(|waiting| *waiting != slot);
+            self.finish(turn, slot, Status::ABORTED, 0);
+        }
+        self.target.controllers.end_abort(member, id, slot.is_some());
     }
 
     /// Asks a volume for the next thing, if there is room. Returns whether anything was done.
@@ -732,9 +764,7 @@ impl Session {
 
     fn remove(&mut self, slot: u16) -> Active {
         let active = self.commands.remove(slot);
-        if let Job::Volume(Request { work: Work::Write { .. }, .. }) = active.job {
-            self.write_bytes -= u64::from(active.expected_bytes);
-        }
+        self.write_bytes -= active.held_bytes;
         active
     }
 

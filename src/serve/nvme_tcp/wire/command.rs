@@ -162,6 +162,8 @@ impl Status {
     pub const CONNECT_PARAMETER: Self = Self::specific(0x82);
     /// Fabrics: this host is not allowed.
     pub const CONNECT_HOST: Self = Self::specific(0x84);
+    /// More aborts under way than were announced.
+    pub const TOO_MANY_ABORTS: Self = Self(0x103);
     /// More event requests than were announced.
     pub const TOO_MANY_EVENT_REQUESTS: Self = Self::specific(0x05);
     /// No such log page.
