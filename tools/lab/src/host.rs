@@ -8,12 +8,13 @@ use std::{
 };
 
 /// Programs by the Debian package that brings them, where the names differ.
-const PACKAGES: [(&str, &str); 11] = [
+const PACKAGES: [(&str, &str); 12] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("mkfs.ext4", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
     ("filefrag", "e2fsprogs"),
+    ("resize2fs", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("xfs_repair", "xfsprogs"),
     ("xz", "xz-utils"),

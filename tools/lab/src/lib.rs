@@ -10,7 +10,8 @@
 //! | [`cpio`], [`initramfs`] | the guest's file system |
 //! | [`machine`], [`console`] | QEMU from start to end; how a guest ended |
 //! | [`disk`] | a guest's disk that loses, when the power is cut, what was not flushed |
-//! | [`node`] | a Twinlog node beside the guests |
+//! | [`node`], [`pair`] | a Twinlog node beside the guests; two, of which each can be harmed apart |
+//! | [`relay`] | a connection that can be cut |
 //! | [`scenarios`] | what is tested |
 //! | [`guest`] | tools that run inside a guest |
 
@@ -24,5 +25,7 @@ pub mod kernel;
 pub mod machine;
 pub mod modules;
 pub mod node;
+pub mod pair;
 pub mod random;
+pub mod relay;
 pub mod scenarios;

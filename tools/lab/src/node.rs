@@ -6,7 +6,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
@@ -40,6 +40,21 @@ pub struct Node {
 pub fn free_port() -> Result<u16> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port")?;
     Ok(listener.local_addr()?.port())
+}
+
+/// Asks a node over its admin socket.
+///
+/// # Errors
+///
+/// It does not answer, or refuses.
+pub fn ask(socket: &Path, request: &Value) -> Result<Value> {
+    let mut stream = UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    writeln!(stream, "{request}")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).with_context(|| format!("waiting for the answer to {request}"))?;
+    let answer: Value = serde_json::from_str(&line).with_context(|| format!("{request}: {line:?}"))?;
+    if answer["reply"] == "refused" { bail!("{request}: {line}") } else { Ok(answer) }
 }
 
 impl Node {
@@ -100,14 +115,7 @@ impl Node {
     ///
     /// The node does not answer, or refuses.
     pub fn checkpoint(&self) -> Result<()> {
-        let path = self.folder.join("d/a/admin.sock");
-        let mut stream = UnixStream::connect(&path).with_context(|| format!("connecting to {}", path.display()))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"{\"call\":\"checkpoint\"}\n")?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).context("waiting for a consistency point")?;
-        let reply: Value = serde_json::from_str(&line).with_context(|| format!("reply {line:?}"))?;
-        if reply["reply"] == "done" { Ok(()) } else { bail!("checkpoint: {line}") }
+        ask(&self.folder.join("d/a/admin.sock"), &json!({ "call": "checkpoint" })).map(drop)
     }
 
     /// Waits until `status` shows something.

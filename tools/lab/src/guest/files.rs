@@ -11,6 +11,8 @@ use std::{
     fs::{self, File, OpenOptions},
     io::Write as _,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 /// Files that are there at most; more steps write and remove.
@@ -32,8 +34,9 @@ fn path(folder: &Path, number: u64) -> PathBuf {
     folder.join(format!("{number:06}"))
 }
 
-/// Writes until the file `stop` appears; then writes `list`. Every step that is durable adds a line to `progress`.
-pub(super) fn write(folder: &Path, seed: u64, stop: &Path, list: &Path, progress: &Path) -> Result<()> {
+/// Writes until the file `stop` appears, with a `rest` after each step; then writes the list. Every step that is durable adds a line to the progress.
+pub(super) fn write(folder: &Path, seed: u64, stop: &Path, to: (&Path, &Path), rest: Duration) -> Result<()> {
+    let (list, progress) = to;
     fs::create_dir(folder).with_context(|| format!("making {}", folder.display()))?;
     let handle = File::open(folder)?;
     let mut progress = File::create(progress)?;
@@ -57,6 +60,7 @@ pub(super) fn write(folder: &Path, seed: u64, stop: &Path, list: &Path, progress
         }
         handle.sync_all().with_context(doing)?;
         writeln!(progress, "{step}")?;
+        thread::sleep(rest);
     }
     let mut text = String::new();
     for (number, version) in &expected {
@@ -105,14 +109,14 @@ mod tests {
         let (folder, list) = (at("files"), at("list"));
         let stopper = {
             let (stop, progress) = (at("stop"), at("progress"));
-            std::thread::spawn(move || {
+            thread::spawn(move || {
                 while fs::read_to_string(&progress).unwrap_or_default().lines().count() < 50 {
-                    std::thread::yield_now();
+                    thread::yield_now();
                 }
                 fs::write(stop, b"").unwrap();
             })
         };
-        write(&folder, 5, &at("stop"), &list, &at("progress")).unwrap();
+        write(&folder, 5, &at("stop"), (&list, &at("progress")), Duration::ZERO).unwrap();
         stopper.join().unwrap();
         verify(&folder, 5, &list).unwrap();
 

@@ -6,12 +6,13 @@ mod files;
 mod log;
 mod netlink;
 mod nvme;
+mod pace;
 mod pci;
 mod speed;
 
 use anyhow::Result;
 use clap::Subcommand;
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 /// Tools for payloads.
 #[derive(Debug, Subcommand)]
@@ -50,6 +51,8 @@ pub enum Tool {
     Nvme(nvme::NvmeArgs),
     /// Read at random through the NVMe driver, and print how many blocks of 4 KiB a second
     NvmeSpeed(speed::SpeedArgs),
+    /// Write and read a part of a block device at an even pace, and say how long it paused
+    Pace(pace::PaceArgs),
     /// Write, rewrite and remove files, each step made durable
     WriteFiles {
         /// The folder, which is made
@@ -66,6 +69,9 @@ pub enum Tool {
         /// Gets a line for each step
         #[arg(long)]
         progress: PathBuf,
+        /// Milliseconds between two steps
+        #[arg(long, default_value_t = 0)]
+        rest_ms: u64,
     },
     /// Run the conformance suite of change logs
     ConformLog {
@@ -107,7 +113,10 @@ pub fn run(tool: &Tool) -> Result<()> {
         Tool::Pci(args) => pci::run(args),
         Tool::Nvme(args) => nvme::run(args),
         Tool::NvmeSpeed(args) => speed::run(args),
-        Tool::WriteFiles { folder, seed, stop, list, progress } => files::write(folder, *seed, stop, list, progress),
+        Tool::Pace(args) => pace::run(args),
+        Tool::WriteFiles { folder, seed, stop, list, progress, rest_ms } => {
+            files::write(folder, *seed, stop, (list, progress), Duration::from_millis(*rest_ms))
+        }
         Tool::ConformLog { path } => log::conform(path),
         Tool::LoseLog { path, list, sector } => log::lose(path, *sector, list),
         Tool::VerifyFiles { folder, seed, list } => files::verify(folder, *seed, list),

@@ -5,6 +5,7 @@ mod nbd;
 mod nvdimm;
 mod nvme;
 mod nvme_faults;
+mod nvme_multipath;
 mod nvme_node;
 mod nvme_pair;
 mod nvme_tcp;
@@ -72,9 +73,9 @@ pub const SCENARIOS: [Scenario; 16] = [
     },
     Scenario {
         name: "nvme-multipath",
-        about: "the same with a path to each node of a pair, one of which is killed under load, again and again",
-        programs: &["nvme", "fio"],
-        run: nvme_tcp::multipath,
+        about: "the same with a path to each node of a pair: nodes are killed, stopped and started anew, networks are cut",
+        programs: &["nvme", "fio", "mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_repair"],
+        run: nvme_multipath::run,
     },
     Scenario {
         name: "nvme-vfio",
