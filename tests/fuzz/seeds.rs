@@ -150,9 +150,15 @@ fn nvme_tcp_sessions() -> Vec<Vec<u8>> {
         io(0x0c, 0, 0, 0, 0, &[]),
         io(0x0a, 7, 0, 0, 0, &[])
     ];
-    let mut log = nvme_entry(2, 5, 0, 4096, 0x5a);
-    (log[42], log[43]) = (0xff, 3);
-    let log = capsule(&log, &[]);
+    let logs = [1, 2, 4, 5, 0x0c, 0x12].map(|page| {
+        let mut log = nvme_entry(2, page, 0, 4096, 0x5a);
+        (log[42], log[43]) = (0xff, 3);
+        capsule(&log, &[])
+    });
+    // Of the event request, and of a command at an I/O queue that is not there.
+    let mut abort = nvme_entry(8, 0, 0, 0, 0);
+    abort[42] = 0x0c;
+    let aborts = bytes![capsule(&abort, &[]), io(8, 1, 0, 0, 0, &[])];
     let scripts = [
         bytes![write, read],
         bytes![asked, answer, read],
@@ -160,7 +166,7 @@ fn nvme_tcp_sessions() -> Vec<Vec<u8>> {
         bytes![write, write, asked, answer],
     ];
     let io = scripts.iter().flat_map(|script| [0, 7, 200].map(|pieces| bytes![[pieces, pieces % 5, 1], script]));
-    io.chain([0, 9].map(|pieces| bytes![[pieces, 0, 0], admin, log])).collect()
+    io.chain([0, 9].map(|pieces| bytes![[pieces, 0, 0], admin, logs.concat(), aborts])).collect()
 }
 
 /// A frame of every kind that a session has.

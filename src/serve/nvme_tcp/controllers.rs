@@ -58,7 +58,7 @@ struct Place {
     /// The host's name, filled with zeroes, for people.
     name: [AtomicU64; NAME_WORDS],
     abort: AtomicU64,
-    /// Commands that have failed, and those that the admin queue has not collected. What does not fit is counted only.
+    /// Commands that have failed, and the newest of those that the admin queue has not collected.
     error_count: AtomicU64,
     errors: (Sender<ErrorEntry>, Receiver<ErrorEntry>),
 }
@@ -81,15 +81,12 @@ impl Place {
         let count = self.error_count.fetch_add(1, Ordering::Relaxed) + 1;
         let (first_block, _) = command.blocks();
         let (command, namespace) = (command.id.get(), command.namespace.get());
-        // The log has room for the newest only, and an admin queue that is busy is not waited for.
-        let _ = self.errors.0.try_send(ErrorEntry {
-            count,
-            queue,
-            command,
-            status: status.field(),
-            namespace,
-            first_block,
-        });
+        let error = ErrorEntry { count, queue, command, status: status.field(), namespace, first_block };
+        if let Err(full) = self.errors.0.try_send(error) {
+            // The newest are of interest, and an admin queue that is busy is not waited for.
+            let _oldest = self.errors.1.try_recv();
+            let _ = self.errors.0.try_send(full.into_inner());
+        }
     }
 }
 
