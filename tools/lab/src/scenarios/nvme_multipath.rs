@@ -44,8 +44,14 @@ struct Phase {
     seconds: u32,
 }
 
-const PHASES: [Phase; 8] = [
+const PHASES: [Phase; 9] = [
     Phase { name: "node a is killed, and started again", harm: kill, mend: start_a, seconds: 9 },
+    Phase {
+        name: "node a's machine loses its power, and gets it back",
+        harm: cut_power,
+        mend: restore_power,
+        seconds: 12,
+    },
     Phase { name: "the network to node a is cut", harm: cut_network, mend: mend_network, seconds: 12 },
     Phase { name: "the interconnect is cut", harm: cut_interconnect, mend: mend_interconnect, seconds: 5 },
     Phase { name: "both are cut, the interconnect is mended", harm: cut_both, mend: mend_network, seconds: 12 },
@@ -165,6 +171,17 @@ fn kill(stage: &mut Stage<'_>) -> Result<Option<usize>> {
     stage.pair.signal(0, Signal::SIGKILL)?;
     stage.pair.wait_for_end(0)?;
     stage.taken_over(1)
+}
+
+/// The host is told nothing.
+fn cut_power(stage: &mut Stage<'_>) -> Result<Option<usize>> {
+    stage.link(0, false)?;
+    kill(stage)
+}
+
+fn restore_power(stage: &mut Stage<'_>) -> Result<()> {
+    stage.link(0, true)?;
+    stage.pair.restart(0)
 }
 
 fn start_a(stage: &mut Stage<'_>) -> Result<()> {
