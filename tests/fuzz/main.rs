@@ -68,6 +68,11 @@ fn nvme_tcp_sessions() {
 }
 
 #[test]
+fn authentication_of_nvme_tcp_hosts() {
+    fuzz("nvme-tcp-authentication", 3000);
+}
+
+#[test]
 fn records() {
     fuzz("record", 20_000);
 }

@@ -41,6 +41,7 @@ pub(crate) fn of(name: &str) -> Vec<Vec<u8>> {
         "nbd-session" => sessions(),
         "nvme-tcp-unit" => nvme_tcp_units(),
         "nvme-tcp-session" => nvme_tcp_sessions(),
+        "nvme-tcp-authentication" => nvme_tcp_authentications(),
         "record" => records(),
         "lane" => lanes(),
         "link-frame" => frames(),
@@ -123,6 +124,28 @@ fn nvme_tcp_units() -> Vec<Vec<u8>> {
         bytes![[4], capsule(&entry, &[])],
         bytes![[4], data],
         bytes![[7], ends],
+    ]
+}
+
+fn nvme_tcp_authentications() -> Vec<Vec<u8>> {
+    let negotiate = |hash, group| {
+        let mut message = [0; 72];
+        (message[4], message[7], message[8], message[10], message[11]) = (9, 1, 1, 1, 1);
+        (message[12], message[42]) = (hash, group);
+        message
+    };
+    let reply = |has_challenge, element: &[u8]| {
+        let length = u8::try_from(element.len()).expect("short");
+        bytes![[1, 2, 0, 0, 9, 0, 32, 0, has_challenge, 0, length, 0, 5, 0, 0, 0], [6; 32], [7; 32], element]
+    };
+    vec![
+        bytes![[0], negotiate(1, 0)],
+        bytes![[0], negotiate(3, 5)],
+        bytes![[1], reply(0, &[])],
+        bytes![[1], reply(1, &[])],
+        bytes![[1], reply(1, &[9; 16])],
+        bytes![[1], [1, 4, 0, 0, 9, 0, 0, 0]],
+        bytes![[1], [0, 0xf0, 0, 0, 9, 0, 1, 1]],
     ]
 }
 

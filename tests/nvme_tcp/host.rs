@@ -9,7 +9,7 @@ use twinlog::{
     base::PoolId,
     serve::{
         NvmeTcp, Server,
-        nvme_tcp::{Target, TargetParts},
+        nvme_tcp::{Host, Target, TargetParts, auth::Means},
     },
 };
 use twinlog_device::{ConnectionId, Nanos, Prng};
@@ -81,7 +81,19 @@ impl Bench {
         let address = "127.0.0.1:4420".parse().expect("an address");
         let partner_address = Some("127.0.0.1:4421".parse().expect("an address"));
         let parts = TargetParts { home: PoolId(7), partner: Some(PoolId(9)), address, partner_address, hosts };
-        let target = Arc::new(Target::new(parts));
+        Self::of(service, Target::new(parts))
+    }
+
+    /// With hosts that have something to prove.
+    pub(crate) fn with_hosts(service: MemoryService, hosts: Vec<Host>, means: Means) -> Self {
+        let address = "127.0.0.1:4420".parse().expect("an address");
+        let (home, partner) = (PoolId(7), Some(PoolId(9)));
+        let parts = TargetParts { home, partner, address, partner_address: None, hosts: Vec::new() };
+        Self::of(service, Target::new(parts).with_hosts(hosts, means))
+    }
+
+    fn of(service: MemoryService, target: Target) -> Self {
+        let target = Arc::new(target);
         let hosts = NvmeTcp { target: Arc::clone(&target), first_listener: 0 };
         let server = Server::new(16).with_nvme_tcp(Some(hosts));
         Self { net: ByteNet::default(), service, server, target, now: Nanos(0) }

@@ -6,6 +6,7 @@ mod support;
 
 mod access;
 mod admin;
+mod authentication;
 mod commands;
 mod conformance;
 mod conformance_table;

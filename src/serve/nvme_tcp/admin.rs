@@ -271,6 +271,11 @@ impl Admin {
         self.keep_alive_ms > 0 && now.since(self.alive_at) > limit
     }
 
+    /// The host has shown that it lives.
+    pub(super) fn revive(&mut self, now: Nanos) {
+        self.alive_at = now;
+    }
+
     pub(super) fn is_enabled(&self) -> bool {
         self.status & bits::READY != 0
     }

@@ -4,6 +4,8 @@
 //! access        how the pools are reached, and that hosts hear of it before they see it
 //! wire          bytes <-> units, commands, identify structures, log pages; pure
 //! target        what hosts find: the subsystem's and the namespaces' identity, who may connect, where else
+//! hosts         which hosts may connect, and what they have to prove
+//! auth          how they do
 //! controllers   the controllers of this node, shared by its reactors
 //! health        what hosts have moved, for the health log page
 //! admin         one controller's admin queue: properties, identify, features, logs, events, keep alive
@@ -15,13 +17,16 @@
 
 mod access;
 mod admin;
+pub mod auth;
 mod controllers;
 mod health;
+mod hosts;
 mod io;
 mod session;
 mod target;
 pub mod wire;
 
 pub(super) use access::{Lookout, UNPROVEN};
+pub use hosts::Host;
 pub(super) use session::Session;
 pub use target::{BLOCK_BYTES, Target, TargetParts};

@@ -23,14 +23,19 @@
 //!
 //! A host may be silent for as long as its keep-alive time-out says; without one, for ever. It may not rest where others wait for it: see [`Patience`].
 
+mod authenticate;
+
 use super::{
     access::AccessView,
     admin::{ADMIN_IN_CAPSULE_BYTES_MAX, Abort, Admin, Answer, ENTRIES_MAX, IN_CAPSULE_BYTES_MAX},
+    auth::Exchange,
     controllers::{Member, QUEUES_MAX, Refused},
     health::Tally,
+    hosts::Host,
     io::{self, Request, Transfer, Work},
     target::{DISCOVERY, Target},
     wire::{
+        auth,
         command::{
             CONNECT_BYTES, Command, Completion, Connect, ConnectFault, IN_CAPSULE, IN_TRANSPORT, Status, fabrics,
             opcode,
@@ -87,6 +92,8 @@ struct Active {
 enum Job {
     /// Waits for its data.
     Connect,
+    /// The same.
+    AuthenticationSend,
     /// Refused; its data, if any, is thrown away.
     Refused,
     Volume(Request),
@@ -135,6 +142,12 @@ pub(in crate::serve) struct Session {
     agreement: Option<Agreement>,
     role: Role,
     access: AccessView,
+    /// The host whose queue it is, and by which entry of the list it came.
+    host: Option<(String, Arc<Host>)>,
+    /// What a host with a secret has to go through.
+    exchange: Option<Box<Exchange>>,
+    /// An Authentication Receive that waits, with its length.
+    fetching: Option<(u16, u32)>,
     intake: Intake,
     commands: Slots<Active>,
     to_submit: VecDeque<u16>,
@@ -162,6 +175,9 @@ impl Session {
             agreement: None,
             role: Role::Unconnected,
             access,
+            host: None,
+            exchange: None,
+            fetching: None,
             intake: Intake::Header,
             commands: Slots::default(),
             to_submit: VecDeque::new(),
@@ -243,7 +259,11 @@ impl Session {
         let is_asked = self.commands.iter().any(|active| active.is_asked);
         let is_receiving = !matches!(self.intake, Intake::Header) || !turn.input().is_empty();
         let half_sent = self.starved && (is_asked || is_receiving);
-        if self.is_orphan(turn) || self.patience.is_over(half_sent, self.write_bytes > 0, (now, pressed)) {
+        let is_unwelcome = !self.is_welcome() || self.is_late(now);
+        if is_unwelcome
+            || self.is_orphan(turn)
+            || self.patience.is_over(half_sent, self.write_bytes > 0, (now, pressed))
+        {
             return Next::Abort;
         }
         self.heed_abort(turn);
@@ -291,7 +311,7 @@ impl Session {
     }
 
     fn step<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Result<Pace, Fatal> {
-        if self.submit_next(turn) || self.ask_next(turn) {
+        if self.submit_next(turn) || self.ask_next(turn) || self.give_next(turn) {
             return Ok(Pace::Went);
         }
         let pace = match self.intake {
@@ -300,7 +320,7 @@ impl Session {
             Intake::Digest { .. } => self.check_digest(turn),
             Intake::Ended => Pace::WaitsForRoom,
         };
-        let waits = !self.to_submit.is_empty() || !self.to_receive.is_empty();
+        let waits = !self.to_submit.is_empty() || !self.to_receive.is_empty() || self.fetching.is_some();
         Ok(if waits && pace == Pace::WaitsForClient { Pace::WaitsForRoom } else { pace })
     }
 
@@ -385,6 +405,11 @@ impl Session {
                 self.perform(turn, command);
                 return Ok(Pace::Went);
             }
+            Ok((Plan::AuthenticationReceive(length), _)) => {
+                self.take(turn, unit);
+                self.fetch(turn, command.id.get(), length);
+                return Ok(Pace::Went);
+            }
             Err(status) if unit.data_bytes == 0 => {
                 self.take(turn, unit);
                 self.answer(turn, command, status, 0);
@@ -428,6 +453,12 @@ impl Session {
                 Ok((Plan::Job(Job::Connect), Transfer::FromHost(CONNECT_BYTES, CONNECT_BYTES)))
             }
             (Role::Unconnected, _) | (_, Some(fabrics::CONNECT)) => Err(Status::SEQUENCE_ERROR),
+            (_, Some(fabrics::AUTHENTICATION_SEND | fabrics::AUTHENTICATION_RECEIVE)) if self.exchange.is_some() => {
+                plan_authentication(command)
+            }
+            _ if self.exchange.as_ref().is_some_and(|exchange| !exchange.is_proven()) => {
+                Err(Status::AUTHENTICATION_REQUIRED)
+            }
             (Role::Admin(_), _) => Ok((Plan::Admin, Transfer::None)),
             (Role::Io(_), Some(_)) => Err(Status::INVALID_FIELD),
             (Role::Io(_), None) => {
@@ -453,7 +484,9 @@ impl Session {
                 *write_bytes += active.held_bytes;
             }
             // At most 4 KiB.
-            Job::Connect | Job::Volume(_) => active.sink = Sink::Bytes(vec![0; active.expected_bytes as usize]),
+            Job::Connect | Job::AuthenticationSend | Job::Volume(_) => {
+                active.sink = Sink::Bytes(vec![0; active.expected_bytes as usize])
+            }
         }
         true
     }
@@ -518,10 +551,14 @@ impl Session {
             (Job::Connect, Sink::Bytes(data)) => {
                 let connect = command.connect(data);
                 let (status, result) = match connect.and_then(|connect| self.connect(&connect)) {
-                    Ok(controller) => (Status::SUCCESS, u32::from(controller)),
+                    Ok(controller) => (Status::SUCCESS, u32::from(controller) | self.demand()),
                     Err(ConnectFault { status, place }) => (status, place),
                 };
                 self.finish(turn, slot, status, u64::from(result));
+            }
+            (Job::AuthenticationSend, Sink::Bytes(data)) => {
+                let data = std::mem::take(data);
+                self.authenticate(turn, slot, &data);
             }
             (Job::Volume(request), Sink::Bytes(data)) => match request.set_ranges(turn.service, data) {
                 Ok(()) => self.to_submit.push_back(slot),
@@ -536,9 +573,8 @@ impl Session {
         if connect.size == 0 || connect.size >= ENTRIES_MAX {
             return Err(ConnectFault::command(44));
         }
-        if !self.target.allows(&connect.host) {
-            return Err(ConnectFault { status: Status::CONNECT_HOST, place: 1 << 16 | 512 });
-        }
+        let admitted = self.target.admit(&connect.host);
+        let entry = admitted.ok_or(ConnectFault { status: Status::CONNECT_HOST, place: 1 << 16 | 512 })?;
         let is_discovery = connect.subsystem == DISCOVERY;
         if !is_discovery && connect.subsystem != self.target.subsystem() {
             return Err(ConnectFault::data(256));
@@ -570,6 +606,7 @@ impl Session {
         self.entries = connect.size + 1;
         self.head = 1;
         self.has_flow_control = connect.attributes & NO_FLOW_CONTROL == 0;
+        self.welcome(&connect.host, entry, is_discovery);
         Ok(controller)
     }
 
@@ -786,6 +823,15 @@ impl Session {
     }
 }
 
+/// What an Authentication Send or Receive is, and its data.
+fn plan_authentication(command: &Command) -> Result<(Plan, Transfer), Status> {
+    let length = auth::length_of(command).ok_or(Status::INVALID_FIELD)?;
+    match command.takes_data() {
+        true => Ok((Plan::Job(Job::AuthenticationSend), Transfer::FromHost(length, length))),
+        false => Ok((Plan::AuthenticationReceive(length), Transfer::ToHost(length))),
+    }
+}
+
 /// What becomes of a command.
 #[derive(Debug)]
 enum Plan {
@@ -793,6 +839,8 @@ enum Plan {
     Job(Job),
     /// It is performed at once.
     Admin,
+    /// It is answered when there is something to give, of this length.
+    AuthenticationReceive(u32),
 }
 
 /// How a command's data comes.

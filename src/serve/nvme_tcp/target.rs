@@ -5,12 +5,14 @@
 //! 1. Names follow from the pools' identities alone: both nodes of a pair say the same of the subsystem and of each volume.
 //! 2. A namespace's id follows from the volume's and from which of the two pools it is in, and is never another volume's: pools never use an id again.
 //! 3. The two nodes' controllers have ids from disjoint halves.
-//! 4. A host that is not in the list is refused, if there is a list. Without one, only loopback addresses are listened at (the configuration's check).
+//! 4. A host that is not in the list is refused. While there was never a list, all may connect at a loopback address, and nobody at another one.
 
 use super::{
     access::Views,
+    auth::Means,
     controllers::Controllers,
     health::Traffic,
+    hosts::{Host, Hosts},
     wire::log::{Port, Subsystem},
 };
 use crate::{
@@ -21,7 +23,7 @@ use crate::{
         request::{Reach, VolumeService},
     },
 };
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 /// Bytes of a namespace's blocks: the pools' own.
 pub const BLOCK_BYTES: u64 = crate::base::limits::BLOCK_BYTES;
@@ -52,7 +54,7 @@ pub struct TargetParts {
     pub address: SocketAddr,
     /// Where the partner does.
     pub partner_address: Option<SocketAddr>,
-    /// Names of hosts that may connect; empty: all may.
+    /// Names of hosts that may connect and have nothing to prove; see [`Target::replace_hosts`] for others.
     pub hosts: Vec<String>,
 }
 
@@ -75,6 +77,8 @@ pub struct Target {
     pub(super) controllers: Controllers,
     pub(super) views: Views,
     pub(super) traffic: Traffic,
+    pub(super) hosts: Hosts,
+    means: Option<Means>,
 }
 
 impl Target {
@@ -87,7 +91,10 @@ impl Target {
         let bytes: Vec<u8> = pools.iter().flat_map(|pool| pool.0.to_le_bytes()).collect();
         let identity = identity(&bytes);
         let first = if is_high { CONTROLLERS_HIGH } else { 1 };
+        let hosts = parts.hosts.iter().map(Host::named).collect();
         Self {
+            hosts: Hosts::new(hosts, parts.address.ip().is_loopback()),
+            means: None,
             subsystem: format!("nqn.2014-08.org.nvmexpress:uuid:{}", hyphenated(&uuid(identity))),
             serial: format!("{:020x}", identity >> 48),
             is_high,
@@ -96,6 +103,37 @@ impl Target {
             views: Views::default(),
             traffic: Traffic::default(),
         }
+    }
+
+    /// The same, with what it takes to authenticate hosts.
+    #[must_use]
+    pub fn with_means(self, means: Means) -> Self {
+        Self { means: Some(means), ..self }
+    }
+
+    /// The same, with these hosts beside those of the parts.
+    #[must_use]
+    pub fn with_hosts(self, hosts: Vec<Host>, means: Means) -> Self {
+        let target = self.with_means(means);
+        target.replace_hosts(hosts);
+        target
+    }
+
+    /// These hosts may connect from now on, and those of the parts. The controllers of hosts that may not any more, or have something else to prove, end
+    /// within a second.
+    ///
+    /// # Panics
+    /// A host has a secret, and the target was made without what it takes to authenticate it.
+    pub fn replace_hosts(&self, hosts: Vec<Host>) {
+        assert!(self.means.is_some() || hosts.iter().all(|host| host.secret.is_none()), "somebody to examine them");
+        let is_new = |name: &&String| hosts.iter().all(|host| host.name != **name);
+        let named: Vec<Host> = self.parts.hosts.iter().filter(is_new).map(Host::named).collect();
+        self.hosts.replace(named.into_iter().chain(hosts).collect());
+    }
+
+    /// What it takes to authenticate a host that has a secret.
+    pub(super) fn means(&self) -> &Means {
+        self.means.as_ref().expect("hosts with secrets came with it")
     }
 
     /// The subsystem's qualified name.
@@ -114,9 +152,9 @@ impl Target {
         &self.serial
     }
 
-    /// Whether the host called so may connect.
-    pub(super) fn allows(&self, host: &str) -> bool {
-        self.parts.hosts.is_empty() || self.parts.hosts.iter().any(|allowed| allowed == host)
+    /// The entry by which the host called so may connect.
+    pub(super) fn admit(&self, host: &str) -> Option<Arc<Host>> {
+        self.hosts.admit(host)
     }
 
     /// The version of the discovery log. It is a new one, too, when the partner has begun to serve a pool: a host that had given the path to it up is to look
@@ -259,9 +297,14 @@ mod tests {
     #[test]
     fn a_list_of_hosts_is_kept() {
         let mut parts = target(7, None).parts;
-        assert!(Target::new(parts.clone()).allows("nqn.2014-08.a"));
+        let allows = |target: &Target, host: &str| target.admit(host).is_some();
+        assert!(allows(&Target::new(parts.clone()), "nqn.2014-08.a"));
+        let remote = TargetParts { address: "192.0.2.1:4420".parse().expect("an address"), ..parts.clone() };
+        assert!(!allows(&Target::new(remote), "nqn.2014-08.a"));
         parts.hosts = vec!["nqn.2014-08.b".to_owned()];
         let target = Target::new(parts);
-        assert!(target.allows("nqn.2014-08.b") && !target.allows("nqn.2014-08.a"));
+        assert!(allows(&target, "nqn.2014-08.b") && !allows(&target, "nqn.2014-08.a"));
+        target.replace_hosts(vec![Host::named("nqn.2014-08.a")]);
+        assert!(allows(&target, "nqn.2014-08.b") && allows(&target, "nqn.2014-08.a"));
     }
 }

@@ -16,11 +16,12 @@ pub(crate) mod witness;
 pub(crate) type Body = fn(&[u8]) -> bool;
 
 /// Every target by its name.
-pub(crate) const TARGETS: [(&str, Body); 20] = [
+pub(crate) const TARGETS: [(&str, Body); 21] = [
     ("nbd-handshake", nbd::handshake),
     ("nbd-session", nbd::session),
     ("nvme-tcp-unit", nvme_tcp::unit),
     ("nvme-tcp-session", nvme_tcp::session),
+    ("nvme-tcp-authentication", nvme_tcp::authentication),
     ("record", lane::record),
     ("lane", lane::lane),
     ("link-frame", link::frame),

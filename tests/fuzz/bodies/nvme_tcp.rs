@@ -8,8 +8,10 @@ use twinlog::{
     serve::{
         NvmeTcp, Server,
         nvme_tcp::{
-            Target, TargetParts,
+            Host, Target, TargetParts,
+            auth::{Calculator, Job, Means, Secret},
             wire::{
+                auth::{self, HostMessage},
                 command::{Command, ranges},
                 pdu::{self, Agreement, Body},
             },
@@ -86,6 +88,59 @@ pub(crate) fn session(data: &[u8]) -> bool {
     received > 0
 }
 
+/// Has no time: what has a group fails.
+#[derive(Debug)]
+struct Nobody;
+
+impl Calculator for Nobody {
+    fn start(&self, _: Job) -> bool {
+        false
+    }
+}
+
+/// Bytes: whether the host negotiates first and fetches its challenge (odd), then what it sends next; its queue needs authentication.
+pub(crate) fn authentication(data: &[u8]) -> bool {
+    let ([first], message) = super::take::<1>(data);
+    let message = &message[..message.len().min(auth::MESSAGE_BYTES_MAX as usize)];
+    let parsed = auth::parse(message);
+    if let Ok(HostMessage::Reply(reply)) = &parsed {
+        assert!(reply.response.len() + reply.element.len() < message.len());
+        assert!(
+            reply.challenge.is_none_or(|(challenge, number)| challenge.len() == reply.response.len() && number > 0)
+        );
+    }
+    let address = "127.0.0.1:4420".parse().expect("an address");
+    let parts = TargetParts { home: PoolId(1), partner: None, address, partner_address: None, hosts: Vec::new() };
+    let name = String::from_utf8_lossy(HOST).into_owned();
+    let hosts = vec![Host { name, secret: Some(Secret::new([7; 32])), controller_secret: Some(Secret::new([8; 32])) }];
+    let target = Arc::new(Target::new(parts).with_hosts(hosts, Means::new([1; 32], Box::new(Nobody))));
+    let mut bench = Bench {
+        net: ByteNet::default(),
+        service: MemoryService::new(1, POOL_BLOCKS, &[("unseen", 4096), ("vol", VOLUME_BYTES)]),
+        server: Server::new(8).with_nvme_tcp(Some(NvmeTcp { target: Arc::clone(&target), first_listener: 0 })),
+    };
+    let client = bench.connect(target.subsystem(), 0, 0xffff);
+    if first % 2 == 1 {
+        bench.authenticate(client, &NEGOTIATE);
+    }
+    bench.authenticate(client, message);
+    if bench.net.closed(client).is_none() {
+        let mut property = [0; 64];
+        (property[0], property[4], property[44]) = (0x7f, 4, 8);
+        bench.net.client_send(client, &capsule(&property, &[]));
+        let reply = bench.settle_for(client);
+        assert_eq!(reply[reply.len() - 2..], 0x8322_u16.to_le_bytes(), "nobody guesses a secret");
+    }
+    parsed.is_ok()
+}
+
+/// SHA-256 and no group.
+const NEGOTIATE: [u8; 72] = {
+    let mut message = [0; 72];
+    (message[4], message[7], message[8], message[10], message[11], message[12]) = (9, 1, 1, 1, 1, 1);
+    message
+};
+
 struct Bench {
     net: ByteNet,
     service: MemoryService,
@@ -108,6 +163,36 @@ impl Bench {
             }
         }
         panic!("the server does not come to rest");
+    }
+
+    /// The same; returns what came.
+    fn settle_for(&mut self, client: ConnectionId) -> Vec<u8> {
+        let mut taken = Vec::new();
+        for _ in 0..1000 {
+            let moved = self.server.poll(&mut self.net, &mut self.service, Nanos(0));
+            let bytes = self.net.client_take(client, usize::MAX);
+            if !moved && bytes.is_empty() {
+                return taken;
+            }
+            taken.extend(bytes);
+        }
+        panic!("the server does not come to rest");
+    }
+
+    /// Sends `message`, and fetches what there is.
+    fn authenticate(&mut self, client: ConnectionId, message: &[u8]) {
+        let mut entry = [0; 64];
+        (entry[0], entry[4], entry[39], entry[41], entry[42], entry[43]) = (0x7f, 5, 1, 1, 1, 0xe9);
+        let length = u32::try_from(message.len()).expect("bounded").to_le_bytes();
+        entry[32..36].copy_from_slice(&length);
+        entry[44..48].copy_from_slice(&length);
+        self.net.client_send(client, &capsule(&entry, message));
+        (entry[4], entry[39]) = (6, 0x5a);
+        for place in [32, 44] {
+            entry[place..place + 4].copy_from_slice(&auth::MESSAGE_BYTES_MAX.to_le_bytes());
+        }
+        self.net.client_send(client, &capsule(&entry, &[]));
+        self.settle(client);
     }
 
     /// A connected queue; an admin queue's controller is enabled.

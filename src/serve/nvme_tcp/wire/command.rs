@@ -93,6 +93,8 @@ pub mod fabrics {
     pub const PROPERTY_SET: u8 = 0x00;
     pub const CONNECT: u8 = 0x01;
     pub const PROPERTY_GET: u8 = 0x04;
+    pub const AUTHENTICATION_SEND: u8 = 0x05;
+    pub const AUTHENTICATION_RECEIVE: u8 = 0x06;
 }
 
 /// Feature identifiers (base 2.0, section 5.27.1).
@@ -164,6 +166,8 @@ impl Status {
     pub const CONNECT_HOST: Self = Self::specific(0x84);
     /// More aborts under way than were announced.
     pub const TOO_MANY_ABORTS: Self = Self(0x103);
+    /// Fabrics: the host has not authenticated itself.
+    pub const AUTHENTICATION_REQUIRED: Self = Self::specific(0x91);
     /// More event requests than were announced.
     pub const TOO_MANY_EVENT_REQUESTS: Self = Self::specific(0x05);
     /// No such log page.

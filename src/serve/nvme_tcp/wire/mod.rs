@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | [`pdu`] | protocol data units, their digests and alignment | NVMe/TCP transport 1.0, section 3.6 |
 //! | [`command`] | submission and completion entries, fabrics commands, status codes | NVMe base 2.0, sections 3.3.3, 4.6 and 6 |
+//! | [`auth`] | in-band authentication | NVMe base 2.0, section 8.13.5 |
 //! | [`identify`] | what controllers and namespaces say of themselves | NVMe base 2.0, section 5.17; NVM command set 1.0, section 4.1.5 |
 //! | [`log`] | log pages | NVMe base 2.0, section 5.16 |
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+pub mod auth;
 pub mod command;
 pub mod identify;
 pub mod log;
