@@ -11,7 +11,11 @@ use serde_json::Value;
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    os::unix::{fs::FileExt, process::ExitStatusExt},
+    net::{TcpListener, TcpStream},
+    os::unix::{
+        fs::{FileExt, PermissionsExt},
+        process::ExitStatusExt,
+    },
     path::Path,
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::Duration,
@@ -397,7 +401,7 @@ fn metrics_and_json_logs_are_served_where_the_configuration_says() {
     let said = up.said();
     let mut events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let address = events.find_map(|event| event["metrics"].as_str().map(str::to_owned)).expect("the node says where");
-    let mut stream = std::net::TcpStream::connect(address).expect("somebody listens");
+    let mut stream = TcpStream::connect(address).expect("somebody listens");
     stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
@@ -426,8 +430,7 @@ fn a_log_in_memory_is_never_ok_and_a_clean_stop_loses_nothing() {
 #[test]
 fn scripts_learn_from_up_how_to_connect() {
     let directory = directory();
-    let port =
-        std::net::TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr()).expect("a free port").port();
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr()).expect("a free port").port();
     let port = port.to_string();
     let up = Up::start(&directory, &["--size", "64MiB", "--log-size", "8MiB", "--port", &port, "-o", "json"]);
     let event = wait_for("the event", || {
@@ -440,7 +443,7 @@ fn scripts_learn_from_up_how_to_connect() {
     let socket = uris[0].as_str().and_then(|uri| uri.strip_prefix("nbd+unix:///vol-a?socket=")).expect("a Unix socket");
     std::os::unix::net::UnixStream::connect(socket).expect("somebody listens");
     assert_eq!(uris[1], format!("nbd://127.0.0.1:{port}/vol-a"));
-    std::net::TcpStream::connect(format!("127.0.0.1:{port}")).expect("somebody listens");
+    TcpStream::connect(format!("127.0.0.1:{port}")).expect("somebody listens");
     assert_eq!(up.stop().code(), Some(0));
 }
 
@@ -478,4 +481,65 @@ fn two_reactors_serve_and_restart_with_one() {
     let text = String::from_utf8(up.run(&["status"]).stdout).expect("UTF-8");
     assert!(text.contains(&format!("reactor 0 on CPU {cpu} ")), "{text}");
     assert_eq!(up.volumes().len(), 2);
+}
+
+/// Connects as the host called `name`. Returns bits 31:16 of the result, what is demanded, or 1 for a fault in the data, and the status.
+fn knock(port: u16, subsystem: &str, name: &str) -> (u32, u16) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("somebody listens");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
+    let mut bytes = vec![0; 128];
+    (bytes[2], bytes[4]) = (128, 128);
+    let mut capsule = vec![0; 72 + 1024];
+    (capsule[0], capsule[2], capsule[3], capsule[8]) = (4, 72, 72, 0x7f);
+    capsule[4..6].copy_from_slice(&1096_u16.to_le_bytes());
+    (capsule[12], capsule[41], capsule[47], capsule[52]) = (1, 4, 1, 31);
+    capsule[72 + 16..72 + 18].fill(0xff);
+    capsule[72 + 256..][..subsystem.len()].copy_from_slice(subsystem.as_bytes());
+    capsule[72 + 512..][..name.len()].copy_from_slice(name.as_bytes());
+    bytes.extend(capsule);
+    stream.write_all(&bytes).expect("sent");
+    let mut answer = [0; 128 + 24];
+    stream.read_exact(&mut answer).expect("answered");
+    let word = |at: usize| u16::from_le_bytes([answer[at], answer[at + 1]]);
+    (u32::from(word(128 + 10)), word(128 + 22) >> 1 & 0x7ff)
+}
+
+#[test]
+fn hosts_are_named_while_the_node_runs_and_their_secrets_are_kept_and_not_shown() {
+    let (directory, name, other) =
+        (directory(), "nqn.2014-08.org.nvmexpress:uuid:1", "nqn.2014-08.org.nvmexpress:uuid:2");
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
+    let up = Up::start(&directory, &["--size", "64MiB", "--log-size", "8MiB", "--nvme", &port.to_string()]);
+    up.serving();
+    let said = up.said();
+    let at = said.find("nqn.2014-08.org.nvmexpress:uuid:").expect("the subsystem's name is said");
+    let subsystem = &said[at..at + 32 + 36];
+    assert_eq!(knock(port, subsystem, other), (0, 0), "open to this machine");
+    let added = up.json(&["host", "add", name, "--new-secret"]);
+    let secret = added["secret"].as_str().expect("shown once").to_owned();
+    let again = |expected: (u32, u16)| {
+        assert_eq!(knock(port, subsystem, name), expected);
+        assert_eq!(knock(port, subsystem, other).1, 0x184, "not in the list");
+    };
+    again((2, 0));
+    let path = directory.path().join("a/hosts.toml");
+    assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+    assert!(fs::read_to_string(&path).expect("read").contains(&secret));
+    let bytes = secret.split(':').nth(2).expect("the form of a secret");
+    let list = up.json(&["host", "list"]);
+    assert_eq!((&list["hosts"][0]["nqn"], list["hosts"][0]["secret"].is_string()), (&Value::from(name), true));
+    let events = String::from_utf8_lossy(&up.run(&["events", "-o", "json"]).stdout).into_owned();
+    assert!(events.contains("the list of hosts has changed"));
+    for shown in [list.to_string(), up.json(&["status"]).to_string(), events, up.said()] {
+        assert!(!shown.contains(bytes), "{shown}");
+    }
+    let node = up.node();
+    signal(node, "KILL");
+    up.successor(node);
+    again((2, 0));
+    assert!(up.run(&["host", "remove", name]).status.success());
+    again((1, 0x184));
+    assert_eq!(up.run(&["host", "remove", name]).status.code(), Some(1));
+    assert_eq!(up.run(&["host", "add", "iqn.1"]).status.code(), Some(1));
+    assert!(up.stop().success());
 }

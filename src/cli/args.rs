@@ -53,6 +53,9 @@ pub(crate) enum Command {
     /// Make, show, resize and delete volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Say which hosts may connect over NVMe/TCP, and what they have to prove
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Move pools between the nodes of a pair, and explain what it does
     #[command(subcommand)]
     Pair(PairCommand),
@@ -291,6 +294,45 @@ pub(crate) enum VolumeCommand {
         #[command(flatten)]
         node: NodeArgs,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostCommand {
+    /// Let a host connect, or give one that may other secrets; each node of a pair keeps its own list
+    Add {
+        /// The host's qualified name, as in its /etc/nvme/hostnqn
+        nqn: String,
+        #[command(flatten)]
+        secrets: SecretArgs,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// List the hosts that may connect, with fingerprints of their secrets
+    List(NodeArgs),
+    /// Let a host connect no more; its controllers end within a second
+    Remove {
+        /// Which
+        nqn: String,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+}
+
+/// What a host and the controller prove to each other. No secret stands on a command line, where others can read it.
+#[derive(Args, Debug)]
+pub(crate) struct SecretArgs {
+    /// The host must know the secret in this file (`-`: standard input), as DHHC-1:hh:base64:
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
+    /// The host must know a new secret, which is shown once
+    #[arg(long, conflicts_with = "secret_file")]
+    pub(crate) new_secret: bool,
+    /// The controller proves to the host that it knows the secret in this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) controller_secret_file: Option<PathBuf>,
+    /// The controller proves to the host that it knows a new secret, which is shown once
+    #[arg(long, conflicts_with = "controller_secret_file")]
+    pub(crate) new_controller_secret: bool,
 }
 
 #[derive(Debug, Subcommand)]

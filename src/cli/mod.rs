@@ -11,6 +11,7 @@ mod device;
 mod doctor;
 mod events;
 mod foreign;
+mod host;
 mod layout;
 mod offline;
 mod output;
@@ -91,6 +92,7 @@ fn run(command: Command, output: &Output) -> Result<Exit, Failure> {
         Command::Status(args) => status::run(&args, output),
         Command::Pool(command) => client::pool(command, output),
         Command::Volume(command) => client::volume(command, output),
+        Command::Host(command) => host::run(command, output),
         Command::Pair(command) => pair::run(command, output),
         Command::Witness(args) => witness::run(&args, output),
         Command::Device(command) => device::run(command, output),

@@ -4,7 +4,9 @@
 //! ways: every command that a text names, alone or in backquotes, gets the `--dir`, `--admin` or `--config` that this call had.
 
 use super::{
-    args::{CheckArgs, Command, LogCommand, NodeArgs, OfflineArgs, PairCommand, PoolCommand, VolumeCommand},
+    args::{
+        CheckArgs, Command, HostCommand, LogCommand, NodeArgs, OfflineArgs, PairCommand, PoolCommand, VolumeCommand,
+    },
     layout::Layout,
 };
 use std::path::Path;
@@ -47,6 +49,9 @@ impl Place {
                 | VolumeCommand::Resize { node, .. }
                 | VolumeCommand::Online { node, .. }
                 | VolumeCommand::Delete { node, .. },
+            ) => Self::of_node(node),
+            Command::Host(
+                HostCommand::Add { node, .. } | HostCommand::List(node) | HostCommand::Remove { node, .. },
             ) => Self::of_node(node),
             Command::Pair(PairCommand::Mailbox { config } | PairCommand::Create { config }) => Self::of_config(config),
             Command::Pair(

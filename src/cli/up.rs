@@ -90,6 +90,7 @@ fn configuration(args: &UpArgs, layout: &Layout, partner: Option<&Layout>) -> No
         listen: loopback(port.saturating_add(offset)),
         partner: partner.map(|_| loopback(port.saturating_add(1 - offset))),
         hosts: Vec::new(),
+        hosts_file: Some("hosts.toml".into()),
         allow_remote: false,
     });
     let reactors = ReactorsConfig { count: args.reactors.unwrap_or(1), ..ReactorsConfig::default() };

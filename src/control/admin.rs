@@ -18,9 +18,9 @@
 //! `AdminServer::start` binds and accepts on a thread of its own; every connection has a thread. Dropping the server removes the socket and
 //! ends the accepting thread; connection threads end with their clients or the process.
 
-use super::events::EventLog;
+use super::{events::EventLog, hosts::HostBook};
 use crate::{
-    node::admin::{AdminCall, AdminReply, AdminRequest},
+    node::admin::{AdminCall, AdminReply, AdminRequest, SecretText},
     reactor::mailbox::{MailboxSender, SendError},
 };
 use crossbeam_channel::bounded;
@@ -59,13 +59,14 @@ pub const CALLS_MAX: usize = 2 * CONNECTIONS_MAX;
 pub struct NodeHandle {
     calls: MailboxSender<AdminCall>,
     events: EventLog,
+    hosts: Option<Arc<HostBook>>,
 }
 
 impl NodeHandle {
     /// A handle on the reactor that takes calls from this mailbox.
     #[must_use]
     pub fn new(calls: MailboxSender<AdminCall>) -> Self {
-        Self { calls, events: EventLog::default() }
+        Self { calls, events: EventLog::default(), hosts: None }
     }
 
     /// The same node, with the events that its process keeps.
@@ -74,11 +75,42 @@ impl NodeHandle {
         Self { events, ..self }
     }
 
+    /// The same node, with hosts that may connect over NVMe/TCP.
+    #[must_use]
+    pub fn with_hosts(self, hosts: Option<Arc<HostBook>>) -> Self {
+        Self { hosts, ..self }
+    }
+
+    /// The reply to a request about hosts.
+    fn ask_of_hosts(&self, request: &AdminRequest) -> Option<AdminReply> {
+        let without = || {
+            refused(
+                "this node has no front end for NVMe/TCP",
+                "[nvme_tcp] in node.toml; twinlog up --nvme PORT makes one",
+            )
+        };
+        let book = self.hosts.as_deref();
+        match request {
+            AdminRequest::HostList => Some(book.map_or_else(without, HostBook::list)),
+            AdminRequest::HostAdd { nqn, secret, controller_secret } => {
+                let text = |secret: &Option<SecretText>| secret.as_ref().map(|secret| secret.0.clone());
+                let (secret, controller_secret) = (text(secret), text(controller_secret));
+                let add = |book: &HostBook| book.add(nqn, secret.as_deref(), controller_secret.as_deref());
+                Some(book.map_or_else(without, add))
+            }
+            AdminRequest::HostRemove { nqn } => Some(book.map_or_else(without, |book| book.remove(nqn))),
+            _ => None,
+        }
+    }
+
     /// Asks and waits for the reply, at most `patience` if given. A node that is gone, full or too slow is a refusal.
     #[must_use]
     pub fn ask(&self, request: AdminRequest, patience: Option<Duration>) -> AdminReply {
         if let AdminRequest::Events { after } = request {
             return self.events.after(after);
+        }
+        if let Some(reply) = self.ask_of_hosts(&request) {
+            return reply;
         }
         let (sender, receiver) = bounded(1);
         match self.calls.send(AdminCall { request, reply: sender }) {

@@ -5,8 +5,8 @@ use super::{
     status::{Judgement, Severity, permille},
 };
 use crate::node::admin::{
-    HealthStatus, HostStatus, LaneStatus, NodeStatus, OfflineStatus, OperationStatus, PairStatus, VolumeStatus,
-    WearStatus,
+    HealthStatus, HostEntry, HostStatus, LaneStatus, NodeStatus, OfflineStatus, OperationStatus, PairStatus,
+    VolumeStatus, WearStatus,
 };
 use std::fmt::Write;
 
@@ -147,6 +147,19 @@ pub fn volumes(volumes: &[VolumeStatus]) -> String {
         let state = if volume.offline.is_some() { "offline" } else { "online" };
         let (name, reactor) = (&volume.name, volume.reactor);
         put(&mut text, format_args!("{name:width$}  {size:>10}  {allocated:>10}  {reactor:<7}  {state}\n"));
+    }
+    text
+}
+
+/// A table of the hosts that may connect.
+#[must_use]
+pub fn hosts(hosts: &[HostEntry]) -> String {
+    let width = hosts.iter().map(|host| host.nqn.len()).max().unwrap_or(0).max(4);
+    let mut text = format!("{:width$}  SECRET    CONTROLLER'S  FROM\n", "HOST");
+    for host in hosts {
+        let from = if host.is_configured { "node.toml" } else { "twinlog host" };
+        let [own, controller] = [&host.secret, &host.controller_secret].map(|sum| sum.as_deref().unwrap_or("-"));
+        put(&mut text, format_args!("{:width$}  {own:<8}  {controller:<12}  {from}\n", host.nqn));
     }
     text
 }

@@ -7,6 +7,7 @@ use crate::{base::limits::BLOCK_BYTES, format::object::VolumeRecord};
 use crossbeam_channel::Sender;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::fmt;
 use twinlog_device::{DeviceHealth, DeviceWear};
 
 /// A question or an order to the node.
@@ -56,6 +57,22 @@ pub enum AdminRequest {
     },
     /// Progress of a running check or scrub.
     Progress,
+    /// The hosts that may connect over NVMe/TCP; answered by the control side, as the next two.
+    HostList,
+    /// Let a host connect, or give it other secrets.
+    HostAdd {
+        /// Its qualified name.
+        nqn: String,
+        /// What it must know; none: its name is enough.
+        secret: Option<SecretText>,
+        /// What the controller proves to it.
+        controller_secret: Option<SecretText>,
+    },
+    /// Let a host connect no more; its controllers end.
+    HostRemove {
+        /// Its qualified name.
+        nqn: String,
+    },
     /// What has happened; answered by the control side.
     Events {
         /// Only events after this number; zero: all that are kept.
@@ -79,6 +96,30 @@ pub enum AdminRequest {
     Stop,
 }
 
+/// A secret on its way through the admin API, which nobody else can read. Not shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SecretText(pub String);
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("SecretText(..)")
+    }
+}
+
+/// A host that may connect over NVMe/TCP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostEntry {
+    /// Its qualified name.
+    pub nqn: String,
+    /// It is named in the configuration, and cannot be removed while the node runs.
+    pub is_configured: bool,
+    /// Fingerprint of what it must know; none: its name is enough.
+    pub secret: Option<String>,
+    /// Fingerprint of what the controller proves to it.
+    pub controller_secret: Option<String>,
+}
+
 /// One call, with the way back.
 #[derive(Debug)]
 pub struct AdminCall {
@@ -100,6 +141,11 @@ pub enum AdminReply {
     Volumes {
         /// One or all.
         volumes: Vec<VolumeStatus>,
+    },
+    /// To `HostList`.
+    Hosts {
+        /// All of them.
+        hosts: Vec<HostEntry>,
     },
     /// To `PoolCheck`, `PoolScrub`: what was found.
     Report(CheckReport),

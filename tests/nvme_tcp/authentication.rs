@@ -225,7 +225,7 @@ impl Bench {
         let mut entry = queue.entry(op::FABRICS);
         (entry[4], entry[41], entry[42], entry[43]) = (5, 1, 1, 0xe9);
         entry[44..48].copy_from_slice(&u32::try_from(message.len()).expect("short").to_le_bytes());
-        self.run(queue, entry, Some(message), message.len() % 2 == 0)
+        self.run(queue, entry, Some(message), message.len().is_multiple_of(2))
     }
 
     fn fetch_entry(queue: &mut Queue, length: u32) -> [u8; 64] {
@@ -267,7 +267,7 @@ impl Bench {
     #[track_caller]
     fn authenticate(&mut self, queue: &mut Queue, client: Client<'_>) -> [Vec<u8>; 3] {
         let challenged = self.challenge(queue, client);
-        let (reply, expected) = client.reply(&challenged, &self.target.subsystem().to_owned());
+        let (reply, expected) = client.reply(&challenged, self.target.subsystem());
         assert_eq!(self.say(queue, &reply).status, 0);
         let data = self.fetch(queue).data;
         let bytes = hash_bytes(client.hash);
@@ -347,7 +347,7 @@ fn a_host_without_the_secret_is_refused() {
         let (mut admin, _) = bench.knock(0, 0xffff);
         let wrong = Client { secret: OTHER, controller: Some(SECRET), group, ..CLIENT };
         let challenged = bench.challenge(&mut admin, wrong);
-        let (reply, _) = wrong.reply(&challenged, &bench.target.subsystem().to_owned());
+        let (reply, _) = wrong.reply(&challenged, bench.target.subsystem());
         assert_eq!(bench.say(&mut admin, &reply).status, 0);
         bench.fails(&mut admin, 1);
         assert!(bench.target.hosts().is_empty(), "its controller has ended");
@@ -388,7 +388,7 @@ fn elements_that_tell_the_common_secret_are_refused() {
         let mut bench = bench(Some(SECRET), None);
         let (mut admin, _) = bench.knock(0, 0xffff);
         let challenged = bench.challenge(&mut admin, client);
-        let (mut reply, _) = client.reply(&challenged, &bench.target.subsystem().to_owned());
+        let (mut reply, _) = client.reply(&challenged, bench.target.subsystem());
         reply.truncate(80);
         reply[10..12].copy_from_slice(&u16::try_from(bad.len()).expect("it fits").to_le_bytes());
         reply.extend(bad);
@@ -433,7 +433,7 @@ fn truncated_replies_are_refused() {
         let mut bench = bench(Some(SECRET), None);
         let (mut admin, _) = bench.knock(0, 0xffff);
         let challenged = bench.challenge(&mut admin, client);
-        let (reply, _) = client.reply(&challenged, &bench.target.subsystem().to_owned());
+        let (reply, _) = client.reply(&challenged, bench.target.subsystem());
         assert_eq!(reply.len(), 336);
         if length == 0 {
             assert_eq!(bench.say(&mut admin, &[]).status, 2, "no command brings nothing");
@@ -450,7 +450,7 @@ fn a_host_that_doubts_the_controller_ends_the_connection() {
     let (mut admin, _) = bench.knock(0, 0xffff);
     let client = Client { controller: Some(OTHER), ..CLIENT };
     let challenged = bench.challenge(&mut admin, client);
-    let (reply, _) = client.reply(&challenged, &bench.target.subsystem().to_owned());
+    let (reply, _) = client.reply(&challenged, bench.target.subsystem());
     assert_eq!(bench.say(&mut admin, &reply).status, 0);
     assert_eq!(bench.fetch(&mut admin).data[1], 3);
     let [low, high] = TRANSACTION.to_le_bytes();
@@ -464,7 +464,7 @@ fn a_controller_without_a_secret_cannot_prove_itself() {
     let (mut admin, _) = bench.knock(0, 0xffff);
     let client = Client { controller: Some(OTHER), ..CLIENT };
     let challenged = bench.challenge(&mut admin, client);
-    let (reply, _) = client.reply(&challenged, &bench.target.subsystem().to_owned());
+    let (reply, _) = client.reply(&challenged, bench.target.subsystem());
     assert_eq!(bench.say(&mut admin, &reply).status, 0);
     bench.fails(&mut admin, 1);
 }
@@ -478,7 +478,7 @@ fn a_host_authenticates_again_while_it_works() {
     bench.authenticate(&mut admin, Client { hash: 3, ..CLIENT });
     let challenged = bench.challenge(&mut admin, CLIENT);
     assert_eq!(bench.ask(&mut admin, op::ALIVE, &[], 0, 0).status, 0, "it goes on meanwhile");
-    let (mut reply, _) = CLIENT.reply(&challenged, &bench.target.subsystem().to_owned());
+    let (mut reply, _) = CLIENT.reply(&challenged, bench.target.subsystem());
     reply[16] ^= 1;
     assert_eq!(bench.say(&mut admin, &reply).status, 0);
     bench.fails(&mut admin, 1);

@@ -41,6 +41,7 @@ mod opener;
 mod pair;
 mod partner_beats;
 mod platform;
+mod powers;
 mod process;
 mod registers;
 mod reservation;
@@ -91,6 +92,7 @@ use twinlog::{
     control::{
         admin::{CALLS_MAX, NodeHandle},
         config::{LogConfig, NodeConfig, PoolConfig},
+        hosts::{self, HostBook},
     },
     cp::message::Grant,
     node::{
@@ -102,7 +104,10 @@ use twinlog::{
     reactor::{Idle, Mailbox, Waker, mailbox},
     serve::{
         NvmeTcp, Reactor, ReactorParts, Server,
-        nvme_tcp::{Target, TargetParts},
+        nvme_tcp::{
+            Target, TargetParts,
+            auth::{Calculator, Means},
+        },
         reactor::{NodeEnd, OpenDevice},
     },
 };
@@ -191,10 +196,14 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
     let listeners = listeners(config)?;
     let home = Held::open(&devices, &config.pool, &config.log, PortionRole::Own)?;
     let partner = partner.map(|(pool, log)| Held::open(&devices, pool, log, PortionRole::Mirror)).transpose()?;
+    let (calculator, powers) = powers::channel();
+    let hosts = nvme_tcp(config, (&home, partner.as_ref()), calculator)?;
+    let (target, book) = hosts.unzip();
+    let nvme_tcp = target.map(|target| NvmeTcp { target, first_listener: listeners.len() - 1 });
     let shared = Arc::new(Shared {
         config: config.clone(),
         blocks,
-        nvme_tcp: nvme_tcp(config, &listeners, &home, partner.as_ref()),
+        nvme_tcp,
         listeners,
         home,
         partner,
@@ -208,6 +217,9 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
     let reactors =
         (0..shared.reactor_count()).map(|index| spawn_reactor(&shared, index)).collect::<Result<Vec<_>, _>>()?;
     let wakers = reactors.iter().map(|reactor| hear(&reactor.waker)).collect::<Result<Vec<_>, _>>()?;
+    if shared.nvme_tcp.is_some() {
+        powers::start(powers, wakers.clone()).map_err(|error| Failure::system("start", "a thread", &error))?;
+    }
     let (opener, deliveries) = Opener::new(&shared, &wakers);
     let (calls, called) = mailbox(CALLS_MAX, Arc::clone(&wakers[0]));
     let (mut ports, mut beside, mut wakers) = (Vec::new(), None, wakers);
@@ -243,23 +255,37 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
     }
     let threads = reactors.into_iter().map(|reactor| reactor.thread);
     Ok(RunningNode {
-        handle: NodeHandle::new(calls),
+        handle: NodeHandle::new(calls).with_hosts(book.map(Arc::new)),
         threads: threads.chain(beside.map(|beside| beside.thread)).collect(),
     })
 }
 
-/// What hosts find at this node.
-fn nvme_tcp(config: &NodeConfig, listeners: &[Listener], home: &Held, partner: Option<&Held>) -> Option<NvmeTcp> {
-    let hosts = config.nvme_tcp.as_ref()?;
+/// What hosts find at this node, and the list of them.
+fn nvme_tcp(
+    config: &NodeConfig,
+    (home, partner): (&Held, Option<&Held>),
+    calculator: Box<dyn Calculator>,
+) -> Result<Option<(Arc<Target>, HostBook)>, Failure> {
+    let Some(front) = &config.nvme_tcp else { return Ok(None) };
+    let hosts = front.hosts_file.as_deref().map(hosts::read).transpose();
+    let hosts = hosts.map_err(|error| Failure::new(Exit::Usage, error, "twinlog host --help"))?.flatten();
+    let [low, high] = [random_id()?, random_id()?].map(u128::to_le_bytes);
+    let means = Means::new([low, high].concat().try_into().expect("twice sixteen"), calculator);
     let target = Target::new(TargetParts {
         home: home.portion.pool(),
         partner: partner.map(|held| held.portion.pool()),
-        address: hosts.listen,
-        partner_address: hosts.partner,
-        hosts: hosts.hosts.clone(),
+        address: front.listen,
+        partner_address: front.partner,
+        hosts: front.hosts.clone(),
     });
-    tracing::info!(subsystem = target.subsystem(), address = %hosts.listen, "hosts are awaited");
-    Some(NvmeTcp { target: Arc::new(target), first_listener: listeners.len() - 1 })
+    let target = Arc::new(target.with_means(means));
+    if let Some(hosts) = &hosts {
+        target.replace_hosts(hosts.clone());
+    }
+    tracing::info!(subsystem = target.subsystem(), address = %front.listen, "hosts are awaited");
+    let book =
+        HostBook::new(front.hosts_file.clone(), hosts.unwrap_or_default(), front.hosts.clone(), Arc::clone(&target));
+    Ok(Some((target, book)))
 }
 
 fn hear<T>(from: &Receiver<Result<T, Failure>>) -> Result<T, Failure> {

@@ -5,8 +5,8 @@ use super::{
     pair::{DEADLINE_MS, FENCE_LIMIT_S, REQUEST_WAIT_S},
 };
 use crate::{
-    base::limits::{BLOCK_BYTES, CONNECTIONS_MAX, DEVICES_MAX, LANE_BYTES_MIN, LANES_MAX, NAME_BYTES_MAX},
-    control::size::ByteSize,
+    base::limits::{BLOCK_BYTES, DEVICES_MAX, LANE_BYTES_MIN, LANES_MAX, NAME_BYTES_MAX},
+    control::{hosts::HOSTS_MAX, size::ByteSize},
     serve::nvme_tcp::wire::command::is_name,
 };
 use std::{
@@ -18,8 +18,6 @@ use std::{
 
 /// Listening addresses of one kind.
 pub const LISTENERS_MAX: usize = 8;
-/// Hosts that may be allowed: as many as can have a controller.
-const HOSTS_MAX: usize = CONNECTIONS_MAX;
 /// Least memory for blocks per reactor: one largest request (32 MiB), its log record's worth, and a cache worth having.
 pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
 /// Most memory for blocks: a pool of blocks counts them in 32 bits (16 TiB), and nobody asked for more than this.
@@ -373,7 +371,9 @@ fn check_nbd(config: &NodeConfig) -> Result<(), Broken> {
 }
 
 fn check_nvme_tcp(config: &NodeConfig) -> Result<(), Broken> {
-    let Some(NvmeTcpConfig { listen, partner, hosts, allow_remote }) = &config.nvme_tcp else { return Ok(()) };
+    let Some(NvmeTcpConfig { listen, partner, hosts, hosts_file, allow_remote }) = &config.nvme_tcp else {
+        return Ok(());
+    };
     let is_address = |address: &SocketAddr| address.port() > 0 && !address.ip().is_unspecified();
     for (key, address) in [("nvme_tcp.listen", Some(listen)), ("nvme_tcp.partner", partner.as_ref())] {
         let Some(address) = address else { continue };
@@ -390,9 +390,10 @@ fn check_nvme_tcp(config: &NodeConfig) -> Result<(), Broken> {
         let message = || format!("{listen} can be reached from other machines");
         let hint = "use 127.0.0.1, or set `allow_remote = true` in [nvme_tcp] if that network is trusted";
         ensure(*allow_remote, "nvme_tcp.listen", message, hint)?;
-        let message = || format!("no host is allowed, and {listen} can be reached from other machines");
-        let hint = "hosts = [\"nqn.2014-08.org.nvmexpress:uuid:...\"], as in a host's /etc/nvme/hostnqn";
-        ensure(!hosts.is_empty(), "nvme_tcp.hosts", message, hint)?;
+        let message = || format!("no host can ever connect: {listen} can be reached from other machines");
+        let hint =
+            "hosts_file = \"hosts.toml\", for `twinlog host add`; or hosts = [\"nqn...\"]: a host's /etc/nvme/hostnqn";
+        ensure(!hosts.is_empty() || hosts_file.is_some(), "nvme_tcp.hosts", message, hint)?;
     }
     let count = hosts.len();
     ensure(count <= HOSTS_MAX, "nvme_tcp.hosts", || format!("{count} hosts; at most {HOSTS_MAX}"), "remove some")?;

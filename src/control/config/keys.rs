@@ -28,7 +28,7 @@ pub(super) const KEYS: [(&str, &[&str]); 12] = [
         ],
     ),
     ("nbd", &["unix", "tcp", "allow_remote"]),
-    ("nvme_tcp", &["listen", "partner", "hosts", "allow_remote"]),
+    ("nvme_tcp", &["listen", "partner", "hosts", "hosts_file", "allow_remote"]),
     ("metrics", &["address"]),
     ("reactors", &["count", "cpus", "idle"]),
     ("memory", &["limit", "pinned"]),

@@ -105,10 +105,13 @@ pub struct NvmeTcpConfig {
     /// The partner's, for the discovery service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partner: Option<SocketAddr>,
-    /// Qualified names of the hosts that may connect. Empty: all may, and only a loopback address can be listened at.
+    /// Qualified names of hosts that may connect. Empty, and no `hosts_file` yet: at a loopback address all may, elsewhere nobody.
     #[serde(default)]
     pub hosts: Vec<String>,
-    /// Whether the address may be reachable from other machines. A host's name is no secret.
+    /// File with further hosts and their secrets, which `twinlog host` changes while the node runs; none: there are no others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts_file: Option<PathBuf>,
+    /// Whether the address may be reachable from other machines. A host's name is no secret, and what is read and written is not encrypted.
     #[serde(default)]
     pub allow_remote: bool,
 }
@@ -355,6 +358,7 @@ impl NodeConfig {
     /// Every path in it that is no device of a pool.
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let own = self.nbd.unix.iter_mut().chain(&mut self.log.path).chain([&mut self.admin]);
+        let own = own.chain(self.nvme_tcp.iter_mut().flat_map(|hosts| &mut hosts.hosts_file));
         let pair = self.pair.iter_mut().flat_map(PairConfig::paths_mut);
         own.chain(pair).chain(self.mirror.iter_mut().flat_map(|mirror| &mut mirror.path))
     }

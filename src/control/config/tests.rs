@@ -57,7 +57,13 @@ fn the_list_of_keys_is_that_of_the_types() {
     let address: SocketAddr = "127.0.0.1:9745".parse().expect("an address");
     config.metrics.address = Some(address);
     let hosts = vec!["nqn.2014-08.org.nvmexpress:uuid:1".to_owned()];
-    config.nvme_tcp = Some(NvmeTcpConfig { listen: address, partner: Some(address), hosts, allow_remote: true });
+    config.nvme_tcp = Some(NvmeTcpConfig {
+        listen: address,
+        partner: Some(address),
+        hosts,
+        hosts_file: Some("hosts.toml".into()),
+        allow_remote: true,
+    });
     let mut pair = PairConfig::on_one_machine("b");
     (pair.tcp, pair.partner_tcp, pair.fence_command) = (vec![address], vec![address], vec!["fence".to_owned()]);
     (pair.witness, pair.fence_options) = (Some("h:1".to_owned()), [("ip".to_owned(), "1".to_owned())].into());
@@ -318,7 +324,10 @@ fn hosts_of_other_machines_are_named() {
     assert!(broken(&listen(&remote)).0.contains("can be reached from other machines"));
     let allowed = format!("{remote}\nallow_remote = true");
     assert_eq!(read(&listen(&allowed)).expect("good").nvme_tcp.expect("configured").hosts.len(), 1);
-    assert!(broken(&listen(&allowed.replace(host, ""))).0.contains("no host is allowed"));
+    assert!(broken(&listen(&allowed.replace(host, ""))).0.contains("no host can ever connect"));
+    let kept =
+        read(&listen(&allowed.replace(host, "\nhosts_file = \"h\""))).expect("good").nvme_tcp.expect("configured");
+    assert!(kept.hosts.is_empty() && kept.hosts_file.is_some_and(|path| path.is_absolute()));
     assert!(broken(&listen(&allowed.replace("nqn.", "iqn."))).0.contains("is not a qualified name"));
     for bad in ["0.0.0.0:4420", "127.0.0.1:0"] {
         assert!(broken(&listen(&format!("listen = \"{bad}\""))).0.contains("not an address"), "{bad}");

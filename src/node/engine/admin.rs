@@ -184,6 +184,9 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             AdminRequest::PoolGrow { device } => self.begin_grow(device, reply),
             AdminRequest::Progress => answer(&reply, self.progress()),
             AdminRequest::Stop => self.begin_stop(reply),
+            AdminRequest::HostList | AdminRequest::HostAdd { .. } | AdminRequest::HostRemove { .. } => {
+                answer(&reply, refused("this node has no hosts", "twinlog status"));
+            }
             AdminRequest::Events { .. }
             | AdminRequest::PairTakeover { .. }
             | AdminRequest::PairGiveback { .. }

@@ -35,7 +35,7 @@ impl fmt::Debug for Job {
 }
 
 impl Job {
-    /// Computes it: 1 ms for the group of 2048 bits, some 30 ms for that of 8192.
+    /// Computes it: about 1 ms for the group of 2048 bits, 20 ms for that of 8192.
     pub fn run(self) {
         let power = match &self.base {
             None => group::element(self.group, &self.exponent),

@@ -40,7 +40,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 16] = [
+pub const SCENARIOS: [Scenario; 17] = [
     Scenario {
         name: "nbd-kernel",
         about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
@@ -76,6 +76,12 @@ pub const SCENARIOS: [Scenario; 16] = [
         about: "the same with a path to each node of a pair: nodes are killed, stopped and started anew, networks are cut",
         programs: &["nvme", "fio", "mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_repair"],
         run: nvme_multipath::run,
+    },
+    Scenario {
+        name: "nvme-auth",
+        about: "the same with secrets: in-band authentication right, wrong and in both directions, a host that is removed",
+        programs: &["nvme", "fio", "mkfs.ext4", "e2fsck"],
+        run: nvme_tcp::authentication,
     },
     Scenario {
         name: "nvme-vfio",

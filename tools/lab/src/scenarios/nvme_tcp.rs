@@ -12,6 +12,7 @@ use crate::{
 use anyhow::{Result, bail};
 
 const PAYLOAD: &str = include_str!("../../guest/nvme-tcp.sh");
+const AUTHENTICATION: &str = include_str!("../../guest/nvme-auth.sh");
 
 /// As `nvme gen-hostnqn` makes it, and the identifier that belongs to it.
 const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:5f0a2c1e-9d3b-4f52-8a7e-3c1d2b4a5968";
@@ -56,4 +57,34 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
         bail!("hosts are left, or the node found damage: {status}");
     }
     node.check()
+}
+
+/// Secrets of 32 bytes, and one that nobody knows.
+const SECRET: &str = "DHHC-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
+const CONTROLLER: &str = "DHHC-1:00:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj/jBqb2:";
+const WRONG: &str = "DHHC-1:00:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQHMnzFi:";
+
+/// A host with a secret, at a node that has another one to prove.
+pub(super) fn authentication(lab: &Lab) -> Result<()> {
+    let port = free_port()?;
+    let node =
+        Node::start_with(&lab.twinlog, &lab.folder.join("node"), "64MiB", &["--single", "--nvme", &port.to_string()])?;
+    let file = |name: &str, secret: &str| -> Result<String> {
+        let path = lab.folder.join(name);
+        std::fs::write(&path, secret)?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    let (secret, controller) = (file("secret", SECRET)?, file("controller", CONTROLLER)?);
+    node.run(&["host", "add", HOST, "--secret-file", &secret, "--controller-secret-file", &controller])?;
+    let settings = format!("port={port}\nsecret={SECRET}\ncontroller={CONTROLLER}\nwrong={WRONG}\n");
+    let mut guest = machine(lab, &contents(lab, AUTHENTICATION, &settings))?.boot()?;
+    guest.event("connected", PATIENCE)?;
+    node.run(&["host", "remove", HOST])?;
+    guest.tell("removed")?;
+    guest.succeed(PATIENCE)?;
+    let status = node.status();
+    if !status["status"]["hosts"].is_null() {
+        bail!("hosts are left: {status}");
+    }
+    Ok(())
 }
