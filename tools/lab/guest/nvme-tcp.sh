@@ -30,6 +30,15 @@ verify() {
         --offset="$1" --size=12M --verify=crc32c --verify_fatal=1 --randseed="$seed" --output=/tmp/fio --minimal || fail "fio: $(cat /tmp/fio)"
 }
 
+# says FILE FIELD=VALUE...: what fields of an answer in JSON say.
+says() {
+    file=/tmp/$1
+    shift
+    for field; do
+        same "${field%%=*} in $file" "$(tr -d '\t ,' <"$file" | sed -n "s/^\"${field%%=*}\"://p" | head -1)" "${field#*=}"
+    done
+}
+
 step discover
 nvme discover -t tcp -a $host -s "$port" >/tmp/discovered
 cat /tmp/discovered
@@ -52,10 +61,32 @@ grep -E '^(sn|mn|fr|mdts|ver|oaes|cntrltype|kas|maxcmd|nn|oncs|vwc|sgls|mnan|sub
 nvme id-ns "$device" | grep -E '^(nsze|nsfeat|nmic|dlfeat|nguid|lbaf  0)'
 nvme ns-descs "$device"
 nvme list-ns "$controller"
-for page in smart-log error-log fw-log effects-log changed-ns-list-log; do
+for page in smart-log error-log fw-log effects-log changed-ns-list-log ana-log supported-log-pages fid-support-effects-log mi-cmd-support-effects-log; do
     nvme $page "$controller" >/tmp/page || fail "$page"
 done
-nvme get-feature "$controller" -f 7
+for feature in 1 2 4 5 6 7 10 11 15; do
+    nvme get-feature "$controller" -f $feature
+done
+
+step "field by field, as nvme-cli reads it"
+nvme id-ctrl "$controller" -o json >/tmp/id-ctrl
+says id-ctrl cmic=10 mdts=8 ver=131072 oaes=2304 ctratt=1 cntrltype=1 aerl=3 frmw=3 lpa=38 elpe=63 kas=10 anatt=10 anacap=71 anagrpmax=2 nanagrpid=2 \
+    sqes=102 cqes=68 maxcmd=128 oncs=141 fuses=0 vwc=5 sgls=3145729 mnan=1024 ioccsz=1028 iorcsz=1 icdoff=0 msdbd=1 "subnqn=\"$nqn\""
+nvme id-ns "$device" -o json >/tmp/id-ns
+says id-ns nsze=65536 ncap=65536 nuse=65536 nsfeat=9 nlbaf=0 flbas=0 nmic=1 dlfeat=9 anagrpid=1 ds=12
+nvme ana-log "$controller" -o json >/tmp/ana-log
+says ana-log chgcnt=0 ngrps=2 grpid=1 nnsids=1 'state="optimized"'
+nvme smart-log "$controller" -o json >/tmp/smart-log
+says smart-log critical_warning=0 avail_spare=100 spare_thresh=10 percent_used=0 media_errors=0
+errors=$(tr -d '\t ,' </tmp/smart-log | sed -n 's/^"num_err_log_entries"://p')
+nvme read "$device" -s 65536 -c 0 -z 4096 2>/dev/null >/dev/null && fail "read past the end"
+nvme smart-log "$controller" -o json >/tmp/smart-log
+says smart-log num_err_log_entries=$((errors + 1))
+nvme error-log "$controller" -o json >/tmp/error-log
+says error-log error_count=$((errors + 1)) status_field=16512 parm_error_location=65535 lba=65536 nsid=1 trtype=3
+nvme fw-log "$controller" -o json >/tmp/fw-log
+says fw-log "ActiveFirmwareSlot(afi)=1"
+nvme changed-ns-list-log "$controller" -o json >/tmp/changed-ns
 
 step "fio without digests"
 verify 0

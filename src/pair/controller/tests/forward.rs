@@ -1,7 +1,7 @@
 //! Requests at the node that does not own the pool: every one of them is answered, and every change performed once.
 
 use super::*;
-use crate::node::request::Extent;
+use crate::node::request::{Extent, Reach};
 
 /// How the pair is mistreated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +89,23 @@ fn every_operation_goes_to_the_node_that_serves() {
     assert_eq!(extents, [Extent { length_bytes: 1 << 20, allocated: true }]);
     let beyond = VolumeOperation::Read((1 << 20) - 1..(1 << 20) + 1);
     assert!(matches!(pair.ask(1, "vol-a", beyond), Err(VolumeError::OutOfRange)));
+}
+
+#[test]
+fn a_node_knows_where_requests_go() {
+    let mut pair = Pair::started(30);
+    pair.create(0, "vol-a");
+    pair.until_listed(1, &["vol-a"]);
+    let reach = |pair: &mut Pair, node: usize| {
+        let pools = &pair.node(node).pools;
+        pools.reach(pools.volume("vol-a").expect("it is listed").id)
+    };
+    pair.until("both know", |pair| (reach(pair, 0), reach(pair, 1)) == (Reach::Here, Reach::Partner));
+    pair.kill(0);
+    pair.until("nobody serves", |pair| reach(pair, 1) == Reach::Nobody);
+    pair.until("it is taken over", |pair| reach(pair, 1) == Reach::Here);
+    pair.start(0);
+    pair.until("it is given back", |pair| reach(pair, 1) == Reach::Partner);
 }
 
 #[test]
