@@ -30,12 +30,14 @@ verify() {
         --offset="$1" --size=12M --verify=crc32c --verify_fatal=1 --randseed="$seed" --output=/tmp/fio --minimal || fail "fio: $(cat /tmp/fio)"
 }
 
-# says FILE FIELD=VALUE...: what fields of an answer in JSON say.
+# field NAME FILE: what a field of an answer in JSON says, without spaces and quotes.
+field() { tr -d '\t ,"' <"/tmp/$2" | sed -n "s/^$1://p" | head -1; }
+# says FILE FIELD=VALUE...
 says() {
-    file=/tmp/$1
+    file=$1
     shift
-    for field; do
-        same "${field%%=*} in $file" "$(tr -d '\t ,' <"$file" | sed -n "s/^\"${field%%=*}\"://p" | head -1)" "${field#*=}"
+    for wanted; do
+        same "${wanted%%=*} in $file" "$(field "${wanted%%=*}" "$file")" "${wanted#*=}"
     done
 }
 
@@ -71,14 +73,14 @@ done
 step "field by field, as nvme-cli reads it"
 nvme id-ctrl "$controller" -o json >/tmp/id-ctrl
 says id-ctrl cmic=10 mdts=8 ver=131072 oaes=2304 ctratt=1 cntrltype=1 aerl=3 frmw=3 lpa=38 elpe=63 kas=10 anatt=10 anacap=71 anagrpmax=2 nanagrpid=2 \
-    sqes=102 cqes=68 maxcmd=128 oncs=141 fuses=0 vwc=5 sgls=3145729 mnan=1024 ioccsz=1028 iorcsz=1 icdoff=0 msdbd=1 "subnqn=\"$nqn\""
+    sqes=102 cqes=68 maxcmd=128 oncs=141 fuses=0 vwc=5 sgls=3145729 mnan=1024 ioccsz=1028 iorcsz=1 icdoff=0 msdbd=1 "subnqn=$nqn"
 nvme id-ns "$device" -o json >/tmp/id-ns
 says id-ns nsze=65536 ncap=65536 nuse=65536 nsfeat=9 nlbaf=0 flbas=0 nmic=1 dlfeat=9 anagrpid=1 ds=12
 nvme ana-log "$controller" -o json >/tmp/ana-log
-says ana-log chgcnt=0 ngrps=2 grpid=1 nnsids=1 'state="optimized"'
+says ana-log chgcnt=0 ngrps=2 grpid=1 nnsids=1 state=optimized
 nvme smart-log "$controller" -o json >/tmp/smart-log
 says smart-log critical_warning=0 avail_spare=100 spare_thresh=10 percent_used=0 media_errors=0
-errors=$(tr -d '\t ,' </tmp/smart-log | sed -n 's/^"num_err_log_entries"://p')
+errors=$(field num_err_log_entries smart-log)
 nvme read "$device" -s 65536 -c 0 -z 4096 2>/dev/null >/dev/null && fail "read past the end"
 nvme smart-log "$controller" -o json >/tmp/smart-log
 says smart-log num_err_log_entries=$((errors + 1))
