@@ -31,6 +31,7 @@ mod grow;
 mod memory;
 mod mirror;
 mod offline;
+mod order;
 mod space;
 
 /// Wakes a reactor that has a message.

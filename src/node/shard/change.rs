@@ -123,35 +123,86 @@ enum Step {
 }
 
 impl<L: LogMemory> Shard<L> {
-    /// Lets changes into the lane, in order, as far as there is room.
+    /// A change takes its place in the admission queue.
+    pub(super) fn line_up(&mut self, request: Request) {
+        let arrival = self.arrivals;
+        self.arrivals += 1;
+        let id = self.requests.insert(Request { arrival, ..request });
+        self.admission.push_back(id);
+    }
+
+    /// Lets changes into the lane, in order, as far as there is room. What waits for something lets others pass, but none that overlaps it: of two
+    /// changes of the same bytes the one that was submitted first is performed first.
     pub(super) fn admit<D: BlockDevice>(&mut self, io: &mut Io<D>) {
+        self.admission.extend(self.behind.drain(..));
         for _ in 0..super::APPENDS_PER_TURN {
             let Some(&id) = self.admission.front() else { return };
+            if self.would_overtake(id) {
+                self.step_aside(id);
+                self.behind.push_back(id);
+                continue;
+            }
             match self.try_append(io, id, Entry::New) {
                 Ok(true) => {
-                    self.admission.pop_front();
+                    self.leave_line(id);
                     let Some(request) = self.requests.get_mut(id) else { continue };
                     let lsn = request.lsn;
                     self.stable_waiters.insert((lsn, id));
                 }
                 // A long one lets the others pass between its records.
-                Ok(false) => self.admission.rotate_left(1),
+                Ok(false) => {
+                    self.step_aside(id);
+                    self.admission.push_back(id);
+                }
                 Err(Obstacle::Fetch) => {
-                    self.admission.pop_front();
+                    self.step_aside(id);
                     self.requests.get_mut(id).expect("it was tried").is_parked = true;
                 }
                 Err(Obstacle::Wait) => return,
                 Err(Obstacle::Space) => {
-                    self.admission.pop_front();
+                    self.step_aside(id);
                     self.space_waiters.push_back(id);
                     self.want_cp();
                 }
                 Err(Obstacle::Refused(error)) => {
-                    self.admission.pop_front();
+                    self.leave_line(id);
                     self.refuse(id, error);
                 }
             }
         }
+    }
+
+    /// The first change of the queue lets others pass.
+    fn step_aside(&mut self, id: u64) {
+        self.admission.pop_front();
+        let arrival = self.requests.get_mut(id).map(|request| request.arrival);
+        self.out_of_line.extend(arrival.map(|arrival| (arrival, id)));
+    }
+
+    /// The first change of the queue is done with.
+    fn leave_line(&mut self, id: u64) {
+        self.admission.pop_front();
+        self.leave_place(id);
+    }
+
+    fn leave_place(&mut self, id: u64) {
+        if let Some(request) = self.requests.get_mut(id) {
+            self.out_of_line.remove(&request.arrival);
+        }
+    }
+
+    /// Whether a change of the same bytes that came before this one has not been performed.
+    fn would_overtake(&mut self, id: u64) -> bool {
+        if self.out_of_line.is_empty() || planted::is("overlapping-change-overtakes") {
+            return false;
+        }
+        let Some(request) = self.requests.get_mut(id) else { return false };
+        let (volume, range, arrival) = (request.volume, request.range(), request.arrival);
+        let requests = &mut self.requests;
+        self.out_of_line.range(..arrival).any(|(_, &id)| {
+            let older = requests.get_mut(id).filter(|older| older.volume == volume).map(|older| older.range());
+            older.is_some_and(|older| older.start < range.end && range.start < older.end)
+        })
     }
 
     /// A consistency point is durable: whoever waits for space may try again.
@@ -165,6 +216,7 @@ impl<L: LogMemory> Shard<L> {
                 request.space_tries += 1;
             }
             if request.space_tries > SPACE_TRIES_MAX {
+                self.leave_place(id);
                 self.refuse(id, VolumeError::NoSpace);
             } else {
                 self.admission.push_front(id);
@@ -181,8 +233,7 @@ impl<L: LogMemory> Shard<L> {
             let error = VolumeError::Stopped(reason.clone());
             return self.reply(request, Err(error));
         }
-        let key = self.requests.insert(request);
-        self.admission.push_back(key);
+        self.line_up(request);
     }
 
     /// Performs the next record of a change; a new one is appended before. True when that was the last.

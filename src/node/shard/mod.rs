@@ -109,6 +109,12 @@ pub struct Shard<L: LogMemory> {
     onlines: VecDeque<online::Online>,
     /// Changes in the order in which they want to enter the lane.
     admission: VecDeque<u64>,
+    /// Changes that were taken.
+    arrivals: u64,
+    /// Those that have left their place in the admission queue and are not appended, by arrival: others may pass, unless they overlap.
+    out_of_line: BTreeMap<u64, u64>,
+    /// Those of them that wait for nothing but another one.
+    behind: VecDeque<u64>,
     space_waiters: VecDeque<u64>,
     /// Requests that wait for memory to read into.
     loan_waiters: VecDeque<u64>,
@@ -155,6 +161,9 @@ impl<L: LogMemory> Shard<L> {
             requests: Slab::default(),
             onlines: VecDeque::new(),
             admission: VecDeque::new(),
+            arrivals: 0,
+            out_of_line: BTreeMap::new(),
+            behind: VecDeque::new(),
             space_waiters: VecDeque::new(),
             loan_waiters: VecDeque::new(),
             stable_waiters: BTreeSet::new(),
@@ -441,6 +450,8 @@ impl<L: LogMemory> Shard<L> {
     fn stop(&mut self, reason: String) {
         self.cp = None;
         self.admission.clear();
+        self.out_of_line.clear();
+        self.behind.clear();
         self.onlines.clear();
         self.space_waiters.clear();
         self.loan_waiters.clear();

@@ -95,6 +95,8 @@ pub(super) struct Request {
     pub(super) loan: Option<Loan>,
     /// Whether it is a change that left the admission queue until something arrives.
     pub(super) is_parked: bool,
+    /// Of a change: its place among all that the shard has taken.
+    pub(super) arrival: u64,
     /// Position up to which the lane must be stable before it is answered.
     pub(super) lsn: Lsn,
     /// Consistency points that it has waited for space.
@@ -139,6 +141,7 @@ impl Request {
             loan: None,
             is_woken: false,
             is_parked: false,
+            arrival: 0,
             lsn: Lsn(0),
             space_tries: 0,
         }
@@ -166,8 +169,7 @@ impl<L: LogMemory> Shard<L> {
     pub(super) fn begin<D: BlockDevice>(&mut self, io: &mut Io<D>, request: Request) {
         let Some(volume) = self.volumes.get(&request.volume) else {
             if matches!(request.kind, Kind::Change { change: Change::Volume(VolumeChange::Create { .. }), .. }) {
-                let id = self.requests.insert(request);
-                return self.admission.push_back(id);
+                return self.line_up(request);
             }
             return self.reply(request, Err(VolumeError::NoSuchVolume));
         };
@@ -177,11 +179,10 @@ impl<L: LogMemory> Shard<L> {
         if request.range().end > volume.record().size_bytes {
             return self.reply(request, Err(VolumeError::OutOfRange));
         }
-        let is_change = matches!(request.kind, Kind::Change { .. });
-        let id = self.requests.insert(request);
-        if is_change {
-            self.admission.push_back(id);
+        if matches!(request.kind, Kind::Change { .. }) {
+            self.line_up(request);
         } else {
+            let id = self.requests.insert(request);
             self.advance(io, id);
         }
     }
