@@ -189,3 +189,14 @@ pub trait Network {
     /// id is invalid afterwards.
     fn close(&mut self, connection: ConnectionId, abort: bool);
 }
+
+/// Connections of which the driver can tell how much has arrived that nobody has looked at.
+pub trait Unread: Network {
+    /// Bytes received so far: those that were consumed, and `input`.
+    fn received_bytes(&self, connection: ConnectionId) -> u64;
+
+    /// Bytes that lie in the machine for the connection beyond those that a turn of the machine is sure to bring. Whatever has arrived by this call is among
+    /// the first `unread_bytes` + `received_bytes` of the stream, where the latter is asked for after the machine's next turn and the `poll` that follows.
+    /// Zero for a connection that has failed, of which nothing more comes.
+    fn unread_bytes(&self, connection: ConnectionId) -> u64;
+}

@@ -207,6 +207,13 @@ fn connections_conform() {
 }
 
 #[test]
+fn unread_input_is_counted() {
+    for seed in 0..4 {
+        conformance::unread(Connections::new(seed));
+    }
+}
+
+#[test]
 fn connected_nodes_conform() {
     for seed in 0..4 {
         conformance::connections(|| Nodes::new(seed));

@@ -264,6 +264,12 @@ fn unix_sockets_conform() {
 }
 
 #[test]
+fn unread_input_is_counted() {
+    conformance::unread(Harness::unix(16));
+    conformance::unread(Harness::tcp());
+}
+
+#[test]
 fn tcp_sockets_conform() {
     conformance::network(Harness::tcp);
 }

@@ -1,7 +1,9 @@
 //! Connections in memory: the test puts bytes in at one end, and takes bytes out, as many at a time as it likes.
 
 use std::{collections::BTreeMap, ops::Range};
-use twinlog_device::{Accepted, ConnectionFailure, ConnectionId, ConnectionState, NetAddress, Network, SharedBlock};
+use twinlog_device::{
+    Accepted, ConnectionFailure, ConnectionId, ConnectionState, NetAddress, Network, SharedBlock, Unread,
+};
 
 /// What a driver holds of a client's input at most: the smallest that the trait allows.
 const INPUT_BYTES_MAX: usize = 64 << 10;
@@ -11,6 +13,8 @@ struct Wire {
     /// Sent by the client; the first `INPUT_BYTES_MAX` have arrived.
     to_server: Vec<u8>,
     consumed: usize,
+    /// Bytes that were consumed and are not kept any more.
+    dropped: usize,
     to_client: Vec<u8>,
     /// Input that waits at most; what the trait promises unless more was asked for.
     input_bytes_max: usize,
@@ -159,6 +163,7 @@ impl Network for ByteNet {
         wire.consumed += count_bytes;
         if wire.consumed > 8 << 20 {
             wire.to_server.drain(..wire.consumed);
+            wire.dropped += wire.consumed;
             wire.consumed = 0;
         }
         self.changed.push(connection);
@@ -180,5 +185,17 @@ impl Network for ByteNet {
     fn close(&mut self, connection: ConnectionId, abort: bool) {
         self.open(connection);
         self.wire(connection).closed = Some(if abort { Closed::Aborted } else { Closed::Gracefully });
+    }
+}
+
+impl Unread for ByteNet {
+    fn received_bytes(&self, connection: ConnectionId) -> u64 {
+        let wire = self.open(connection);
+        (wire.dropped + wire.consumed + self.input(connection).len()) as u64
+    }
+
+    fn unread_bytes(&self, connection: ConnectionId) -> u64 {
+        let wire = self.open(connection);
+        (wire.to_server.len() - wire.consumed - self.input(connection).len()) as u64
     }
 }

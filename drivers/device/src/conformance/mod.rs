@@ -29,7 +29,7 @@ pub use block::{
 };
 pub use connect::{ConnectHarness, connections};
 pub use log::{LogHarness, log_memory, log_memory_overfilled};
-pub use network::{NetworkHarness, network};
+pub use network::{NetworkHarness, network, unread};
 
 /// Turns without any progress after which the suite says that a driver hangs.
 pub const TURNS_MAX: usize = 10_000;

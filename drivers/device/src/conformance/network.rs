@@ -1,7 +1,7 @@
 //! The contracts of [`Network`].
 
 use super::{pattern, turn_until};
-use crate::{BLOCK_BYTES, BlockPool, ConnectionId, ConnectionState, Network};
+use crate::{BLOCK_BYTES, BlockPool, ConnectionId, ConnectionState, Network, Unread};
 
 /// Bytes of input that can wait at least.
 const INPUT_BYTES_MIN: usize = 64 * 1024;
@@ -69,6 +69,41 @@ pub fn network<H: NetworkHarness>(mut make: impl FnMut() -> H) {
         let mut harness = make();
         part(&mut Driver { harness: &mut harness });
     }
+}
+
+/// Checks that nothing that has arrived is missing from what a driver says is unread.
+///
+/// # Panics
+/// When something is.
+pub fn unread<H: NetworkHarness>(mut harness: H)
+where
+    H::Network: Unread,
+{
+    let driver = &mut Driver { harness: &mut harness };
+    let (connection, mut peer) = driver.open();
+    let bytes = stream(600_000, 9);
+    let (mut sent, mut seen, mut marked) = (0_usize, Vec::new(), 0);
+    driver.until("every byte that a client sends arrives", |driver| {
+        // Now more is sent than input can wait, now less.
+        let part = if (sent / PART_BYTES).is_multiple_of(3) { 700 } else { PART_BYTES };
+        let before = driver.net().received_bytes(connection) + driver.net().unread_bytes(connection);
+        assert!(before <= sent as u64, "nothing is unread that was not sent");
+        sent += driver.harness.peer_send(&mut peer, &bytes[sent..(sent + part).min(bytes.len())]);
+        let (arrived, unread) = (sent, driver.net().unread_bytes(connection));
+        driver.harness.turn();
+        driver.ready();
+        let received = driver.net().received_bytes(connection);
+        assert!(unread + received >= arrived as u64, "what has arrived is received or unread");
+        marked += usize::from(unread > 0);
+        let waiting = driver.net().input(connection).len();
+        let take = if sent < bytes.len() { waiting / 2 } else { waiting };
+        seen.extend_from_slice(&driver.net().input(connection)[..take]);
+        driver.net().consume(connection, take);
+        let waiting = driver.net().input(connection).len();
+        assert_eq!(driver.net().received_bytes(connection), (seen.len() + waiting) as u64, "every byte counts once");
+        (seen.len() < bytes.len()).then_some(sent + seen.len())
+    });
+    assert!(seen == bytes && marked > 0 && driver.net().unread_bytes(connection) == 0);
 }
 
 /// The suite's hand on a harness.

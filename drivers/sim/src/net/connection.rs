@@ -89,6 +89,7 @@ pub(super) struct Connection {
     side: Side,
     input: Vec<u8>,
     consumed: usize,
+    received_bytes: u64,
     input_bytes_max: usize,
     unsent: VecDeque<u8>,
     state: ConnectionState,
@@ -109,6 +110,7 @@ impl Connection {
             side: Side::Listening,
             input: Vec::new(),
             consumed: 0,
+            received_bytes: 0,
             input_bytes_max: INPUT_BYTES,
             unsent: VecDeque::new(),
             state: ConnectionState::Open,
@@ -143,6 +145,18 @@ impl Connection {
 
     pub(super) fn input(&self) -> &[u8] {
         &self.input[self.consumed..]
+    }
+
+    pub(super) fn received_bytes(&self) -> u64 {
+        self.received_bytes
+    }
+
+    /// What has been sent counts as arrived.
+    pub(super) fn unread_bytes(&self) -> u64 {
+        match self.state {
+            ConnectionState::Failed => 0,
+            _ => self.stream.borrow_mut().sent_by(self.side.other()).bytes.len() as u64,
+        }
     }
 
     pub(super) fn widen_input(&mut self, count: usize) {
@@ -293,6 +307,7 @@ impl Connection {
             let pipe = stream.sent_by(peer);
             let count = hands.piece(piece);
             carry(&mut pipe.bytes, count, |bytes| self.input.extend_from_slice(bytes));
+            self.received_bytes += count as u64;
             pipe.unacknowledged_bytes = if is_heard { 0 } else { pipe.unacknowledged_bytes + count };
             if path.is_some() {
                 // There is room again.

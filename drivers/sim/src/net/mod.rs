@@ -33,7 +33,7 @@ use connection::{Connection, Hands};
 use std::{cell::RefCell, collections::BTreeMap, ops::Range, rc::Rc};
 use stream::{End, SharedStream, Side, Stream};
 use twinlog_device::{
-    Accepted, ConnectionFailure, ConnectionId, ConnectionState, NetAddress, Network, Prng, SharedBlock,
+    Accepted, ConnectionFailure, ConnectionId, ConnectionState, NetAddress, Network, Prng, SharedBlock, Unread,
     net::INPUT_BYTES_MAX,
 };
 
@@ -168,6 +168,16 @@ impl Network for SimNet {
         } else if !connection.proceed_closing(&self.agenda) {
             self.closing.push(connection);
         }
+    }
+}
+
+impl Unread for SimNet {
+    fn received_bytes(&self, connection: ConnectionId) -> u64 {
+        self.get(connection).received_bytes()
+    }
+
+    fn unread_bytes(&self, connection: ConnectionId) -> u64 {
+        self.get(connection).unread_bytes()
     }
 }
 

@@ -48,6 +48,7 @@ pub(super) struct Inbox {
     spare: Option<Arc<PageBuffer>>,
     head: usize,
     filled: usize,
+    received_bytes: u64,
     in_flight: bool,
     /// Input that must be able to wait.
     full_bytes: usize,
@@ -62,6 +63,7 @@ impl Inbox {
             spare: None,
             head: 0,
             filled: 0,
+            received_bytes: 0,
             in_flight: false,
             full_bytes: FULL_BYTES,
             was_filled: false,
@@ -85,6 +87,11 @@ impl Inbox {
     /// Whether the last receive took all that the socket had.
     pub(super) fn has_drained(&self) -> bool {
         !self.was_filled
+    }
+
+    /// All that was received.
+    pub(super) fn received_bytes(&self) -> u64 {
+        self.received_bytes
     }
 
     pub(super) fn input(&self) -> &[u8] {
@@ -150,6 +157,7 @@ impl Inbox {
         self.in_flight = false;
         self.was_filled = count == room;
         self.filled += count;
+        self.received_bytes += count as u64;
     }
 
     /// Forgets the input, for a connection whose reader is gone.

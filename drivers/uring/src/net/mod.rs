@@ -56,7 +56,7 @@ use std::{
     time::Duration,
 };
 use twinlog_device::{
-    Accepted, ConnectionFailure, ConnectionId, ConnectionState, Lent, Nanos, NetAddress, Network, SharedBlock,
+    Accepted, ConnectionFailure, ConnectionId, ConnectionState, Lent, Nanos, NetAddress, Network, SharedBlock, Unread,
     net::INPUT_BYTES_MAX,
 };
 
@@ -78,6 +78,8 @@ const SLOT_BITS: u32 = 16;
 
 /// Most slots of one network.
 const SLOTS_MAX: usize = 1 << SLOT_BITS;
+
+nix::ioctl_read_bad!(unread_bytes, libc::FIONREAD, libc::c_int);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
@@ -125,6 +127,15 @@ impl Socket {
 
     fn target(&self) -> Target {
         self.registered.target()
+    }
+
+    /// What lies in the kernel's buffer (`FIONREAD`, tcp(7), unix(7)).
+    fn unread_bytes(&self) -> u64 {
+        let mut count = 0;
+        // SAFETY: the kernel writes one integer, which lives until the call returns.
+        let result = unsafe { unread_bytes(self.descriptor.as_raw_fd(), &raw mut count) };
+        // Only a socket that listens has none to tell.
+        result.map_or(0, |_| u64::try_from(count).unwrap_or(0))
     }
 
     fn shut(&self, how: Shutdown) {
@@ -599,6 +610,22 @@ impl Network for UringNetwork {
         if !self.proceed(slot) {
             self.closing.push(slot);
         }
+    }
+}
+
+impl Unread for UringNetwork {
+    fn received_bytes(&self, connection: ConnectionId) -> u64 {
+        self.get(connection).inbox.received_bytes()
+    }
+
+    fn unread_bytes(&self, connection: ConnectionId) -> u64 {
+        let connection = self.get(connection);
+        // What the kernel has taken out of the socket has its completion already, which the next turn brings.
+        connection
+            .socket
+            .as_ref()
+            .filter(|_| connection.state != ConnectionState::Failed)
+            .map_or(0, Socket::unread_bytes)
     }
 }
 
