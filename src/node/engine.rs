@@ -737,6 +737,13 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Engine<D, L> {
         self.post(to, ReactorMessage::Request(self.index, request));
     }
 
+    /// What has been submitted here is in line to be performed.
+    fn abandon(&mut self, _session: u64) {}
+
+    fn has_handed_on(&self) -> bool {
+        self.local.is_empty() && self.outgoing.iter().all(VecDeque::is_empty)
+    }
+
     fn poll_reply(&mut self) -> Option<VolumeReply> {
         self.replies.pop_front()
     }

@@ -30,7 +30,16 @@ const BYTES_PART: usize = 16;
 
 /// From a port to the hub.
 #[derive(Debug)]
-pub struct ToHub {
+pub enum ToHub {
+    /// A request.
+    Request(Forward),
+    /// The session of this number at that reactor is over: nobody waits for its requests.
+    Abandoned(ReactorIndex, u64),
+}
+
+/// A request on its way to a pool.
+#[derive(Debug)]
+pub struct Forward {
     /// The port's reactor.
     pub from: ReactorIndex,
     /// The request's pool.
@@ -119,8 +128,22 @@ impl ForwardPort {
         let load = &mut self.loads[slot.index()];
         load.requests += 1;
         load.bytes += bytes;
-        self.outgoing.push_back(ToHub { from: self.reactor, slot, bytes, request });
+        self.outgoing.push_back(ToHub::Request(Forward { from: self.reactor, slot, bytes, request }));
         self.send();
+    }
+
+    /// A session is over. What it has under way is answered all the same, to nobody.
+    pub fn abandon(&mut self, session: u64) {
+        if self.loads.iter().any(|load| load.requests > 0) {
+            self.outgoing.push_back(ToHub::Abandoned(self.reactor, session));
+            self.send();
+        }
+    }
+
+    /// Whether everything that was submitted is with the hub.
+    #[must_use]
+    pub fn has_handed_on(&self) -> bool {
+        self.outgoing.is_empty()
     }
 
     /// The next reply that has come.
@@ -193,7 +216,7 @@ mod tests {
         assert!(port.has_room(PoolSlot::Home));
         // The hub's mailbox holds two of them: the others follow.
         for request in 0..count {
-            let message = hub.receive().expect("nothing is lost");
+            let Some(ToHub::Request(message)) = hub.receive() else { panic!("nothing is lost") };
             assert_eq!((message.slot, message.request.tag.request), (PoolSlot::Partner, request));
             let reply = VolumeReply { tag: message.request.tag, result: Ok(ReplyData::Done) };
             to_port.send(ToPort::Reply { slot: message.slot, bytes: message.bytes, reply }).expect("there is room");

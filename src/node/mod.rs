@@ -8,3 +8,4 @@ pub mod memory;
 pub mod pools;
 pub mod request;
 pub mod shard;
+pub mod sweep;

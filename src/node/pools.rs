@@ -522,6 +522,17 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Pools<D, L> {
         }
     }
 
+    fn abandon(&mut self, session: u64) {
+        if let Some(port) = &mut self.port {
+            port.abandon(session);
+        }
+    }
+
+    fn has_handed_on(&self) -> bool {
+        self.engines.iter().flatten().all(Engine::has_handed_on)
+            && self.port.as_ref().is_none_or(ForwardPort::has_handed_on)
+    }
+
     fn poll_reply(&mut self) -> Option<VolumeReply> {
         // The hub answers after the pools' turn, and before the front ends'.
         self.replies.pop_front().or_else(|| self.port.as_mut().and_then(ForwardPort::poll))

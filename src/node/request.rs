@@ -299,6 +299,13 @@ pub trait VolumeService {
     /// Starts a request. The reply comes from `poll_reply`, never from within this call.
     fn submit(&mut self, request: VolumeRequest);
 
+    /// A session of this front end is over: what it has submitted and nobody has begun is not performed. Every request is replied to all the same.
+    fn abandon(&mut self, session: u64);
+
+    /// Whether everything that was submitted has reached the queue from which it is performed, or that of the forwarder: whatever is submitted there
+    /// from now on, at whichever reactor, comes behind it.
+    fn has_handed_on(&self) -> bool;
+
     /// The next reply for this front end, if one is ready.
     fn poll_reply(&mut self) -> Option<VolumeReply>;
 }

@@ -8,6 +8,7 @@ pub mod nvme_tcp;
 pub mod reactor;
 mod server;
 mod slots;
+mod sweeper;
 mod turn;
 
 pub use interconnect::{InterconnectLoop, InterconnectParts};

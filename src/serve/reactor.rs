@@ -32,7 +32,7 @@ use std::{
     },
     time::Duration,
 };
-use twinlog_device::{BlockDevice, LogMemory, Nanos, Network, Platform, Wait};
+use twinlog_device::{BlockDevice, LogMemory, Nanos, Network, Platform, Unread, Wait};
 
 /// Opens the device of a name, or says why not. None while that takes its time: asked again in later turns, one of which it brings about.
 pub type OpenDevice<D> = Box<dyn FnMut(&str) -> Option<Result<D, String>>>;
@@ -62,7 +62,7 @@ pub trait FrontEnd<N: Network> {
     }
 }
 
-impl<N: Network> FrontEnd<N> for Server {
+impl<N: Unread> FrontEnd<N> for Server {
     fn poll<S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
         Server::poll(self, net, service, now)
     }

@@ -9,10 +9,12 @@
 //! 3. There are at most `connections_max` clients. Of those beyond, [`REFUSED_MAX`] that speak NBD are told so and leave; the others find a closed
 //!    connection.
 //! 4. Hosts are told of a change of access before any reactor gives an answer that shows it ([`Lookout`]).
+//! 5. Nothing of a client is taken before a [sweep](super::sweeper) that is ordered when it connects.
 
 use super::{
     nbd,
     nvme_tcp::{self, Lookout, Target, UNPROVEN},
+    sweeper::{LIMIT, Sweeper},
     turn::{Next, Ran, Turn},
 };
 use crate::{
@@ -20,10 +22,11 @@ use crate::{
     node::{
         admin::HostStatus,
         request::{ReplyData, VolumeError, VolumeReply, VolumeService},
+        sweep::ReactorSweeps,
     },
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
-use twinlog_device::{Accepted, ConnectionId, Nanos, Network};
+use twinlog_device::{Accepted, ConnectionId, Nanos, Network, Unread};
 
 /// Clients over the limit that are refused with words at the same time; further ones find a closed connection.
 const REFUSED_MAX: usize = 16;
@@ -92,6 +95,31 @@ impl Session {
         }
     }
 
+    /// Whether it has done all that it can with what has come, and waits for its client.
+    fn is_starved(&self) -> bool {
+        match self {
+            Self::Nbd(session) => session.is_starved(),
+            Self::NvmeTcp(session) => session.is_starved(),
+        }
+    }
+
+    /// The newest command that was taken.
+    fn newest_command(&self) -> u64 {
+        match self {
+            // What is taken is submitted.
+            Self::Nbd(_) => 0,
+            Self::NvmeTcp(session) => session.newest_command(),
+        }
+    }
+
+    /// Whether everything of the commands up to `newest` that can be submitted has been.
+    fn has_submitted(&self, newest: u64) -> bool {
+        match self {
+            Self::Nbd(_) => true,
+            Self::NvmeTcp(session) => session.has_submitted(newest),
+        }
+    }
+
     /// What time alone has brought about.
     fn look<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos, pressed: bool) -> Next {
         match self {
@@ -109,6 +137,8 @@ impl Session {
 pub struct Server {
     connections_max: usize,
     nvme_tcp: Option<NvmeTcp>,
+    /// None: there is nothing that clients could overtake.
+    sweeper: Option<Sweeper>,
     clients: FixedMap<ConnectionId, Client>,
     refused_count: usize,
     /// Clients that have something to do, or wait for the engine.
@@ -133,6 +163,7 @@ impl Server {
         Self {
             connections_max,
             nvme_tcp: None,
+            sweeper: None,
             clients: FixedMap::default(),
             refused_count: 0,
             queue: VecDeque::new(),
@@ -152,6 +183,12 @@ impl Server {
         Self { nvme_tcp, ..self }
     }
 
+    /// The same, one of several whose connections are swept together.
+    #[must_use]
+    pub fn with_sweeps(self, sweeps: ReactorSweeps) -> Self {
+        Self { sweeper: Some(Sweeper::new(sweeps)), ..self }
+    }
+
     /// The hosts of this node, whichever reactor they are at.
     #[must_use]
     pub fn hosts(&self) -> Vec<HostStatus> {
@@ -167,12 +204,16 @@ impl Server {
     /// Does one bounded turn: accepts clients, delivers what `service` has answered, and lets each session that can move do so.
     /// Returns whether anything moved; if nothing did, nothing will before `net` or `service` has news, or `now` has grown by a quarter
     /// of a second (for time-outs only).
-    pub fn poll<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
-        let mut progressed = self.announce(net, service, now);
+    pub fn poll<N: Unread, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
+        let mut progressed = self.begin_turn(service);
+        progressed |= self.announce(net, service, now);
         progressed |= self.accept(net, now);
         progressed |= self.deliver(net, service, now);
         let mut ready = std::mem::take(&mut self.ready);
         net.poll(&mut ready);
+        if let Some(sweeper) = &mut self.sweeper {
+            sweeper.mark(net);
+        }
         for connection in ready.drain(..) {
             self.enqueue(connection);
         }
@@ -185,7 +226,37 @@ impl Server {
             self.looked_at = now;
             progressed |= self.look(net, service, now);
         }
+        progressed | self.sweep(net, service, now)
+    }
+
+    /// What was submitted in earlier turns may have reached its queues; who waited for that goes on.
+    fn begin_turn<S: VolumeService>(&mut self, service: &S) -> bool {
+        let Some(sweeper) = &mut self.sweeper else { return false };
+        let is_empty = self.clients.is_empty();
+        let has_handed_on = (is_empty || sweeper.is_handing_on()) && service.has_handed_on();
+        let mut progressed = sweeper.begin_turn(is_empty, has_handed_on);
+        while let Some(connection) = self.sweeper.as_mut().and_then(Sweeper::release) {
+            self.enqueue(connection);
+            progressed = true;
+        }
         progressed
+    }
+
+    /// Brings a sweep forward, or begins one.
+    fn sweep<N: Unread, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
+        let Some(sweeper) = &mut self.sweeper else { return false };
+        let clients = &self.clients;
+        sweeper.pass(net, |lying, is_consumed| {
+            let client = &clients[&lying.connection];
+            let has_taken = lying.last.is_some() || is_consumed || (!client.queued && client.session.is_starved());
+            has_taken && client.session.has_submitted(*lying.last.get_or_insert(client.session.newest_command()))
+        });
+        while let Some(connection) = self.sweeper.as_ref().and_then(|sweeper| sweeper.overdue(now)) {
+            tracing::warn!(limit = ?LIMIT, "a client's connection ends: it keeps others waiting for what it has sent");
+            self.end(net, service, connection, true);
+        }
+        let Some(sweeper) = &mut self.sweeper else { return false };
+        sweeper.end_turn(net, self.clients.keys().copied(), now)
     }
 
     /// Begins to stop: requests in flight are answered, new ones and new clients refused, and connections closed as soon as nothing
@@ -233,6 +304,9 @@ impl Server {
             self.refused_count += usize::from(refused);
             let replaced = self.clients.insert(connection, Client { session, refused, queued: false });
             assert!(replaced.is_none(), "connection numbers are never used again");
+            if let Some(sweeper) = self.sweeper.as_mut().filter(|_| !refused) {
+                sweeper.hold(connection);
+            }
             self.enqueue(connection);
         }
         true
@@ -275,7 +349,7 @@ impl Server {
             let stopping = self.stopping_since.is_some();
             let mut turn = Turn { net, service, connection, scratch: &mut self.scratch, stopping };
             match client.session.deliver(&mut turn, reply.tag.request, reply.result) {
-                Next::Abort => self.end(net, connection, true),
+                Next::Abort => self.end(net, service, connection, true),
                 _ => self.enqueue(connection),
             }
         }
@@ -291,14 +365,17 @@ impl Server {
     ) -> bool {
         let Some(client) = self.clients.get_mut(&connection) else { return false };
         client.queued = false;
+        if self.sweeper.as_ref().is_some_and(|sweeper| sweeper.is_held(connection)) {
+            return false;
+        }
         let stopping = self.stopping_since.is_some();
         let mut turn = Turn { net, service, connection, scratch: &mut self.scratch, stopping };
         let ran = client.session.run(&mut turn, now);
         match ran.next {
             Next::Rest => {}
             Next::Again => self.enqueue(connection),
-            Next::Close => self.end(net, connection, false),
-            Next::Abort => self.end(net, connection, true),
+            Next::Close => self.end(net, service, connection, false),
+            Next::Abort => self.end(net, service, connection, true),
         }
         ran.progressed
     }
@@ -316,8 +393,8 @@ impl Server {
             match client.session.look(&mut turn, now, pressed) {
                 Next::Rest if !out_of_grace => continue,
                 Next::Again if !out_of_grace => self.enqueue(connection),
-                Next::Close if !out_of_grace => self.end(net, connection, false),
-                _ => self.end(net, connection, true),
+                Next::Close if !out_of_grace => self.end(net, service, connection, false),
+                _ => self.end(net, service, connection, true),
             }
             worked = true;
         }
@@ -338,9 +415,19 @@ impl Server {
         }
     }
 
-    fn end<N: Network>(&mut self, net: &mut N, connection: ConnectionId, abort: bool) {
+    fn end<N: Network, S: VolumeService>(
+        &mut self,
+        net: &mut N,
+        service: &mut S,
+        connection: ConnectionId,
+        abort: bool,
+    ) {
+        service.abandon(connection.0);
         let client = self.clients.remove(&connection).expect("only clients end");
         self.refused_count -= usize::from(client.refused);
+        if let Some(sweeper) = &mut self.sweeper {
+            sweeper.forget(connection);
+        }
         if let Session::NvmeTcp(mut session) = client.session {
             session.end();
         }

@@ -11,6 +11,7 @@ mod commands;
 mod conformance;
 mod conformance_table;
 mod host;
+mod late;
 mod logs;
 mod misbehaviour;
 mod model;

@@ -100,6 +100,7 @@ use twinlog::{
         engine::EngineLimits,
         forward::ForwardPort,
         pools::{PoolOpener, PoolSlot, Pools},
+        sweep::{ReactorSweeps, Sweeps},
     },
     reactor::{Idle, Mailbox, Waker, mailbox},
     serve::{
@@ -136,6 +137,7 @@ struct Connections {
     deliveries: Deliveries,
     /// Of all of them, by index; after them that of an interconnect beside them.
     wakers: Vec<Arc<dyn Waker>>,
+    sweeps: Arc<Sweeps>,
     /// Of a pair.
     port: Option<ForwardPort>,
     first: Option<First>,
@@ -220,7 +222,7 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
     if shared.nvme_tcp.is_some() {
         powers::start(powers, wakers.clone()).map_err(|error| Failure::system("start", "a thread", &error))?;
     }
-    let (opener, deliveries) = Opener::new(&shared, &wakers);
+    let (sweeps, (opener, deliveries)) = (Arc::new(Sweeps::new(&wakers)), Opener::new(&shared, &wakers));
     let (calls, called) = mailbox(CALLS_MAX, Arc::clone(&wakers[0]));
     let (mut ports, mut beside, mut wakers) = (Vec::new(), None, wakers);
     let mut first = match &config.pair {
@@ -231,7 +233,7 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
         Some(pair) => {
             let hub;
             (hub, ports) = pair::ports(&shared, &wakers);
-            let mut start = pair::start(config, pair, hub, Arc::clone(&wakers[0]))?;
+            let mut start = pair::start(config, pair, (hub, Arc::clone(&sweeps)), Arc::clone(&wakers[0]))?;
             if interconnect::has_thread(config, pair) {
                 let waker;
                 (beside, waker) = interconnect::start(&shared, pair, &mut start, &wakers[0])
@@ -246,7 +248,7 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
     let mut ports = ports.into_iter();
     for (reactor, deliveries) in reactors.iter().zip(deliveries) {
         let (port, first) = (ports.next(), first.take());
-        let connections = Connections { deliveries, wakers: wakers.clone(), port, first };
+        let connections = Connections { deliveries, wakers: wakers.clone(), sweeps: Arc::clone(&sweeps), port, first };
         // A thread that is gone has said why: heard below.
         let _thread_gone = reactor.connections.send(connections);
     }
@@ -491,7 +493,7 @@ fn open(
     connections: Connections,
 ) -> Result<Reactor<NodePlatform, Server>, Failure> {
     let config = &shared.config;
-    let Connections { deliveries, mut wakers, port, first } = connections;
+    let Connections { deliveries, mut wakers, sweeps, port, first } = connections;
     let (calls, pair) = first.map_or((None, None), |first| (Some(first.calls), first.pair));
     let (start, requests) = pair.unzip();
     let reactors = wakers.clone();
@@ -517,7 +519,9 @@ fn open(
         platform,
         pools,
         net,
-        front: Server::new(connections_max).with_nvme_tcp(shared.nvme_tcp.clone()),
+        front: Server::new(connections_max)
+            .with_nvme_tcp(shared.nvme_tcp.clone())
+            .with_sweeps(ReactorSweeps::new(sweeps, usize::from(index))),
         idle: Idle::new(config.reactors.idle),
         calls,
         open_device: open_device(shared, queues, reactors),

@@ -27,6 +27,7 @@ use twinlog::{
     node::{
         forward::{ForwardPort, MESSAGES_MAX, ToHub, ToPort},
         pools::PoolSlot,
+        sweep::Sweeps,
     },
     pair::{
         auth::PairKey,
@@ -57,6 +58,7 @@ pub(super) struct PairStart {
     registers: Registers,
     fences: ArbiterFences,
     hub: Hub,
+    sweeps: Arc<Sweeps>,
     waker: Arc<dyn Waker>,
     pub(super) way: WayStart,
 }
@@ -99,7 +101,7 @@ pub(super) fn ports(shared: &Shared, wakers: &[Arc<dyn Waker>]) -> (Hub, Vec<For
 pub(super) fn start(
     config: &NodeConfig,
     pair: &PairConfig,
-    hub: Hub,
+    (hub, sweeps): (Hub, Arc<Sweeps>),
     waker: Arc<dyn Waker>,
 ) -> Result<PairStart, Failure> {
     let incarnation = Incarnation(random_id()?);
@@ -113,7 +115,7 @@ pub(super) fn start(
     let listeners = unix.chain(tcp).filter(|_| listens).map(|address| listen(&address));
     let listeners = listeners.collect::<Result<_, _>>()?;
     let way = WayStart::Here(Box::new(LinkStart { pair: id, incarnation, key, listeners }));
-    Ok(PairStart { registers, fences, hub, waker, way })
+    Ok(PairStart { registers, fences, hub, sweeps, waker, way })
 }
 
 /// The thread at the arbiter that is configured, and the pair's id: what the mailbox says, or, as a witness need not be reached now, that of the key.
@@ -206,6 +208,7 @@ pub(super) fn parts(shared: &Arc<Shared>, ring: &Ring, start: PairStart) -> Resu
         ports: start.hub.ports,
         timing: forward::Timing::with_deadline(Duration::from_secs(pair.request_wait_s)),
         first_number: u64::try_from(random_id()? >> 64).expect("the upper half"),
+        sweeps: start.sweeps,
     });
     let (way, placement) = match start.way {
         WayStart::Here(link) => (way(carrier(shared, ring, *link)?), "reactor 0".to_owned()),

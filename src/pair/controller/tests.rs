@@ -491,6 +491,7 @@ impl Pair {
             ports: vec![to_port],
             timing: ForwardTiming::with_deadline(WAIT),
             first_number: self.prng.next_u64(),
+            sweeps: Arc::default(),
         });
         let mut pools = Pools::new(blocks.clone(), None);
         pools.set_port(ForwardPort::new((ReactorIndex(0), 1), to_hub, from_hub, &blocks));

@@ -20,7 +20,7 @@ use crate::{
     },
     node::{
         engine::Engine,
-        forward::{ToHub, ToPort},
+        forward::{Forward, ToHub, ToPort},
         pools::PoolSlot,
         request::{
             Payload, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply, VolumeRequest, VolumeService,
@@ -83,6 +83,8 @@ struct Entry {
     name: Option<Name>,
     /// Where the bytes of a read go.
     buffer: Option<Payload>,
+    /// Its client is gone, and may have asked for it again over another path: unless it is under way it never will be.
+    is_abandoned: bool,
     since: Nanos,
 }
 
@@ -142,13 +144,33 @@ impl Client {
 
     /// A request has come.
     pub(super) fn take(&mut self, message: ToHub, now: Nanos) {
-        let ToHub { from, slot, bytes, request: VolumeRequest { tag, volume, operation } } = message;
+        let Forward { from, slot, bytes, request: VolumeRequest { tag, volume, operation } } = match message {
+            ToHub::Request(forward) => forward,
+            ToHub::Abandoned(from, session) => return self.abandon((from, session)),
+        };
         let key = self.next_key;
         self.next_key += 1;
         let (phase, operation) = (Phase::Waiting, Some(operation));
-        let entry = Entry { from, slot, bytes, tag, volume, operation, phase, name: None, buffer: None, since: now };
+        let (name, buffer, is_abandoned) = (None, None, false);
+        let entry = Entry { from, slot, bytes, tag, volume, operation, phase, name, buffer, is_abandoned, since: now };
         self.entries.insert(key, entry);
         self.lots[slot.index()].waiting.insert(key);
+    }
+
+    /// Nobody waits for the requests of a session any more. One that waits is not performed. What an earlier asking of it has done, or is doing, is before
+    /// everything that is asked for from now on.
+    fn abandon(&mut self, session: (ReactorIndex, u64)) {
+        if planted::is("abandoned-is-performed") {
+            return;
+        }
+        for entry in self.entries.values_mut() {
+            entry.is_abandoned |= (entry.from, entry.tag.session) == session;
+        }
+        PoolSlot::ALL.into_iter().for_each(|slot| self.drop_abandoned(slot));
+    }
+
+    fn drop_abandoned(&mut self, slot: PoolSlot) {
+        self.give_up(slot, &VolumeError::ShuttingDown, |entry| entry.is_abandoned);
     }
 
     /// What is with the partner may not have arrived, or its reply may not: it is asked for again, by the same name.
@@ -157,6 +179,7 @@ impl Client {
         for key in keys {
             self.call_back(key, now);
         }
+        self.drop_abandoned(slot);
     }
 
     /// A request waits again, by its name.
@@ -292,6 +315,7 @@ impl Client {
         if matches!(reply.status, ReplyStatus::NotOwner | ReplyStatus::ShuttingDown | ReplyStatus::Stopped) {
             // Whether an earlier asking has performed it is not known by this.
             self.call_back(key, now);
+            self.drop_abandoned(slot);
             return true;
         }
         let entry = self.entries.get_mut(&key).expect("it is under way");
@@ -316,7 +340,9 @@ impl Client {
             {
                 range.start = part.end;
                 entry.since = now;
-                return self.forget_name(key);
+                if !entry.is_abandoned {
+                    return self.forget_name(key);
+                }
             }
         }
         self.answer(key, result);
@@ -399,7 +425,7 @@ mod tests {
     fn take(client: &mut Client, slot: PoolSlot, bytes: u64) {
         let tag = RequestTag { session: 1, request: client.next_key };
         let request = VolumeRequest { tag, volume: ObjectId(1), operation: VolumeOperation::Read(0..bytes) };
-        client.take(ToHub { from: ReactorIndex(0), slot, bytes, request }, Nanos(0));
+        client.take(ToHub::Request(Forward { from: ReactorIndex(0), slot, bytes, request }), Nanos(0));
     }
 
     #[test]
@@ -433,5 +459,33 @@ mod tests {
         client.send((PoolSlot::Partner, Epoch(1)), &mut way, &blocks);
         assert_eq!(way.requests().nth(count).map(|request| request.length_bytes), Some(LARGE));
         assert_eq!(way.requests().count(), count + 5, "and the small ones after it");
+    }
+    /// What waits for an owner is not performed when its client is gone; what is with the owner ends there, and is not asked for again.
+    #[test]
+    fn what_was_abandoned_is_not_asked_for() {
+        let (mut client, blocks) = client();
+        let mut way = Sent::default();
+        take(&mut client, PoolSlot::Home, 4096);
+        client.send((PoolSlot::Home, Epoch(1)), &mut way, &blocks);
+        take(&mut client, PoolSlot::Home, 4096);
+        take(&mut client, PoolSlot::Partner, 4096);
+        client.take(ToHub::Abandoned(ReactorIndex(0), 2), Nanos(0));
+        client.take(ToHub::Abandoned(ReactorIndex(1), 1), Nanos(0));
+        assert!(client.done.is_empty() && client.is_waiting(PoolSlot::Home), "those are others");
+        client.take(ToHub::Abandoned(ReactorIndex(0), 1), Nanos(0));
+        assert_eq!(client.done.len(), 2, "the one that is with the owner has no end yet");
+        assert!(!client.is_waiting(PoolSlot::Home) && !client.is_waiting(PoolSlot::Partner));
+        client.recall(PoolSlot::Home, Nanos(0));
+        assert_eq!(client.done.len(), 3, "the link is lost");
+        client.send((PoolSlot::Home, Epoch(1)), &mut way, &blocks);
+        assert_eq!(way.requests().count(), 1);
+    }
+    #[cfg(feature = "planted-bugs")]
+    #[test]
+    fn planted_bugs_are_found() {
+        planted::choose("abandoned-is-performed");
+        let is_found = std::panic::catch_unwind(what_was_abandoned_is_not_asked_for).is_err();
+        planted::choose("");
+        assert!(is_found);
     }
 }

@@ -48,6 +48,7 @@ use crate::{
         forward::{ToHub, ToPort},
         pools::{PoolSlot, Pools},
         request::{FORWARDED_SESSION, OfflineAt, VolumeInfo, VolumeService},
+        sweep::Sweeps,
     },
     reactor::mailbox::{Mailbox, MailboxSender, SendError},
 };
@@ -102,6 +103,8 @@ pub struct ForwarderParts {
     pub timing: Timing,
     /// Where names begin: random.
     pub first_number: u64,
+    /// Of this node's clients.
+    pub sweeps: Arc<Sweeps>,
 }
 
 /// Who serves a pool, as far as its requests are concerned.
@@ -145,7 +148,7 @@ impl Forwarder {
     /// A forwarder that has heard of nothing yet.
     #[must_use]
     pub fn new(parts: ForwarderParts) -> Self {
-        let ForwarderParts { pools, mailbox, ports, timing, first_number } = parts;
+        let ForwarderParts { pools, mailbox, ports, timing, first_number, sweeps } = parts;
         let ids = pools.map(|(pool, _)| pool);
         let side = |pool| Side {
             pool,
@@ -162,7 +165,7 @@ impl Forwarder {
             timing,
             sides: ids.map(side),
             client: Client::new(pools, first_number),
-            server: Server::new(ids),
+            server: Server::new(ids, sweeps),
             is_up: false,
             born: None,
             now: Nanos(0),
@@ -180,6 +183,7 @@ impl Forwarder {
         self.now = now;
         let born = *self.born.get_or_insert(now);
         (self.client.is_starved, self.server.is_starved) = (false, false);
+        self.server.look_at_sweeps();
         let mut is_busy = self.follow(controller, pools);
         is_busy |= self.hear(controller);
         is_busy |= self.take_replies(pools);

@@ -5,6 +5,9 @@
 //!
 //! A change that is asked for twice may arrive twice, the second time on a slow path, when another one has taken its slot. The slot was
 //! free because the partner had its answer: what is older than the newest change that was begun in its slot is dropped.
+//!
+//! A client of the partner may have been one of this node before, and given that connection up with a change on it that was not answered. A change begins
+//! when what lay at this node's connections as it came has been taken in: after a [sweep](crate::node::sweep).
 
 use super::convert::{bare_reply, name_of, operation_of, reply_of};
 use crate::{
@@ -13,6 +16,7 @@ use crate::{
         engine::Engine,
         pools::{PoolSlot, Pools},
         request::{FORWARDED_SESSION, RequestTag, VolumeError, VolumeReply, VolumeRequest, VolumeService},
+        sweep::{Sweeps, Ticket},
     },
     pair::{
         interconnect::{Interconnect, Message},
@@ -33,6 +37,8 @@ struct Arrived {
     epoch: Epoch,
     request: Request,
     bytes: Arc<Vec<u8>>,
+    /// It waits for this sweep.
+    sweep: Option<Ticket>,
 }
 
 /// A request that the engine has.
@@ -55,6 +61,7 @@ struct Opened {
 /// All of them.
 pub(super) struct Server {
     pools: [PoolId; 2],
+    sweeps: Arc<Sweeps>,
     opened: [Option<Opened>; 2],
     arrived: [VecDeque<Arrived>; 2],
     /// The newest change that was begun in this session, by lane and slot.
@@ -67,9 +74,10 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(pools: [PoolId; 2]) -> Self {
+    pub(super) fn new(pools: [PoolId; 2], sweeps: Arc<Sweeps>) -> Self {
         Self {
             pools,
+            sweeps,
             opened: [None, None],
             arrived: Default::default(),
             begun: BTreeMap::new(),
@@ -86,7 +94,21 @@ impl Server {
             tracing::error!("the partner forwards more requests than it may");
             return;
         }
-        arrived.push_back(Arrived { epoch, request, bytes });
+        let is_change = request.kind.is_change() && !planted::is("change-not-swept");
+        let sweep = is_change.then(|| {
+            self.sweeps.set_forwarder_waits(true);
+            self.sweeps.order()
+        });
+        arrived.push_back(Arrived { epoch, request, bytes, sweep });
+    }
+
+    /// Looks for sweeps that are done: in front of everything else of a turn, so that what they have handed on to the hub is with it when this is used.
+    pub(super) fn look_at_sweeps(&mut self) {
+        for arrived in &mut self.arrived {
+            let done = |arrived: &&mut Arrived| arrived.sweep.is_none_or(|sweep| self.sweeps.is_done(sweep));
+            arrived.iter_mut().take_while(done).for_each(|arrived| arrived.sweep = None);
+        }
+        self.sweeps.set_forwarder_waits(self.arrived.iter().flatten().any(|arrived| arrived.sweep.is_some()));
     }
 
     /// The session is over.
@@ -147,7 +169,10 @@ impl Server {
         for slot in PoolSlot::ALL {
             let is_past = !self.arrived[slot.index()].is_empty()
                 && (!self.awaits_earlier_session(slot) || planted::is("earlier-session-not-awaited"));
-            while is_past && let Some(arrived) = self.arrived[slot.index()].pop_front() {
+            while is_past
+                && self.arrived[slot.index()].front().is_some_and(|arrived| arrived.sweep.is_none())
+                && let Some(arrived) = self.arrived[slot.index()].pop_front()
+            {
                 if !self.begin(slot, &arrived, pools) {
                     self.arrived[slot.index()].push_front(arrived);
                     break;
@@ -182,7 +207,7 @@ impl Server {
         arrived: &Arrived,
         pools: &mut Pools<D, L>,
     ) -> bool {
-        let Arrived { epoch, request, bytes } = arrived;
+        let Arrived { epoch, request, bytes, .. } = arrived;
         let epoch = *epoch;
         if self.in_hand.contains_key(&(slot, request.id)) && !planted::is("in-hand-not-looked-up") {
             // Asked for again after a lost path, and not ended yet.
@@ -234,27 +259,76 @@ impl Server {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pair::{forward::stub::Sent, wire::RequestKind};
+    use crate::{
+        node::sweep::ReactorSweeps,
+        pair::{forward::stub::Sent, wire::RequestKind},
+        reactor::Waker,
+    };
     use twinlog_device::BlockPool;
     use twinlog_sim::{SimDisk, SimLog};
 
-    #[test]
-    fn what_one_pool_still_has_in_hand_of_an_earlier_session_does_not_hold_up_the_other() {
-        let mut pools = Pools::<SimDisk, SimLog>::new(BlockPool::new(64).expect("a small mapping"), None);
-        let mut server = Server::new([PoolId(7), PoolId(8)]);
-        let volume = ObjectId(1);
-        server.in_hand.insert((PoolSlot::Home, 1), InHand { epoch: Epoch(1), volume, name: None, is_old: false });
-        server.disconnect();
-        let request = |id| Request {
+    struct NoWaker;
+
+    impl Waker for NoWaker {
+        fn wake(&self) {}
+    }
+
+    fn request(id: u64, kind: RequestKind) -> Request {
+        Request {
             id,
-            volume,
-            kind: RequestKind::Flush,
+            volume: ObjectId(1),
+            kind,
             durable: false,
             may_free: false,
             offset_bytes: 0,
             length_bytes: 0,
             extents_max: 0,
+        }
+    }
+
+    /// What lies at this node's connections may be an earlier change of the same client.
+    #[test]
+    fn a_change_waits_for_a_sweep_that_is_ordered_when_it_comes() {
+        let waker: Arc<dyn Waker> = Arc::new(NoWaker);
+        let sweeps = Arc::new(Sweeps::new(&[waker]));
+        let mut reactor = ReactorSweeps::new(Arc::clone(&sweeps), 0);
+        reactor.set_busy(true);
+        let mut pools = Pools::<SimDisk, SimLog>::new(BlockPool::new(64).expect("a small mapping"), None);
+        let mut server = Server::new([PoolId(7), PoolId(8)], sweeps);
+        let mut way = Sent::default();
+        let mut answered = |server: &mut Server| {
+            server.look_at_sweeps();
+            server.poll(&mut pools, &mut way);
+            way.replies().map(|reply| reply.id).collect::<Vec<_>>()
         };
+        server.hear(PoolSlot::Home, Epoch(1), request(1, RequestKind::Read), Arc::default());
+        let earlier = reactor.ordered();
+        server.hear(PoolSlot::Home, Epoch(1), request(2, RequestKind::Discard), Arc::default());
+        server.hear(PoolSlot::Home, Epoch(1), request(3, RequestKind::Read), Arc::default());
+        assert_eq!(answered(&mut server), [1], "a read in front of it does not wait; the pool is not open here");
+        reactor.finish(earlier);
+        assert_eq!(answered(&mut server), [1], "that one was ordered before");
+        reactor.finish(reactor.ordered());
+        assert_eq!(answered(&mut server), [1, 2, 3]);
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    #[test]
+    fn planted_bugs_are_found() {
+        planted::choose("change-not-swept");
+        let is_found = std::panic::catch_unwind(a_change_waits_for_a_sweep_that_is_ordered_when_it_comes).is_err();
+        planted::choose("");
+        assert!(is_found);
+    }
+
+    #[test]
+    fn what_one_pool_still_has_in_hand_of_an_earlier_session_does_not_hold_up_the_other() {
+        let mut pools = Pools::<SimDisk, SimLog>::new(BlockPool::new(64).expect("a small mapping"), None);
+        let mut server = Server::new([PoolId(7), PoolId(8)], Arc::default());
+        let volume = ObjectId(1);
+        server.in_hand.insert((PoolSlot::Home, 1), InHand { epoch: Epoch(1), volume, name: None, is_old: false });
+        server.disconnect();
+        let request = |id| request(id, RequestKind::Flush);
         let mut way = Sent::default();
         server.hear(PoolSlot::Home, Epoch(1), request(2), Arc::default());
         server.hear(PoolSlot::Partner, Epoch(1), request(3), Arc::default());

@@ -34,6 +34,12 @@ pub enum RequestKind {
 }
 
 impl RequestKind {
+    /// Whether it changes what is read afterwards.
+    #[must_use]
+    pub fn is_change(self) -> bool {
+        matches!(self, Self::Write | Self::Discard | Self::WriteZeroes)
+    }
+
     /// Every kind.
     pub const ALL: [Self; 7] =
         [Self::Read, Self::Write, Self::Flush, Self::Discard, Self::WriteZeroes, Self::BlockStatus, Self::Cache];

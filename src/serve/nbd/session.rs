@@ -136,6 +136,11 @@ impl Session {
         }
     }
 
+    /// Whether the last step could go on only with more input.
+    pub(in crate::serve) fn is_starved(&self) -> bool {
+        self.starved
+    }
+
     /// Takes the engine's reply to a request of this session.
     pub(in crate::serve) fn deliver<N: Network, S: VolumeService>(
         &mut self,

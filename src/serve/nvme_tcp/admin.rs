@@ -267,8 +267,17 @@ impl Admin {
 
     /// Whether the host has been silent for too long (invariant 3).
     pub(super) fn is_silent(&self, now: Nanos) -> bool {
+        self.silent_at().is_some_and(|at| now > at)
+    }
+
+    fn silent_at(&self) -> Option<Nanos> {
         let limit = Duration::from_millis(u64::from(self.keep_alive_ms)) + KEEP_ALIVE_SLACK;
-        self.keep_alive_ms > 0 && now.since(self.alive_at) > limit
+        (self.keep_alive_ms > 0).then(|| self.alive_at + limit)
+    }
+
+    /// Tells the controller's other queues until when its host has been heard.
+    pub(super) fn tell_heard(&self, target: &Target) {
+        target.controllers.expect(&self.claim, self.silent_at());
     }
 
     /// The host has shown that it lives.

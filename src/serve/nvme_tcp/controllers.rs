@@ -18,6 +18,7 @@ use super::wire::{
 use crate::node::admin::HostStatus;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use twinlog_device::Nanos;
 
 /// Controllers of one node: as many as it may have connections.
 const CONTROLLERS_MAX: usize = crate::base::limits::CONNECTIONS_MAX;
@@ -55,6 +56,8 @@ struct Place {
     /// Whose it is, as one number.
     host: AtomicU64,
     is_discovery: AtomicU32,
+    /// When the host will have been silent for too long, in nanoseconds; zero: never. Written by the reactor of the admin queue.
+    silent_at: AtomicU64,
     /// The host's name, filled with zeroes, for people.
     name: [AtomicU64; NAME_WORDS],
     abort: AtomicU64,
@@ -70,6 +73,7 @@ impl Place {
             state: AtomicU64::new(0),
             host: AtomicU64::new(0),
             is_discovery: AtomicU32::new(0),
+            silent_at: AtomicU64::new(0),
             name: [const { AtomicU64::new(0) }; NAME_WORDS],
             abort: AtomicU64::new(0),
             error_count: AtomicU64::new(0),
@@ -157,6 +161,7 @@ impl Controllers {
         place.errors.1.try_iter().for_each(drop);
         place.error_count.store(0, Ordering::Relaxed);
         place.is_discovery.store(u32::from(is_discovery), Ordering::Relaxed);
+        place.silent_at.store(0, Ordering::Relaxed);
         place.host.store(host, Ordering::Release);
         let offset = u16::try_from(index).expect("fewer than 2^16");
         Some(Claim { index, controller: self.first + offset })
@@ -166,6 +171,12 @@ impl Controllers {
     pub(super) fn enable(&self, claim: &Claim) {
         let life = self.lives.fetch_add(1, Ordering::Relaxed);
         self.places[claim.index].state.store(u64::from(life) << LIFE_SHIFT, Ordering::Release);
+    }
+
+    /// The host has been heard: it will have been silent for too long then, or never. Whoever looks after that finds that its controller has ended, whether
+    /// or not the reactor of its admin queue has had a turn.
+    pub(super) fn expect(&self, claim: &Claim, silent_at: Option<Nanos>) {
+        self.places[claim.index].silent_at.store(silent_at.map_or(0, |at| at.0.max(1)), Ordering::Release);
     }
 
     /// Ends it: its I/O queues end when they look.
@@ -205,8 +216,14 @@ impl Controllers {
         }
     }
 
-    /// Whether the queue's controller lives the same life.
-    pub(super) fn is_member(&self, member: Member) -> bool {
+    /// Whether the queue's controller lives the same life, and has heard of its host in time.
+    pub(super) fn is_member(&self, member: Member, now: Nanos) -> bool {
+        let place = &self.places[member.index];
+        let silent_at = place.silent_at.load(Ordering::Acquire);
+        self.is_of_this_life(member) && (silent_at == 0 || now.0 <= silent_at)
+    }
+
+    fn is_of_this_life(&self, member: Member) -> bool {
         life_of(self.places[member.index].state.load(Ordering::Acquire)) == member.life
     }
 
@@ -246,7 +263,7 @@ impl Controllers {
 
     /// A command of an I/O queue has failed.
     pub(super) fn report(&self, member: Member, command: &Command, status: Status) {
-        if self.is_member(member) {
+        if self.is_of_this_life(member) {
             self.places[member.index].report(member.queue, command, status);
         }
     }
@@ -319,19 +336,24 @@ mod tests {
         let first = controllers.join(id, 7, 1).expect("enabled");
         let last = controllers.join(id, 7, QUEUES_MAX).expect("enabled");
         assert_eq!(controllers.join(id, 7, 1), Err(Refused::Taken));
-        assert!(controllers.is_member(first) && controllers.is_member(last));
+        let is_member = |member| controllers.is_member(member, Nanos(5));
+        assert!(is_member(first) && is_member(last));
+        controllers.expect(&claim, Some(Nanos(4)));
+        assert!(!is_member(first) && !is_member(last), "the host was silent for too long");
+        controllers.expect(&claim, Some(Nanos(5)));
+        assert!(is_member(first));
         let [host] = &controllers.hosts()[..] else { panic!("one host") };
         assert_eq!((host.host.as_str(), host.controller, host.queues), ("nqn.2014-08.a", id, 2));
         controllers.leave(first);
         let first = controllers.join(id, 7, 1).expect("it has left");
         controllers.disable(&claim);
         controllers.enable(&claim);
-        assert!(!controllers.is_member(first));
+        assert!(!is_member(first));
         let again = controllers.join(id, 7, 1).expect("a new life");
         controllers.leave(first);
-        assert!(controllers.is_member(again) && controllers.join(id, 7, 1) == Err(Refused::Taken));
+        assert!(is_member(again) && controllers.join(id, 7, 1) == Err(Refused::Taken));
         controllers.release(&claim);
-        assert!(!controllers.is_member(again) && controllers.hosts().is_empty());
+        assert!(!is_member(again) && controllers.hosts().is_empty());
     }
 
     #[test]

@@ -84,8 +84,21 @@ struct Active {
     held_bytes: u64,
     /// The host was asked for the data, under the slot's number.
     is_asked: bool,
+    /// Its place among all commands of the session.
+    number: u64,
+    /// A volume has been asked for all of it, or the first of its steps.
+    is_submitted: bool,
     /// Something went wrong on the way: the status to answer with once nothing is in flight.
     failure: Option<Status>,
+}
+
+impl Active {
+    /// Whether the volume is still to be asked for something, and nothing is to come from the host before.
+    fn is_due(&self) -> bool {
+        let Job::Volume(request) = &self.job else { return false };
+        let has_come = self.received_bytes >= self.expected_bytes && self.failure.is_none();
+        has_come && (!self.is_submitted || request.has_steps())
+    }
 }
 
 #[derive(Debug)]
@@ -150,6 +163,8 @@ pub(in crate::serve) struct Session {
     fetching: Option<(u16, u32)>,
     intake: Intake,
     commands: Slots<Active>,
+    /// Commands that were taken.
+    command_count: u64,
     to_submit: VecDeque<u16>,
     to_receive: VecDeque<u16>,
     /// Bytes of payloads that were allocated for the commands in flight.
@@ -180,6 +195,7 @@ impl Session {
             fetching: None,
             intake: Intake::Header,
             commands: Slots::default(),
+            command_count: 0,
             to_submit: VecDeque::new(),
             to_receive: VecDeque::new(),
             write_bytes: 0,
@@ -207,14 +223,26 @@ impl Session {
 
     /// Whether the queue's controller has ended. While the node stops its queues end each in its own time.
     fn is_orphan<N, S>(&self, turn: &Turn<'_, N, S>) -> bool {
-        !turn.stopping && matches!(self.role, Role::Io(member) if !self.target.controllers.is_member(member))
+        !turn.stopping && matches!(self.role, Role::Io(member) if !self.target.controllers.is_member(member, self.now))
+    }
+
+    /// How the session ends before it begins anything more of what has come: its host has closed its end, and may have sent that again on another path; or was silent
+    /// for so long that it has given this one up. What is in flight is answered to nobody.
+    fn end_of<N: Network, S>(&self, turn: &Turn<'_, N, S>) -> Option<Next> {
+        let is_silent = matches!(&self.role, Role::Admin(admin) if admin.is_silent(self.now));
+        match turn.net.state(turn.connection) {
+            ConnectionState::Failed => Some(Next::Abort),
+            _ if is_silent || self.is_orphan(turn) => Some(Next::Abort),
+            ConnectionState::InputEnded => Some(Next::Close),
+            ConnectionState::Open | ConnectionState::Connecting => None,
+        }
     }
 
     /// Takes up to [`STEPS_PER_TURN`] steps.
     pub(in crate::serve) fn run<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos) -> Ran {
         self.now = now;
-        if turn.net.state(turn.connection) == ConnectionState::Failed || self.is_orphan(turn) {
-            return Ran { progressed: true, next: Next::Abort };
+        if let Some(next) = self.end_of(turn) {
+            return Ran { progressed: true, next };
         }
         let mut progressed = false;
         for _ in 0..STEPS_PER_TURN {
@@ -236,8 +264,6 @@ impl Session {
                 }
                 Pace::Violation => Next::Abort,
                 _ if matches!(self.intake, Intake::Ended) => Next::Close,
-                // What is in flight is answered to nobody.
-                Pace::WaitsForClient if turn.net.state(turn.connection) == ConnectionState::InputEnded => Next::Close,
                 _ if turn.stopping && self.commands.is_empty() && turn.unsent_bytes() == 0 => Next::Close,
                 Pace::WaitsForClient => Next::Rest,
                 Pace::WaitsForRoom => Next::Again,
@@ -254,6 +280,7 @@ impl Session {
         now: Nanos,
         pressed: bool,
     ) -> Next {
+        self.now = now;
         self.target.traffic.add(&mut self.tally);
         self.patience.look(turn.net.unsent_bytes(turn.connection), now);
         let is_asked = self.commands.iter().any(|active| active.is_asked);
@@ -425,12 +452,15 @@ impl Session {
             expected_bytes: data.bytes(),
             held_bytes: 0,
             is_asked: false,
+            number: self.command_count + 1,
+            is_submitted: false,
             failure,
         };
         if matches!(data, Data::InCapsule(_)) && !Self::furnish(turn.service, &mut active, &mut self.write_bytes) {
             return Ok(Pace::WaitsForRoom);
         }
         self.take(turn, unit);
+        self.command_count += 1;
         let slot = self.commands.insert(active);
         match data {
             Data::InCapsule(_) => self.expect(unit, slot),
@@ -587,6 +617,7 @@ impl Session {
                 let claim = self.target.controllers.claim(&connect.host, host, is_discovery).ok_or(busy)?;
                 let admin = Admin::new(claim, connect, is_discovery, self.access, self.now);
                 let controller = admin.controller();
+                admin.tell_heard(&self.target);
                 self.role = Role::Admin(Box::new(admin));
                 controller
             }
@@ -615,7 +646,9 @@ impl Session {
         let Role::Admin(admin) = &mut self.role else { unreachable!("planned as one") };
         let id = command.id.get();
         if command.opcode == opcode::ABORT && admin.is_enabled() {
-            match admin.abort(&self.target, command, self.now) {
+            let abort = admin.abort(&self.target, command, self.now);
+            admin.tell_heard(&self.target);
+            match abort {
                 Abort::Event(request) => {
                     self.respond(turn, request, Status::ABORTED, 0);
                     self.end_abort(turn, id, true);
@@ -626,7 +659,9 @@ impl Session {
             }
             return;
         }
-        match admin.execute(&self.target, turn.service, command, self.now) {
+        let answer = admin.execute(&self.target, turn.service, command, self.now);
+        admin.tell_heard(&self.target);
+        match answer {
             Answer::Done(status, result) => self.answer(turn, command, status, result),
             Answer::Held => {}
             Answer::Data(data) => {
@@ -677,6 +712,7 @@ impl Session {
             return false;
         }
         self.to_submit.pop_front();
+        active.is_submitted = true;
         let volume = request.volume;
         let operation = match request.work {
             Work::Write { durable } => {
@@ -712,6 +748,21 @@ impl Session {
         let agreement = self.agreement.unwrap_or_default();
         turn.send(|output| pdu::write_ready_to_transfer(output, agreement, slot, part));
         true
+    }
+
+    /// Whether the last step could go on only with more input.
+    pub(in crate::serve) fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// The newest command that was taken.
+    pub(in crate::serve) fn newest_command(&self) -> u64 {
+        self.command_count
+    }
+
+    /// Whether volumes were asked for everything of the commands up to `newest` whose data has come.
+    pub(in crate::serve) fn has_submitted(&self, newest: u64) -> bool {
+        !self.commands.iter().any(|active| active.number <= newest && active.is_due())
     }
 
     /// Takes the engine's reply to a request of this session.

@@ -360,6 +360,12 @@ impl VolumeService for MemoryService {
         self.pending.push(request);
     }
 
+    fn abandon(&mut self, _session: u64) {}
+
+    fn has_handed_on(&self) -> bool {
+        true
+    }
+
     fn poll_reply(&mut self) -> Option<VolumeReply> {
         if self.hold || self.pending.is_empty() || self.prng.chance(self.idle_of_eight, 8) {
             return None;

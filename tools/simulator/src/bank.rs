@@ -140,7 +140,7 @@ pub fn choose(name: &str) -> anyhow::Result<()> {
 }
 
 fn known(name: &str) -> anyhow::Result<Bug> {
-    let mut all = BUGS.iter().chain(&pair::bugs::BUGS);
+    let mut all = BUGS.iter().chain(&pair::bugs::BUGS).chain(&pair::hosts::BUGS);
     all.find(|known| known.name == name).copied().with_context(|| format!("no planted bug is called {name}"))
 }
 
@@ -161,6 +161,7 @@ pub fn run(plan: Plan, only: Option<&str>, mut tell: impl FnMut(&Row)) -> anyhow
         // By name it is hunted even where a test finds it sooner.
         Some(name) => vec![Task::Hunt(Bug { finder: Finder::Histories, ..known(name)? })],
         None if plan.mode == Mode::Pair => pair::bugs::BUGS.into_iter().map(Task::Hunt).collect(),
+        None if plan.mode == Mode::Hosts => pair::hosts::BUGS.into_iter().map(Task::Hunt).collect(),
         None => BUGS.into_iter().map(Task::Hunt).chain(Weakness::ALL.map(Task::Weaken)).collect(),
     };
     let next = AtomicUsize::new(0);

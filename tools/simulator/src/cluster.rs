@@ -23,6 +23,7 @@ use twinlog::{
         engine::{Engine, EngineLimits, EngineParts},
         pools::{OpenedPool, PoolOpener, PoolSlot, Pools},
         request::VolumeService,
+        sweep::{ReactorSweeps, Sweeps},
     },
     pair::way::LinkWay,
     pool::{
@@ -199,7 +200,7 @@ impl Machine {
         let (peers, mailboxes): (Vec<_>, Vec<_>) =
             wakers.iter().map(|waker| mailbox(self.setup.messages_max, waker.clone())).unzip();
         let (calls, called) = mailbox(CALLS_MAX, wakers[0].clone());
-        let mut called = Some(called);
+        let (sweeps, mut called) = (Arc::new(Sweeps::new(&wakers)), Some(called));
         let (budget, end, holders) = (Budget::default(), Arc::new(NodeEnd::default()), Arc::new(()));
         let laziness = vec![0; usize::from(reactor_count)];
         let (ports, listeners) = (Vec::new(), Vec::new());
@@ -227,7 +228,8 @@ impl Machine {
             let (net, listener) = SimNet::open(agenda);
             let port = Port::new(agenda.waker());
             let front = if self.setup.is_nbd {
-                Front::Nbd(Box::new(Server::new(CONNECTIONS_MAX)))
+                let sweeps = ReactorSweeps::new(sweeps.clone(), usize::from(number));
+                Front::Nbd(Box::new(Server::new(CONNECTIONS_MAX).with_sweeps(sweeps)))
             } else {
                 Front::Direct(port.clone())
             };

@@ -39,6 +39,9 @@ struct Arguments {
     /// Simulate a pair: two nodes, their interconnect, an arbiter and fences.
     #[arg(long)]
     pair: bool,
+    /// Simulate hosts that give one path to a pair up and go on over the other.
+    #[arg(long, conflicts_with = "pair")]
+    hosts: bool,
     /// Keep in this file what is done; where it exists, go on from there. A run that was ended loses a second of work.
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
@@ -73,7 +76,7 @@ fn main() -> anyhow::Result<ExitCode> {
     if let Some(bug) = &arguments.bug {
         twinlog_simulator::bank::choose(bug)?;
     }
-    let mode = if arguments.pair { Mode::Pair } else { Mode::Node };
+    let mode = mode(&arguments);
     if arguments.trace {
         return Ok(trace(mode, seed));
     }
@@ -94,9 +97,17 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn mode(arguments: &Arguments) -> Mode {
+    match (arguments.pair, arguments.hosts) {
+        (_, true) => Mode::Hosts,
+        (true, _) => Mode::Pair,
+        _ => Mode::Node,
+    }
+}
+
 /// Whether a run like this must have shown a class.
 fn must_show(summary: &Summary, class: &str) -> bool {
-    let is_common = summary.mode == Mode::Node || class.starts_with(LINE);
+    let is_common = summary.mode != Mode::Pair || class.starts_with(LINE);
     summary.histories >= if is_common { ALL_CLASSES_FROM } else { PAIR_CLASSES_FROM }
 }
 
@@ -107,8 +118,7 @@ fn jobs(arguments: &Arguments) -> usize {
 #[cfg(feature = "planted-bugs")]
 fn bank(arguments: &Arguments, seed: u64) -> anyhow::Result<ExitCode> {
     let histories = arguments.histories.unwrap_or(30_000);
-    let mode = if arguments.pair { Mode::Pair } else { Mode::Node };
-    let plan = Plan { mode, seed, histories, jobs: jobs(arguments), twice: false };
+    let plan = Plan { mode: mode(arguments), seed, histories, jobs: jobs(arguments), twice: false };
     let rows = twinlog_simulator::bank::run(plan, arguments.bug.as_deref(), |row| {
         eprintln!("{}: {}", row.bug, row.oracle.as_deref().unwrap_or("NOT FOUND"));
     })?;

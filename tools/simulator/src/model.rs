@@ -110,6 +110,8 @@ struct Write {
     /// Whether a read has returned it before it was answered.
     was_read: bool,
     is_pending: bool,
+    /// It was asked for again and is not answered: it may happen once more, whatever was read.
+    is_repeated: bool,
     /// It ended with an error, or a crash found it unanswered or lost the log that it was in: settled, and it may have never happened.
     is_doubtful: bool,
     /// It never happens: it was refused or given up.
@@ -173,6 +175,7 @@ impl Model {
             settled: 0,
             was_read: false,
             is_pending: false,
+            is_repeated: false,
             is_doubtful: false,
             is_void: false,
         };
@@ -240,6 +243,7 @@ impl Model {
             settled: u64::MAX,
             was_read: false,
             is_pending: true,
+            is_repeated: false,
             is_doubtful: false,
             is_void: false,
         };
@@ -257,7 +261,7 @@ impl Model {
         let now = self.tick();
         let write = &mut self.writes[index(id)];
         write.settled = write.settled.min(now);
-        write.is_pending = false;
+        (write.is_pending, write.is_repeated) = (false, false);
         if write.is_void {
             return;
         }
@@ -314,6 +318,19 @@ impl Model {
         let now = self.tick();
         let write = &mut self.writes[index(id)];
         (write.settled, write.is_doubtful) = (write.settled.min(now), true);
+    }
+
+    /// A write that was not answered is asked for again, over another path: until its answer it may happen once more.
+    pub fn ask_again(&mut self, id: WriteId) {
+        self.tick();
+        let write = &mut self.writes[index(id)];
+        (write.settled, write.was_read, write.is_repeated) = (u64::MAX, false, true);
+        let range = write.range.clone();
+        let Some(volume) = self.volumes.get_mut(&write.volume) else { return };
+        for segment in volume.cut(&range) {
+            segment.candidates.retain(|candidate| candidate.write != id);
+            segment.candidates.push(Candidate::new(id));
+        }
     }
 
     /// Bytes where a write that is under way has certainly happened, and been overwritten since.
@@ -552,7 +569,7 @@ impl Model {
     fn settle(&mut self, seen: &[WriteId], now: u64) {
         for &id in seen {
             let write = &mut self.writes[index(id)];
-            if write.settled == u64::MAX {
+            if write.settled == u64::MAX && !write.is_repeated {
                 (write.settled, write.was_read) = (now, true);
             }
         }

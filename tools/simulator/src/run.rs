@@ -65,6 +65,8 @@ pub enum Mode {
     Node,
     /// A pair.
     Pair,
+    /// A pair, and hosts that go from one node to the other.
+    Hosts,
 }
 
 impl Mode {
@@ -74,6 +76,7 @@ impl Mode {
         guarded(seed, || match self {
             Self::Node => history::run(seed, watch),
             Self::Pair => pair::run(seed, watch),
+            Self::Hosts => pair::hosts::run(seed, watch),
         })
     }
 
@@ -81,6 +84,7 @@ impl Mode {
         match self {
             Self::Node => Tally::default(),
             Self::Pair => pair::tally(),
+            Self::Hosts => pair::hosts::tally(),
         }
     }
 }
@@ -162,7 +166,11 @@ pub struct Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "FAILED {}: {}", self.oracle, self.what)?;
-        let flag = if self.mode == Mode::Pair { " --pair" } else { "" };
+        let flag = match self.mode {
+            Mode::Node => "",
+            Mode::Pair => " --pair",
+            Mode::Hosts => " --hosts",
+        };
         write!(formatter, "  repeat: cargo simulator{flag} --histories 1 --seed {:#x} --trace", self.seed)
     }
 }
@@ -192,7 +200,7 @@ impl Summary {
         ensure!(self.schema_version == SCHEMA_VERSION, "it is of another version of this program");
         let commit = twinlog::COMMIT;
         ensure!(self.commit == commit, "it is of commit {}, and this program of {commit}", self.commit);
-        ensure!(self.mode == plan.mode, "one of the two is of pairs");
+        ensure!(self.mode == plan.mode, "the two are of different kinds of histories");
         ensure!(self.seed == plan.seed, "it is of seed {:#x}, not {:#x}", self.seed, plan.seed);
         ensure!(self.twice == plan.twice, "one of the two runs every history twice");
         Ok(())

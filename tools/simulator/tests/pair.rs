@@ -14,6 +14,15 @@ fn a_pair_survives_what_is_drawn_for_it() {
     }
 }
 
+/// Hosts that give a path up have nothing performed late.
+#[test]
+fn what_hosts_have_left_behind_is_not_performed_late() {
+    for index in 0..20 {
+        let outcome = Mode::Hosts.run_one(seed_of(1, index), Watch::Verdict);
+        assert!(outcome.violation.is_none(), "history {index}: {:?}", outcome.violation);
+    }
+}
+
 fn passes(seed: u64) {
     let outcome = Mode::Pair.run_one(seed, Watch::Verdict);
     assert!(outcome.violation.is_none(), "{:?}", outcome.violation);
@@ -52,8 +61,10 @@ fn a_log_that_cannot_be_read_before_the_first_claim_is_named() {
 /// The same seed gives the same bytes.
 #[test]
 fn a_pair_is_deterministic() {
-    let digest = || Mode::Pair.run_one(7, Watch::Digest).digest;
-    assert_eq!(digest(), digest());
+    for mode in [Mode::Pair, Mode::Hosts] {
+        let digest = || mode.run_one(7, Watch::Digest).digest;
+        assert_eq!(digest(), digest());
+    }
 }
 
 /// A run with a bug in force has it in force in all its threads: one without it is clean, and proves nothing.

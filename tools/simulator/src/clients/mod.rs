@@ -14,7 +14,7 @@ use twinlog::{
     },
     serve::{FrontEnd, Server},
 };
-use twinlog_device::{BlockPool, Nanos, Network};
+use twinlog_device::{BlockPool, Nanos, Unread};
 use twinlog_sim::SimWaker;
 
 use crate::{
@@ -206,7 +206,7 @@ pub enum Front {
     Direct(Rc<Port>),
 }
 
-impl<N: Network> FrontEnd<N> for Front {
+impl<N: Unread> FrontEnd<N> for Front {
     fn poll<S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
         match self {
             Self::Nbd(server) => server.poll(net, service, now),

@@ -351,3 +351,27 @@ fn what_is_given_up_never_happened_and_all_else_did() {
     let (mut model, _) = given_up();
     assert_eq!(oracle(check_recovered(&mut model, 4096, &[0; 4096])), Some(DataOracle::Lost));
 }
+
+/// A write that is sent again may be performed at both places until it is answered, and never after what was written then.
+#[test]
+fn what_is_asked_for_again_may_happen_twice_until_it_is_answered() {
+    let mut model = model(true);
+    let read = |model: &mut Model, id: WriteId| {
+        let began = model.begin();
+        let result = model.check_read(V, 0, &bytes(id, 0..4096), began);
+        model.end(began);
+        oracle(result)
+    };
+    let repeated = model.begin_write(V, 0..4096, Fill::Pattern);
+    model.ask_again(repeated);
+    assert_eq!(read(&mut model, repeated), None, "the first asking");
+    let other = model.begin_write(V, 0..4096, Fill::Pattern);
+    model.end_write(other, false);
+    assert_eq!(read(&mut model, other), None);
+    assert_eq!(read(&mut model, repeated), None, "the second");
+    model.end_write(repeated, false);
+    let last = model.begin_write(V, 0..4096, Fill::Pattern);
+    model.end_write(last, false);
+    assert_eq!(read(&mut model, last), None);
+    assert_eq!(read(&mut model, repeated), Some(DataOracle::StaleRead), "a late command");
+}

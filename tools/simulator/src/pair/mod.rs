@@ -26,6 +26,7 @@ mod fence;
 mod forced;
 mod hardware;
 mod held;
+pub mod hosts;
 mod lines;
 #[cfg(test)]
 mod named;

@@ -11,7 +11,12 @@ use crate::{
     cluster::{MailWaker, Node, SimInterconnect, format_logs, keep_memory, make_pool, memory},
     setup::BLOCK,
 };
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 use twinlog::{
     base::{Epoch, Incarnation, LaneIndex, PairId, PoolId, PortionId, ReactorIndex},
     changelog::{LaneIdentity, PortionRole, ReadHeader},
@@ -19,6 +24,7 @@ use twinlog::{
     node::{
         forward::ForwardPort,
         pools::{PoolSlot, Pools},
+        sweep::{ReactorSweeps, Sweeps},
     },
     pair::{
         auth::PairKey,
@@ -32,7 +38,7 @@ use twinlog::{
     },
     reactor::{Idle, IdlePolicy, Waker, mailbox},
     serve::{
-        InterconnectLoop, InterconnectParts, Reactor, ReactorParts,
+        InterconnectLoop, InterconnectParts, Reactor, ReactorParts, Server,
         reactor::{NodeEnd, PairParts},
     },
 };
@@ -41,6 +47,8 @@ use twinlog_sim::{Agenda, LogMedium, SimListener, SimLog, SimMedium, SimNet, Sim
 
 /// The nodes, and the pools that are at home there.
 pub(super) const NAMES: [&str; 2] = ["a", "b"];
+/// Clients of one reactor: with those that have been given up and are not gone yet.
+const CONNECTIONS_MAX: usize = 256;
 /// Orders that wait for a node.
 const CALLS_MAX: usize = 8;
 /// A node may serve for so many detection times after it has renewed its lease.
@@ -86,6 +94,8 @@ pub(super) struct Process {
     pub(super) node: Node,
     /// Of each, in this order.
     agendas: Vec<Agenda>,
+    /// Which of the reactors get no turns.
+    is_starved: [Cell<bool>; REACTORS_MAX],
     net: SimListener,
 }
 
@@ -95,11 +105,18 @@ impl Process {
         self.agendas.iter().for_each(|agenda| agenda.stand_still(is_still));
     }
 
+    /// One of its reactors gets no turns, or gets them again.
+    pub(super) fn starve(&self, reactor: usize, is_still: bool) {
+        self.is_starved[reactor].set(is_still);
+        self.agendas[reactor].stand_still(is_still);
+    }
+
     /// Gives each reactor whose wait is over a turn, in an order drawn from `prng`. Returns the time that reactor 0 knows of in it; `None` if all wait.
     pub(super) fn poll(&mut self, prng: &mut Prng) -> Option<Nanos> {
         let mut is_due = [false; REACTORS_MAX + 1];
-        for (is_due, agenda) in is_due.iter_mut().zip(&self.agendas) {
-            *is_due = agenda.is_due();
+        for (index, (is_due, agenda)) in is_due.iter_mut().zip(&self.agendas).enumerate() {
+            let is_starved = self.is_starved.get(index).is_some_and(Cell::get);
+            *is_due = !is_starved && agenda.is_due();
             if *is_due {
                 agenda.rouse();
             }
@@ -234,7 +251,8 @@ impl Site {
         self.hindrances.borrow_mut().failed[node] = [0; 2];
         let hindrances = (node, &self.hindrances);
         let openings = Openings::new(hindrances, &agendas, &wakers, self.setup.messages_max, self.prng.fork());
-        let (forwarder, forward_ports) = self.forwarder(node, &wakers);
+        let sweeps = Arc::new(Sweeps::new(&wakers));
+        let (forwarder, forward_ports) = self.forwarder(node, &wakers, sweeps.clone());
         let end = Arc::new(NodeEnd::default());
         let carrier = self.setup.seam.map(|_| Agenda::new(&self.world));
         let (parts, interconnect, net) = self.pair_parts(node, (&agendas[0], carrier.as_ref(), &end), forwarder);
@@ -244,6 +262,13 @@ impl Site {
             let blocks = self.blocks[node].clone();
             let (client_net, listener) = SimNet::open(agenda);
             let port = Port::new(agenda.waker());
+            let front = match self.setup.has_sessions {
+                true => {
+                    let sweeps = ReactorSweeps::new(sweeps.clone(), usize::from(number));
+                    Front::Nbd(Box::new(Server::new(CONNECTIONS_MAX).with_sweeps(sweeps)))
+                }
+                false => Front::Direct(port.clone()),
+            };
             let beside = carrier.iter().map(|agenda| Arc::new(MailWaker(agenda.waker())) as Arc<dyn Waker>);
             let peers = (0..).zip(&wakers).filter(|(other, _)| *other != number).map(|(_, waker)| waker.clone());
             let mut pools = Pools::new(blocks.clone(), None);
@@ -252,7 +277,7 @@ impl Site {
                 platform: SimPlatform::new(agenda.clone(), blocks.clone()).giving_way(!self.setup.spins),
                 pools,
                 net: client_net,
-                front: Front::Direct(port.clone()),
+                front,
                 idle: Idle::new(IdlePolicy::Adaptive),
                 calls: called.take(),
                 open_device: Box::new(|name| Some(Err(format!("no device called {name}")))),
@@ -278,7 +303,7 @@ impl Site {
         if let (Some(interconnect), Some(seam)) = (interconnect, self.setup.seam) {
             node.set_interconnect(interconnect, seam.laziness);
         }
-        Process { node, agendas: agendas.into_iter().chain(carrier).collect(), net }
+        Process { node, agendas: agendas.into_iter().chain(carrier).collect(), is_starved: Default::default(), net }
     }
 
     /// What reactor 0 has beyond the others, an interconnect that is polled beside it, and the name of this end of the interconnect.
@@ -361,7 +386,12 @@ impl Site {
     }
 
     /// The way of requests to the other node, and each reactor's end of it.
-    fn forwarder(&mut self, node: usize, wakers: &[Arc<dyn Waker>]) -> (Forwarder, Vec<ForwardPort>) {
+    fn forwarder(
+        &mut self,
+        node: usize,
+        wakers: &[Arc<dyn Waker>],
+        sweeps: Arc<Sweeps>,
+    ) -> (Forwarder, Vec<ForwardPort>) {
         let messages_max = self.setup.messages_max;
         let (to_hub, hub) = mailbox(messages_max, wakers[0].clone());
         let (to_ports, from_hub): (Vec<_>, Vec<_>) =
@@ -381,6 +411,7 @@ impl Site {
                 starved_pause: detection / 100,
             },
             first_number: self.prng.next_u64(),
+            sweeps,
         });
         (forwarder, ports)
     }

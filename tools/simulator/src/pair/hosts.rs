@@ -1,0 +1,444 @@
+//! Hosts with two paths to a pair. A host that waits too long for an answer gives its path up, sends what was not answered again on the other one, and goes on
+//! there; its farewell comes at once, late, or never. Nodes and single reactors stand still for less than a lease, so that what lies at the first path may
+//! be found after what came over the second was answered. The exact oracle of linearizability sees what a late command does.
+//!
+//! A host prefers the node where the pool is at home, which serves it in all these histories, and goes back there when nothing is under way. What happens
+//! when it gives up the path to the node that forwards is not in them: see `docs/nvme-tcp.md`.
+//!
+//! # Invariants
+//!
+//! 1. Everything goes through the real sessions over a simulated network.
+//! 2. A command that is sent again may be performed at each of its places, until it is answered; then never more.
+
+use super::{
+    found,
+    setup::{FenceKind, PairSetup},
+    site::{NAMES, Process, Site},
+};
+#[cfg(feature = "planted-bugs")]
+use crate::bank::{Bug, Finder, controller_bug};
+use crate::{
+    clients::{Answer, Ask, Refusal, nbd::Session},
+    fault::Tally,
+    history::{self, Figures, Oracle, Outcome, Violation},
+    model::Model,
+    pattern::WriteId,
+    setup::{BLOCK, index},
+};
+use std::time::Duration;
+use twinlog::{
+    base::{ObjectId, checksum},
+    node::admin::{AdminReply, AdminRequest},
+};
+use twinlog_device::{Nanos, Prng, Wait};
+use twinlog_sim::Agenda;
+
+/// Planted bugs of what keeps commands from being late, each with the test that finds it.
+#[cfg(feature = "planted-bugs")]
+pub const BUGS: [Bug; 4] = [
+    controller_bug("abandoned-is-performed", "what waits for an owner is performed although its client has gone"),
+    controller_bug("change-not-swept", "a change from the partner is performed in front of what lies unread here"),
+    Bug {
+        name: "connection-not-held",
+        what: "commands of a new connection are taken in front of what lies unread at others",
+        finder: Finder::Test("cargo test --features planted-bugs --test nvme_tcp planted"),
+    },
+    controller_bug(
+        "overlapping-change-overtakes",
+        "a change that waits for a block is overtaken by a later one of the same bytes",
+    ),
+];
+
+/// The volume.
+const VOLUME: &str = "shared";
+/// Turns in which hosts work, at most.
+const TURNS_MAX: u64 = 20_000;
+/// Turns in which everything must have been answered.
+const PATIENCE_TURNS: u64 = 400_000;
+/// A host gives a path up that has commands under way.
+const GIVEN_UP: &str = "host gives a path up";
+/// What lies there is found later.
+const FOUND_LATE: &str = "commands lie at a path given up";
+/// A node stands still.
+const PAUSED: &str = "node stands still";
+/// One of a node's reactors does.
+const STARVED: &str = "reactor stands still";
+
+/// Names of everything that is counted.
+#[must_use]
+pub fn tally() -> Tally {
+    Tally::of([GIVEN_UP, FOUND_LATE, PAUSED, STARVED].into_iter())
+}
+
+/// A command that is not answered.
+struct Command {
+    id: u64,
+    ask: Ask,
+    write: Option<WriteId>,
+    began: u64,
+    /// When it was sent on the path that its host uses now.
+    sent: Option<Nanos>,
+    /// It was sent on another one before.
+    is_repeated: bool,
+}
+
+/// A host.
+struct Host {
+    /// The node that it uses.
+    at: usize,
+    session: Option<Session>,
+    commands: Vec<Command>,
+    /// How long it waits for an answer of the node that it prefers.
+    time_out: Duration,
+    /// Connections that it has given up, and that do not know it.
+    left: Vec<Session>,
+}
+
+/// What stands still, and until when.
+struct Still {
+    node: usize,
+    /// None: all of the node.
+    reactor: Option<usize>,
+    until: Nanos,
+}
+
+/// A history.
+struct History {
+    setup: PairSetup,
+    site: Site,
+    prng: Prng,
+    processes: [Process; 2],
+    still: Vec<Still>,
+    /// Before this no node stands still again.
+    rests_until: [Nanos; 2],
+    model: Model,
+    volume: ObjectId,
+    size_bytes: u64,
+    hosts: Vec<Host>,
+    next_id: u64,
+    tally: Tally,
+    figures: Figures,
+    digest: u64,
+    is_traced: bool,
+}
+
+/// Runs the history of `seed`.
+#[must_use]
+pub fn run(seed: u64, watch: history::Watch) -> Outcome {
+    let mut prng = Prng::new(seed);
+    let setup = draw(&mut prng);
+    let mut site = Site::new(seed, &setup);
+    let processes = [site.start(0), site.start(1)];
+    let mut history = History {
+        hosts: (0..prng.between(1, 3)).map(|_| Host::new(&setup, &mut prng)).collect(),
+        size_bytes: prng.between(1, 4) * BLOCK,
+        prng,
+        setup,
+        site,
+        processes,
+        still: Vec::new(),
+        rests_until: [Nanos(0); 2],
+        model: Model::new(true),
+        volume: ObjectId(0),
+        next_id: 0,
+        tally: tally(),
+        figures: Figures::default(),
+        digest: 0,
+        is_traced: watch == history::Watch::Trace,
+    };
+    let result = history.all();
+    history.figures.lives = 2;
+    history.figures.verified_bytes = history.model.verified_bytes;
+    let media = if watch == history::Watch::Verdict { 0 } else { history.site.digest() };
+    let digest = history.digest ^ media ^ history.site.world.now().0;
+    Outcome { seed, violation: result.err(), digest, figures: history.figures, tally: history.tally }
+}
+
+/// A pair that stays whole, and whose pools stay where they are.
+fn draw(prng: &mut Prng) -> PairSetup {
+    let mut setup = PairSetup::draw(prng);
+    setup.troubles.clear();
+    setup.aim = None;
+    setup.fence = FenceKind::Lock;
+    setup.has_sessions = true;
+    setup.any_byte = prng.chance(1, 2);
+    setup.reactors = [if prng.chance(3, 4) { 2 } else { 1 }, if prng.chance(1, 4) { 2 } else { 1 }];
+    setup
+}
+
+impl Host {
+    fn new(setup: &PairSetup, prng: &mut Prng) -> Self {
+        let time_out = setup.detection / u32::try_from(prng.between(2, 8)).expect("few");
+        Self { at: 0, session: None, commands: Vec::new(), time_out, left: Vec::new() }
+    }
+}
+
+impl History {
+    fn note(&self, line: impl FnOnce(&Self) -> String) {
+        if self.is_traced {
+            println!("{:>12} {}", self.site.world.now().0, line(self));
+        }
+    }
+
+    fn all(&mut self) -> Result<(), Violation> {
+        self.note(|history| format!("{:?}", history.setup));
+        self.make_volume()?;
+        let changes = self.prng.between(20, 120);
+        let last = self.figures.turns + TURNS_MAX;
+        while self.figures.answered_changes < changes && self.figures.turns < last {
+            if self.prng.chance(1, 60) {
+                self.stand_still();
+            }
+            self.turn(true)?;
+        }
+        self.heal();
+        self.until("every command is answered", |history| history.hosts.iter().all(|host| host.commands.is_empty()))?;
+        let everything = Ask::Read(0..self.size_bytes);
+        (0..self.hosts.len()).for_each(|host| self.begin(host, everything.clone()));
+        self.until("everything is read", |history| history.hosts.iter().all(|host| host.commands.is_empty()))
+    }
+
+    fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) -> Result<(), Violation> {
+        let last = self.figures.turns + PATIENCE_TURNS;
+        while !done(self) {
+            if self.figures.turns > last {
+                return Err(found(Oracle::Liveness, format!("it takes for ever until {what}")));
+            }
+            self.turn(false)?;
+        }
+        Ok(())
+    }
+
+    fn make_volume(&mut self) -> Result<(), Violation> {
+        let knows = |process: &Process| process.node.volume(VOLUME).is_some();
+        self.until("the pool is served", |history| history.processes[0].node.is_serving())?;
+        let request = AdminRequest::VolumeCreate { name: VOLUME.to_owned(), size_bytes: self.size_bytes };
+        let replies = self.processes[0].node.call(request).expect("nobody else orders anything");
+        self.until("both nodes know the volume", |history| history.processes.iter().all(knows))?;
+        match replies.try_recv() {
+            Ok(AdminReply::Volumes { volumes }) if !volumes.is_empty() => {
+                self.volume = ObjectId(volumes[0].id);
+                self.model.create(self.volume, VOLUME, self.size_bytes);
+                Ok(())
+            }
+            reply => Err(found(Oracle::Volumes, format!("the volume was ordered, and the answer is {reply:?}"))),
+        }
+    }
+
+    /// A node, or one reactor of it, gets no turns for less than a lease. A reactor that has nothing to do with the lease may do so for longer.
+    fn stand_still(&mut self) {
+        let has_second = self.setup.reactors[0] > 1;
+        let (node, reactor, parts) = match self.prng.below(8) {
+            0..=5 if has_second => (0, Some(1), self.prng.between(32, 320)),
+            6 => (index(self.prng.below(2)), Some(0), self.prng.between(1, 64)),
+            _ => (index(self.prng.below(2)), None, self.prng.between(1, 128)),
+        };
+        let now = self.site.world.now();
+        if self.still.iter().any(|still| still.node == node) || now < self.rests_until[node] {
+            return;
+        }
+        let time = self.setup.detection / 64 * u32::try_from(parts).expect("few");
+        self.rests_until[node] = now + time + self.setup.detection * 2;
+        self.note(|_| format!("{} stands still: {reactor:?}, for {time:?}", NAMES[node]));
+        let has_work = self.hosts.iter().any(|host| !host.commands.is_empty());
+        self.count(if reactor.is_some() { STARVED } else { PAUSED }, has_work);
+        match reactor {
+            Some(reactor) => self.processes[node].starve(reactor, true),
+            None => self.processes[node].stand_still(true),
+        }
+        self.still.push(Still { node, reactor, until: now + time });
+    }
+
+    fn count(&mut self, name: &'static str, mattered: bool) {
+        self.tally.count_named(name, (1, u64::from(mattered)));
+    }
+
+    /// Whatever has stood still for long enough goes on.
+    fn go_on(&mut self, now: Nanos) {
+        let processes = &self.processes;
+        self.still.retain(|still| {
+            if still.until > now {
+                return true;
+            }
+            match still.reactor {
+                Some(reactor) => processes[still.node].starve(reactor, false),
+                None => processes[still.node].stand_still(false),
+            }
+            false
+        });
+    }
+
+    fn heal(&mut self) {
+        self.note(|_| "everything heals".to_owned());
+        self.still.iter_mut().for_each(|still| still.until = Nanos(0));
+        self.hosts.iter_mut().for_each(|host| host.left.clear());
+    }
+
+    fn turn(&mut self, works: bool) -> Result<(), Violation> {
+        self.figures.turns += 1;
+        self.go_on(self.site.world.now());
+        self.site.desk.borrow_mut().step();
+        // The lock of a process that lives is never free.
+        while self.site.fences.borrow_mut().step().is_some() {}
+        let first = index(self.prng.below(2));
+        let mut is_any = false;
+        for node in [first, 1 - first] {
+            if !self.still.iter().any(|still| still.node == node && still.reactor.is_none()) {
+                is_any |= self.processes[node].poll(&mut self.prng).is_some();
+            }
+        }
+        if !is_any {
+            Agenda::new(&self.site.world).turn(Wait::UpTo(Duration::from_micros(50)));
+        }
+        for host in 0..self.hosts.len() {
+            self.go_on_with(host, works)?;
+        }
+        Ok(())
+    }
+
+    /// A turn of a host.
+    fn go_on_with(&mut self, host: usize, works: bool) -> Result<(), Violation> {
+        self.connect(host);
+        let mut answers = Vec::new();
+        if let Some(session) = &mut self.hosts[host].session {
+            session.poll(&mut answers).map_err(|what| found(Oracle::Protocol, what))?;
+        }
+        for (id, answer) in answers {
+            self.answered(host, id, answer)?;
+        }
+        if self.hosts[host].session.as_ref().is_some_and(Session::is_closed) {
+            self.leave(host, false);
+        }
+        if works && self.hosts[host].commands.len() < self.setup.depth && self.prng.chance(1, 4) {
+            let ask = self.draw_ask();
+            self.begin(host, ask);
+        }
+        self.send(host);
+        self.lose_patience(host);
+        if self.prng.chance(1, 200) {
+            self.hosts[host].left.pop();
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, host: usize) {
+        let at = self.hosts[host].at;
+        if self.hosts[host].session.is_some() {
+            return;
+        }
+        let reactor = index(self.prng.below(u64::from(self.setup.reactors[at])));
+        if let Some(listener) = self.processes[at].node.listener(reactor) {
+            let session = Session::connect(listener, self.volume, VOLUME, self.prng.chance(1, 2));
+            self.note(|_| format!("host {host} connects to reactor {reactor} of {}", NAMES[at]));
+            self.hosts[host].session = Some(session);
+        }
+    }
+
+    /// The host is at no path: what was not answered is to be sent again.
+    fn leave(&mut self, host: usize, keeps: bool) {
+        let host = &mut self.hosts[host];
+        host.commands.iter_mut().for_each(|command| command.sent = None);
+        let session = host.session.take();
+        host.left.extend(session.filter(|_| keeps));
+    }
+
+    /// Gives up a path on which an answer takes too long, and goes back when nothing is under way.
+    fn lose_patience(&mut self, number: usize) {
+        let now = self.site.world.now();
+        let host = &self.hosts[number];
+        if host.at == 1 {
+            if host.commands.is_empty() && self.prng.chance(1, 8) {
+                self.leave(number, false);
+                self.hosts[number].at = 0;
+            }
+            return;
+        }
+        let is_late = |command: &Command| command.sent.is_some_and(|sent| now.since(sent) > host.time_out);
+        if !host.commands.iter().any(is_late) {
+            return;
+        }
+        let has_changes = host.commands.iter().any(|command| command.write.is_some());
+        let farewell = self.prng.below(4);
+        self.note(|_| format!("host {number} gives its path up, farewell {farewell}"));
+        self.count(GIVEN_UP, has_changes);
+        self.count(FOUND_LATE, has_changes && farewell > 0);
+        match farewell {
+            0 => {
+                self.hosts[number].session.take().into_iter().for_each(|session| drop(session.reset()));
+                self.leave(number, false);
+            }
+            // The end of the stream comes behind everything that was sent.
+            1 => self.leave(number, false),
+            _ => self.leave(number, true),
+        }
+        // Now and then it tries the same node again.
+        self.hosts[number].at = usize::from(self.prng.chance(3, 4));
+    }
+
+    fn draw_ask(&mut self) -> Ask {
+        let grain = if self.setup.any_byte && self.prng.chance(1, 2) { 512 } else { BLOCK };
+        let units = self.size_bytes / grain;
+        let first = self.prng.below(units);
+        // As long as a record of the smallest log may be.
+        let most = (self.setup.write_bytes_max / grain).clamp(1, 3);
+        let range = first * grain..(first + self.prng.between(1, (units - first).min(most))) * grain;
+        match self.prng.below(10) {
+            0..=4 => Ask::Write(range, WriteId(0), false),
+            5 => Ask::Zero(range, self.prng.chance(1, 2), false),
+            _ => Ask::Read(range),
+        }
+    }
+
+    fn begin(&mut self, host: usize, mut ask: Ask) {
+        let (write, began) = ask.begin(&mut self.model, self.volume);
+        self.next_id += 1;
+        let id = self.next_id;
+        self.note(|_| format!("  {id}: host {host}: {ask:?}"));
+        self.hosts[host].commands.push(Command { id, ask, write, began, sent: None, is_repeated: false });
+    }
+
+    /// Sends what is not on its way.
+    fn send(&mut self, number: usize) {
+        let now = self.site.world.now();
+        let host = &mut self.hosts[number];
+        let Some(session) = host.session.as_mut().filter(|session| session.is_open()) else { return };
+        for command in host.commands.iter_mut().filter(|command| command.sent.is_none()) {
+            if let Some(write) = command.write.filter(|_| std::mem::replace(&mut command.is_repeated, true)) {
+                self.model.ask_again(write);
+            }
+            session.send(command.id, &command.ask);
+            command.sent = Some(now);
+        }
+    }
+
+    fn answered(&mut self, host: usize, id: u64, answer: Answer) -> Result<(), Violation> {
+        let position = self.hosts[host].commands.iter().position(|command| command.id == id);
+        let Some(position) = position else {
+            return Err(found(Oracle::Protocol, format!("command {id} was answered twice")));
+        };
+        self.digest = self.digest.rotate_left(7) ^ id ^ self.site.world.now().0;
+        if let Answer::Refused(Refusal::Failed(_) | Refusal::ShuttingDown) = answer {
+            self.note(|_| format!("  {id}: {answer:?}"));
+            // A path error: it is sent again.
+            self.hosts[host].commands[position].sent = None;
+            return Ok(());
+        }
+        let Command { ask, write, began, .. } = self.hosts[host].commands.remove(position);
+        self.note(|_| format!("  {id}: {ask:?} is answered"));
+        match (answer, write, ask) {
+            (Answer::Done, Some(write), _) => {
+                self.model.end_write(write, false);
+                self.figures.answered_changes += 1;
+                Ok(())
+            }
+            (Answer::Data(bytes), None, Ask::Read(range)) => {
+                self.figures.reads += 1;
+                self.digest ^= checksum(range.start, &bytes);
+                let result = self.model.check_read(self.volume, range.start, &bytes, began);
+                self.model.end(began);
+                result.map_err(|(oracle, what)| found(Oracle::Data(oracle), what))
+            }
+            (answer, _, ask) => Err(found(Oracle::Error, format!("{ask:?} was answered with {answer:?}"))),
+        }
+    }
+}
