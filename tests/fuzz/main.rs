@@ -154,6 +154,12 @@ fn servers_of_the_load_tool() {
 }
 
 #[test]
+fn nvme_targets_of_the_load_tool() {
+    fuzz("load-nvme-open", 5000);
+    fuzz("load-nvme-answers", 5000);
+}
+
+#[test]
 fn journals_and_arguments_of_the_load_tool() {
     fuzz("load-journal", 5000);
     fuzz("load-target", 20_000);

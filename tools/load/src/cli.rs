@@ -16,7 +16,7 @@ use crate::{
 #[derive(Clone, Debug, Parser)]
 #[command(name = "twinlog-load", version)]
 pub(crate) struct Cli {
-    /// nbd+unix:///EXPORT?socket=PATH, nbd://HOST:PORT/EXPORT, or the path of a file or block device
+    /// nbd+unix:///EXPORT?socket=PATH, nbd://HOST:PORT/EXPORT, nvme-tcp://HOST:PORT[,HOST:PORT]/[NQN]?nsid=N, or the path of a file or block device
     #[arg(value_parser = parse_target)]
     pub(crate) target: Target,
     /// What the requests do
@@ -31,7 +31,7 @@ pub(crate) struct Cli {
     /// Requests in flight, over all connections
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) qd: u16,
-    /// NBD connections
+    /// NBD connections, or I/O queues of each NVMe path
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) connections: u16,
     /// How long to measure, in seconds (or 500ms, 2m)

@@ -96,6 +96,24 @@ pub(crate) enum Wait {
 #[error("{0}")]
 pub(crate) struct Lost(pub(crate) String);
 
+/// Why a target cannot be opened.
+pub(crate) struct Unopened {
+    /// In words.
+    pub(crate) lost: Lost,
+    /// Whether it may come yet: nobody answers, but nobody refuses.
+    pub(crate) may_come: bool,
+}
+
+/// A way to the target was lost, and another one is taken: nothing is to be done about it.
+#[derive(Clone, Debug)]
+pub(crate) struct Switch {
+    /// When it was noticed.
+    pub(crate) at: Instant,
+    pub(crate) what: String,
+    /// Requests that are sent once more.
+    pub(crate) again: usize,
+}
+
 /// A target under load.
 pub(crate) trait Engine {
     /// Size, limits and abilities.
@@ -110,6 +128,10 @@ pub(crate) trait Engine {
     fn abandon(&mut self);
     /// One attempt to open what was lost; the number of requests that will be sent once more.
     fn recover(&mut self) -> Result<usize, Lost>;
+    /// The next switch to another way that has not been told yet.
+    fn switched(&mut self) -> Option<Switch> {
+        None
+    }
 }
 
 /// The memory of all slots: one allocation, every slot aligned to a page.

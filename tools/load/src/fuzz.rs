@@ -2,6 +2,10 @@
 //!
 //! They are public for `tests/fuzz` and `tools/fuzz` of the project, and are no interface of anything else.
 
+mod nvme;
+
+pub use nvme::{answers as nvme_answers, open as nvme_open};
+
 use std::{
     io::{Cursor, Read, Write},
     os::unix::net::UnixStream,
@@ -143,12 +147,15 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
                 [reply(3, 0), reply(2, 108)].concat(),
             ]
         }
+        "nvme-open" => nvme::opens(),
+        "nvme-answers" => nvme::answers_seeds(),
         "journal" => journals(),
         "target" => {
             let texts = [
                 "nbd://localhost/vol-a",
                 "nbd://[::1]:10809/a%20b",
                 "nbd+unix:///vol?socket=run%2Fnbd.sock",
+                "nvme-tcp://127.0.0.1,[::1]:4421/?nsid=3&digest=both",
                 "./file",
                 "512-64k",
                 "1.5s",

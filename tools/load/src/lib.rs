@@ -1,12 +1,12 @@
 //! `twinlog-load`: throughput, latency, and proof that no acknowledged write was lost.
 //!
-//! It depends on nothing of the engine, and speaks NBD with code of its own, so that a mistake of the server's codec is not repeated
+//! It depends on nothing of the engine, and speaks NBD and NVMe/TCP with code of its own, so that a mistake of the server's codec is not repeated
 //! on the other side.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | `cli`, `target`, `units`, `plan` | what is wanted, checked against what the target offers |
-//! | `engine`, `nbd`, `uring` | the target: slots, requests, turns |
+//! | `engine`, `nbd`, `nvme`, `uring`, `stream` | the target: slots, requests, turns |
 //! | `workload`, `load`, `measure`, `live` | which requests, when, how long they took |
 //! | `stamp`, `model`, `journal`, `proof`, `readback` | what may be read where, and what is |
 //! | `report`, `session` | the result; one call of the program |
@@ -21,6 +21,7 @@ mod load;
 mod measure;
 mod model;
 mod nbd;
+mod nvme;
 mod plan;
 mod prng;
 mod proof;
@@ -28,6 +29,7 @@ mod readback;
 mod report;
 mod session;
 mod stamp;
+mod stream;
 mod target;
 mod units;
 mod uring;

@@ -22,7 +22,7 @@ use std::{
 };
 
 use crate::{
-    engine::{Completion, Engine, Lost, Request, Wait},
+    engine::{Completion, Engine, Lost, Request, Switch, Wait},
     live::Live,
     measure::Measure,
     proof::{FINDINGS_LIMIT, Proof},
@@ -74,11 +74,13 @@ pub(crate) enum End {
     Journal(String),
 }
 
-/// A time without answers around a reconnection.
+/// A time without answers around a reconnection, or a switch to another path.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Pause {
     pub(crate) at_seconds: f64,
     pub(crate) seconds: f64,
+    /// The part of it until the loss was noticed.
+    pub(crate) detection_seconds: f64,
     pub(crate) sent_again: usize,
 }
 
@@ -114,6 +116,15 @@ struct Flight {
     floors: Vec<u64>,
 }
 
+/// A loss that no answer has followed yet.
+#[derive(Clone, Copy)]
+struct Paused {
+    /// When the last answer before it came.
+    since: Instant,
+    noticed: Instant,
+    sent_again: usize,
+}
+
 /// One run over an engine.
 pub(crate) struct Load<'a, E> {
     engine: &'a mut E,
@@ -141,8 +152,8 @@ pub(crate) struct Load<'a, E> {
     durable: Option<Instant>,
     errors: BTreeMap<i32, u64>,
     pauses: Vec<Pause>,
-    /// When the last answer before a loss came, until the next answer; with the number of requests sent again.
-    paused: Option<(Instant, usize)>,
+    /// From a loss until the next answer.
+    paused: Option<Paused>,
     longest_pause: Duration,
     /// How many answers had come when the target was last opened again.
     recovered: Option<u64>,
@@ -195,6 +206,7 @@ impl<'a, E: Engine> Load<'a, E> {
             }
             let turned = self.engine.turn(self.wait(now), &mut self.done);
             now = Instant::now();
+            self.take_switches(live);
             self.take_answers(now);
             if let Err(lost) = turned.and_then(|()| self.check_stall(now))
                 && !self.recover(lost, live)
@@ -347,6 +359,24 @@ impl<'a, E: Engine> Load<'a, E> {
         }
     }
 
+    /// Another path is taken: what was in flight over the lost one pauses.
+    fn take_switches(&mut self, live: &mut Live) {
+        while let Some(Switch { at, what, again }) = self.engine.switched() {
+            live.say(&format!("{what}: {again} requests are sent again"));
+            if let Some(proof) = &mut self.proof {
+                proof.session();
+            }
+            if again > 0 {
+                self.pause(at, again);
+            }
+        }
+    }
+
+    fn pause(&mut self, noticed: Instant, sent_again: usize) {
+        let paused = self.paused.unwrap_or(Paused { since: self.answered, noticed, sent_again });
+        self.paused = Some(Paused { sent_again, ..paused });
+    }
+
     fn check_stall(&mut self, now: Instant) -> Result<(), Lost> {
         if self.free.len() < self.pace.depth && now > self.progress + self.pace.stall {
             self.engine.abandon();
@@ -380,8 +410,7 @@ impl<'a, E: Engine> Load<'a, E> {
                         let took = since.elapsed().as_secs_f64();
                         live.say(&format!("connected again after {took:.3} s, {again} requests are sent again"));
                     }
-                    let before = self.paused.map_or(self.answered, |(before, _)| before);
-                    self.paused = Some((before, again));
+                    self.pause(since, again);
                     self.progress = Instant::now();
                     return true;
                 }
@@ -394,12 +423,13 @@ impl<'a, E: Engine> Load<'a, E> {
     }
 
     fn end_pause(&mut self, now: Instant) {
-        let Some((since, sent_again)) = self.paused.take() else { return };
+        let Some(Paused { since, noticed, sent_again }) = self.paused.take() else { return };
         if self.pauses.len() < PAUSES_LIMIT {
-            let at_seconds = since.saturating_duration_since(self.start).as_secs_f64();
+            let seconds = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64();
             self.pauses.push(Pause {
-                at_seconds,
-                seconds: now.saturating_duration_since(since).as_secs_f64(),
+                at_seconds: seconds(self.start, since),
+                seconds: seconds(since, now),
+                detection_seconds: seconds(since, noticed),
                 sent_again,
             });
         }

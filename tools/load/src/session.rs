@@ -14,12 +14,13 @@ use nix::sys::{
 
 use crate::{
     cli::{Cli, Output},
-    engine::{Engine, Lost},
+    engine::{Engine, Lost, Unopened},
     journal::{Header, Journal, JournalError, Replay, Totals, replay},
     live::Live,
     load::{End, Load, Outcome, Pace},
     model::Model,
     nbd::{NbdEngine, Place},
+    nvme::{NvmeEngine, goal::Goal},
     plan::Plan,
     prng::mix,
     proof::{Findings, Proof},
@@ -103,6 +104,14 @@ pub(crate) fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             }
             perform(cli, engine.with_slots(plan.buffers(), plan.pace.depth, plan.prove), plan, known)
         }
+        Target::Nvme(goal) => {
+            let engine = connect_nvme(cli, goal)?;
+            let plan = plan(cli, &engine, known.as_ref())?;
+            if cli.output == Output::Text {
+                eprintln!("paths: {}", engine.paths().join(", "));
+            }
+            perform(cli, engine.with_slots(plan.buffers(), plan.pace.depth, plan.prove), plan, known)
+        }
         Target::Path(path) => {
             let options = FileOptions { buffered: cli.buffered, writes: cli.writes(), size_bytes: cli.size };
             let engine = FileEngine::open(path, options, usize::from(cli.qd)).map_err(Failure::Usage)?;
@@ -126,15 +135,34 @@ fn known_journal(cli: &Cli) -> Result<Option<Replay>, Failure> {
     }
 }
 
-/// Connects, to the first place that lets it. With `--reconnect`, tries for that long; a proof, which comes after a crash, for a minute by itself.
+/// Connects, to the first place that lets it.
 fn connect(cli: &Cli, mut places: Vec<Place>) -> Result<NbdEngine, Lost> {
+    let several = places.len() > 1;
+    patiently(cli, several, || {
+        let opened = NbdEngine::open(&places, usize::from(cli.connections));
+        places.rotate_left(1);
+        opened
+    })
+}
+
+/// Connects over every path that there is.
+fn connect_nvme(cli: &Cli, goal: &Goal) -> Result<NvmeEngine, Failure> {
+    if !cli.alternate.is_empty() {
+        let message = "--alternate is for NBD: the paths of nvme-tcp are in its URI, or in the discovery log";
+        return Err(Failure::Usage(message.to_owned()));
+    }
+    let seed = mix(nanoseconds(since_1970()) ^ u64::from(std::process::id()) << 40);
+    Ok(patiently(cli, goal.addresses.len() > 1, || NvmeEngine::open(goal, cli.connections, seed))?)
+}
+
+/// Opens a target. With `--reconnect`, tries for that long; a proof, which comes after a crash, for a minute by itself.
+fn patiently<E>(cli: &Cli, several: bool, mut open: impl FnMut() -> Result<E, Unopened>) -> Result<E, Lost> {
     let start = Instant::now();
     let patience = cli.reconnect.or(cli.prove.is_some().then_some(RECOVERY_LIMIT)).unwrap_or_default();
     loop {
-        match NbdEngine::open(&places, usize::from(cli.connections)) {
+        match open() {
             // Where one of several refuses, as a node does that has just started, another may not.
-            Err(unopened) if (unopened.may_come || places.len() > 1) && start.elapsed() < patience => {
-                places.rotate_left(1);
+            Err(unopened) if (unopened.may_come || several) && start.elapsed() < patience => {
                 std::thread::sleep(RETRY);
             }
             result => return result.map_err(|unopened| unopened.lost),

@@ -1,9 +1,11 @@
-//! What the command line may name as a target: an NBD export by its URI, or a file or block device by its path.
+//! What the command line may name as a target: an NBD export or an NVMe namespace by its URI, or a file or block device by its path.
 //!
 //! URIs follow the NBD URI specification: `nbd://host[:port]/export` and `nbd+unix:///export?socket=path`, percent-encoded. TLS
-//! (`nbds`) is refused by name.
+//! (`nbds`) is refused by name. Those of NVMe are in [`nvme::goal`](crate::nvme::goal).
 
 use std::{fmt, path::PathBuf};
+
+use crate::nvme::goal::{Goal, parse_goal};
 
 /// The port that IANA gave to NBD.
 const DEFAULT_PORT: u16 = 10809;
@@ -15,11 +17,13 @@ const NAME_LIMIT: usize = 4096;
 pub(crate) enum Target {
     /// An export of an NBD server.
     Nbd { address: Address, export: String },
+    /// A namespace of an NVMe subsystem, over TCP.
+    Nvme(Box<Goal>),
     /// A file or block device.
     Path(PathBuf),
 }
 
-/// Where an NBD server listens.
+/// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Address {
     /// A Unix socket.
@@ -37,6 +41,9 @@ pub(crate) fn parse_target(text: &str) -> Result<Target, String> {
             Ok(Target::Path(PathBuf::from(text)))
         };
     };
+    if scheme == "nvme-tcp" {
+        return parse_goal(rest).map(|goal| Target::Nvme(Box::new(goal)));
+    }
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, export) = rest.split_once('/').unwrap_or((rest, ""));
     let export = decode(export)?;
@@ -44,11 +51,11 @@ pub(crate) fn parse_target(text: &str) -> Result<Target, String> {
         return Err(format!("the export name is longer than {NAME_LIMIT} bytes"));
     }
     let address = match scheme {
-        "nbd" => parse_authority(authority)?,
+        "nbd" => parse_authority(authority, DEFAULT_PORT, "nbd://host:port/export")?,
         "nbd+unix" if authority.is_empty() => parse_socket(query)?,
         "nbd+unix" => return Err(format!("write nbd+unix:///{export}?socket=PATH (three slashes), not `{text}`")),
         "nbds" | "nbds+unix" => return Err("TLS (nbds) is not supported: use nbd or nbd+unix".to_owned()),
-        _ => return Err(format!("unknown scheme `{scheme}`: use nbd://, nbd+unix:// or a path")),
+        _ => return Err(format!("unknown scheme `{scheme}`: use nbd://, nbd+unix://, nvme-tcp:// or a path")),
     };
     Ok(Target::Nbd { address, export })
 }
@@ -58,6 +65,7 @@ impl fmt::Display for Target {
         match self {
             Self::Nbd { address, export } if export.is_empty() => write!(f, "the default NBD export at {address}"),
             Self::Nbd { address, export } => write!(f, "NBD export `{export}` at {address}"),
+            Self::Nvme(goal) => goal.fmt(f),
             Self::Path(path) => write!(f, "{}", path.display()),
         }
     }
@@ -73,18 +81,18 @@ impl fmt::Display for Address {
     }
 }
 
-/// `host`, `host:port`, `[ipv6]` or `[ipv6]:port`.
-fn parse_authority(text: &str) -> Result<Address, String> {
+/// `host`, `host:port`, `[ipv6]` or `[ipv6]:port`; `example` is a URI that names a host.
+pub(crate) fn parse_authority(text: &str, default_port: u16, example: &str) -> Result<Address, String> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => rest.split_once(']').ok_or_else(|| format!("`{text}`: a bracket is missing"))?,
         None => text.find(':').map_or((text, ""), |at| text.split_at(at)),
     };
     if host.is_empty() {
-        return Err("the URI names no host: write nbd://host:port/export".to_owned());
+        return Err(format!("the URI names no host: write {example}"));
     }
     let port = match port.strip_prefix(':') {
         Some(port) => port.parse().map_err(|_| format!("`{port}` is not a port"))?,
-        None if port.is_empty() => DEFAULT_PORT,
+        None if port.is_empty() => default_port,
         None => return Err(format!("`{text}` is not host:port")),
     };
     Ok(Address::Tcp(host.to_owned(), port))
@@ -100,7 +108,7 @@ fn parse_socket(query: &str) -> Result<Address, String> {
 }
 
 /// Undoes percent-encoding.
-fn decode(text: &str) -> Result<String, String> {
+pub(crate) fn decode(text: &str) -> Result<String, String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, tail)) = rest.split_first() {
@@ -167,6 +175,8 @@ mod tests {
             "nbd://h/%+1",
             "nbd://h/%00",
             "nbd://h/%ff",
+            "nvme-tcp://",
+            "nvme-tcp://h/?nsid=0",
             &long,
         ] {
             assert!(parse_target(bad).is_err(), "{bad}");
@@ -184,6 +194,7 @@ mod tests {
             let _ = parse_target(&tail);
             let _ = parse_target(&format!("nbd://{tail}"));
             let _ = parse_target(&format!("nbd+unix:///{tail}"));
+            let _ = parse_target(&format!("nvme-tcp://{tail}"));
         }
     }
 }

@@ -25,7 +25,7 @@ use nix::{
 };
 
 use crate::{
-    engine::{Buffers, Completion, Engine, Geometry, Kind, Lost, Request, Wait},
+    engine::{Buffers, Completion, Engine, Geometry, Kind, Lost, Request, Unopened, Wait},
     target::Address,
 };
 use connection::{Connection, Slots};
@@ -33,14 +33,6 @@ use handshake::HandshakeError;
 
 /// The most connections: one bit each in a slot's mask of awaited replies.
 pub(crate) const CONNECTIONS_LIMIT: usize = 64;
-
-/// Why an export cannot be opened.
-pub(crate) struct Unopened {
-    /// In words.
-    pub(crate) lost: Lost,
-    /// Whether it may come yet: nobody answers, but nobody refuses.
-    pub(crate) may_come: bool,
-}
 
 /// Where an export can be reached: its server and its name there.
 pub(crate) type Place = (Address, String);

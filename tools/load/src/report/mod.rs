@@ -277,7 +277,7 @@ mod tests {
         }
         measure.record(Kind::Flush, 0, Duration::from_millis(3), start + Duration::from_secs(1));
         measure.finish();
-        let pause = Pause { at_seconds: 0.2, seconds: 0.05, sent_again: 3 };
+        let pause = Pause { at_seconds: 0.2, seconds: 0.05, detection_seconds: 0.01, sent_again: 3 };
         Outcome {
             end: End::Lost("gone <now>".to_owned()),
             measure,

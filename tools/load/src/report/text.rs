@@ -41,6 +41,12 @@ pub(crate) fn render(report: &Report) -> String {
     if !report.pauses.is_empty() {
         line(&mut text, "reconnected", &format!("{} times", report.pauses.len()));
     }
+    if let Some(pause) = report.pauses.iter().max_by(|one, other| one.seconds.total_cmp(&other.seconds)) {
+        let (seconds, detection, rest) =
+            (pause.seconds, pause.detection_seconds, pause.seconds - pause.detection_seconds);
+        let parts = format!("{seconds:.3} s: {detection:.3} s until it was noticed, {rest:.3} s until the next answer");
+        line(&mut text, "longest loss", &parts);
+    }
     if longest >= PAUSE_SHOWN_SECONDS || !report.pauses.is_empty() {
         line(&mut text, "longest pause", &format!("{longest:.3} s without an answer"));
     }

@@ -4,6 +4,8 @@
 //! the first. Written for these tests alone: it trusts its client.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod nvme;
+
 use std::{
     io::{self, Read, Write},
     net::{TcpListener, TcpStream},
