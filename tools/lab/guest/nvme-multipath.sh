@@ -179,7 +179,8 @@ umount /mnt/ext /mnt/xfs
 nvme disconnect -n "$nqn"
 [ -z "$(ls /sys/class/nvme)" ] || fail "a controller is left: $(ls /sys/class/nvme)"
 dmesg | grep -i nvme
-# What the kernel says of lost paths is as it should be.
+# What the kernel says of lost paths is as it should be; of its timer, when the machine is busy, too.
 dmesg | grep -i -e 'I/O error' -e 'failing I/O' -e 'EXT4-fs \(error\|warning\)' -e 'XFS.*\(error\|corrupt\|shut\)' -e 'blocked for more than' -e 'WARNING:' -e 'BUG:' \
-    -e 'nvme.*\(mismatch\|invalid\|duplicate\|digest\|unexpected\|not equal\)' >/tmp/errors && fail "the kernel complains: $(cat /tmp/errors)"
+    -e 'nvme.*\(mismatch\|invalid\|duplicate\|digest\|unexpected\|not equal\)' |
+    grep -v 'MP-BIOS bug' >/tmp/errors && fail "the kernel complains: $(cat /tmp/errors)"
 exit 0
