@@ -98,9 +98,12 @@ pub(crate) struct UpArgs {
     /// Also serve NBD at this TCP port of 127.0.0.1, the second node at the next one; only when DIR is new
     #[arg(long)]
     pub(crate) port: Option<u16>,
-    /// Also serve NVMe/TCP at this port of 127.0.0.1 (4420 is the usual one), the second node at the next one; only when DIR is new
+    /// Serve NVMe/TCP always at this port of 127.0.0.1, the second node at the next one; only when DIR is new [default: free ports, 4420 and 4421 if they are]
     #[arg(long)]
     pub(crate) nvme: Option<u16>,
+    /// Do not serve NVMe/TCP, which every user of this machine can connect to
+    #[arg(long, conflicts_with = "nvme")]
+    pub(crate) no_nvme: bool,
     /// Leave a node dead that died
     #[arg(long)]
     pub(crate) no_restart: bool,
@@ -127,6 +130,12 @@ pub(crate) struct ServeArgs {
     /// Process that started this one: the node stops when it dies
     #[arg(long, hide = true)]
     pub(crate) supervisor: Option<i32>,
+    /// Where hosts connect by NVMe/TCP, on loopback, if the configuration does not say it
+    #[arg(long, hide = true)]
+    pub(crate) nvme_listen: Option<SocketAddr>,
+    /// The same of the partner
+    #[arg(long, hide = true, requires = "nvme_listen")]
+    pub(crate) nvme_partner: Option<SocketAddr>,
 }
 
 #[derive(Args, Debug)]

@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/lock                    held by the supervisor; its process id inside
 //! DIR/pair.key                the secret that both nodes share
+//! DIR/nvme-ports              where the nodes serve NVMe/TCP, one address a line, unless their configurations say it
 //! DIR/a/node.toml             written last when DIR is made: without it, nothing here is finished
 //! DIR/a/node.toml.draft       becomes node.toml
 //! DIR/a/making                while DIR is being made: nothing can be in the files below yet
@@ -49,6 +50,10 @@ impl Layout {
 
     pub(crate) fn lock(&self) -> PathBuf {
         self.dir.join("lock")
+    }
+
+    pub(crate) fn nvme_ports(&self) -> PathBuf {
+        self.dir.join("nvme-ports")
     }
 
     pub(crate) fn home(&self) -> PathBuf {

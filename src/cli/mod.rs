@@ -17,6 +17,7 @@ mod offline;
 mod output;
 mod pair;
 mod place;
+mod ports;
 mod provision;
 mod serve;
 mod status;

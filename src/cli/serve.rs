@@ -18,7 +18,7 @@ use std::thread::Builder;
 use twinlog::{
     control::{
         admin::{AdminServer, NodeHandle},
-        config::{self, NodeConfig},
+        config::{self, NodeConfig, NvmeTcpConfig},
         events::EventLog,
         logging,
         metrics::MetricsServer,
@@ -31,7 +31,16 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Exit, Failure> {
     if let Some(supervisor) = args.supervisor {
         die_with(supervisor)?;
     }
-    let config = config::load(&args.config)?;
+    let mut config = config::load(&args.config)?;
+    if let Some(listen) = args.nvme_listen.filter(|_| config.nvme_tcp.is_none()) {
+        if !listen.ip().is_loopback() {
+            let message = format!("--nvme-listen {listen} is not on loopback");
+            return Err(Failure::new(Exit::Usage, message, "say it in [nvme_tcp] of the configuration"));
+        }
+        let hosts_file = Some(config.admin.with_file_name("hosts.toml"));
+        let (partner, hosts) = (args.nvme_partner, Vec::new());
+        config.nvme_tcp = Some(NvmeTcpConfig { listen, partner, hosts, hosts_file, allow_remote: false });
+    }
     let events = logging::start(config.logging.level, config.logging.format);
     abort_on_panic();
     let name = format!("node {}", config.name);

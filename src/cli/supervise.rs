@@ -34,6 +34,7 @@ use signal_hook::{
 };
 use std::{
     io,
+    net::SocketAddr,
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, Command, ExitStatus},
     time::Duration,
@@ -62,6 +63,8 @@ const STOP_WAIT_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct Supervisor<'a> {
     /// One node, or the two of a pair.
     pub(crate) layouts: &'a [Layout],
+    /// Where each node serves NVMe/TCP, in their order; none: where its configuration says.
+    pub(crate) nvme_tcp: &'a [SocketAddr],
     /// Whether a node that died is started again.
     pub(crate) restart: bool,
     /// Called once, when every node serves for the first time.
@@ -108,7 +111,7 @@ impl Supervisor<'_> {
         let events = signals().map_err(|error| Failure::system("watch signals of", "this process", &error))?;
         let mut nodes = Vec::new();
         for layout in self.layouts {
-            let state = State::Starting(spawn(layout)?, START_POLL);
+            let state = State::Starting(self.spawn(layout)?, START_POLL);
             nodes.push(Watched { layout, state, early_deaths: 0, is_restarted: false, said_failed: false });
         }
         let result = self.watch(&mut nodes, &events);
@@ -141,6 +144,21 @@ impl Supervisor<'_> {
                 }
             }
         }
+    }
+
+    fn spawn(&self, layout: &Layout) -> Result<Child, Failure> {
+        let program = std::env::current_exe().map_err(|error| Failure::system("find", "this program", &error))?;
+        let mut command = Command::new(&program);
+        command.arg("serve").arg("--config").arg(layout.config());
+        command.arg("--pid-file").arg(layout.pid());
+        command.arg("--supervisor").arg(std::process::id().to_string());
+        for (other, address) in self.layouts.iter().zip(self.nvme_tcp) {
+            let option = if other.node == layout.node { "--nvme-listen" } else { "--nvme-partner" };
+            command.arg(option).arg(address.to_string());
+        }
+        // A group of its own: Ctrl-C in the terminal reaches the supervisor only, which then stops the node in order.
+        command.process_group(0);
+        command.spawn().map_err(|error| Failure::system("start", program.display(), &error))
     }
 
     /// Leaves a node dead that cannot be started again; another one may serve on.
@@ -188,7 +206,7 @@ impl Supervisor<'_> {
             State::Waiting(left) => {
                 *left = left.saturating_sub(passed);
                 if left.is_zero() {
-                    node.state = State::Starting(spawn(node.layout)?, START_POLL);
+                    node.state = State::Starting(self.spawn(node.layout)?, START_POLL);
                 }
                 Ok(())
             }
@@ -317,17 +335,6 @@ fn is_final(name: &str, status: ExitStatus, served: bool) -> Result<bool, Failur
         Some(1) if !served => Err(Failure::new(Exit::Error, format!("node {name} could not start"), above)),
         _ => Ok(false),
     }
-}
-
-fn spawn(layout: &Layout) -> Result<Child, Failure> {
-    let program = std::env::current_exe().map_err(|error| Failure::system("find", "this program", &error))?;
-    let mut command = Command::new(&program);
-    command.arg("serve").arg("--config").arg(layout.config());
-    command.arg("--pid-file").arg(layout.pid());
-    command.arg("--supervisor").arg(std::process::id().to_string());
-    // A group of its own: Ctrl-C in the terminal reaches the supervisor only, which then stops the node in order.
-    command.process_group(0);
-    command.spawn().map_err(|error| Failure::system("start", program.display(), &error))
 }
 
 /// Whether the node does what it should: serve its pool, or leave that to its partner, which has taken it over.

@@ -5,6 +5,7 @@ use super::{
     layout::{Layout, ProcessLock, make_directory, write_durably},
     output::{Exit, Failure, Output, unexpected},
     place::{shell_word, socket_uri},
+    ports::Ports,
     provision,
     supervise::Supervisor,
 };
@@ -24,7 +25,7 @@ use twinlog::{
         },
         size::ByteSize,
     },
-    node::admin::{AdminReply, AdminRequest, VolumeStatus},
+    node::admin::{AdminReply, AdminRequest, NvmeTcpStatus, VolumeStatus},
 };
 
 /// The nodes of a pair, which are also the names of their pools. A single node is the first.
@@ -77,7 +78,20 @@ pub(crate) fn run(args: &UpArgs, output: &Output) -> Result<Exit, Failure> {
         finish(second)?;
         finish(first)?;
     }
-    Supervisor { layouts, restart: !args.no_restart, on_first_serving: introduce, output }.run()
+    let ports = ports(args, layouts, output)?;
+    let nvme_tcp = ports.as_ref().map_or(&[][..], |ports| &ports.addresses[..]);
+    Supervisor { layouts, nvme_tcp, restart: !args.no_restart, on_first_serving: introduce, output }.run()
+}
+
+/// Where the nodes serve NVMe/TCP, unless their configurations say it, nobody wants it, or it cannot be.
+fn ports(args: &UpArgs, layouts: &[Layout], output: &Output) -> Result<Option<Ports>, Failure> {
+    for layout in layouts {
+        if args.no_nvme || config::load(&layout.config())?.nvme_tcp.is_some() {
+            return Ok(None);
+        }
+    }
+    let ports = Ports::take(layouts.len(), &layouts[0].nvme_ports());
+    Ok(ports.inspect_err(|error| output.say(&format!("NVMe/TCP is not served: no port for it: {error}"))).ok())
 }
 
 /// What the options say, for a new directory.
@@ -235,7 +249,7 @@ struct Serving {
     volumes: Vec<Export>,
     /// Addresses for NVMe/TCP.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    nvme_tcp: Vec<SocketAddr>,
+    nvme_tcp: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -247,15 +261,14 @@ struct Export {
 
 /// Makes the volumes if this is the first start, and says how to connect.
 fn introduce(layouts: &[Layout], output: &Output) -> Result<(), Failure> {
-    let (mut volumes, mut nvme_tcp) = (Vec::new(), Vec::new());
+    let (mut volumes, mut fronts) = (Vec::new(), Vec::new());
     for layout in layouts {
         let mut client = AdminClient::connect(&layout.admin())?;
         let marker = layout.first_start();
         if marker.exists() {
             make_volume(&marker, &volume_of(&layout.node), &mut client)?;
         }
-        let NodeConfig { nbd, nvme_tcp: hosts, .. } = config::load(&layout.config())?;
-        nvme_tcp.extend(hosts.map(|hosts| hosts.listen));
+        let nbd = config::load(&layout.config())?.nbd;
         let listed = match client.call(&AdminRequest::VolumeList)? {
             AdminReply::Volumes { volumes } => volumes,
             other => return Err(unexpected(other)),
@@ -266,8 +279,16 @@ fn introduce(layouts: &[Layout], output: &Output) -> Result<(), Failure> {
             let tcp = nbd.tcp.iter().map(|address| format!("nbd://{address}/{name}"));
             Export { uris: std::iter::once(socket).chain(tcp).collect(), name, size_bytes }
         }));
+        match client.call(&AdminRequest::Status)? {
+            AdminReply::Status(status) => fronts.extend(status.nvme_tcp),
+            other => return Err(unexpected(other)),
+        }
     }
     let first = &layouts[0];
+    let nvme_tcp: Vec<String> = fronts.iter().map(|front| front.listen.clone()).collect();
+    for export in &mut volumes {
+        export.uris.extend(namespace_uri(&fronts, &export.name));
+    }
     let serving = Serving { event: "serving", admin: first.admin(), volumes, nvme_tcp };
     output.event(&serving, || {
         let mut text = "twinlog: serving\n".to_owned();
@@ -277,8 +298,11 @@ fn introduce(layouts: &[Layout], output: &Output) -> Result<(), Failure> {
             }
         }
         for address in &serving.nvme_tcp {
-            let (host, port) = (address.ip(), address.port());
+            let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
             text.push_str(&format!("twinlog:   NVMe/TCP at {address}: nvme discover -t tcp -a {host} -s {port}\n"));
+        }
+        if let Some(uri) = serving.volumes.first().and_then(|volume| volume.uris.last()) {
+            text.push_str(&format!("twinlog:   load, which overwrites the volume: twinlog load '{uri}' --verify\n"));
         }
         if let Some(uri) = serving.volumes.first().and_then(|volume| volume.uris.first()) {
             text.push_str(&format!("twinlog:   try: nbdinfo '{uri}'\n"));
@@ -287,6 +311,14 @@ fn introduce(layouts: &[Layout], output: &Output) -> Result<(), Failure> {
         text
     });
     Ok(())
+}
+
+/// How `twinlog load` reaches a volume by NVMe/TCP, over every node.
+fn namespace_uri(fronts: &[NvmeTcpStatus], volume: &str) -> Option<String> {
+    let mut namespaces = fronts.iter().flat_map(|front| &front.namespaces);
+    let id = namespaces.find(|namespace| namespace.volume == volume)?.id;
+    let addresses: Vec<&str> = fronts.iter().map(|front| front.listen.as_str()).collect();
+    Some(format!("nvme-tcp://{}/?nsid={id}", addresses.join(",")))
 }
 
 fn make_volume(marker: &Path, name: &str, client: &mut AdminClient) -> Result<(), Failure> {

@@ -9,8 +9,8 @@
 
 use super::admin::NodeHandle;
 use crate::node::admin::{
-    AdminReply, AdminRequest, HealthStatus, LaneStatus, NodeStatus, OperationStatus, PairPoolStatus, PairStatus,
-    ReactorStatus, VolumeStatus, WearStatus,
+    AdminReply, AdminRequest, HealthStatus, HostStatus, LaneStatus, NodeStatus, NvmeTcpStatus, OperationStatus,
+    PairPoolStatus, PairStatus, ReactorStatus, VolumeStatus, WearStatus,
 };
 use crossbeam_channel::{Receiver, bounded};
 use std::{
@@ -224,6 +224,9 @@ pub fn text(name: &str, status: &NodeStatus) -> String {
     put_devices(&mut page, status);
     put_lanes(&mut page, status);
     put_volumes(&mut page, status);
+    if let Some(front) = &status.nvme_tcp {
+        put_hosts(&mut page, &status.hosts, front);
+    }
     if let Some(pair) = &status.pair {
         put_pair(&mut page, name, pair);
     }
@@ -370,6 +373,17 @@ fn put_latency<'a>(
     }
 }
 
+fn put_hosts(page: &mut Page, hosts: &[HostStatus], front: &NvmeTcpStatus) {
+    let queues: u32 = hosts.iter().map(|host| host.queues).sum();
+    page.gauge("nvme_tcp_controllers", "Controllers of hosts", one(figure(hosts.len() as u64)));
+    page.gauge("nvme_tcp_queues", "I/O queues of hosts", one(f64::from(queues)));
+    let optimized = front.namespaces.iter().map(|namespace| {
+        let labels = vec![("namespace", namespace.id.to_string()), ("volume", namespace.volume.clone())];
+        (labels, if namespace.access == "optimized" { 1.0 } else { 0.0 })
+    });
+    page.gauge("nvme_tcp_optimized", "1 if the path to this node is the optimized one", optimized);
+}
+
 fn put_pair(page: &mut Page, name: &str, pair: &PairStatus) {
     let is = |is: bool| if is { 1.0 } else { 0.0 };
     page.gauge("pair_link_up", "1 while the partner answers", one(is(pair.link == "up")));
@@ -406,7 +420,7 @@ mod tests {
     use super::*;
     use crate::{
         control::status::tests::healthy,
-        node::admin::AdminCall,
+        node::admin::{AdminCall, NamespaceStatus},
         reactor::mailbox::{Waker, mailbox},
     };
 
@@ -437,6 +451,21 @@ mod tests {
             "twinlog_volume_operations_total{node=\"a\",volume=\"vol-a\",operation=\"write\"} 1000",
             "twinlog_volume_latency_seconds{node=\"a\",volume=\"vol-a\",operation=\"read\",quantile=\"0.999\"} 0.0009",
             "twinlog_reactor_busy_seconds_total{node=\"a\",reactor=\"0\"} 2",
+        ] {
+            assert!(text.lines().any(|written| written == line), "{line} is missing in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn hosts_have_figures() {
+        let host = HostStatus { queues: 2, ..HostStatus::default() };
+        let namespace = NamespaceStatus { id: 3, volume: "v".to_owned(), access: "optimized".to_owned() };
+        let front = NvmeTcpStatus { namespaces: vec![namespace], ..NvmeTcpStatus::default() };
+        let text = text("a", &NodeStatus { hosts: vec![host.clone(), host], nvme_tcp: Some(front), ..healthy() });
+        for line in [
+            "twinlog_nvme_tcp_controllers{node=\"a\"} 2",
+            "twinlog_nvme_tcp_queues{node=\"a\"} 4",
+            "twinlog_nvme_tcp_optimized{node=\"a\",namespace=\"3\",volume=\"v\"} 1",
         ] {
             assert!(text.lines().any(|written| written == line), "{line} is missing in:\n{text}");
         }

@@ -5,8 +5,8 @@ use super::{
     status::{Judgement, Severity, permille},
 };
 use crate::node::admin::{
-    HealthStatus, HostEntry, HostStatus, LaneStatus, NodeStatus, OfflineStatus, OperationStatus, PairStatus,
-    VolumeStatus, WearStatus,
+    HealthStatus, HostEntry, HostStatus, LaneStatus, NamespaceStatus, NodeStatus, NvmeTcpStatus, OfflineStatus,
+    OperationStatus, PairStatus, VolumeStatus, WearStatus,
 };
 use std::fmt::Write;
 
@@ -51,6 +51,9 @@ pub fn figures(status: &NodeStatus, before: Option<&NodeStatus>) -> String {
     if let Some(pair) = &status.pair {
         self::pair(&mut text, pair);
     }
+    if let Some(front) = &status.nvme_tcp {
+        nvme_tcp(&mut text, front);
+    }
     for host in &status.hosts {
         self::host(&mut text, host);
     }
@@ -60,6 +63,16 @@ pub fn figures(status: &NodeStatus, before: Option<&NodeStatus>) -> String {
         self::volume(&mut text, volume, earlier, seconds);
     }
     text
+}
+
+/// Where hosts connect, and how this node's path leads to each namespace.
+fn nvme_tcp(text: &mut String, front: &NvmeTcpStatus) {
+    let NvmeTcpStatus { listen, partner, subsystem, namespaces } = front;
+    let partner = if partner.is_empty() { String::new() } else { format!(", partner at {partner}") };
+    line(text, "NVMe/TCP", &format!("at {listen}{partner}; {subsystem}"));
+    for NamespaceStatus { id, volume, access } in namespaces {
+        line(text, "", &format!("namespace {id} is {volume}, {access}"));
+    }
 }
 
 /// A host that speaks NVMe/TCP.

@@ -485,8 +485,7 @@ pub(super) mod tests {
             }],
             uptime_ns: 60_000_000_000,
             replayed_records: 3,
-            pair: None,
-            hosts: Vec::new(),
+            ..NodeStatus::default()
         }
     }
 

@@ -224,6 +224,33 @@ pub struct NodeStatus {
     /// Hosts that speak NVMe/TCP, by controller.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<HostStatus>,
+    /// Where they connect, and what they find there, of a node that lets them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvme_tcp: Option<NvmeTcpStatus>,
+}
+
+/// A node's NVMe/TCP front end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NvmeTcpStatus {
+    /// Address and port.
+    pub listen: String,
+    /// The partner's, as hosts are told it; empty without one.
+    pub partner: String,
+    /// The subsystem's qualified name.
+    pub subsystem: String,
+    /// Namespaces by id.
+    pub namespaces: Vec<NamespaceStatus>,
+}
+
+/// A namespace as this node's path leads to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceStatus {
+    /// Its id.
+    pub id: u32,
+    /// The volume that it is.
+    pub volume: String,
+    /// `optimized`: this node performs its commands; `non-optimized`: it forwards them; `inaccessible`: it refuses them.
+    pub access: String,
 }
 
 /// A host's controller at this node.

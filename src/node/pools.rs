@@ -10,7 +10,10 @@
 //! 4. Every order of the control side gets exactly one answer.
 
 use super::{
-    admin::{AdminCall, AdminReply, AdminRequest, HostStatus, NodeStatus, OfflineThere, PairStatus, PoolStatus},
+    admin::{
+        AdminCall, AdminReply, AdminRequest, HostStatus, NodeStatus, NvmeTcpStatus, OfflineThere, PairStatus,
+        PoolStatus,
+    },
     engine::{Engine, EngineParts},
     forward::ForwardPort,
     request::{
@@ -126,6 +129,8 @@ pub struct Pools<D: BlockDevice, L: LogMemory> {
     pair: Option<PairStatus>,
     /// The node's hosts, as they were then.
     hosts: Vec<HostStatus>,
+    /// The front end that they use, as it was then.
+    nvme_tcp: Option<NvmeTcpStatus>,
     is_stopping: bool,
     is_stopped: bool,
     connections: u64,
@@ -146,6 +151,7 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
             gatherings: Vec::new(),
             pair: None,
             hosts: Vec::new(),
+            nvme_tcp: None,
             is_stopping: false,
             is_stopped: false,
             connections: 0,
@@ -228,9 +234,9 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
         self.pair = Some(pair);
     }
 
-    /// For the next `status`: the node's hosts.
-    pub fn set_hosts(&mut self, hosts: Vec<HostStatus>) {
-        self.hosts = hosts;
+    /// For the next `status`: the node's hosts, and the front end that they use.
+    pub fn set_hosts(&mut self, hosts: Vec<HostStatus>, nvme_tcp: Option<NvmeTcpStatus>) {
+        (self.hosts, self.nvme_tcp) = (hosts, nvme_tcp);
     }
 
     /// For `status`: open client connections of this reactor, and how long it did not sleep since it started.
@@ -386,6 +392,7 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
         }
         let mut status = home.unwrap_or_else(|| Box::new(self.standby(partner.as_deref())));
         status.hosts.clone_from(&self.hosts);
+        status.nvme_tcp.clone_from(&self.nvme_tcp);
         let offline_there = self.offline_there();
         status.pair = self.pair.clone().map(|pair| PairStatus { taken_over: partner, offline_there, ..pair });
         AdminReply::Status(status)

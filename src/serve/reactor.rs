@@ -17,7 +17,7 @@ use super::Server;
 use crate::{
     cp::coordinator::PoolState,
     node::{
-        admin::{AdminCall, AdminRequest, HostStatus, PairStatus},
+        admin::{AdminCall, AdminRequest, HostStatus, NvmeTcpStatus, PairStatus},
         engine::Engine,
         pools::{PoolOpener, PoolSlot, Pools},
         request::VolumeService,
@@ -60,6 +60,11 @@ pub trait FrontEnd<N: Network> {
     fn hosts(&self) -> Vec<HostStatus> {
         Vec::new()
     }
+
+    /// What hosts find at this node, if it lets them in.
+    fn nvme_tcp_status<S: VolumeService>(&self, _service: &S) -> Option<NvmeTcpStatus> {
+        None
+    }
 }
 
 impl<N: Unread> FrontEnd<N> for Server {
@@ -85,6 +90,10 @@ impl<N: Unread> FrontEnd<N> for Server {
 
     fn hosts(&self) -> Vec<HostStatus> {
         Server::hosts(self)
+    }
+
+    fn nvme_tcp_status<S: VolumeService>(&self, service: &S) -> Option<NvmeTcpStatus> {
+        Server::nvme_tcp_status(self, service)
     }
 }
 
@@ -284,7 +293,8 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
         let mut worked = false;
         while let Some(call) = calls.as_ref().and_then(Mailbox::receive) {
             if call.request == AdminRequest::Status {
-                pools.set_hosts(front.hosts());
+                let nvme_tcp = front.nvme_tcp_status(pools);
+                pools.set_hosts(front.hosts(), nvme_tcp);
             }
             // What is not about the pair is about the pools.
             let call = match pair {

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     base::FixedMap,
     node::{
-        admin::HostStatus,
+        admin::{HostStatus, NvmeTcpStatus},
         request::{ReplyData, VolumeError, VolumeReply, VolumeService},
         sweep::ReactorSweeps,
     },
@@ -193,6 +193,13 @@ impl Server {
     #[must_use]
     pub fn hosts(&self) -> Vec<HostStatus> {
         self.nvme_tcp.as_ref().map_or_else(Vec::new, |nvme_tcp| nvme_tcp.target.hosts())
+    }
+
+    /// What hosts find at this node.
+    #[must_use]
+    pub fn nvme_tcp_status<S: VolumeService>(&self, service: &S) -> Option<NvmeTcpStatus> {
+        let access = self.lookout.as_ref().map_or(UNPROVEN, Lookout::told);
+        self.nvme_tcp.as_ref().map(|nvme_tcp| nvme_tcp.target.status(service, access))
     }
 
     /// Clients connected now, those that are being refused included.

@@ -390,6 +390,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             replayed_records: coordinator.figures().replayed_records,
             pair: None,
             hosts: Vec::new(),
+            nvme_tcp: None,
         }
     }
 

@@ -8,17 +8,17 @@
 //! 4. A host that is not in the list is refused. While there was never a list, all may connect at a loopback address, and nobody at another one.
 
 use super::{
-    access::Views,
+    access::{AccessView, Views},
     auth::Means,
     controllers::Controllers,
     health::Traffic,
     hosts::{Host, Hosts},
-    wire::log::{Port, Subsystem},
+    wire::log::{Access, Port, Subsystem},
 };
 use crate::{
     base::{ObjectId, PoolId, checksum},
     node::{
-        admin::HostStatus,
+        admin::{HostStatus, NamespaceStatus, NvmeTcpStatus},
         pools::{PARTNER_BIT, PoolSlot},
         request::{Reach, VolumeService},
     },
@@ -146,6 +146,27 @@ impl Target {
     #[must_use]
     pub fn hosts(&self) -> Vec<HostStatus> {
         self.controllers.hosts()
+    }
+
+    /// What hosts find, for people; `view` is what they were told of the access.
+    pub(in crate::serve) fn status<S: VolumeService>(&self, service: &S, view: AccessView) -> NvmeTcpStatus {
+        let volumes = service.volumes();
+        let status = |namespace: Namespace| {
+            let volume = volumes.iter().find(|volume| volume.id == namespace.volume);
+            let access = match view[usize::from(self.group_of(namespace.volume) != 1)] {
+                Access::Optimized => "optimized",
+                Access::NonOptimized => "non-optimized",
+                Access::Inaccessible => "inaccessible",
+            };
+            let volume = volume.map(|volume| volume.name.clone()).unwrap_or_default();
+            NamespaceStatus { id: namespace.id, volume, access: access.to_owned() }
+        };
+        NvmeTcpStatus {
+            listen: self.parts.address.to_string(),
+            partner: self.parts.partner_address.map(|address| address.to_string()).unwrap_or_default(),
+            subsystem: self.subsystem.clone(),
+            namespaces: self.namespaces(service).into_iter().map(status).collect(),
+        }
     }
 
     pub(super) fn serial(&self) -> &str {

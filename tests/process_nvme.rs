@@ -1,0 +1,166 @@
+//! NVMe/TCP between real processes: `twinlog-load` as a multipath host of a pair that loses a node.
+//!
+//! A host has a path to each node, over several queues. It writes with a journal of what was answered; the node that serves the volume gets SIGKILL or is
+//! stopped for a while; the host goes on by the other path without an error; the pool comes back; and the journal proves that nothing answered was lost.
+//!
+//! ```text
+//! cargo test --release --test process_nvme -- --ignored --nocapture       50 rounds
+//! TWINLOG_PAIR_ROUNDS=1000 TWINLOG_SEED=7 cargo test --release ...        more of them, from a given seed
+//! ```
+
+mod common;
+
+use common::{
+    command, load_tool, number, outcome,
+    pair::{Pair, prove},
+    pause_ms,
+};
+use serde_json::Value;
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Stdio},
+};
+use twinlog::base::Prng;
+
+const VOLUMES: [&str; 2] = ["vol-a", "vol-b"];
+
+/// How a volume is reached over both nodes, as `up` says it, with options.
+fn uri(pair: &Pair, volume: &str, options: &str) -> String {
+    let said = pair.said();
+    let line = said.lines().find(|line| line.contains(&format!("{volume} (")) && line.contains("nvme-tcp://"));
+    let uri = line.and_then(|line| line.split_whitespace().last()).unwrap_or_else(|| panic!("no address in {said}"));
+    format!("{uri}&kato=2{options}")
+}
+
+/// The same by the discovery service of one node.
+fn discovered(pair: &Pair, node: usize, volume: &str, options: &str) -> String {
+    let ports = fs::read_to_string(pair.dir().join("nvme-ports")).expect("up has written it");
+    let address = ports.lines().nth(node).expect("an address for each node");
+    let uri = uri(pair, volume, options);
+    format!("nvme-tcp://{address}/{}", uri.rsplit('/').next().expect("the part behind the addresses"))
+}
+
+/// A load of every kind of request; `more` says how long, and of which sizes.
+fn load(uri: &str, journal: &Path, seed: u64, more: &[&str]) -> Child {
+    let arguments = [
+        uri.to_owned(),
+        "--rw=randrw".into(),
+        "--mix=30".into(),
+        "--qd=16".into(),
+        "--connections=2".into(),
+        "--warmup=0".into(),
+        "--flush-every=100".into(),
+        "--zero=5".into(),
+        "--trim=5".into(),
+        "--fua=5".into(),
+        "--verify".into(),
+        "-o=json".into(),
+        format!("--seed={seed}"),
+        format!("--journal={}", journal.display()),
+    ];
+    let more: Vec<String> = more.iter().map(|word| (*word).to_owned()).collect();
+    let mut load = command(load_tool().to_str().expect("plain"), &[&arguments[..], &more].concat());
+    load.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("coreutils' timeout can be started")
+}
+
+/// Waits for a load that must have met no error; its report.
+fn finish(load: Child, pair: &Pair) -> Value {
+    let output = load.wait_with_output().expect("a child of ours");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}\n{}\n{}", String::from_utf8_lossy(&output.stdout), pair.said());
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((report["end"].as_str(), report["errors"].as_array().map(Vec::len)), (Some("finished"), Some(0)));
+    report
+}
+
+#[test]
+fn both_nodes_serve_every_namespace_in_every_way_that_data_can_go() {
+    let pair = Pair::start();
+    for (node, volume) in VOLUMES.into_iter().enumerate() {
+        for (number, options) in ["", "&digest=both", "&capsule=no", "&capsule=no&digest=both"].iter().enumerate() {
+            let journal = pair.folder.path().join(format!("journal-{node}-{number}"));
+            // By the node that has it, and by the one that has not.
+            let uri = discovered(&pair, (node + number) % 2, volume, options);
+            let more = ["--ops=200", "--time=300", "--bs=4k-1m", "--align=4k", "--size=16m"];
+            let report = finish(load(&uri, &journal, 5, &more), &pair);
+            assert!(report["classes"].as_array().is_some_and(|classes| classes.len() == 5), "every kind: {report}");
+            prove(&uri, &journal).unwrap_or_else(|said| panic!("{said}\n{}", pair.said()));
+        }
+    }
+}
+
+#[test]
+fn who_names_no_namespace_is_told_which_there_are() {
+    let pair = Pair::start();
+    let uri = discovered(&pair, 0, "vol-a", "");
+    let uri = uri.split('?').next().expect("a URI");
+    let refused = outcome(&mut command(load_tool().to_str().expect("plain"), &[uri, "--ops=1"]));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(3) && said.contains("?nsid=1 (") && said.contains("?nsid=2 ("), "{said}");
+    // Until a node has seen who serves its partner's pool, it does not say that it leads there.
+    let status = pair.until("the access is known", || {
+        let status = pair.status("a")?;
+        let namespaces = status["status"]["nvme_tcp"]["namespaces"].as_array()?;
+        namespaces.iter().all(|one| one["access"] != "inaccessible").then_some(status)
+    });
+    let front = &status["status"]["nvme_tcp"];
+    let namespaces = front["namespaces"].as_array().expect("two volumes");
+    let access = |volume: &str| namespaces.iter().find(|one| one["volume"] == volume).map(|one| &one["access"]);
+    assert_eq!(access("vol-a").and_then(Value::as_str), Some("optimized"), "{status}");
+    assert_eq!(access("vol-b").and_then(Value::as_str), Some("non-optimized"), "{status}");
+    let text = String::from_utf8_lossy(&pair.run("a", &["status"]).stdout).into_owned();
+    assert!(text.contains("NVMe/TCP") && text.contains("is vol-a, optimized"), "{text}");
+}
+
+fn rounds(count: u64) {
+    let seed = common::seed();
+    println!("seed {seed}, {count} rounds");
+    let mut prng = Prng::new(seed);
+    let pair = Pair::start();
+    for round in 0..count {
+        let (victim, volume) = (*prng.pick(&["a", "b"]), *prng.pick(&VOLUMES));
+        let journal = pair.folder.path().join(format!("journal-{volume}"));
+        let uri = uri(&pair, volume, "");
+        let seed_of_load = prng.below(1 << 60);
+        let mut load = load(&uri, &journal, seed_of_load, &["--time=4", "--bs=4k-64k", "--reconnect=60"]);
+        let instant = prng.between(300, 1500);
+        pause_ms(instant);
+        assert!(load.try_wait().expect("a child of ours").is_none(), "the load goes on");
+        pair.signal(victim, "KILL");
+        let report = finish(load, &pair);
+        let pause = &report["longest_pause_seconds"];
+        println!("round {round}: {victim} killed after {instant} ms under {volume}: pause of {pause} s");
+        prove(&uri, &journal).unwrap_or_else(|said| panic!("seed {seed} round {round}: {said}\n{}", pair.said()));
+        pair.until_ok();
+        prove(&uri, &journal).unwrap_or_else(|said| panic!("seed {seed}, given back: {said}\n{}", pair.said()));
+    }
+}
+
+#[test]
+fn a_host_with_both_paths_survives_the_death_of_a_node() {
+    rounds(3);
+}
+
+#[test]
+#[ignore = "takes half an hour"]
+fn a_host_with_both_paths_survives_many_deaths() {
+    rounds(number("TWINLOG_PAIR_ROUNDS").unwrap_or(50));
+}
+
+/// A pool that moves by command: the host hears of it, and follows.
+#[test]
+fn a_host_follows_a_pool_that_is_moved() {
+    let pair = Pair::start();
+    let journal = pair.folder.path().join("journal");
+    let uri = uri(&pair, "vol-a", "");
+    let mut load = load(&uri, &journal, 9, &["--time=5", "--bs=4k-64k"]);
+    pause_ms(500);
+    let moved = pair.run("b", &["pair", "takeover", "a"]);
+    assert!(moved.status.success(), "{moved:?}\n{}", pair.said());
+    assert!(load.try_wait().expect("a child of ours").is_none(), "the load goes on");
+    let report = finish(load, &pair);
+    assert_eq!(report["pauses"].as_array().map(Vec::len), Some(0), "no path was lost: {report}");
+    pair.until_ok();
+    prove(&uri, &journal).unwrap_or_else(|said| panic!("{said}\n{}", pair.said()));
+}
