@@ -126,9 +126,9 @@ class Server:
 class Twinlog(Server):
     """Ours: `twinlog serve` with everything at its default but the log."""
 
-    def __init__(self, name, log="file", volume_size=None):
+    def __init__(self, name, log="file", volume_size=None, more=""):
         super().__init__(name, "taskset", None, "vol-a")
-        self.log, self.volume_size = log, volume_size
+        self.log, self.volume_size, self.more = log, volume_size, more
 
     def available(self):
         return PROGRAM.exists()
@@ -139,7 +139,7 @@ class Twinlog(Server):
         written_file(folder / "disk", 2 * size)
         config = folder / "node.toml"
         log = {"file": 'backend = "file"\npath = "log"', "memory": 'backend = "memory"\nallow_volatile = true'}[self.log]
-        config.write_text(f'name = "a"\n[log]\n{log}\nsize = "256MiB"\n[pool]\nname = "a"\ndevices = ["disk"]\n')
+        config.write_text(f'name = "a"\n[log]\n{log}\nsize = "256MiB"\n[pool]\nname = "a"\ndevices = ["disk"]\n{self.more}')
         output_of([PROGRAM, "pool", "create", "--config", config, "--overwrite", folder / "disk"])
         self.command = [PROGRAM, "serve", "--config", config]
         self.launch()
@@ -159,6 +159,28 @@ class Twinlog(Server):
         """What the node says of itself."""
         done = subprocess.run([PROGRAM, "status", "-o", "json", "--admin", self.admin], capture_output=True, text=True)
         return json.loads(done.stdout)["status"]
+
+
+def free_port():
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class TwinlogTcp(Twinlog):
+    """The same over TCP on loopback, by NVMe or NBD; log in memory."""
+
+    def __init__(self, name, scheme):
+        self.port = free_port()
+        listen = f'listen = "127.0.0.1:{self.port}"' if scheme == "nvme-tcp" else f'tcp = ["127.0.0.1:{self.port}"]'
+        super().__init__(name, "memory", more=f"[{scheme.replace('-', '_')}]\n{listen}\n")
+        self.scheme = scheme
+        if scheme == "nbd":
+            self.more += 'unix = ["nbd.sock"]\n'
+
+    @property
+    def uri(self):
+        return f"{self.scheme}://127.0.0.1:{self.port}/" + ("vol-a" if self.scheme == "nbd" else "")
 
 
 def written_file(path, size):
@@ -356,6 +378,28 @@ def figure_write_d32(bench):
     small(bench, "write")
 
 
+def figure_nvme_tcp(bench):
+    """NVMe/TCP on loopback, server and client on a core each, beside the same node's NBD over TCP: the blocks are in the cache, the log is in memory."""
+    shapes = [(f"4 KiB random {kind}, depth {depth}", kind, ["--rw", f"rand{kind}", "--bs", "4k", "--qd", depth])
+              for kind in ["read", "write"] for depth in [1, 32, 127]]
+    shapes += [(f"128 KiB random {kind}, depth 8", kind, ["--rw", f"rand{kind}", "--bs", "128k", "--qd", 8]) for kind in ["read", "write"]]
+    size, costs = 128 * MIB, {}
+
+    def measure(server, kind, arguments):
+        bench.fill(server, size)
+        before = cpu_seconds(server.node())
+        report = bench.load(server, *arguments, "--size", size, "--busy", warmup=0)
+        costs.setdefault(server.name, []).append((cpu_seconds(server.node()) - before) * 1e6 / report["acknowledged"]["ops"])
+        return first_iops(report, kind)
+
+    for title, kind, arguments in shapes:
+        costs.clear()
+        servers = [TwinlogTcp("Twinlog", "nvme-tcp"), TwinlogTcp("Twinlog, NBD over TCP", "nbd")]
+        found = bench.compare(by_server(bench, servers, lambda server: measure(server, kind, arguments)))
+        spent = "; ".join(f"{name} {statistics.median(cost):.1f} us" for name, cost in costs.items())
+        table(f"{title}, over TCP on loopback", found, "IOPS", digits=0, notes=[f"Processor time of the server per operation, medians: {spent}."])
+
+
 def sequential(bench, kind):
     # Larger than Twinlog's cache, so that reads come from the disk as the raw device's do.
     size = 2048 * MIB
@@ -481,6 +525,7 @@ FIGURES = {
     "durable-d32": figure_durable_d32,
     "read-d32": figure_read_d32,
     "write-d32": figure_write_d32,
+    "nvme-tcp": figure_nvme_tcp,
     "sequential-write": figure_sequential_write,
     "sequential-read": figure_sequential_read,
     "tail": figure_tail,
