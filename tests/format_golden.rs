@@ -6,7 +6,7 @@
 use std::{fs, path::PathBuf};
 use twinlog::{
     base::{
-        BlockAddress, CpNumber, Epoch, ForwardedChanges, Incarnation, LaneIndex, Lsn, ObjectId, PairId, PoolId,
+        BlockAddress, CpNumber, Epoch, ForwardedChanges, HostId, Incarnation, LaneIndex, Lsn, ObjectId, PairId, PoolId,
         PortionId,
     },
     changelog::{
@@ -15,11 +15,12 @@ use twinlog::{
     },
     format::{
         chain::{AddressRange, Subtree, decode_chain_block, encode_chain_block},
-        object::{ObjectRecord, Offline, OfflineCause, VolumeRecord, records, records_mut},
+        object::{Joining, Object, ObjectRecord, Offline, OfflineCause, VolumeRecord, records, records_mut},
         reference::{BlockRef, node, node_mut},
         register::{
             Beat, HEADER_BLOCK, MAILBOX_BLOCKS, MailboxHeader, MirrorState, NodeIndex, Register, Side, register_blocks,
         },
+        reservation::{Held, Registrant, Reservation, ReservationKind},
         superblock::{PoolDevice, Superblock, TreeRoot},
     },
 };
@@ -73,13 +74,28 @@ fn changes() -> Vec<(Draft, Vec<u8>)> {
     ]
 }
 
+/// A reservation of 12 registrants: two records of the object table.
+fn reservation() -> Reservation {
+    let host = |number: u8| HostId::new([number; 16]).expect("not zero");
+    let registrants =
+        (1..=12).map(|number| Registrant { host: host(number), key: 0x0102_0304_0506_0700 | u64::from(number) });
+    let held = Some(Held { kind: ReservationKind::WriteExclusiveRegistrants, holder: Some(host(11)) });
+    Reservation { generation: 0x0a0b_0c0d, persists: true, held, registrants: registrants.collect() }
+}
+
+/// The same as a change of the log.
+fn reserve() -> Vec<(Draft, Vec<u8>)> {
+    let [.., (delete, _)] = &changes()[..] else { panic!("a change of every kind") };
+    vec![(Draft { kind: RecordKind::Reserve, ..*delete }, reservation().to_bytes())]
+}
+
 /// What today's program writes.
-fn write_lane() -> Vec<u8> {
+fn write_lane(changes: Vec<(Draft, Vec<u8>)>) -> Vec<u8> {
     let medium = LogMedium::new(&SimWorld::new(1), "golden", lane_shape());
     let mut format = Format::new(open(&medium), &LANE, PORTION);
     assert_eq!(format.poll(), Ok(true));
     let mut lane = Lane::open_at(format.into_log(), LANE, Epoch(5), LANE_HEAD);
-    for (draft, payload) in changes() {
+    for (draft, payload) in changes {
         lane.append(&draft, &[&payload]);
         lane.poll(Nanos(1)).expect("no fault");
         lane.poll(Nanos(1)).expect("no fault");
@@ -103,33 +119,82 @@ fn scan_lane(image: &[u8]) -> (Vec<OwnedRecord>, ScanEnd) {
     panic!("a scan ends");
 }
 
-fn judge_lane(image: &[u8], portion: PortionId) {
+fn judge_lane(image: &[u8], portion: PortionId, changes: &[(Draft, Vec<u8>)]) {
     let header = LaneHeader::read(&image[..4096], image.len() as u64).expect("a golden file is whole");
     assert_eq!((header.identity, header.portion), (LANE, portion));
     let (records, end) = scan_lane(image);
     assert_eq!((end.reason, end.hole, end.epoch), (EndReason::Clean, None, Epoch(5)));
-    assert_eq!(records.len(), changes().len());
-    for (record, (draft, payload)) in records.iter().zip(changes()) {
-        assert_eq!((record.draft, record.payload.as_slice()), (draft, payload.as_slice()));
+    assert_eq!(records.len(), changes.len());
+    for (record, (draft, payload)) in records.iter().zip(changes) {
+        assert_eq!((record.draft, &record.payload), (*draft, payload));
     }
-    assert!(records[0].lsn == LANE_HEAD && records.iter().any(|record| record.lsn.0 == 4 * 16384), "it spans two laps");
+    let spans_two_laps = records.iter().any(|record| record.lsn.0 == 4 * 16384);
+    assert!(records[0].lsn == LANE_HEAD && (spans_two_laps || changes.len() == 1));
 }
 
 /// Lanes had no portion id.
 #[test]
 fn lane_version_1() {
     let image = fs::read(golden("lane-1.bin")).expect("the file is part of the repository");
-    judge_lane(&image, PortionId(0));
-    assert!(image[4096..] == write_lane()[4096..], "the format of records changed: it needs a new version");
+    judge_lane(&image, PortionId(0), &changes());
+    assert!(image[4096..] == write_lane(changes())[4096..], "the format of records changed: it needs a new version");
 }
 
 #[test]
 fn lane_version_2() {
     let image = fs::read(golden("lane-2.bin")).expect("the file is part of the repository");
-    judge_lane(&image, PORTION);
-    let written = write_lane();
+    judge_lane(&image, PORTION, &changes());
+    let written = write_lane(changes());
     let differs = written.iter().zip(&image).position(|(new, old)| new != old);
     assert_eq!((differs, written.len()), (None, image.len()), "the format changed: it needs a new version");
+}
+
+#[test]
+fn lane_version_2_with_a_reservation() {
+    let image = fs::read(golden("lane-2-reserve.bin")).expect("the file is part of the repository");
+    judge_lane(&image, PORTION, &reserve());
+    assert!(write_lane(reserve()) == image, "the format changed: it needs a new version");
+}
+
+/// A superblock of a pool with a reservation, and the volume's records in the object table.
+fn write_reserved() -> Vec<u8> {
+    let mut image = Superblock { has_reservations: true, ..superblock() }.encode(1, 1).to_vec();
+    let mut block = [0; BLOCK_BYTES];
+    let volume = VolumeRecord { reservation: Box::new(reservation()), ..volume() };
+    let slots = records_mut(&mut block);
+    slots[9] = ObjectRecord::volume(&volume);
+    (slots[2], slots[12]) = (ObjectRecord::registrants(&volume, 1), ObjectRecord::registrants(&volume, 0));
+    image.extend_from_slice(&block);
+    image
+}
+
+#[test]
+fn pool_version_1_with_a_reservation() {
+    let image = fs::read(golden("pool-1-reserved.bin")).expect("the file is part of the repository");
+    let blocks: Vec<BlockBytes> =
+        image.chunks(BLOCK_BYTES).map(|block| block.try_into().expect("whole blocks")).collect();
+    assert_eq!(Superblock::verify(&blocks[0], 1), Ok((Superblock { has_reservations: true, ..superblock() }, 1)));
+    let mut joining = Joining::default();
+    for object in records(&blocks[1]).iter().filter_map(|record| record.verify().expect("well formed")) {
+        match object {
+            Object::Volume(found, head) => {
+                assert_eq!(*found, volume());
+                joining.head(found.id, head);
+            }
+            Object::Registrants { volume, part, registrants } => {
+                joining.part(volume, part, registrants).expect("each part once");
+            }
+        }
+    }
+    let found = joining.finish().expect("whole");
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), [(volume().id, reservation())]);
+    assert!(write_reserved() == image, "the format changed: it needs a new version");
+}
+
+/// A volume's object in the table, without a reservation.
+fn object(volume: VolumeRecord) -> Object {
+    let head = Reservation::default().head();
+    Object::Volume(Box::new(volume), head)
 }
 
 const POOL: PoolId = PoolId(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
@@ -156,6 +221,7 @@ fn superblock() -> Superblock {
         applied: vec![Lsn(128), Lsn(1 << 40)],
         forwarded: vec![ForwardedChanges::none(2); 2],
         has_offline: false,
+        has_reservations: false,
         devices: vec![
             PoolDevice { id: 5, block_count: 4096, plex: 0 },
             PoolDevice { id: 1 << 100, block_count: 1 << 30, plex: 1 },
@@ -174,6 +240,7 @@ fn volume() -> VolumeRecord {
         created_cp: CpNumber(6),
         created_ns: 1_750_000_000_000_000_002,
         offline: None,
+        reservation: Box::default(),
     }
 }
 
@@ -211,7 +278,7 @@ fn pool_version_1_with_offline_volumes() {
         image.chunks(BLOCK_BYTES).map(|block| block.try_into().expect("whole blocks")).collect();
     assert_eq!(Superblock::verify(&blocks[0], 1), Ok((Superblock { has_offline: true, ..superblock() }, 1)));
     let found = records(&blocks[1]).iter().map_while(|record| record.verify().expect("well formed"));
-    assert_eq!(found.collect::<Vec<_>>(), offline_volumes());
+    assert_eq!(found.collect::<Vec<_>>(), offline_volumes().map(object));
     assert!(write_offline() == image, "the format changed: it needs a new version");
 }
 
@@ -246,7 +313,7 @@ fn pool_version_1() {
     assert_eq!(Superblock::verify(&blocks[0], 1), Ok((superblock(), 1)));
     assert_eq!(node(&blocks[1])[127], reference(104));
     assert!(node(&blocks[1])[..127].iter().all(BlockRef::is_hole));
-    assert_eq!(records(&blocks[2])[3].verify(), Ok(Some(volume())));
+    assert_eq!(records(&blocks[2])[3].verify(), Ok(Some(object(volume()))));
     assert_eq!(records(&blocks[2])[4].verify(), Ok(None));
     assert_eq!(decode_chain_block(&blocks[3]), Ok((ranges(), reference(105))));
     let subtrees = vec![Subtree { root: reference(106), levels: 2 }];
@@ -322,8 +389,10 @@ fn mailbox_version_1() {
 #[test]
 #[ignore = "writes the golden files of the current versions"]
 fn write_golden_files() {
-    fs::write(golden("lane-2.bin"), write_lane()).expect("the repository can be written");
+    fs::write(golden("lane-2.bin"), write_lane(changes())).expect("the repository can be written");
+    fs::write(golden("lane-2-reserve.bin"), write_lane(reserve())).expect("the repository can be written");
     fs::write(golden("pool-1.bin"), write_pool()).expect("the repository can be written");
     fs::write(golden("pool-1-offline.bin"), write_offline()).expect("the repository can be written");
+    fs::write(golden("pool-1-reserved.bin"), write_reserved()).expect("the repository can be written");
     fs::write(golden("mailbox-1.bin"), write_mailbox()).expect("the repository can be written");
 }

@@ -4,8 +4,8 @@
 use std::path::Path;
 use twinlog::{
     base::{
-        BlockAddress, CpNumber, Epoch, ForwardId, ForwardedChanges, LaneIndex, Lsn, ObjectId, PoolId, PortionId, Prng,
-        limits::CHANGE_BYTES_MAX,
+        BlockAddress, CpNumber, Epoch, ForwardId, ForwardedChanges, HostId, LaneIndex, Lsn, ObjectId, PoolId,
+        PortionId, Prng, limits::CHANGE_BYTES_MAX,
     },
     changelog::{
         Draft, FLAG_KEEP_ALLOCATED, LaneHeader, LaneIdentity, PortionRole, RecordFault, RecordKind, record_bytes,
@@ -17,9 +17,10 @@ use twinlog::{
     format::{
         chain::{AddressRange, ChainEntry, Subtree, decode_chain_block, encode_chain_block, entries_per_block},
         lane_header::RawLaneHeader,
-        object::{ObjectRecord, Offline, OfflineCause, VolumeRecord},
+        object::{Object, ObjectRecord, Offline, OfflineCause, VolumeRecord},
         record::{RawRecord, RecordExpected, RecordHeader, RecordPlace},
         reference::BlockRef,
+        reservation::{Held, Registrant, Reservation, ReservationKind},
         superblock::{PoolDevice, Superblock, TreeRoot},
     },
     node::admin::AdminRequest,
@@ -108,6 +109,7 @@ fn superblock(prng: &mut Prng) -> Superblock {
         applied: (0..lane_count).map(|_| Lsn(number(prng, u64::MAX))).collect(),
         forwarded,
         has_offline: prng.chance(1, 2),
+        has_reservations: prng.chance(1, 2),
         devices,
     }
 }
@@ -183,6 +185,7 @@ fn change(prng: &mut Prng) -> (Draft, Vec<u8>) {
         RecordKind::Create => (draft.argument, payload_bytes) = (number(prng, max), prng.between(1, 64)),
         RecordKind::Resize => draft.argument = number(prng, max),
         RecordKind::Delete => {}
+        RecordKind::Reserve => payload_bytes = 16 + 24 * number(prng, 128),
     }
     let mut payload = vec![0; small(payload_bytes)];
     let filled = payload.len().min(500);
@@ -302,6 +305,27 @@ fn offline(prng: &mut Prng) -> Offline {
     }
 }
 
+fn reservation(prng: &mut Prng) -> Reservation {
+    let mut hosts: Vec<[u8; 16]> = (0..number(prng, 128)).map(|_| [0; 16]).collect();
+    hosts.iter_mut().for_each(|host| prng.fill(host));
+    hosts.sort_unstable();
+    hosts.dedup();
+    let hosts = hosts.into_iter().filter_map(HostId::new);
+    let registrants: Vec<Registrant> = hosts.map(|host| Registrant { host, key: prng.next_u64() }).collect();
+    let kind = *prng.pick(&ReservationKind::ALL);
+    let held = prng
+        .chance(2, 3)
+        .then(|| registrants.last())
+        .flatten()
+        .map(|last| Held { kind, holder: (!kind.is_of_all()).then_some(last.host) });
+    Reservation {
+        generation: u32::try_from(number(prng, 1 << 20)).expect("small"),
+        persists: prng.chance(1, 2),
+        held,
+        registrants,
+    }
+}
+
 #[test]
 fn volumes_survive_the_round_trip() {
     let mut prng = Prng::new(6);
@@ -316,10 +340,14 @@ fn volumes_survive_the_round_trip() {
             created_cp: CpNumber(number(&mut prng, u64::MAX)),
             created_ns: number(&mut prng, u64::MAX),
             offline: prng.chance(1, 2).then(|| offline(&mut prng)),
+            reservation: Box::new(reservation(&mut prng)),
         };
         let record = ObjectRecord::volume(&volume);
         let again = ObjectRecord::read_from_bytes(record.as_bytes()).expect("256 bytes");
-        assert_eq!(again.verify(), Ok(Some(volume)));
+        let head = volume.reservation.head();
+        assert_eq!(Reservation::read(&volume.reservation.to_bytes()), Ok((*volume.reservation).clone()));
+        let without = VolumeRecord { reservation: Box::default(), ..volume };
+        assert_eq!(again.verify(), Ok(Some(Object::Volume(Box::new(without), head))));
     }
 }
 

@@ -31,6 +31,30 @@ id!(/// A reactor of this node, from 0.
 id!(/// A block of an object, counted in blocks from its start.
     BlockIndex(u64));
 
+/// A host as NVMe names it: the 128 bits of its Host Identifier, as they come in its Connect. Never all zero: that is no identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostId([u8; 16]);
+
+impl HostId {
+    /// The host with these bytes; `None`: they are all zero.
+    #[must_use]
+    pub fn new(bytes: [u8; 16]) -> Option<Self> {
+        (bytes != [0; 16]).then_some(Self(bytes))
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(self) -> [u8; 16] {
+        self.0
+    }
+}
+
+impl fmt::Display for HostId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
 impl Lsn {
     /// The position `bytes` further on.
     #[must_use]

@@ -43,6 +43,9 @@ pub const CONNECTION_BYTES_MAX: u64 = 8 << 20;
 /// Connections of one node.
 pub const CONNECTIONS_MAX: usize = 256;
 
+/// Hosts that can be registrants of one volume: as many as can be connected to a node, with an admin queue and one more each.
+pub const REGISTRANTS_MAX: usize = CONNECTIONS_MAX / 2;
+
 /// Smallest lane: room for four changes of the largest size, so that a full-size write never waits for more than a consistency point.
 pub const LANE_BYTES_MIN: u64 = 4 * (CHANGE_BYTES_MAX + 2 * BLOCK_BYTES);
 

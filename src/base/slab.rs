@@ -62,14 +62,16 @@ impl<T> Slab<T> {
         self.len() == 0
     }
 
+    /// Keys of the things that are so.
+    pub fn keys_of(&self, is_so: impl Fn(&T) -> bool) -> Vec<u64> {
+        let named = (0u64..).zip(&self.slots);
+        let wanted = named.filter(|(_, (_, place))| place.as_ref().is_some_and(&is_so));
+        wanted.map(|(slot, (generation, _))| u64::from(*generation) << 32 | slot).collect()
+    }
+
     /// Takes everything out.
     pub fn drain(&mut self) -> Vec<T> {
-        let keys: Vec<u64> = (0u64..)
-            .zip(&self.slots)
-            .filter(|(_, (_, place))| place.is_some())
-            .map(|(slot, (generation, _))| u64::from(*generation) << 32 | slot)
-            .collect();
-        keys.into_iter().filter_map(|key| self.remove(key)).collect()
+        self.keys_of(|_| true).into_iter().filter_map(|key| self.remove(key)).collect()
     }
 }
 

@@ -274,6 +274,14 @@ fn volume(text: &mut String, volume: &VolumeStatus, before: Option<&VolumeStatus
         line(text, "offline", &record);
         line(text, "held", &format!("{held_records} record(s), {}", show_bytes(*held_bytes)));
     }
+    if let Some(reservation) = &volume.reservation {
+        let held = match (reservation.kind.as_str(), reservation.holder.as_str()) {
+            ("", _) => "not held".to_owned(),
+            (kind, "") => kind.to_owned(),
+            (kind, holder) => format!("{kind}, held by {holder}"),
+        };
+        line(text, "reserved", &format!("{held}; {} registrant(s)", reservation.registrants.len()));
+    }
     operations(text, "reads", &volume.reads, before.map(|before| &before.reads), seconds);
     operations(text, "writes", &volume.writes, before.map(|before| &before.writes), seconds);
 }
@@ -328,7 +336,10 @@ fn bar(part: u64, whole: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::status::{judge, tests::healthy};
+    use crate::{
+        control::status::{judge, tests::healthy},
+        node::admin::{RegistrantStatus, ReservationStatus},
+    };
 
     #[test]
     fn a_healthy_node_reads_like_this() {
@@ -367,6 +378,23 @@ OK  single node, log not mirrored (so configured); answered changes survive a po
             figures(&before, Some(&status)).contains("1000 in all"),
             "an earlier sample of another process is not used"
         );
+    }
+
+    #[test]
+    fn a_volume_that_is_reserved_says_by_whom() {
+        let mut status = healthy();
+        let host = "0123456789abcdef0123456789abcdef".to_owned();
+        let key = "00000000000000a1".to_owned();
+        let registrants = vec![RegistrantStatus { host: host.clone(), key }];
+        let kind = "write-exclusive".to_owned();
+        let mut reservation = ReservationStatus { kind, holder: host, persists: true, generation: 2, registrants };
+        status.volumes[0].reservation = Some(reservation.clone());
+        let text = volume_figures(&status);
+        let line = "  reserved  write-exclusive, held by 0123456789abcdef0123456789abcdef; 1 registrant(s)\n";
+        assert!(text.contains(line), "{text}");
+        (reservation.kind, reservation.holder) = (String::new(), String::new());
+        status.volumes[0].reservation = Some(reservation);
+        assert!(volume_figures(&status).contains("  reserved  not held; 1 registrant(s)\n"));
     }
 
     #[test]

@@ -471,6 +471,7 @@ pub(super) mod tests {
                 reads: operations.clone(),
                 writes: operations,
                 offline: None,
+                reservation: None,
             }],
             memory_used_bytes: 100 << 20,
             memory_cached_bytes: 200 << 20,

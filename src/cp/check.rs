@@ -23,7 +23,7 @@ use crate::{
     base::{BlockAddress, ObjectId, limits::AREA_BLOCKS},
     format::{
         chain::{AddressRange, ChainEntry, Subtree, decode_chain_block},
-        object::records,
+        object::{Joining, Object, VolumeRecord, records},
         reference::{BlockKey, BlockRef, node},
         superblock::Superblock,
     },
@@ -132,6 +132,7 @@ pub struct Check {
     is_map_damaged: bool,
     /// Name and size of every volume.
     objects: BTreeMap<ObjectId, (String, u64)>,
+    joining: Joining,
     names: BTreeSet<String>,
     /// Bytes of each volume that cannot be read, by their offset.
     damaged: BTreeMap<(ObjectId, u64), u64>,
@@ -155,6 +156,7 @@ impl Check {
             compared_blocks: 0,
             is_map_damaged: false,
             objects: BTreeMap::new(),
+            joining: Joining::default(),
             names: BTreeSet::new(),
             damaged: BTreeMap::new(),
             freed_blocks: 0,
@@ -220,6 +222,7 @@ impl Check {
             return None;
         }
         self.compare_counts();
+        self.join_reservations();
         self.join_damage();
         Some(std::mem::take(&mut self.report))
     }
@@ -304,27 +307,45 @@ impl Check {
         for record in records(block) {
             match record.verify() {
                 Ok(None) => {}
-                Ok(Some(volume)) => {
-                    let known = self.objects.insert(volume.id, (volume.name.clone(), volume.size_bytes));
-                    if known.is_some() || !self.names.insert(volume.name.clone()) {
-                        self.problem(format!("volume '{}' (object {}) exists twice", volume.name, volume.id));
-                    }
-                    if volume.id >= self.superblock.next_object {
-                        self.problem(format!("object {} is not below the next object's id", volume.id));
-                    }
-                    let role = Role::Volume(volume.id);
-                    self.push(Visit { role, reference: volume.root, levels: volume.levels, first: 0 });
-                    if let Some(offline) = volume.offline {
-                        let (role, why) = (Role::Held(volume.id), offline.to_string());
-                        self.push(Visit { role, reference: offline.held.root, levels: offline.held.levels, first: 0 });
-                        self.report.offline.push(OfflineVolume { volume: volume.name, why });
-                        if !self.superblock.has_offline {
-                            self.problem("a volume is offline that the superblock does not know of".to_owned());
-                        }
-                    }
+                Ok(Some(Object::Volume(volume, head))) => {
+                    self.joining.head(volume.id, head);
+                    self.visit_volume(*volume);
+                }
+                Ok(Some(Object::Registrants { volume, part, registrants })) => {
+                    let joined = self.joining.part(volume, part, registrants);
+                    joined.unwrap_or_else(|reason| self.problem(reason));
                 }
                 Err(reason) => self.problem(format!("{}: {reason}", self.describe(visit))),
             }
+        }
+    }
+
+    fn visit_volume(&mut self, volume: VolumeRecord) {
+        let known = self.objects.insert(volume.id, (volume.name.clone(), volume.size_bytes));
+        if known.is_some() || !self.names.insert(volume.name.clone()) {
+            self.problem(format!("volume '{}' (object {}) exists twice", volume.name, volume.id));
+        }
+        if volume.id >= self.superblock.next_object {
+            self.problem(format!("object {} is not below the next object's id", volume.id));
+        }
+        let role = Role::Volume(volume.id);
+        self.push(Visit { role, reference: volume.root, levels: volume.levels, first: 0 });
+        if let Some(offline) = volume.offline {
+            let (role, why) = (Role::Held(volume.id), offline.to_string());
+            self.push(Visit { role, reference: offline.held.root, levels: offline.held.levels, first: 0 });
+            self.report.offline.push(OfflineVolume { volume: volume.name, why });
+            if !self.superblock.has_offline {
+                self.problem("a volume is offline that the superblock does not know of".to_owned());
+            }
+        }
+    }
+
+    /// Whether reservations are whole, once the object table has been read.
+    fn join_reservations(&mut self) {
+        match std::mem::take(&mut self.joining).finish() {
+            Ok(reservations) if reservations.is_empty() || self.superblock.has_reservations => {}
+            Ok(_) => self.problem("a volume is reserved that the superblock does not know of".to_owned()),
+            Err(reason) => self.problem(reason),
         }
     }
 

@@ -527,6 +527,7 @@ impl Coordinator {
                 epoch_min: pool.superblock.epoch,
                 epoch: self.grant.epoch,
                 is_mirrored: self.grant.is_mirrored,
+                is_power_on: self.grant.is_power_on,
                 cp: pool.superblock.cp,
                 applied: pool.superblock.applied[lane.index()],
                 forwarded: pool.superblock.forwarded[lane.index()].clone(),

@@ -19,11 +19,13 @@ pub struct Grant {
     pub epoch: Epoch,
     /// Whether the register says that the mirror is in step: then answers wait for the partner from the first one on.
     pub is_mirrored: bool,
+    /// Whether nothing of the pool's nodes has been alive since it was last served: then reservations that do not survive that are gone.
+    pub is_power_on: bool,
 }
 
 impl Grant {
     /// Of a node that has no partner.
-    pub const SINGLE: Self = Self { role: PortionRole::Own, epoch: Epoch(0), is_mirrored: false };
+    pub const SINGLE: Self = Self { role: PortionRole::Own, epoch: Epoch(0), is_mirrored: false, is_power_on: true };
 }
 
 /// What a shard must know to replay its lane.
@@ -41,6 +43,8 @@ pub struct ShardOpening {
     pub epoch: Epoch,
     /// Whether answers wait for the partner from the first one on.
     pub is_mirrored: bool,
+    /// See [`Grant::is_power_on`].
+    pub is_power_on: bool,
     /// Newest consistency point.
     pub cp: CpNumber,
     /// Changes below are in it.

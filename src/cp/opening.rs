@@ -112,7 +112,10 @@ impl Opening {
             Stage::Directory(next) => {
                 for _ in 0..STEP_BLOCKS {
                     match walk(&pool.superblock.object_table, *next, |key| io.cached(key)) {
-                        Walk::Hole(u64::MAX) => return Ok(self.pool.take()),
+                        Walk::Hole(u64::MAX) => {
+                            pool.directory.finish().map_err(PoolError::Unreadable)?;
+                            return Ok(self.pool.take());
+                        }
                         Walk::Hole(until) => *next = until,
                         Walk::Missing(node) => {
                             let _ = io.fetch(&node, self.tag);

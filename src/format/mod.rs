@@ -9,6 +9,7 @@ pub mod object;
 pub mod record;
 pub mod reference;
 pub mod register;
+pub mod reservation;
 pub mod superblock;
 pub mod unverified;
 

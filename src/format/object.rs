@@ -1,14 +1,22 @@
 //! Object records: what the object table says of each object. 256 bytes, 16 to a block.
+//!
+//! A volume with registrants has further records, of up to 10 registrants each, in any slots of the table; all but the last one are full.
 
-use super::{record::RECORD_ALIGN, reference::BlockRef, superblock::TreeRoot};
+use super::{
+    Verify,
+    record::RECORD_ALIGN,
+    reference::BlockRef,
+    reservation::{RawHead, RawRegistrant, Registrant, Reservation},
+    superblock::TreeRoot,
+};
 use crate::base::{
     CpNumber, LaneIndex, Lsn, ObjectId,
-    limits::{BLOCK_BYTES, NAME_BYTES_MAX, VOLUME_BYTES_MAX},
+    limits::{BLOCK_BYTES, NAME_BYTES_MAX, REGISTRANTS_MAX, VOLUME_BYTES_MAX},
 };
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 use thiserror::Error;
 use zerocopy::{
-    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned,
     little_endian::{U16, U64},
 };
 
@@ -22,7 +30,7 @@ const _: () = assert!(OBJECTS_PER_BLOCK * 256 == BLOCK_BYTES);
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct ObjectRecord {
     id: U64,
-    /// 1: volume. Zero: the slot is free.
+    /// 1: volume. 2: registrants of one, which lie as `RawRegistrants` says. Zero: the slot is free.
     kind: U16,
     /// Node levels of the tree.
     levels: u8,
@@ -36,8 +44,30 @@ pub struct ObjectRecord {
     name: [u8; NAME_BYTES_MAX],
     /// All zero unless the volume is offline: written by the consistency point that ends a recovery.
     offline: RawOffline,
-    reserved_b: [u8; 34],
+    /// All zero until a host registers with the volume.
+    reservation: RawHead,
+    reserved_b: [u8; 18],
 }
+
+/// Registrants of a volume, in the place of an object record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+struct RawRegistrants {
+    /// The volume's.
+    id: U64,
+    kind: U16,
+    /// Which of the volume's records of this kind, from 0.
+    part: u8,
+    count: u8,
+    reserved: [u8; 4],
+    /// The rest is zero.
+    registrants: [RawRegistrant; REGISTRANTS_PER_RECORD],
+}
+
+/// Registrants of one record.
+pub const REGISTRANTS_PER_RECORD: usize = 10;
+const _: () = assert!(size_of::<RawRegistrants>() == size_of::<ObjectRecord>());
+const _: () = assert!(REGISTRANTS_MAX.div_ceil(REGISTRANTS_PER_RECORD) <= u8::MAX as usize);
 
 /// What an object record says of a volume that is offline.
 #[repr(C)]
@@ -62,8 +92,10 @@ const _: () = assert!(std::mem::offset_of!(ObjectRecord, root) == 48);
 
 const _: () = assert!(size_of::<RawOffline>() == 78);
 const _: () = assert!(std::mem::offset_of!(ObjectRecord, offline) == 144);
+const _: () = assert!(std::mem::offset_of!(ObjectRecord, reservation) == 222);
 
 const KIND_VOLUME: u16 = 1;
+const KIND_REGISTRANTS: u16 = 2;
 const CAUSE_UNREADABLE: u16 = 1;
 const CAUSE_BEYOND_END: u16 = 2;
 const CAUSE_INVALID: u16 = 3;
@@ -134,6 +166,88 @@ pub struct VolumeRecord {
     pub created_ns: u64,
     /// Why it is offline; `None`: it is not.
     pub offline: Option<Offline>,
+    /// Who has registered with it, and who holds it reserved.
+    pub reservation: Box<Reservation>,
+}
+
+/// What stands in a slot of the object table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A volume, without its reservation, and the reservation's head.
+    Volume(Box<VolumeRecord>, RawHead),
+    /// Registrants of a volume.
+    Registrants {
+        /// Which volume.
+        volume: ObjectId,
+        /// Which of its records of this kind, from 0.
+        part: u8,
+        /// At least one, at most [`REGISTRANTS_PER_RECORD`].
+        registrants: Vec<Registrant>,
+    },
+}
+
+impl Object {
+    /// The volume, without its reservation, if it is one.
+    #[must_use]
+    pub fn into_volume(self) -> Option<VolumeRecord> {
+        match self {
+            Self::Volume(volume, _) => Some(*volume),
+            Self::Registrants { .. } => None,
+        }
+    }
+}
+
+/// Records of registrants that a volume with so many has.
+#[must_use]
+pub fn registrant_parts(registrants: usize) -> u8 {
+    u8::try_from(registrants.div_ceil(REGISTRANTS_PER_RECORD)).expect("at most REGISTRANTS_MAX")
+}
+
+/// Heads and registrants as they are found in the object table, until all of it has been read.
+#[derive(Clone, Debug, Default)]
+pub struct Joining {
+    heads: BTreeMap<ObjectId, RawHead>,
+    parts: BTreeMap<(ObjectId, u8), Vec<Registrant>>,
+}
+
+impl Joining {
+    /// The head of a volume.
+    pub fn head(&mut self, volume: ObjectId, head: RawHead) {
+        if head != RawHead::new_zeroed() {
+            self.heads.insert(volume, head);
+        }
+    }
+
+    /// Registrants of a volume.
+    ///
+    /// # Errors
+    /// They stand in the table twice.
+    pub fn part(&mut self, volume: ObjectId, part: u8, registrants: Vec<Registrant>) -> Result<(), String> {
+        match self.parts.insert((volume, part), registrants) {
+            None => Ok(()),
+            Some(_) => Err(format!("registrants of object {volume}, part {part}, stand in the object table twice")),
+        }
+    }
+
+    /// The reservations, by volume. Every volume has been read.
+    ///
+    /// # Errors
+    /// What does not belong together.
+    pub fn finish(mut self) -> Result<BTreeMap<ObjectId, Reservation>, String> {
+        let mut reservations = BTreeMap::new();
+        for (volume, head) in self.heads {
+            let mut registrants = Vec::new();
+            for part in 0..registrant_parts(head.registrant_count().min(REGISTRANTS_MAX)) {
+                registrants.append(&mut self.parts.remove(&(volume, part)).unwrap_or_default());
+            }
+            let wrong = |what| format!("object {volume} has a reservation that {what}");
+            reservations.insert(volume, head.join(registrants).map_err(wrong)?);
+        }
+        match self.parts.keys().next() {
+            None => Ok(reservations),
+            Some((volume, part)) => Err(format!("registrants of object {volume}, part {part}, are nobody's")),
+        }
+    }
 }
 
 /// Whether `name` may be a volume's: letters, digits, `-`, `_`, `.`, beginning with a letter or digit, 1 to 64 bytes.
@@ -178,19 +292,41 @@ impl ObjectRecord {
         if let Some(offline) = &volume.offline {
             record.offline = RawOffline::new(offline);
         }
+        record.reservation = volume.reservation.head();
         record
     }
 
-    /// The volume in this slot, or none if it is free.
+    /// The record of registrants of a volume: the `part`-th of [`registrant_parts`].
+    ///
+    /// # Panics
+    /// There is no such part.
+    #[must_use]
+    pub fn registrants(volume: &VolumeRecord, part: u8) -> Self {
+        let mut chunks = volume.reservation.registrants.chunks(REGISTRANTS_PER_RECORD);
+        let registrants = chunks.nth(usize::from(part)).expect("the caller counts them");
+        let mut raw = RawRegistrants::read_from_bytes(&[0; 256]).expect("the size is asserted above");
+        (raw.id, raw.kind, raw.part) = (volume.id.0.into(), KIND_REGISTRANTS.into(), part);
+        raw.count = u8::try_from(registrants.len()).expect("a few");
+        for (place, &registrant) in raw.registrants.iter_mut().zip(registrants) {
+            *place = registrant.into();
+        }
+        zerocopy::transmute!(raw)
+    }
+
+    /// What stands in this slot, or none if it is free.
     ///
     /// # Errors
     /// What is wrong with the record.
-    pub fn verify(&self) -> Result<Option<VolumeRecord>, String> {
+    pub fn verify(&self) -> Result<Option<Object>, String> {
         if self.kind.get() == 0 {
             let is_zero = self.as_bytes().iter().all(|&byte| byte == 0);
             return if is_zero { Ok(None) } else { Err("a free slot is not zero".to_owned()) };
         }
         let wrong = |what: &str| Err(format!("object {}: {what}", self.id.get()));
+        if self.kind.get() == KIND_REGISTRANTS {
+            let raw: &RawRegistrants = zerocopy::transmute_ref!(self);
+            return raw.verify(&()).map(Some).or_else(wrong);
+        }
         if self.kind.get() != KIND_VOLUME {
             return wrong(&format!("unknown kind {}", self.kind.get()));
         }
@@ -202,11 +338,11 @@ impl ObjectRecord {
         if self.levels == 0 || self.levels > LEVELS_MAX || !self.root.is_sane() {
             return wrong("invalid tree");
         }
-        if self.reserved_a != [0; 4] || self.reserved_b != [0; 34] {
+        if self.reserved_a != [0; 4] || self.reserved_b != [0; 18] {
             return wrong("reserved bytes are not zero");
         }
         let Ok(offline) = self.offline.verify() else { return wrong("invalid state of an offline volume") };
-        Ok(Some(VolumeRecord {
+        let volume = VolumeRecord {
             id: ObjectId(self.id.get()),
             name: name.to_owned(),
             size_bytes: self.size_bytes.get(),
@@ -216,7 +352,26 @@ impl ObjectRecord {
             created_cp: CpNumber(self.created_cp.get()),
             created_ns: self.created_ns.get(),
             offline,
-        }))
+            reservation: Box::default(),
+        };
+        Ok(Some(Object::Volume(Box::new(volume), self.reservation)))
+    }
+}
+
+impl Verify for RawRegistrants {
+    type Expected<'a> = ();
+    type Verified = Object;
+    type Error = &'static str;
+
+    fn verify(&self, (): &()) -> Result<Object, &'static str> {
+        let count = usize::from(self.count);
+        let (used, rest) = self.registrants.split_at_checked(count).ok_or("more registrants than a record holds")?;
+        let is_blank = rest.as_bytes().iter().all(|&byte| byte == 0) && self.reserved == [0; 4];
+        if count == 0 || self.id.get() == 0 || !is_blank {
+            return Err("malformed registrants");
+        }
+        let registrants = used.iter().map(|registrant| registrant.verify(&())).collect::<Result<_, _>>()?;
+        Ok(Object::Registrants { volume: ObjectId(self.id.get()), part: self.part, registrants })
     }
 }
 
@@ -285,7 +440,10 @@ pub fn records_mut(bytes: &mut twinlog_device::BlockBytes) -> &mut [ObjectRecord
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::BlockAddress;
+    use crate::{
+        base::{BlockAddress, HostId},
+        format::reservation::{Held, ReservationKind},
+    };
 
     fn sample() -> VolumeRecord {
         VolumeRecord {
@@ -298,7 +456,16 @@ mod tests {
             created_cp: CpNumber(2),
             created_ns: 5,
             offline: None,
+            reservation: Box::default(),
         }
+    }
+
+    fn reserved(registrants: u8) -> VolumeRecord {
+        let host = |number| HostId::new([number; 16]).expect("not zero");
+        let registrants = (1..=registrants).map(|number| Registrant { host: host(number), key: u64::from(number) });
+        let held = Some(Held { kind: ReservationKind::WriteExclusive, holder: Some(host(1)) });
+        let reservation = Reservation { generation: 3, persists: true, held, registrants: registrants.collect() };
+        VolumeRecord { reservation: Box::new(reservation), ..sample() }
     }
 
     fn offline() -> VolumeRecord {
@@ -317,15 +484,57 @@ mod tests {
 
     #[test]
     fn a_volume_survives_the_round_trip() {
-        assert_eq!(ObjectRecord::volume(&sample()).verify(), Ok(Some(sample())));
-        assert_eq!(ObjectRecord::volume(&offline()).verify(), Ok(Some(offline())));
+        for volume in [sample(), offline()] {
+            let object = Object::Volume(Box::new(volume.clone()), RawHead::new_zeroed());
+            assert_eq!(ObjectRecord::volume(&volume).verify(), Ok(Some(object)));
+        }
         assert_eq!(ObjectRecord::free().verify(), Ok(None));
+    }
+
+    fn join(records: &[ObjectRecord]) -> Result<BTreeMap<ObjectId, Reservation>, String> {
+        let mut joining = Joining::default();
+        for record in records {
+            match record.verify()? {
+                None => {}
+                Some(Object::Volume(volume, head)) => joining.head(volume.id, head),
+                Some(Object::Registrants { volume, part, registrants }) => joining.part(volume, part, registrants)?,
+            }
+        }
+        joining.finish()
+    }
+
+    #[test]
+    fn a_reservation_is_joined_from_its_records_in_any_order() {
+        for count in [1, 10, 11, 128] {
+            let volume = reserved(count);
+            let parts = registrant_parts(usize::from(count));
+            let mut records: Vec<_> = (0..parts).rev().map(|part| ObjectRecord::registrants(&volume, part)).collect();
+            records.push(ObjectRecord::volume(&volume));
+            let whole = BTreeMap::from([(volume.id, *volume.reservation)]);
+            assert_eq!(join(&records), Ok(whole));
+            assert!(join(&records[1..]).is_err(), "a part is missing");
+            assert!(join(&records[..records.len() - 1]).is_err(), "the volume is missing");
+            records.push(records[0]);
+            assert!(join(&records).is_err(), "a part stands there twice");
+        }
+        assert_eq!(join(&[ObjectRecord::volume(&sample())]), Ok(BTreeMap::new()));
+    }
+
+    #[test]
+    fn damaged_registrants_are_refused() {
+        let record = ObjectRecord::registrants(&reserved(3), 0);
+        // The id, the kind, the count both ways, a reserved byte, what lies behind the last one.
+        for (place, byte) in [(0, 0), (8, 3), (11, 0), (11, 11), (11, 2), (12, 1), (16 + 3 * 24, 1)] {
+            let mut bytes = record.as_bytes().to_vec();
+            bytes[place] = byte;
+            assert!(ObjectRecord::read_from_bytes(&bytes).expect("256 bytes").verify().is_err(), "byte {place}");
+        }
     }
 
     #[test]
     fn damaged_records_are_refused() {
         let record = ObjectRecord::volume(&sample());
-        for place in [8, 10, 11, 12, 16, 48, 80, 200] {
+        for place in [8, 10, 11, 12, 16, 48, 80, 200, 240] {
             let mut bytes = record.as_bytes().to_vec();
             bytes[place] ^= 0xFF;
             assert!(ObjectRecord::read_from_bytes(&bytes).expect("256 bytes").verify().is_err(), "byte {place}");

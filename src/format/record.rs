@@ -27,7 +27,7 @@ use crate::{
         limits::{BLOCK_BYTES, CHANGE_BYTES_MAX, NAME_BYTES_MAX, VOLUME_BYTES_MAX},
         planted,
     },
-    format::{Unverified, Verify},
+    format::{Unverified, Verify, reservation},
 };
 use std::mem::{offset_of, size_of};
 use thiserror::Error;
@@ -82,11 +82,13 @@ pub enum RecordKind {
     Resize = 8,
     /// The volume goes.
     Delete = 9,
+    /// Registrants and reservation of the volume become what the payload says.
+    Reserve = 10,
 }
 
 impl RecordKind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Pad,
         Self::Mark,
         Self::Block,
@@ -96,6 +98,7 @@ impl RecordKind {
         Self::Create,
         Self::Resize,
         Self::Delete,
+        Self::Reserve,
     ];
 
     /// Whether replay performs it.
@@ -117,6 +120,7 @@ impl RecordKind {
             Self::Create => "create",
             Self::Resize => "resize",
             Self::Delete => "delete",
+            Self::Reserve => "reserve",
         }
     }
 
@@ -136,6 +140,7 @@ impl RecordKind {
 /// | `Create` | 0 | size | name, 1 to 64 bytes | 0 |
 /// | `Resize` | 0 | new size | - | 0 |
 /// | `Delete` | 0 | 0 | - | 0 |
+/// | `Reserve` | 0 | 0 | a [state](super::reservation) | 0 |
 ///
 /// No range reaches beyond [`VOLUME_BYTES_MAX`], no payload is longer than [`CHANGE_BYTES_MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,8 +176,9 @@ impl Draft {
     /// What is wrong, as the rest of a sentence.
     pub fn check(&self, payload_bytes: u64) -> Result<(), &'static str> {
         let need = |good: bool, wrong: &'static str| if good { Ok(()) } else { Err(wrong) };
-        let has_payload = matches!(self.kind, RecordKind::Block | RecordKind::Write | RecordKind::Create);
-        let has_argument = !matches!(self.kind, RecordKind::Block | RecordKind::Write | RecordKind::Delete);
+        use RecordKind::{Block, Create, Delete, Reserve, Write};
+        let has_payload = matches!(self.kind, Block | Write | Create | Reserve);
+        let has_argument = !matches!(self.kind, Block | Write | Delete | Reserve);
         let flags_allowed = if self.kind == RecordKind::WriteZeroes { FLAG_KEEP_ALLOCATED } else { 0 };
         need(self.flags & !flags_allowed == 0, "has flags that its kind does not know")?;
         if self.kind.is_change() {
@@ -185,15 +191,19 @@ impl Draft {
             return need(self.kind == RecordKind::Pad || payload_bytes == 0, "is a mark with a payload");
         }
         match self.kind {
-            RecordKind::Block => {
+            Block => {
                 let whole = self.offset_bytes.is_multiple_of(BLOCK_BYTES) && payload_bytes.is_multiple_of(BLOCK_BYTES);
                 need(whole, "is not made of whole blocks")?;
                 need(in_volume(self.offset_bytes, payload_bytes), "reaches beyond the largest volume")
             }
-            RecordKind::Write => need(in_volume(self.offset_bytes, payload_bytes), "reaches beyond the largest volume"),
+            Write => need(in_volume(self.offset_bytes, payload_bytes), "reaches beyond the largest volume"),
             RecordKind::Discard | RecordKind::WriteZeroes => {
                 need(self.argument > 0, "has an empty range")?;
                 need(in_volume(self.offset_bytes, self.argument), "reaches beyond the largest volume")
+            }
+            Reserve => {
+                need(self.offset_bytes == 0, "has an offset that its kind does not know")?;
+                need(reservation::is_valid_length(payload_bytes), "has the length of no reservation")
             }
             _ => {
                 need(self.offset_bytes == 0, "has an offset that its kind does not know")?;

@@ -35,6 +35,8 @@ pub const DEVICE_BLOCKS_MIN: u64 = 1024;
 const FEATURE_FORWARDED: u64 = 1;
 /// Feature, incompatible: a volume is offline. Who does not know that would take its tree for the newest state of it.
 const FEATURE_OFFLINE: u64 = 1;
+/// Feature, incompatible: hosts have registered with a volume. Who does not know that would let anybody write, and not find its objects whole.
+const FEATURE_RESERVATIONS: u64 = 2;
 
 const MAGIC: [u8; 8] = *b"TWLPOOL1";
 
@@ -150,6 +152,8 @@ pub struct Superblock {
     pub forwarded: Vec<ForwardedChanges>,
     /// Whether a volume is offline.
     pub has_offline: bool,
+    /// Whether a host has ever registered with a volume that is still there.
+    pub has_reservations: bool,
     /// The pool's devices, by index.
     pub devices: Vec<PoolDevice>,
 }
@@ -182,7 +186,9 @@ impl Superblock {
         raw.magic = MAGIC;
         raw.version = POOL_VERSION.into();
         raw.length = 4096.into();
-        raw.incompatible = if self.has_offline { FEATURE_OFFLINE.into() } else { 0.into() };
+        let feature = |is_used, feature| if is_used { feature } else { 0 };
+        let offline = feature(self.has_offline, FEATURE_OFFLINE);
+        raw.incompatible = (offline | feature(self.has_reservations, FEATURE_RESERVATIONS)).into();
         raw.own_block = own_block.into();
         raw.pool = self.pool.0.into();
         raw.cp = self.cp.0.into();
@@ -244,7 +250,7 @@ impl Superblock {
             return Err(Damaged("checksum, or written to another place"));
         }
         if raw.version.get() != POOL_VERSION
-            || raw.incompatible.get() & !FEATURE_OFFLINE != 0
+            || raw.incompatible.get() & !(FEATURE_OFFLINE | FEATURE_RESERVATIONS) != 0
             || raw.read_only_compatible.get() & !FEATURE_FORWARDED != 0
         {
             return Err(Unsupported(raw.version.get()));
@@ -299,6 +305,7 @@ impl Superblock {
             applied: raw.applied[..lane_count].iter().map(|lsn| Lsn(lsn.get())).collect(),
             forwarded,
             has_offline: raw.incompatible.get() & FEATURE_OFFLINE != 0,
+            has_reservations: raw.incompatible.get() & FEATURE_RESERVATIONS != 0,
             devices,
         };
         Ok((superblock, raw.device_index.get()))
@@ -336,6 +343,7 @@ mod tests {
             applied: vec![Lsn(128); LANES_MAX],
             forwarded: vec![noted(); LANES_MAX],
             has_offline: true,
+            has_reservations: true,
             devices: vec![PoolDevice { id: 8, block_count: 4096, plex: 0 }; DEVICES_MAX],
         }
     }

@@ -1,4 +1,5 @@
 //! Objects: block trees, buffer cache, volumes.
 
 pub mod directory;
+pub mod reservation;
 pub mod volume;

@@ -33,6 +33,7 @@ use crate::{
         object::{Offline, OfflineCause, VolumeRecord},
         record::OwnedRecord,
         reference::{BlockKey, BlockRef},
+        reservation::Reservation,
         superblock::TreeRoot,
     },
     pool::tree::{Dirty, DirtyBlock, DirtyLookup, Walk, levels_for, missing_node, span, walk},
@@ -87,6 +88,8 @@ pub struct Volume {
     held: Dirty,
     released: Option<Subtree>,
     is_offline: bool,
+    /// End of the newest record that changed the reservation since the volume was opened.
+    reservation_lsn: Lsn,
 }
 
 impl Volume {
@@ -95,7 +98,8 @@ impl Volume {
     pub fn open(record: VolumeRecord) -> Self {
         let is_offline = record.offline.is_some();
         let (active, held) = (Dirty::default(), Dirty::default());
-        Self { record, active, changed: false, frozen: None, held, released: None, is_offline }
+        let reservation_lsn = Lsn(0);
+        Self { record, active, changed: false, frozen: None, held, released: None, is_offline, reservation_lsn }
     }
 
     /// A volume that was just made: empty.
@@ -112,6 +116,7 @@ impl Volume {
             created_cp: cp,
             created_ns: time_ns,
             offline: None,
+            reservation: Box::default(),
         };
         Self { changed: true, ..Self::open(record) }
     }
@@ -246,6 +251,32 @@ impl Volume {
     pub fn resize(&mut self, size_bytes: u64) {
         self.record.size_bytes = size_bytes;
         self.changed = true;
+    }
+
+    /// Who has registered, and who holds it reserved.
+    #[must_use]
+    pub fn reservation(&self) -> &Reservation {
+        &self.record.reservation
+    }
+
+    /// Where the lane must be stable before anything is answered that the reservation has decided.
+    #[must_use]
+    pub fn reservation_lsn(&self) -> Lsn {
+        self.reservation_lsn
+    }
+
+    /// Registrants and reservation have become this, by a record that ends at `lsn`.
+    pub fn reserve(&mut self, reservation: Reservation, lsn: Lsn) {
+        *self.record.reservation = reservation;
+        self.reservation_lsn = lsn;
+        self.changed |= !planted::is("reservation-not-in-cp");
+    }
+
+    /// Both nodes have lost power: a reservation that does not survive that is gone.
+    pub fn lose_power(&mut self) {
+        let before = self.record.reservation.clone();
+        self.record.reservation.lose_power();
+        self.changed |= self.record.reservation != before;
     }
 
     /// Whether the next consistency point has something to write.

@@ -3,7 +3,13 @@
 //! Control runs on ordinary threads; it sends an [`AdminCall`] over a bounded channel to reactor 0 and waits for the reply there.
 
 pub use crate::cp::check::{CheckReport, DamagedRange, OfflineVolume};
-use crate::{base::limits::BLOCK_BYTES, format::object::VolumeRecord};
+use crate::{
+    base::limits::BLOCK_BYTES,
+    format::{
+        object::VolumeRecord,
+        reservation::{Registrant, Reservation},
+    },
+};
 use crossbeam_channel::Sender;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -505,6 +511,49 @@ pub struct VolumeStatus {
     /// Why nobody can use it, and what is held; none: it is online.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offline: Option<OfflineStatus>,
+    /// Hosts that have registered with it, and who holds it reserved; none: no host has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<ReservationStatus>,
+}
+
+/// Registrants and reservation of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReservationStatus {
+    /// What it allows others, in words joined by `-`; empty while nothing is held.
+    pub kind: String,
+    /// The host that holds it, 32 hexadecimal digits; empty if none does, or every registrant.
+    pub holder: String,
+    /// Whether it survives the loss of power.
+    pub persists: bool,
+    /// Counts registrations, preemptions and clearings.
+    pub generation: u32,
+    /// Hosts that have registered.
+    pub registrants: Vec<RegistrantStatus>,
+}
+
+/// A host that has registered with a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistrantStatus {
+    /// Its identifier, 32 hexadecimal digits.
+    pub host: String,
+    /// Its key, 16 hexadecimal digits.
+    pub key: String,
+}
+
+impl ReservationStatus {
+    /// `None` while no host is registered.
+    fn of(state: &Reservation) -> Option<Self> {
+        let registrant =
+            |known: &Registrant| RegistrantStatus { host: known.host.to_string(), key: format!("{:016x}", known.key) };
+        let holder = state.held.and_then(|held| held.holder);
+        (!state.registrants.is_empty()).then(|| Self {
+            kind: state.held.map_or("", |held| held.kind.name()).to_owned(),
+            holder: holder.map(|holder| holder.to_string()).unwrap_or_default(),
+            persists: state.persists,
+            generation: state.generation,
+            registrants: state.registrants.iter().map(registrant).collect(),
+        })
+    }
 }
 
 /// What stands of a volume that is offline.
@@ -539,6 +588,7 @@ impl VolumeStatus {
                 held_records: offline.records,
                 held_bytes: offline.end_bytes - offline.start_bytes,
             }),
+            reservation: ReservationStatus::of(&record.reservation),
             ..Self::default()
         }
     }

@@ -3,7 +3,11 @@
 //! A front end submits a [`VolumeRequest`] to [`VolumeService`] and later polls its [`VolumeReply`]. Replies come in any
 //! order. A reply to a change means that the change is stable (rule R1); to a read, that everything it returns is (rule R5).
 
-use crate::base::{LaneIndex, Lsn, ObjectId};
+use crate::{
+    base::{HostId, LaneIndex, Lsn, ObjectId, limits::REGISTRANTS_MAX},
+    format::reservation::Reservation,
+    fs::reservation::ReservationCommand,
+};
 use std::{fmt, ops::Range, time::Duration};
 use thiserror::Error;
 use twinlog_device::{BLOCK_BYTES, BlockBuf, BlockPool, SharedBlock};
@@ -31,6 +35,8 @@ pub struct VolumeRequest {
     pub tag: RequestTag,
     /// Which volume.
     pub volume: ObjectId,
+    /// Whose it is, to reservations; `None`: of a client that cannot register, and is treated as a host that has not.
+    pub host: Option<HostId>,
     /// What to do.
     pub operation: VolumeOperation,
 }
@@ -75,6 +81,10 @@ pub enum VolumeOperation {
     },
     /// Brings the bytes into the cache; a hint.
     Cache(Range<u64>),
+    /// Changes registrants or reservation, in the name of the request's host.
+    Reserve(ReservationCommand),
+    /// Returns them.
+    Reservation,
 }
 
 /// The bytes of a write, placed as they will lie in the volume's blocks: byte `offset_bytes + i` of the volume is byte
@@ -175,6 +185,8 @@ pub enum ReplyData {
     Data(Vec<DataRun>),
     /// Extents from the start of the range, without gaps; neighbours differ.
     Extents(Vec<Extent>),
+    /// Registrants and reservation.
+    Reservation(Box<Reservation>),
 }
 
 /// Part of what a read returns.
@@ -231,6 +243,18 @@ pub enum VolumeError {
     /// The node is shutting down.
     #[error("the node is shutting down")]
     ShuttingDown,
+    /// Another host holds the volume reserved, or the host has not registered with the key that it names.
+    #[error("another host has reserved the volume, or this one has not registered with that key")]
+    ReservationConflict,
+    /// What the host asks of a reservation cannot be.
+    #[error("this cannot be asked of a reservation")]
+    ReservationInvalid,
+    /// So many hosts have registered with the volume that there is no room for one more.
+    #[error("{REGISTRANTS_MAX} hosts have registered with the volume, and there is no room for one more")]
+    RegistrantsFull,
+    /// Another host has preempted this one and wanted its commands to end.
+    #[error("another host has preempted this one, and ended its commands")]
+    Preempted,
 }
 
 /// An exported volume, for front ends.

@@ -401,6 +401,7 @@ pub fn first_superblock(
         applied: vec![Lsn(0); usize::from(lane_count)],
         forwarded: vec![ForwardedChanges::none(usize::from(lane_count)); usize::from(lane_count)],
         has_offline: false,
+        has_reservations: false,
         devices,
     }
 }

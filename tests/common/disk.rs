@@ -54,7 +54,8 @@ impl Disk {
         let mut volumes = Vec::new();
         self.walk(&self.newest_superblock().object_table, &mut |_, level, bytes| {
             if level == 0 {
-                volumes.extend(records(bytes).iter().filter_map(|record| record.verify().expect("whole")));
+                volumes
+                    .extend(records(bytes).iter().filter_map(|record| record.verify().expect("whole")?.into_volume()));
             }
         });
         volumes

@@ -148,6 +148,11 @@ fn reports_of_reservations() {
 }
 
 #[test]
+fn reservations_of_volumes() {
+    fuzz("reservation-state", 20_000);
+}
+
+#[test]
 fn servers_of_the_load_tool() {
     fuzz("load-handshake", 20_000);
     fuzz("load-replies", 5000);

@@ -9,8 +9,8 @@ use crate::{
 };
 use twinlog::{
     base::{
-        BlockAddress, CpNumber, Epoch, ForwardId, ForwardedChanges, Incarnation, LaneIndex, Lsn, ObjectId, PairId,
-        PoolId, PortionId, Prng,
+        BlockAddress, CpNumber, Epoch, ForwardId, ForwardedChanges, HostId, Incarnation, LaneIndex, Lsn, ObjectId,
+        PairId, PoolId, PortionId, Prng,
     },
     changelog::{Draft, FLAG_KEEP_ALLOCATED, PortionRole, RecordKind, record_bytes},
     control::admin::{ReplyLine, SCHEMA_VERSION},
@@ -19,15 +19,17 @@ use twinlog::{
         object::{ObjectRecord, Offline, OfflineCause, VolumeRecord, records_mut},
         record::{RawRecord, RecordPlace},
         reference::{BlockRef, node_mut},
+        reservation::{Held, Registrant, Reservation, ReservationKind},
         superblock::{PoolDevice, Superblock, TreeRoot},
     },
+    fs::reservation::ReservationCommand,
     node::admin::{AdminReply, AdminRequest, CheckReport, NodeStatus, VolumeStatus},
     pair::{
         decide::Word,
         wire::{
             Ack, Heartbeat, Hello, Message, MirrorRefusal, MirrorRefusalReason, Outgoing, PoolFacts, PoolState,
             Refusal, RefusalReason, Reply, ReplyContent, ReplyStatus, Request, RequestKind, Role, Seal, VolumeEntry,
-            Volumes, write_extent,
+            Volumes, write_command, write_extent,
         },
     },
 };
@@ -58,6 +60,7 @@ pub(crate) fn of(name: &str) -> Vec<Vec<u8>> {
         }
         "witness" => crate::bodies::witness::seeds(),
         "reservation-report" => crate::bodies::reservation::seeds(),
+        "reservation-state" => reservation_states(),
         _ => name.strip_prefix("load-").map_or_else(Vec::new, twinlog_load::fuzz::seeds),
     }
 }
@@ -207,6 +210,7 @@ fn frames() -> Vec<Vec<u8>> {
     let request = |kind, length_bytes| Request {
         id: 7,
         volume: ObjectId(3),
+        host: HostId::new([8; 16]),
         kind,
         durable: true,
         may_free: false,
@@ -235,6 +239,8 @@ fn frames() -> Vec<Vec<u8>> {
         (Message::Volumes(Volumes { total_count: 9, first: 7, entries: vec![entry] }), vec![]),
         (Message::Request(request(RequestKind::Write, 100)), vec![5; 100]),
         (Message::Request(request(RequestKind::Flush, 0)), vec![]),
+        (Message::Request(request(RequestKind::Reserve, 0)), write_command(ReservationCommand::Clear { key: 7 })),
+        (reply(ReplyContent::Reservation), reservation().to_bytes()),
         (reply(ReplyContent::Bytes), vec![4; 77]),
         (reply(ReplyContent::Extents), extents),
     ];
@@ -296,6 +302,27 @@ fn place(lsn: u64) -> RecordPlace {
     RecordPlace { pool: IDENTITY.pool, lane: IDENTITY.lane, epoch: Epoch(1), lsn: Lsn(lsn), stable_lsn: Lsn(stable) }
 }
 
+fn reservation() -> Reservation {
+    let host = |number: u8| HostId::new([number; 16]).expect("not zero");
+    let registrants = (1..=12).map(|number| Registrant { host: host(number), key: u64::from(number) }).collect();
+    let held = Some(Held { kind: ReservationKind::ExclusiveAccess, holder: Some(host(2)) });
+    Reservation { generation: 9, persists: true, held, registrants }
+}
+
+/// A state, a command of the interconnect, and a host's with its data, behind the number of the parser.
+fn reservation_states() -> Vec<Vec<u8>> {
+    let kind = ReservationKind::WriteExclusiveAll;
+    let preempt = ReservationCommand::Preempt { key: 7, preempted: 9, kind, aborts: true };
+    let mut acquire = [0; 64];
+    (acquire[0], acquire[40], acquire[41]) = (0x11, 1, 6);
+    vec![
+        bytes![[0], reservation().to_bytes()],
+        bytes![[0], Reservation::default().to_bytes()],
+        bytes![[1], write_command(preempt)],
+        bytes![[2], acquire, [7; 16]],
+    ]
+}
+
 /// A change of each kind.
 fn changes() -> Vec<(Draft, Vec<u8>)> {
     let draft = |kind, offset_bytes, argument| Draft {
@@ -314,6 +341,7 @@ fn changes() -> Vec<(Draft, Vec<u8>)> {
         (Draft { flags: FLAG_KEEP_ALLOCATED, ..draft(RecordKind::WriteZeroes, 4096, 4096) }, vec![]),
         (draft(RecordKind::Create, 0, 1 << 30), b"vol-b".to_vec()),
         (draft(RecordKind::Resize, 0, 1 << 20), vec![]),
+        (draft(RecordKind::Reserve, 0, 0), reservation().to_bytes()),
         (draft(RecordKind::Delete, 0, 0), vec![]),
         (Draft { object: ObjectId(0), request_id: 0, ..draft(RecordKind::Mark, 0, 0) }, vec![]),
     ]
@@ -375,6 +403,7 @@ fn sample() -> Superblock {
         applied: vec![Lsn(128), Lsn(1 << 40)],
         forwarded: vec![ForwardedChanges::none(2); 2],
         has_offline: false,
+        has_reservations: false,
         devices: vec![PoolDevice { id: 8, block_count: 4096, plex: 0 }; 3],
     }
 }
@@ -387,6 +416,7 @@ fn superblocks() -> Vec<Vec<u8>> {
         applied: vec![Lsn(1); 16],
         forwarded: vec![forwarded; 16],
         has_offline: true,
+        has_reservations: true,
         devices: vec![PoolDevice { id: 9, block_count: 1024, plex: 0 }; 32],
         ..sample()
     };
@@ -400,8 +430,9 @@ fn blocks() -> Vec<Vec<u8>> {
     let mut reap = [0; BLOCK_BYTES];
     encode_chain_block(&mut reap, &[Subtree { root: reference, levels: 2 }; 5], BlockRef::default());
     let mut objects = [0; BLOCK_BYTES];
+    let mut registrants = [ObjectRecord::free(); 2];
     for (id, slot) in (1..).zip(records_mut(&mut objects).iter_mut().skip(1).step_by(2)) {
-        *slot = ObjectRecord::volume(&VolumeRecord {
+        let volume = VolumeRecord {
             id: ObjectId(id),
             name: format!("vol-{id}"),
             size_bytes: id << 30,
@@ -419,8 +450,14 @@ fn blocks() -> Vec<Vec<u8>> {
                 end_bytes: 9 * 128,
                 held: TreeRoot { root: reference, levels: 1 },
             }),
-        });
+            reservation: Box::new(if id == 5 { reservation() } else { Reservation::default() }),
+        };
+        if id == 5 {
+            registrants = [0, 1].map(|part| ObjectRecord::registrants(&volume, part));
+        }
+        *slot = ObjectRecord::volume(&volume);
     }
+    (records_mut(&mut objects)[0], records_mut(&mut objects)[2]) = (registrants[1], registrants[0]);
     let mut nodes = [0; BLOCK_BYTES];
     node_mut(&mut nodes)[3] = reference.with_aux(3);
     vec![freed.to_vec(), reap.to_vec(), objects.to_vec(), nodes.to_vec()]

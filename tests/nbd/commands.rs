@@ -462,6 +462,7 @@ fn the_engines_errors_have_the_protocols_numbers() {
         (VolumeError::Stopped("the log failed".to_owned()), wire::EIO, wire::EIO),
         (VolumeError::Unserved(Duration::from_secs(30)), wire::EIO, wire::EIO),
         (VolumeError::ShuttingDown, wire::ESHUTDOWN, wire::ESHUTDOWN),
+        (VolumeError::ReservationConflict, wire::EPERM, wire::EPERM),
     ];
     for style in STYLES {
         for (error, code, code_of_writes) in &cases {

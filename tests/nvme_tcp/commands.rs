@@ -117,7 +117,7 @@ fn what_lies_beyond_the_end_and_what_is_too_long_is_refused() {
     let mut fused = io.blocks(op::READ, 0, 1, 0);
     fused[1] |= 1;
     assert_eq!(bench.run(&mut io, fused, None, false).status, 2);
-    let unknown = io.blocks(0x0d, 0, 1, 0);
+    let unknown = io.blocks(0x10, 0, 1, 0);
     assert_eq!(bench.run(&mut io, unknown, None, false).status, 1);
 }
 
@@ -156,6 +156,10 @@ fn the_engine_s_errors_have_the_protocol_s_numbers() {
         (VolumeError::Offline("held".to_owned()), 0x82),
         (VolumeError::Unserved(Duration::from_secs(30)), 0x302),
         (VolumeError::ShuttingDown, 0x300),
+        (VolumeError::ReservationConflict, 0x83),
+        (VolumeError::ReservationInvalid, 0x02),
+        (VolumeError::RegistrantsFull, 0x06),
+        (VolumeError::Preempted, 0x1b),
     ];
     let (mut bench, _admin, mut io) = start(false);
     for (error, status) in errors {

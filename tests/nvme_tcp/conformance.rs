@@ -100,7 +100,8 @@ fn every_log_page_is_there_or_refused_and_the_lists_of_them_agree() {
         assert_eq!(effects[at], admin, "effects of admin command {code:#x}");
         let nvm = if has(NVM, code, IO) { 1 | 1 << 20 | u32::from(changes.contains(&code)) << 1 } else { 0 };
         assert_eq!(effects[256 + at], nvm, "effects of I/O command {code:#x}");
-        let feature = if has(FEATURES, code, IO) { 1 | 1 << 21 } else { 0 };
+        let scope = if [0x82, 0x83].contains(&code) { 1 << 20 } else { 1 << 21 };
+        let feature = if has(FEATURES, code, IO) { 1 | scope } else { 0 };
         assert_eq!(features[at], feature, "feature {code:#x}");
     }
     assert!(effects[512..].iter().all(|word| *word == 0), "reserved");
@@ -114,7 +115,7 @@ fn every_feature_structure_and_property_is_there_or_refused() {
         for code in 0..=0xff_u16 {
             let feature = u32::from(code);
             for select in [0, 3] {
-                let status = bench.ask(&mut queue, op::GET, &[select << 8 | feature], 0, 16).status;
+                let status = bench.ask(&mut queue, op::GET, &[select << 8 | feature], 1, 16).status;
                 let expected = if has(FEATURES, code, kind) { 0 } else { 2 };
                 assert_eq!(status, expected, "feature {code:#x} of kind {kind}, select {select}");
             }

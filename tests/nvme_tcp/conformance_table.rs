@@ -67,10 +67,10 @@ pub(crate) const NVM: &[Row] = &[
     row(0x08, "Write Zeroes", [O, P], [1, 0]),
     row(0x09, "Dataset Management", [O, P], [1, 0]),
     row(0x0c, "Verify", [O, P], [1, 0]),
-    row(0x0d, "Reservation Register", [O, P], [0, 0]),
-    row(0x0e, "Reservation Report", [O, P], [0, 0]),
-    row(0x11, "Reservation Acquire", [O, P], [0, 0]),
-    row(0x15, "Reservation Release", [O, P], [0, 0]),
+    row(0x0d, "Reservation Register", [O, P], [1, 0]),
+    row(0x0e, "Reservation Report", [O, P], [1, 0]),
+    row(0x11, "Reservation Acquire", [O, P], [1, 0]),
+    row(0x15, "Reservation Release", [O, P], [1, 0]),
     row(0x19, "Copy", [O, P], [0, 0]),
 ];
 
@@ -91,7 +91,7 @@ pub(crate) const LOGS: &[Row] = &[
     row(0x13, "NVMe-MI Commands Supported and Effects", [O, O], [1, 0]),
     row(0x14, "Command and Feature Lockdown", [O, P], [0, 0]),
     row(0x70, "Discovery", [P, M], [0, 1]),
-    row(0x80, "Reservation Notification", [O, P], [0, 0]),
+    row(0x80, "Reservation Notification", [O, P], [1, 0]),
     row(0x81, "Sanitize Status", [O, P], [0, 0]),
 ];
 
@@ -111,8 +111,8 @@ pub(crate) const FEATURES: &[Row] = &[
     row(0x0f, "Keep Alive Timer", [M, O], [1, 1]),
     row(0x16, "Host Behavior Support", [O, P], [0, 0]),
     row(0x81, "Host Identifier", [O, O], [1, 1]),
-    row(0x82, "Reservation Notification Mask", [O, P], [0, 0]),
-    row(0x83, "Reservation Persistence", [O, P], [0, 0]),
+    row(0x82, "Reservation Notification Mask", [O, P], [1, 0]),
+    row(0x83, "Reservation Persistence", [O, P], [1, 0]),
     row(0x84, "Namespace Write Protection", [O, P], [0, 0]),
 ];
 
@@ -230,7 +230,7 @@ pub(crate) const CONTROLLER: &[Field] = &[
     each(513, 1, "CQES: 16 bytes", 0x44, 0),
     both(514, 2, "MAXCMD", 128),
     each(516, 4, "NN", 0xffff_fffd, 0),
-    each(520, 2, "ONCS: compare, dataset management, write zeroes, verify", 0x8d, 0),
+    each(520, 2, "ONCS: compare, dataset management, write zeroes, reservations, verify", 0xad, 0),
     both(522, 2, "FUSES", 0),
     both(524, 1, "FNA", 0),
     each(525, 1, "VWC: there is one; flush of one namespace", 0b101, 0),
@@ -266,7 +266,7 @@ pub(crate) const NAMESPACE: &[Field] = &[
     both(26, 1, "FLBAS", 0),
     both(27, 3, "MC, DPC, DPS", 0),
     each(30, 1, "NMIC: shared", 1, 0),
-    both(31, 1, "RESCAP", 0),
+    each(31, 1, "RESCAP: all types, persistence, IEKEY as since 1.3", 0xff, 0),
     both(32, 1, "FPI", 0),
     each(33, 1, "DLFEAT: zeroes, by Write Zeroes as well", 0b1001, 0),
     both(34, 12, "NAWUN, NAWUPF, NACWU, NABSN, NABO, NABSPF", 0),

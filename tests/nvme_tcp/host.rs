@@ -28,6 +28,10 @@ pub(crate) mod op {
     pub(crate) const WRITE_ZEROES: u8 = 8;
     pub(crate) const DEALLOCATE: u8 = 9;
     pub(crate) const VERIFY: u8 = 0x0c;
+    pub(crate) const REGISTER: u8 = 0x0d;
+    pub(crate) const REPORT: u8 = 0x0e;
+    pub(crate) const ACQUIRE: u8 = 0x11;
+    pub(crate) const RELEASE: u8 = 0x15;
     pub(crate) const LOG: u8 = 2;
     pub(crate) const IDENTIFY: u8 = 6;
     pub(crate) const ABORT: u8 = 8;
@@ -45,6 +49,8 @@ pub(crate) struct Bench {
     pub(crate) server: Server,
     pub(crate) target: Arc<Target>,
     pub(crate) now: Nanos,
+    /// Of which the identifier of the host consists that connects.
+    pub(crate) host_id: u8,
 }
 
 /// An answer: status without the bit that forbids to try again, result, data.
@@ -96,7 +102,7 @@ impl Bench {
         let target = Arc::new(target);
         let hosts = NvmeTcp { target: Arc::clone(&target), first_listener: 0 };
         let server = Server::new(16).with_nvme_tcp(Some(hosts));
-        Self { net: ByteNet::default(), service, server, target, now: Nanos(0) }
+        Self { net: ByteNet::default(), service, server, target, now: Nanos(0), host_id: 1 }
     }
 
     /// Another reactor of the same node, with a network of its own.
@@ -104,7 +110,14 @@ impl Bench {
         let hosts = NvmeTcp { target: Arc::clone(&self.target), first_listener: 0 };
         let service = MemoryService::new(1, 4096, &[("unseen", BLOCK), ("vol", SIZE), ("other", 3 * BLOCK)]);
         let server = Server::new(16).with_nvme_tcp(Some(hosts));
-        Self { net: ByteNet::default(), service, server, target: Arc::clone(&self.target), now: self.now }
+        Self {
+            net: ByteNet::default(),
+            service,
+            server,
+            target: Arc::clone(&self.target),
+            now: self.now,
+            host_id: self.host_id,
+        }
     }
 
     /// Turns until nothing moves any more.
@@ -200,7 +213,7 @@ impl Bench {
         entry[46] = 4;
         entry[48..52].copy_from_slice(&keep_alive_ms.to_le_bytes());
         let mut data = vec![0; 1024];
-        data[..16].fill(1);
+        data[..16].fill(self.host_id);
         data[16..18].copy_from_slice(&controller.to_le_bytes());
         data[256..256 + subsystem.len()].copy_from_slice(subsystem.as_bytes());
         data[512..512 + host.len()].copy_from_slice(host.as_bytes());

@@ -15,3 +15,4 @@ mod late;
 mod logs;
 mod misbehaviour;
 mod model;
+mod reservations;

@@ -259,6 +259,7 @@ impl Coordinator {
                 {
                     volume.allocated_blocks = record.allocated_blocks;
                     volume.offline = record.offline;
+                    volume.reservation.clone_from(&record.reservation);
                 }
                 self.directory.apply(update);
             }
@@ -403,6 +404,7 @@ impl Coordinator {
         next.freed = freed;
         next.reap = reap;
         next.has_offline = self.directory.has_offline();
+        next.has_reservations = self.directory.has_reservations();
         for (lane, report) in &run.reports {
             next.applied[lane.index()] = report.applied;
             if let Some(forwarded) = &report.forwarded {

@@ -32,6 +32,7 @@ mod memory;
 mod mirror;
 mod offline;
 mod order;
+mod reservation;
 mod space;
 
 /// Wakes a reactor that has a message.
@@ -241,7 +242,7 @@ impl Node {
         self.next_request += 1;
         let tag = RequestTag { session: 1, request: self.next_request };
         self.asleep[reactor] = None;
-        self.engines[reactor].submit(VolumeRequest { tag, volume, operation });
+        self.engines[reactor].submit(VolumeRequest { tag, volume, host: None, operation });
         self.next_request
     }
 

@@ -45,6 +45,8 @@ pub(super) enum Obstacle {
     Space,
     /// It cannot be done.
     Refused(VolumeError),
+    /// A reservation forbids it: that can be told when the record that says so is stable.
+    Forbidden(VolumeError),
 }
 
 /// Old content of a block at the edge of an unaligned range.
@@ -104,7 +106,7 @@ pub(super) enum Entry {
 }
 
 impl Entry {
-    fn end(self) -> Option<Lsn> {
+    pub(super) fn end(self) -> Option<Lsn> {
         match self {
             Self::New => None,
             Self::Replayed(end) | Self::Held(end) => Some(end),
@@ -168,6 +170,10 @@ impl<L: LogMemory> Shard<L> {
                     self.leave_line(id);
                     self.refuse(id, error);
                 }
+                Err(Obstacle::Forbidden(error)) => {
+                    self.leave_line(id);
+                    self.refuse_when_stable(id, error);
+                }
             }
         }
     }
@@ -185,7 +191,8 @@ impl<L: LogMemory> Shard<L> {
         self.leave_place(id);
     }
 
-    fn leave_place(&mut self, id: u64) {
+    /// Nobody waits behind it any more.
+    pub(super) fn leave_place(&mut self, id: u64) {
         if let Some(request) = self.requests.get_mut(id) {
             self.out_of_line.remove(&request.arrival);
         }
@@ -258,6 +265,12 @@ impl<L: LogMemory> Shard<L> {
         request: &mut Request,
         entry: Entry,
     ) -> Result<(), Obstacle> {
+        if matches!(request.kind, Kind::Change { change: Change::Reserve(_) | Change::SetReservation(_), .. }) {
+            return self.append_reservation(id, request, entry);
+        }
+        if matches!(entry, Entry::New) && !self.allows(request) {
+            return Err(Obstacle::Forbidden(VolumeError::ReservationConflict));
+        }
         let range = request.range();
         let tag = Tag { owner: self.options.owners.requests, id };
         let loan = matches!(entry, Entry::New).then_some(&mut request.loan);
@@ -346,7 +359,7 @@ impl<L: LogMemory> Shard<L> {
     }
 
     /// Whether lane and memory have room for a record with a payload of so many bytes; returns how much it is to be delayed.
-    fn check_room(&mut self, payload: u64, cost: u64) -> Result<Duration, Obstacle> {
+    pub(super) fn check_room(&mut self, payload: u64, cost: u64) -> Result<Duration, Obstacle> {
         let State::Serving(lane) = &self.state else { return Err(Obstacle::Wait) };
         let has_space = lane.has_space_for(payload);
         self.check_memory(cost)?;
@@ -362,7 +375,7 @@ impl<L: LogMemory> Shard<L> {
     }
 
     /// Whether memory has room for so many dirty blocks more.
-    fn check_memory(&mut self, cost: u64) -> Result<(), Obstacle> {
+    pub(super) fn check_memory(&mut self, cost: u64) -> Result<(), Obstacle> {
         if self.reserved_active + self.reserved_frozen + cost > self.options.dirty_blocks_max {
             self.want_cp();
             return Err(Obstacle::Wait);
@@ -417,7 +430,7 @@ impl<L: LogMemory> Shard<L> {
                 }
                 Ok(Step::Zero(merged, whole_blocks(part), *keep))
             }
-            Change::Volume(_) | Change::Done => unreachable!("they have no parts"),
+            _ => unreachable!("they have no parts"),
         }
     }
 
@@ -432,7 +445,7 @@ impl<L: LogMemory> Shard<L> {
             Change::Zero(_, keep) => {
                 (RecordKind::WriteZeroes, part.end - part.start, if *keep { FLAG_KEEP_ALLOCATED } else { 0 })
             }
-            Change::Volume(_) | Change::Done => unreachable!("they have no parts"),
+            _ => unreachable!("they have no parts"),
         };
         Draft { kind, object, offset_bytes: part.start, argument, flags, time_ns: self.wall_clock_ns, request_id }
     }
@@ -539,7 +552,7 @@ impl<L: LogMemory> Shard<L> {
 
 /// Reserves blocks for a change and for its lists; returns the latter. What is kept back for urgent changes has room for the lists of the
 /// few that it has room for.
-fn reserve(budget: &Budget, (blocks, lists): (u64, u64), is_urgent: bool) -> Result<u64, Obstacle> {
+pub(super) fn reserve(budget: &Budget, (blocks, lists): (u64, u64), is_urgent: bool) -> Result<u64, Obstacle> {
     if planted::is("reservation-forgotten") {
         budget.reserve_again(blocks);
         return Ok(0);
@@ -568,7 +581,7 @@ fn next_part(change: &Change, range: &Range<u64>) -> Range<u64> {
 fn advance(change: &mut Change, end: u64) {
     let rest = match change {
         Change::Write(range, _) | Change::Discard(range) | Change::Zero(range, _) => range,
-        Change::Volume(_) | Change::Done => return,
+        _ => return,
     };
     rest.start = end;
     if rest.is_empty() {
@@ -597,7 +610,7 @@ fn cost(volume: &Volume, change: &Change, part: &Range<u64>) -> (u64, bool) {
         Change::Write(..) | Change::Zero(_, true) => (volume.write_cost(first, count), false),
         Change::Zero(_, false) => (volume.free_cost() + 2 * volume.write_cost(first, 2), false),
         Change::Discard(_) => (volume.free_cost(), true),
-        Change::Volume(_) | Change::Done => unreachable!("they have no parts"),
+        _ => unreachable!("they have no parts"),
     }
 }
 

@@ -31,7 +31,7 @@ fn need(volume: &Volume, request: &Request) -> usize {
         Kind::Read { .. } => indices.end - indices.start + path_blocks(volume, &indices),
         // One path at a time.
         Kind::Status { .. } => u64::from(volume.levels()),
-        Kind::Flush | Kind::Change { .. } => 0,
+        Kind::Flush | Kind::Report(_) | Kind::Change { .. } => 0,
     };
     usize::try_from(blocks).unwrap_or(usize::MAX)
 }

@@ -30,6 +30,7 @@ mod online;
 mod read;
 mod replay;
 mod request;
+mod reservation;
 mod status;
 
 pub use request::{Origin, Source};
@@ -247,7 +248,8 @@ impl<L: LogMemory> Shard<L> {
 
     /// Takes a request; its reply comes from `next_reply`.
     pub fn submit<D: BlockDevice>(&mut self, io: &mut Io<D>, origin: Origin, request: VolumeRequest) {
-        let request = Request::new(Source::Client(origin, request.tag), request.volume, request.operation, self.now);
+        let VolumeRequest { tag, volume, host, operation } = request;
+        let request = Request { host, ..Request::new(Source::Client(origin, tag), volume, operation, self.now) };
         if let State::Stopped(reason) = &self.state {
             let error = VolumeError::Stopped(reason.clone());
             return self.reply(request, Err(error));

@@ -225,7 +225,7 @@ impl<L: LogMemory> Shard<L> {
             }
             Err(Obstacle::Fetch | Obstacle::Wait) => Ok(Turn::Pending),
             Err(Obstacle::Space) => Err("the pool has no room for the held records: delete or discard something, or `twinlog pool grow`, and try again".to_owned()),
-            Err(Obstacle::Refused(error)) => {
+            Err(Obstacle::Refused(error) | Obstacle::Forbidden(error)) => {
                 let cause = cause_of(&error).ok_or_else(|| error.to_string())?;
                 Err(self.keep_held(id, lsn, cause, &error.to_string()))
             }

@@ -29,7 +29,7 @@ impl<L: LogMemory> Shard<L> {
         let Some(volume) = self.volumes.get(&request.volume) else { return self.refuse(id, VolumeError::NoSuchVolume) };
         let indices = blocks(range);
         if slots.is_empty() {
-            request.lsn = overlay(volume, indices.clone(), slots);
+            request.lsn = overlay(volume, indices.clone(), slots).max(volume.reservation_lsn());
         }
         let mut is_complete = true;
         let mut cached = Vec::new();
@@ -112,6 +112,7 @@ impl<L: LogMemory> Shard<L> {
         let Kind::Status { range, next, extents_max, extents, lsn } = &mut request.kind else { unreachable!("status") };
         let Some(volume) = self.volumes.get(&request.volume) else { return self.refuse(id, VolumeError::NoSuchVolume) };
         let indices = blocks(range);
+        *lsn = volume.reservation_lsn().max(*lsn);
         let looked_at_most = indices.end.min(indices.start + STATUS_BLOCKS_MAX);
         while *next < indices.end {
             let arrived = &request.arrived;

@@ -24,6 +24,7 @@ use crate::{
         lane_header::LaneIdentity,
         object::{OfflineCause, is_valid_name, is_valid_size},
         record::{Draft, FLAG_KEEP_ALLOCATED, OwnedRecord, RecordKind},
+        reservation::Reservation,
     },
     fs::volume::Volume,
     node::request::{Payload, VolumeError, VolumeOperation},
@@ -55,6 +56,7 @@ pub(super) struct Replay<L: LogMemory> {
     /// In which the lane goes on, and whether it is mirrored from the start.
     epoch: Epoch,
     is_mirrored: bool,
+    is_power_on: bool,
     /// What the scan has returned: the record in hand first.
     ahead: VecDeque<Ahead>,
     ahead_bytes: usize,
@@ -114,7 +116,7 @@ impl<L: LogMemory> Shard<L> {
         self.forwarded = opening.forwarded;
         self.volumes = opening.volumes.into_iter().map(|record| (record.id, Volume::open(record))).collect();
         let scan = Scan::new(log, start);
-        let ShardOpening { epoch, is_mirrored, .. } = opening;
+        let ShardOpening { epoch, is_mirrored, is_power_on, .. } = opening;
         let (ahead, ahead_bytes, end, current) = (VecDeque::new(), 0, None, None);
         let (records, object_max) = (0, ObjectId(0));
         let replay = Replay {
@@ -122,6 +124,7 @@ impl<L: LogMemory> Shard<L> {
             identity,
             epoch,
             is_mirrored,
+            is_power_on,
             ahead,
             ahead_bytes,
             end,
@@ -189,9 +192,14 @@ impl<L: LogMemory> Shard<L> {
             replay.pop();
             return Ok(true);
         }
+        if planted::is("replay-skips-reservations") && record.draft.kind == RecordKind::Reserve {
+            replay.pop();
+            return Ok(true);
+        }
         let offline = offline.and_then(|volume| volume.record().offline);
-        // A volume that is deleted needs nothing of what is held.
-        if let Some(offline) = offline.filter(|_| record.draft.kind != RecordKind::Delete)
+        // A volume that is deleted needs nothing of what is held, and a reservation nothing of the volume's blocks.
+        let waits = !matches!(record.draft.kind, RecordKind::Delete | RecordKind::Reserve);
+        if let Some(offline) = offline.filter(|_| waits)
             && !planted::is("performs-later-records-of-an-offline-volume")
         {
             return Err(Unperformed::Volume(offline.cause, String::new()));
@@ -234,7 +242,7 @@ impl<L: LogMemory> Shard<L> {
                 Ok(true)
             }
             Err(Obstacle::Refused(VolumeError::Unreadable { .. })) if self.may_read_again(id) => Ok(true),
-            Err(Obstacle::Refused(error)) => {
+            Err(Obstacle::Refused(error) | Obstacle::Forbidden(error)) => {
                 self.requests.remove(id);
                 let reason = format!("the record that ends at position {end} cannot be performed: {error}");
                 Err(match cause_of(&error) {
@@ -316,6 +324,12 @@ impl<L: LogMemory> Shard<L> {
                 request.kind = Kind::Change { change: Change::Volume(change), durable: false };
                 return Ok(self.requests.insert(request));
             }
+            RecordKind::Reserve => {
+                let next = Reservation::read(&record.payload).map_err(RecordObstacle::Invalid)?;
+                let mut request = Request::new(source, draft.object, VolumeOperation::Flush, self.now);
+                request.kind = Kind::Change { change: Change::SetReservation(Box::new(next)), durable: false };
+                return Ok(self.requests.insert(request));
+            }
             RecordKind::Pad | RecordKind::Mark => return Err(RecordObstacle::Pool("it is no change")),
         };
         Ok(self.requests.insert(Request::new(source, draft.object, operation, self.now)))
@@ -327,10 +341,13 @@ impl<L: LogMemory> Shard<L> {
         }
         let state = std::mem::replace(&mut self.state, State::Stopped("changing state".to_owned()));
         let State::Scanning(replay) = state else { unreachable!("called while scanning") };
-        let Replay { scan, identity, epoch, is_mirrored, records, object_max, .. } = *replay;
+        let Replay { scan, identity, epoch, is_mirrored, is_power_on, records, object_max, .. } = *replay;
         if end.epoch > epoch {
             let newer = end.epoch;
             return self.fail(format!("the log holds records of epoch {newer}, and this node was granted {epoch}"));
+        }
+        if is_power_on {
+            self.volumes.values_mut().for_each(Volume::lose_power);
         }
         self.state = State::Replayed { log: scan.into_log(), identity, epoch, head: end.new_head, is_mirrored };
         let volumes = self.volumes.values().map(|volume| volume.record().clone()).collect();

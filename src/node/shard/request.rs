@@ -2,9 +2,10 @@
 
 use super::Shard;
 use crate::{
-    base::{ForwardId, Lsn, ObjectId, ReactorIndex, planted},
+    base::{ForwardId, HostId, Lsn, ObjectId, ReactorIndex, planted},
     cp::message::{ToCoordinator, VolumeChange},
-    format::reference::BlockKey,
+    format::{reference::BlockKey, reservation::Reservation},
+    fs::reservation::{Access, ReservationCommand},
     node::request::{Extent, FORWARDED_SESSION, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply},
     pool::io::Io,
 };
@@ -62,6 +63,8 @@ pub(super) enum Kind {
         lsn: Lsn,
     },
     Flush,
+    /// The registrants and the reservation, as they were when it came.
+    Report(Box<Reservation>),
     Change {
         change: Change,
         /// Force unit access.
@@ -77,6 +80,10 @@ pub(super) enum Change {
     /// The rest of the range, and whether its blocks stay allocated.
     Zero(Range<u64>, bool),
     Volume(VolumeChange),
+    /// A host's command about the reservation.
+    Reserve(ReservationCommand),
+    /// The reservation as a record says it.
+    SetReservation(Box<Reservation>),
     /// Everything has been appended.
     Done,
 }
@@ -85,6 +92,8 @@ pub(super) enum Change {
 pub(super) struct Request {
     pub(super) source: Source,
     pub(super) volume: ObjectId,
+    /// Whose it is, to reservations.
+    pub(super) host: Option<HostId>,
     pub(super) kind: Kind,
     pub(super) started: Nanos,
     pub(super) bytes: u64,
@@ -101,9 +110,12 @@ pub(super) struct Request {
     pub(super) lsn: Lsn,
     /// Consistency points that it has waited for space.
     pub(super) space_tries: u8,
+    /// It is refused for this reason, when what decided that is stable.
+    pub(super) verdict: Option<VolumeError>,
 }
 
 impl Request {
+    /// A request without a host.
     pub(super) fn new(source: Source, volume: ObjectId, operation: VolumeOperation, started: Nanos) -> Self {
         let length = |range: &Range<u64>| range.end - range.start;
         let change = |change, durable| Kind::Change { change, durable };
@@ -130,10 +142,13 @@ impl Request {
                 let next = range.start / crate::base::limits::BLOCK_BYTES;
                 (Kind::Status { range, next, extents_max, extents: Vec::new(), lsn: Lsn(0) }, 0)
             }
+            VolumeOperation::Reserve(command) => (change(Change::Reserve(command), false), 0),
+            VolumeOperation::Reservation => (Kind::Report(Box::default()), 0),
         };
         Self {
             source,
             volume,
+            host: None,
             kind,
             started,
             bytes,
@@ -144,6 +159,19 @@ impl Request {
             arrival: 0,
             lsn: Lsn(0),
             space_tries: 0,
+            verdict: None,
+        }
+    }
+
+    /// What it does with the volume's bytes; `None`: it is about the volume.
+    pub(super) fn access(&self) -> Option<Access> {
+        match &self.kind {
+            Kind::Read { .. } | Kind::Status { .. } => Some(Access::Read),
+            Kind::Flush => Some(Access::Write),
+            Kind::Change { change: Change::Write(..) | Change::Discard(_) | Change::Zero(..), .. } => {
+                Some(Access::Write)
+            }
+            Kind::Report(_) | Kind::Change { .. } => None,
         }
     }
 
@@ -159,7 +187,7 @@ impl Request {
             Kind::Change {
                 change: Change::Write(range, _) | Change::Discard(range) | Change::Zero(range, _), ..
             } => range.clone(),
-            Kind::Flush | Kind::Change { .. } => 0..0,
+            Kind::Flush | Kind::Report(_) | Kind::Change { .. } => 0..0,
         }
     }
 }
@@ -179,8 +207,12 @@ impl<L: LogMemory> Shard<L> {
         if request.range().end > volume.record().size_bytes {
             return self.reply(request, Err(VolumeError::OutOfRange));
         }
+        // A change is judged when it enters the lane, in the order of the lane; the rest now.
         if matches!(request.kind, Kind::Change { .. }) {
             self.line_up(request);
+        } else if !self.allows(&request) {
+            let id = self.requests.insert(request);
+            self.refuse_when_stable(id, VolumeError::ReservationConflict);
         } else {
             let id = self.requests.insert(request);
             self.advance(io, id);
@@ -210,6 +242,7 @@ impl<L: LogMemory> Shard<L> {
             Kind::Read { .. } => self.advance_read(io, id),
             Kind::Status { .. } => self.advance_status(io, id),
             Kind::Flush => self.begin_flush(id),
+            Kind::Report(_) => self.begin_report(id),
             Kind::Change { .. } => unreachable!("changes go through admission"),
         }
     }
@@ -231,7 +264,7 @@ impl<L: LogMemory> Shard<L> {
                     let figures = self.figures.entry(request.volume).or_default();
                     match &request.kind {
                         Kind::Read { is_hint: false, .. } => figures.reads.record(request.bytes, latency),
-                        Kind::Change { .. } => figures.writes.record(request.bytes, latency),
+                        Kind::Change { .. } if request.bytes > 0 => figures.writes.record(request.bytes, latency),
                         _ => {}
                     }
                 }
@@ -249,9 +282,13 @@ impl<L: LogMemory> Shard<L> {
     /// The lane is stable up to the request's position.
     pub(super) fn stable(&mut self, id: u64) {
         let Some(request) = self.requests.get_mut(id) else { return };
+        if let Some(verdict) = request.verdict.take() {
+            return self.refuse(id, verdict);
+        }
         let needs_cp = match &request.kind {
             Kind::Read { .. } => return self.finish_read(id),
             Kind::Status { .. } => return self.finish_status(id),
+            Kind::Report(_) => return self.finish_report(id),
             Kind::Flush => !planted::is("flush-ignored"),
             Kind::Change { durable, .. } => *durable && !planted::is("fua-ignored"),
         };

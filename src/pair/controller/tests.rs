@@ -6,6 +6,7 @@ use super::*;
 mod commands;
 mod forward;
 mod opening;
+mod reservation;
 use crate::{
     alloc::budget::Budget,
     base::{LaneIndex, PortionId, ReactorIndex},
@@ -637,7 +638,7 @@ impl Pair {
         let mut payload = Payload::allocate(node.pools.blocks(), range).expect("memory is large enough");
         payload.fill(0, &[value; 4096]);
         let operation = VolumeOperation::Write { payload, durable: false };
-        node.pools.submit(VolumeRequest { tag: RequestTag { session: 1, request }, volume: id, operation });
+        node.pools.submit(VolumeRequest { tag: RequestTag { session: 1, request }, volume: id, host: None, operation });
         request
     }
 
@@ -656,7 +657,12 @@ impl Pair {
         let place = self.node(node);
         let id = place.pools.volume(volume).expect("it is there").id;
         let operation = VolumeOperation::Read(block * 4096..(block + 1) * 4096);
-        place.pools.submit(VolumeRequest { tag: RequestTag { session: 1, request }, volume: id, operation });
+        place.pools.submit(VolumeRequest {
+            tag: RequestTag { session: 1, request },
+            volume: id,
+            host: None,
+            operation,
+        });
         let Ok(ReplyData::Data(runs)) = self.end(node, request) else { panic!("it can be read") };
         match &runs[0] {
             DataRun::Block(block, range) => {

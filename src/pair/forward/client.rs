@@ -15,8 +15,8 @@
 use super::convert::{is_change, name_of, next_part, request_of, result_of};
 use crate::{
     base::{
-        Epoch, ForwardId, ForwardedChanges, LaneIndex, ObjectId, PoolId, ReactorIndex, forwarded::forward_slots,
-        planted,
+        Epoch, ForwardId, ForwardedChanges, HostId, LaneIndex, ObjectId, PoolId, ReactorIndex,
+        forwarded::forward_slots, planted,
     },
     node::{
         engine::Engine,
@@ -76,6 +76,7 @@ struct Entry {
     bytes: u64,
     tag: RequestTag,
     volume: ObjectId,
+    host: Option<HostId>,
     /// `None` while it is performed here.
     operation: Option<VolumeOperation>,
     phase: Phase,
@@ -144,7 +145,7 @@ impl Client {
 
     /// A request has come.
     pub(super) fn take(&mut self, message: ToHub, now: Nanos) {
-        let Forward { from, slot, bytes, request: VolumeRequest { tag, volume, operation } } = match message {
+        let Forward { from, slot, bytes, request: VolumeRequest { tag, volume, host, operation } } = match message {
             ToHub::Request(forward) => forward,
             ToHub::Abandoned(from, session) => return self.abandon((from, session)),
         };
@@ -152,7 +153,8 @@ impl Client {
         self.next_key += 1;
         let (phase, operation) = (Phase::Waiting, Some(operation));
         let (name, buffer, is_abandoned) = (None, None, false);
-        let entry = Entry { from, slot, bytes, tag, volume, operation, phase, name, buffer, is_abandoned, since: now };
+        let since = now;
+        let entry = Entry { from, slot, bytes, tag, volume, host, operation, phase, name, buffer, is_abandoned, since };
         self.entries.insert(key, entry);
         self.lots[slot.index()].waiting.insert(key);
     }
@@ -230,7 +232,7 @@ impl Client {
             entry.phase = Phase::Performing;
             let operation = entry.operation.take().expect("it has not been performed");
             let tag = RequestTag { session: WAITED_SESSION, request: key };
-            engine.submit(VolumeRequest { tag, volume: entry.volume, operation });
+            engine.submit(VolumeRequest { tag, volume: entry.volume, host: entry.host, operation });
             is_any = true;
         }
         is_any
@@ -303,7 +305,7 @@ impl Client {
         }
         let name = entry.name.expect("given just now");
         let operation = entry.operation.as_ref().expect("it has not been performed");
-        let (request, bytes) = request_of(name.id, entry.volume, operation);
+        let (request, bytes) = request_of(name.id, (entry.volume, entry.host), operation);
         assert!(name_of(&request, crate::base::limits::FORWARD_SLOTS).is_ok(), "the partner understands it");
         Ok((request, bytes))
     }
@@ -424,7 +426,8 @@ mod tests {
 
     fn take(client: &mut Client, slot: PoolSlot, bytes: u64) {
         let tag = RequestTag { session: 1, request: client.next_key };
-        let request = VolumeRequest { tag, volume: ObjectId(1), operation: VolumeOperation::Read(0..bytes) };
+        let request =
+            VolumeRequest { tag, volume: ObjectId(1), host: None, operation: VolumeOperation::Read(0..bytes) };
         client.take(ToHub::Request(Forward { from: ReactorIndex(0), slot, bytes, request }), Nanos(0));
     }
 

@@ -2,13 +2,15 @@
 
 use crate::{
     base::{
-        ForwardId,
+        ForwardId, HostId, ObjectId,
         limits::{BLOCK_BYTES, CHANGE_BYTES_MAX},
         planted,
     },
+    format::reservation::Reservation,
     node::request::{DataRun, Extent, Payload, ReplyData, VolumeError, VolumeOperation},
     pair::wire::{
-        EXTENTS_MAX, Reply, ReplyContent, ReplyStatus, Request, RequestKind, TEXT_BYTES_MAX, extents_of, write_extent,
+        EXTENTS_MAX, Reply, ReplyContent, ReplyStatus, Request, RequestKind, TEXT_BYTES_MAX, extents_of, read_command,
+        write_command, write_extent,
     },
 };
 use std::ops::Range;
@@ -16,8 +18,8 @@ use twinlog_device::{BLOCK_BYTES as BLOCK, BlockPool};
 
 /// Whether it leaves a record, and so has a name that is remembered.
 pub(super) fn is_change(operation: &VolumeOperation) -> bool {
-    use VolumeOperation::{Discard, Write, WriteZeroes};
-    matches!(operation, Write { .. } | Discard { .. } | WriteZeroes { .. })
+    use VolumeOperation::{Discard, Reserve, Write, WriteZeroes};
+    matches!(operation, Write { .. } | Discard { .. } | WriteZeroes { .. } | Reserve(_))
 }
 
 /// What of a request is forwarded next: a record's worth, so that it is performed whole or not at all.
@@ -33,12 +35,16 @@ pub(super) fn next_part(operation: &VolumeOperation) -> Range<u64> {
         | VolumeOperation::WriteZeroes { range, .. }
         | VolumeOperation::BlockStatus { range, .. } => range.clone(),
         VolumeOperation::Write { payload, .. } => payload.range(),
-        VolumeOperation::Flush => 0..0,
+        VolumeOperation::Flush | VolumeOperation::Reserve(_) | VolumeOperation::Reservation => 0..0,
     }
 }
 
-/// The frame that asks for the next part of a request.
-pub(super) fn request_of(id: u64, volume: crate::base::ObjectId, operation: &VolumeOperation) -> (Request, Vec<u8>) {
+/// The frame that asks for the next part of a request of `host` to `volume`.
+pub(super) fn request_of(
+    id: u64,
+    (volume, host): (ObjectId, Option<HostId>),
+    operation: &VolumeOperation,
+) -> (Request, Vec<u8>) {
     let part = next_part(operation);
     let (kind, durable) = match operation {
         VolumeOperation::Read(_) => (RequestKind::Read, false),
@@ -51,6 +57,8 @@ pub(super) fn request_of(id: u64, volume: crate::base::ObjectId, operation: &Vol
         }
         VolumeOperation::BlockStatus { .. } => (RequestKind::BlockStatus, false),
         VolumeOperation::Cache(_) => (RequestKind::Cache, false),
+        VolumeOperation::Reserve(_) => (RequestKind::Reserve, false),
+        VolumeOperation::Reservation => (RequestKind::Reservation, false),
     };
     let extents_max = match operation {
         VolumeOperation::BlockStatus { extents_max, .. } => {
@@ -61,6 +69,7 @@ pub(super) fn request_of(id: u64, volume: crate::base::ObjectId, operation: &Vol
     let request = Request {
         id,
         volume,
+        host,
         kind,
         durable,
         may_free: matches!(operation, VolumeOperation::WriteZeroes { may_free: true, .. }),
@@ -70,6 +79,7 @@ pub(super) fn request_of(id: u64, volume: crate::base::ObjectId, operation: &Vol
     };
     let bytes = match operation {
         VolumeOperation::Write { payload, .. } => payload.to_vec(),
+        VolumeOperation::Reserve(command) => write_command(*command),
         _ => Vec::new(),
     };
     (request, bytes)
@@ -85,7 +95,7 @@ pub(super) fn name_of(request: &Request, slots: usize) -> Result<Option<ForwardI
         RequestKind::WriteZeroes => {
             id.filter(|id| id.slot() < slots && (one_record || request.may_free)).map(Some).ok_or(())
         }
-        RequestKind::Discard => id.filter(|id| id.slot() < slots).map(Some).ok_or(()),
+        RequestKind::Discard | RequestKind::Reserve => id.filter(|id| id.slot() < slots).map(Some).ok_or(()),
         // The longest read of a front end has as many blocks as a change.
         RequestKind::Read | RequestKind::Cache if !one_record => Err(()),
         _ => {
@@ -117,6 +127,8 @@ pub(super) fn operation_of(request: &Request, bytes: &[u8], blocks: &BlockPool) 
             VolumeOperation::BlockStatus { range, extents_max }
         }
         RequestKind::Cache => VolumeOperation::Cache(range),
+        RequestKind::Reserve => VolumeOperation::Reserve(read_command(bytes).expect("checked where it was read")),
+        RequestKind::Reservation => VolumeOperation::Reservation,
     })
 }
 
@@ -144,6 +156,7 @@ pub(super) fn reply_of(id: u64, result: Result<ReplyData, VolumeError>) -> (Repl
             extents.iter().for_each(|extent| write_extent(extent.length_bytes, extent.allocated, &mut bytes));
             done(ReplyContent::Extents, 0, bytes)
         }
+        Ok(ReplyData::Reservation(state)) => done(ReplyContent::Reservation, 0, state.to_bytes()),
         Err(error) => {
             let (status, detail, text) = match &error {
                 VolumeError::NoSuchVolume => return bare_reply(id, ReplyStatus::NoSuchVolume),
@@ -159,6 +172,10 @@ pub(super) fn reply_of(id: u64, result: Result<ReplyData, VolumeError>) -> (Repl
                 }
                 VolumeError::Offline(reason) => (ReplyStatus::Offline, 0, reason.as_str()),
                 VolumeError::Unserved(_) => return bare_reply(id, ReplyStatus::NotOwner),
+                VolumeError::ReservationConflict => return bare_reply(id, ReplyStatus::ReservationConflict),
+                VolumeError::ReservationInvalid => return bare_reply(id, ReplyStatus::ReservationInvalid),
+                VolumeError::RegistrantsFull => return bare_reply(id, ReplyStatus::RegistrantsFull),
+                VolumeError::Preempted => return bare_reply(id, ReplyStatus::Preempted),
             };
             let text = shortened(text).to_vec();
             (Reply { id, status, content: ReplyContent::Text, detail }, text)
@@ -201,6 +218,10 @@ pub(super) fn result_of(
         ReplyStatus::Stopped | ReplyStatus::NotOwner => VolumeError::Stopped(text()),
         ReplyStatus::Offline => VolumeError::Offline(text()),
         ReplyStatus::ShuttingDown => VolumeError::ShuttingDown,
+        ReplyStatus::ReservationConflict => VolumeError::ReservationConflict,
+        ReplyStatus::ReservationInvalid => VolumeError::ReservationInvalid,
+        ReplyStatus::RegistrantsFull => VolumeError::RegistrantsFull,
+        ReplyStatus::Preempted => VolumeError::Preempted,
     };
     Some(Err(error))
 }
@@ -220,7 +241,10 @@ fn done_of(operation: &VolumeOperation, (reply, bytes): (&Reply, &[u8]), buffer:
             let extents: Vec<Extent> = extents.collect();
             (extents.len() <= *extents_max).then_some(ReplyData::Extents(extents))
         }
-        (VolumeOperation::Read(_) | VolumeOperation::BlockStatus { .. }, _) => None,
+        (VolumeOperation::Reservation, ReplyContent::Reservation) => {
+            Some(ReplyData::Reservation(Box::new(Reservation::read(bytes).ok()?)))
+        }
+        (VolumeOperation::Read(_) | VolumeOperation::BlockStatus { .. } | VolumeOperation::Reservation, _) => None,
         (_, ReplyContent::Nothing) => Some(ReplyData::Done),
         _ => None,
     }
@@ -241,7 +265,8 @@ fn runs_of(payload: Payload) -> Vec<DataRun> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::ObjectId;
+
+    use crate::fs::reservation::ReservationCommand;
 
     const BLOCKS: u32 = 1024;
 
@@ -259,7 +284,8 @@ mod tests {
         for range in [0..1, 4095..4097, 100..9000, 4096..12_288, 4095..4095 + (1 << 20) - 4095] {
             let write = VolumeOperation::Write { payload: payload(&blocks, range.clone()), durable: true };
             let id = ForwardId::new(9, 3);
-            let (request, bytes) = request_of(id.bits(), ObjectId(4), &write);
+            let (request, bytes) = request_of(id.bits(), (ObjectId(4), HostId::new([7; 16])), &write);
+            assert_eq!(request.host, HostId::new([7; 16]));
             assert_eq!(name_of(&request, 4), Ok(Some(id)));
             assert_eq!(name_of(&request, 3), Err(()), "no such slot");
             let Some(VolumeOperation::Write { payload: arrived, durable: true }) =
@@ -281,6 +307,27 @@ mod tests {
     }
 
     #[test]
+    fn reservations_survive_the_round_trip() {
+        let blocks = BlockPool::new(BLOCKS).expect("a small mapping");
+        let host = HostId::new([9; 16]);
+        let command = ReservationCommand::Clear { key: 77 };
+        let id = ForwardId::new(9, 3);
+        let reserve = VolumeOperation::Reserve(command);
+        let (request, bytes) = request_of(id.bits(), (ObjectId(4), host), &reserve);
+        assert!(is_change(&reserve) && name_of(&request, 4) == Ok(Some(id)) && name_of(&request, 3).is_err());
+        assert_eq!(request.host, host);
+        let arrived = operation_of(&request, &bytes, &blocks);
+        assert!(matches!(arrived, Some(VolumeOperation::Reserve(arrived)) if arrived == command));
+        let (request, bytes) = request_of(5, (ObjectId(4), host), &VolumeOperation::Reservation);
+        assert!(bytes.is_empty() && name_of(&request, 4) == Ok(None));
+        let state = Reservation { generation: 4, ..Reservation::default() };
+        let (reply, sent) = reply_of(5, Ok(ReplyData::Reservation(Box::new(state.clone()))));
+        let result = result_of(&VolumeOperation::Reservation, (&reply, &sent), None);
+        assert!(matches!(result, Some(Ok(ReplyData::Reservation(arrived))) if *arrived == state));
+        assert!(result_of(&VolumeOperation::Flush, (&reply, &sent), None).is_none());
+    }
+
+    #[test]
     fn errors_survive_the_round_trip() {
         for error in [
             VolumeError::NoSuchVolume,
@@ -290,6 +337,10 @@ mod tests {
             VolumeError::Stopped("ü".repeat(100)),
             VolumeError::Offline("the record".to_owned()),
             VolumeError::ShuttingDown,
+            VolumeError::ReservationConflict,
+            VolumeError::ReservationInvalid,
+            VolumeError::RegistrantsFull,
+            VolumeError::Preempted,
         ] {
             let (reply, bytes) = reply_of(1, Err(error.clone()));
             let result = result_of(&VolumeOperation::Flush, (&reply, &bytes), None);
@@ -309,11 +360,11 @@ mod tests {
     #[test]
     fn long_zeroes_that_keep_their_blocks_go_record_by_record() {
         let zeroes = |may_free| VolumeOperation::WriteZeroes { range: 100..5 << 20, may_free, durable: true };
-        let (request, _) = request_of(ForwardId::new(1, 0).bits(), ObjectId(1), &zeroes(false));
+        let (request, _) = request_of(ForwardId::new(1, 0).bits(), (ObjectId(1), None), &zeroes(false));
         assert_eq!((request.offset_bytes, request.length_bytes, request.durable), (100, (1 << 20) - 100, false));
         assert!(name_of(&request, 1).is_ok());
         assert!(name_of(&Request { length_bytes: 1 << 20, ..request }, 1).is_err(), "two records");
-        let (request, _) = request_of(ForwardId::new(1, 0).bits(), ObjectId(1), &zeroes(true));
+        let (request, _) = request_of(ForwardId::new(1, 0).bits(), (ObjectId(1), None), &zeroes(true));
         assert_eq!((request.length_bytes, request.durable), ((5 << 20) - 100, true));
         assert!(name_of(&request, 1).is_ok());
     }

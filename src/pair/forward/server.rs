@@ -246,7 +246,8 @@ impl Server {
             return false;
         };
         let tag = RequestTag { session: FORWARDED_SESSION, request: request.id };
-        engine.submit(VolumeRequest { tag, volume: request.volume, operation });
+        let host = request.host.filter(|_| !planted::is("forwarded-host-forgotten"));
+        engine.submit(VolumeRequest { tag, volume: request.volume, host, operation });
         self.in_hand.insert((slot, request.id), InHand { epoch, volume: request.volume, name, is_old: false });
         true
     }
@@ -277,6 +278,7 @@ mod tests {
         Request {
             id,
             volume: ObjectId(1),
+            host: None,
             kind,
             durable: false,
             may_free: false,

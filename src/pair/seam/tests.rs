@@ -275,6 +275,7 @@ impl Bench {
             let request = Request {
                 id: 1,
                 volume: ObjectId(1),
+                host: None,
                 kind: RequestKind::Flush,
                 durable: false,
                 may_free: false,

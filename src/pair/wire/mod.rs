@@ -28,11 +28,13 @@ mod hello;
 mod mirror;
 mod pool;
 mod request;
+mod reservation;
 
 pub use hello::{Heartbeat, Hello, PoolFacts, Refusal, RefusalReason, Role};
 pub use mirror::{Ack, MirrorRefusal, MirrorRefusalReason};
 pub use pool::{PoolState, VOLUMES_PER_FRAME_MAX, VolumeEntry, Volumes};
 pub use request::{EXTENTS_MAX, Reply, ReplyContent, ReplyStatus, Request, RequestKind, extents_of, write_extent};
+pub use reservation::{COMMAND_BYTES, read_command, write_command};
 
 use crate::{
     base::{
@@ -50,7 +52,7 @@ use zerocopy::{
 };
 
 /// Version of this layout.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = size_of::<RawHeader>();

@@ -2,8 +2,15 @@
 //!
 //! A request is at most as long as a payload: a longer one is forwarded in parts. Requests and replies have no order among each other.
 
-use super::{FrameError, PAYLOAD_BYTES_MAX, TEXT_BYTES_MAX, need, take};
-use crate::base::{ObjectId, limits::VOLUME_BYTES_MAX};
+use super::{
+    FrameError, PAYLOAD_BYTES_MAX, TEXT_BYTES_MAX, need,
+    reservation::{COMMAND_BYTES, read_command},
+    take,
+};
+use crate::{
+    base::{HostId, ObjectId, limits::VOLUME_BYTES_MAX},
+    format::reservation::Reservation,
+};
 use std::mem::size_of;
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
@@ -31,6 +38,10 @@ pub enum RequestKind {
     BlockStatus = 6,
     /// Brings them into the cache.
     Cache = 7,
+    /// Changes who has registered with the volume, and who holds it reserved: the payload says how.
+    Reserve = 8,
+    /// Returns who has.
+    Reservation = 9,
 }
 
 impl RequestKind {
@@ -41,12 +52,26 @@ impl RequestKind {
     }
 
     /// Every kind.
-    pub const ALL: [Self; 7] =
-        [Self::Read, Self::Write, Self::Flush, Self::Discard, Self::WriteZeroes, Self::BlockStatus, Self::Cache];
+    pub const ALL: [Self; 9] = [
+        Self::Read,
+        Self::Write,
+        Self::Flush,
+        Self::Discard,
+        Self::WriteZeroes,
+        Self::BlockStatus,
+        Self::Cache,
+        Self::Reserve,
+        Self::Reservation,
+    ];
 
     /// Whether the bytes themselves travel, in one direction or the other.
     fn carries_bytes(self) -> bool {
         matches!(self, Self::Read | Self::Write)
+    }
+
+    /// Whether it is about the volume as a whole.
+    fn has_no_range(self) -> bool {
+        matches!(self, Self::Flush | Self::Reserve | Self::Reservation)
     }
 }
 
@@ -62,6 +87,8 @@ pub struct Request {
     pub id: u64,
     /// Which volume.
     pub volume: ObjectId,
+    /// Whose it is, to reservations: the owner decides.
+    pub host: Option<HostId>,
     /// What to do.
     pub kind: RequestKind,
     /// Force unit access.
@@ -70,7 +97,7 @@ pub struct Request {
     pub may_free: bool,
     /// First byte.
     pub offset_bytes: u64,
-    /// Bytes, at least one but for a flush.
+    /// Bytes, at least one but for what has no range: a flush, and what is about reservations.
     pub length_bytes: u64,
     /// Of [`RequestKind::BlockStatus`]: most extents wanted, at least one.
     pub extents_max: u32,
@@ -86,9 +113,11 @@ struct RawRequest {
     kind: U16,
     flags: U16,
     extents_max: U32,
+    /// Zero: a client that cannot register.
+    host: [u8; 16],
 }
 
-const _: () = assert!(size_of::<RawRequest>() == 40);
+const _: () = assert!(size_of::<RawRequest>() == 56);
 
 impl Request {
     pub(super) fn write(&self, output: &mut Vec<u8>) {
@@ -101,6 +130,7 @@ impl Request {
             kind: (self.kind as u16).into(),
             flags: flags.into(),
             extents_max: self.extents_max.into(),
+            host: self.host.map_or([0; 16], HostId::bytes),
         };
         output.extend_from_slice(raw.as_bytes());
     }
@@ -113,6 +143,7 @@ impl Request {
         let request = Self {
             id: raw.id.get(),
             volume: ObjectId(raw.volume.get()),
+            host: HostId::new(raw.host),
             kind: kind.ok_or(FrameError::Malformed("an unknown request"))?,
             durable: flags & FLAG_DURABLE != 0,
             may_free: flags & FLAG_MAY_FREE != 0,
@@ -121,14 +152,20 @@ impl Request {
             extents_max: raw.extents_max.get(),
         };
         request.check(payload.len() as u64)?;
+        if request.kind == RequestKind::Reserve {
+            read_command(payload).ok_or(FrameError::Malformed("an unknown command of a reservation"))?;
+        }
         Ok((request, payload))
     }
 
     fn check(&self, payload_bytes: u64) -> Result<(), FrameError> {
-        let is_write = self.kind == RequestKind::Write;
-        need(payload_bytes == if is_write { self.length_bytes } else { 0 }, "a payload that is not the request's")?;
-        let is_flush = self.kind == RequestKind::Flush;
-        need(is_flush == (self.length_bytes == 0), "a request of no bytes")?;
+        let payload_wanted = match self.kind {
+            RequestKind::Write => self.length_bytes,
+            RequestKind::Reserve => COMMAND_BYTES as u64,
+            _ => 0,
+        };
+        need(payload_bytes == payload_wanted, "a payload that is not the request's")?;
+        need(self.kind.has_no_range() == (self.length_bytes == 0), "a request of no bytes")?;
         let end = self.offset_bytes.checked_add(self.length_bytes);
         need(end.is_some_and(|end| end <= VOLUME_BYTES_MAX), "a request beyond any volume")?;
         let is_short = self.length_bytes <= PAYLOAD_BYTES_MAX as u64;
@@ -162,11 +199,19 @@ pub enum ReplyStatus {
     NotOwner = 7,
     /// The volume is offline.
     Offline = 8,
+    /// A reservation forbids it.
+    ReservationConflict = 9,
+    /// It asks of a reservation what cannot be.
+    ReservationInvalid = 10,
+    /// There is no room for a further registrant.
+    RegistrantsFull = 11,
+    /// The host was preempted, and its commands ended.
+    Preempted = 12,
 }
 
 impl ReplyStatus {
     /// Every status.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::Done,
         Self::NoSuchVolume,
         Self::OutOfRange,
@@ -176,6 +221,10 @@ impl ReplyStatus {
         Self::ShuttingDown,
         Self::NotOwner,
         Self::Offline,
+        Self::ReservationConflict,
+        Self::ReservationInvalid,
+        Self::RegistrantsFull,
+        Self::Preempted,
     ];
 }
 
@@ -193,11 +242,13 @@ pub enum ReplyContent {
     Extents = 3,
     /// A text for people: why the request has failed.
     Text = 4,
+    /// Registrants and reservation, [as the log has them](crate::format::reservation).
+    Reservation = 5,
 }
 
 impl ReplyContent {
     /// Every content.
-    pub const ALL: [Self; 5] = [Self::Nothing, Self::Bytes, Self::Zeroes, Self::Extents, Self::Text];
+    pub const ALL: [Self; 6] = [Self::Nothing, Self::Bytes, Self::Zeroes, Self::Extents, Self::Text, Self::Reservation];
 }
 
 /// The end of a request.
@@ -267,6 +318,7 @@ impl Reply {
             ReplyContent::Bytes => is_done && !payload.is_empty(),
             ReplyContent::Zeroes => is_done && payload.is_empty() && self.detail > 0,
             ReplyContent::Extents => is_done && extents_of(payload).is_some(),
+            ReplyContent::Reservation => is_done && Reservation::read(payload).is_ok(),
             ReplyContent::Text => !is_done && payload.len() <= TEXT_BYTES_MAX && str::from_utf8(payload).is_ok(),
         };
         need(fits, "a payload that is not the reply's")?;

@@ -4,8 +4,10 @@
 
 use super::{hello::BYTES_MAX, *};
 use crate::{
-    base::{Incarnation, ObjectId, PairId, PortionId, Prng},
+    base::{HostId, Incarnation, ObjectId, PairId, PortionId, Prng},
     changelog::PortionRole,
+    format::reservation::Reservation,
+    fs::reservation::ReservationCommand,
     pair::decide::Word,
 };
 
@@ -48,7 +50,10 @@ fn request(kind: RequestKind, length_bytes: u64) -> Message {
     let extents_max = if kind == RequestKind::BlockStatus { 7 } else { 0 };
     let (id, volume, offset_bytes) = (1 << 40, ObjectId(3), 513);
     let may_free = kind == RequestKind::WriteZeroes;
-    Message::Request(Request { id, volume, kind, durable: true, may_free, offset_bytes, length_bytes, extents_max })
+    let host = HostId::new([0xa5; 16]);
+    let durable = true;
+    let request = Request { id, volume, host, kind, durable, may_free, offset_bytes, length_bytes, extents_max };
+    Message::Request(request)
 }
 
 fn reply(status: ReplyStatus, content: ReplyContent, detail: u64) -> Message {
@@ -83,8 +88,11 @@ fn samples() -> Vec<(Message, Vec<u8>)> {
         empty(Message::Volumes(Volumes { total_count: 9, first: 7, entries: vec![entry(1), entry(2)] })),
         (request(RequestKind::Write, 1000), vec![5; 1000]),
         empty(request(RequestKind::Flush, 0)),
+        (request(RequestKind::Reserve, 0), write_command(ReservationCommand::Clear { key: 7 })),
+        empty(request(RequestKind::Reservation, 0)),
         (reply(ReplyStatus::Done, ReplyContent::Bytes, 0), vec![4; 777]),
         (reply(ReplyStatus::Done, ReplyContent::Extents, 0), extents),
+        (reply(ReplyStatus::Done, ReplyContent::Reservation, 0), Reservation::default().to_bytes()),
         (reply(ReplyStatus::NoSpace, ReplyContent::Text, 0), text().into_bytes()),
         empty(reply(ReplyStatus::Unreadable, ReplyContent::Nothing, 12)),
         empty(reply(ReplyStatus::Done, ReplyContent::Zeroes, 4096)),
@@ -219,7 +227,9 @@ fn headers_that_cannot_be_are_refused() {
     assert_eq!(decode(&change(0, b'X'), Seal::default()), Err(FrameError::NotAFrame));
     assert_eq!(decode(b"GET", Seal::default()), Err(FrameError::NotAFrame), "told at the first wrong byte");
     assert_eq!(decode(b"TWL", Seal::default()), Ok(None));
-    assert_eq!(decode(&change(4, 2), Seal::default()), Err(FrameError::OtherVersion(2)));
+    for version in [0, VERSION - 1, VERSION + 1] {
+        assert_eq!(decode(&change(4, version), Seal::default()), Err(FrameError::OtherVersion(version)));
+    }
     assert_eq!(decode(&change(5, 0), Seal::default()), Err(FrameError::UnknownKind(0)));
     assert_eq!(decode(&change(5, 16), Seal::default()), Err(FrameError::UnknownKind(16)));
     assert_eq!(malformed(&change(6, 65)), "too many acknowledgements");
@@ -313,13 +323,13 @@ fn messages_that_cannot_be_meant_are_refused() {
     assert_eq!(change(Kind::PoolState, 18, 1), "reserved bytes are not zero");
     assert_eq!(change(Kind::Volumes, 4, 8), "more volumes than there are");
     assert_eq!(change(Kind::Volumes, 8 + 15, 0x80), "a volume that cannot be");
-    assert_eq!(change(Kind::Request, 32, 8), "an unknown request");
+    assert_eq!(change(Kind::Request, 32, 10), "an unknown request");
     assert_eq!(change(Kind::Request, 34, 4), "an unknown flag of a request");
     assert_eq!(change(Kind::Request, 34, 2), "a flag of another request");
     assert_eq!(change(Kind::Request, 24, 0), "a payload that is not the request's");
     assert_eq!(change(Kind::Request, 23, 0x80), "a request beyond any volume");
     assert_eq!(change(Kind::Request, 36, 1), "extents of another request, or none");
-    assert_eq!(change(Kind::Reply, 16, 9), "an unknown kind of reply");
+    assert_eq!(change(Kind::Reply, 16, 13), "an unknown kind of reply");
     assert_eq!(change(Kind::Reply, 16, 1), "a payload that is not the reply's");
     assert_eq!(change(Kind::Reply, 8, 1), "a detail that is not the reply's");
 }
@@ -401,7 +411,7 @@ fn arbitrary_bytes_are_no_frame() {
         prng.fill(&mut bytes);
         if prng.chance(1, 2) && bytes.len() >= HEADER_BYTES {
             let (kind, acks) = (bytes[5] % 18, bytes[6] % 3);
-            bytes[..8].copy_from_slice(&[b'T', b'W', b'L', b'F', 1, kind, acks, 0]);
+            bytes[..8].copy_from_slice(&[b'T', b'W', b'L', b'F', VERSION, kind, acks, 0]);
             let body = u32::try_from(bytes.len() - HEADER_BYTES).expect("short");
             bytes[8..12].copy_from_slice(&body.to_le_bytes());
             bytes[12..24].fill(0);

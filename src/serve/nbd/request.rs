@@ -53,6 +53,10 @@ impl Failure {
             | VolumeError::Offline(_)
             | VolumeError::Unserved(_) => ErrorCode::Io,
             VolumeError::ShuttingDown => ErrorCode::Shutdown,
+            VolumeError::ReservationConflict
+            | VolumeError::ReservationInvalid
+            | VolumeError::RegistrantsFull
+            | VolumeError::Preempted => ErrorCode::NotPermitted,
         };
         let offset = match error {
             VolumeError::Unreadable { block, .. } if range.start < range.end => {

@@ -286,7 +286,7 @@ impl Transmission {
     ) {
         self.requests.get_mut(slot).parts_in_flight += 1;
         let tag = RequestTag { session: turn.connection.0, request: u64::from(slot) << 16 | u64::from(part) };
-        turn.service.submit(VolumeRequest { tag, volume: self.export.volume, operation });
+        turn.service.submit(VolumeRequest { tag, volume: self.export.volume, host: None, operation });
     }
 
     fn receive<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Pace {
@@ -443,7 +443,8 @@ impl Transmission {
         }
         let last = request.submitted && request.parts_in_flight == 0;
         match result {
-            Ok(ReplyData::Done) => {}
+            // A client of this protocol asks for no reservation.
+            Ok(ReplyData::Done | ReplyData::Reservation(_)) => {}
             Ok(ReplyData::Data(runs)) => {
                 assert_eq!(runs_bytes(&runs), range.end - range.start, "a read returns what was asked for");
                 let done = last && request.failure.is_none();
@@ -493,7 +494,9 @@ impl Transmission {
                 }
                 send_runs(turn.net, turn.connection, &runs);
             }
-            Ok(ReplyData::Done | ReplyData::Extents(_)) => unreachable!("a read returns data"),
+            Ok(ReplyData::Done | ReplyData::Extents(_) | ReplyData::Reservation(_)) => {
+                unreachable!("a read returns data")
+            }
             Err(error) => {
                 request.failure = Some(Failure::from_volume(&error, request.command, &whole));
                 if index == 0 {

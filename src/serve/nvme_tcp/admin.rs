@@ -19,6 +19,7 @@ use super::{
         command::{Command, Connect, Status, fabrics, feature, opcode},
         identify::{self, cns},
         log::{self, AccessGroup, ErrorEntry, Health},
+        reservation,
     },
 };
 use crate::node::request::VolumeService;
@@ -62,7 +63,7 @@ const COMMANDS: [u8; 7] = [
 ];
 
 /// Features of an I/O controller.
-const KNOWN_FEATURES: [u8; 10] = [
+const KNOWN_FEATURES: [u8; 12] = [
     feature::ARBITRATION,
     feature::POWER_MANAGEMENT,
     feature::TEMPERATURE_THRESHOLD,
@@ -73,6 +74,8 @@ const KNOWN_FEATURES: [u8; 10] = [
     feature::ASYNC_EVENT_CONFIGURATION,
     feature::KEEP_ALIVE_TIMER,
     feature::HOST_IDENTIFIER,
+    feature::RESERVATION_NOTICE_MASK,
+    feature::RESERVATION_PERSISTENCE,
 ];
 
 /// Log pages by kind of controller.
@@ -87,6 +90,7 @@ const LOGS: [&[u8]; 2] = [
         log::id::ACCESS,
         log::id::FEATURES,
         log::id::MANAGEMENT,
+        log::id::RESERVATION,
     ],
     &[log::id::SUPPORTED, log::id::DISCOVERY],
 ];
@@ -185,6 +189,7 @@ struct Kept {
     temperature: u32,
     recovery: u32,
     atomicity: u32,
+    notices: u32,
 }
 
 impl Kept {
@@ -195,6 +200,7 @@ impl Kept {
             feature::TEMPERATURE_THRESHOLD => &mut self.temperature,
             feature::ERROR_RECOVERY => &mut self.recovery,
             feature::WRITE_ATOMICITY => &mut self.atomicity,
+            feature::RESERVATION_NOTICE_MASK => &mut self.notices,
             _ => return None,
         })
     }
@@ -283,6 +289,11 @@ impl Admin {
     /// The host has shown that it lives.
     pub(super) fn revive(&mut self, now: Nanos) {
         self.alive_at = now;
+    }
+
+    /// Whether it takes commands about namespaces.
+    pub(super) fn has_namespaces(&self) -> bool {
+        self.is_enabled() && !self.is_discovery
     }
 
     pub(super) fn is_enabled(&self) -> bool {
@@ -511,6 +522,7 @@ impl Admin {
                     _ => {
                         let mut described = identify::IndependentNamespace::new_zeroed();
                         (described.features, described.shared, described.status) = (FEATURES, 1, 1);
+                        described.reservations = reservation::CAPABILITIES;
                         described.access_group = U32::new(target.group_of(namespace.volume));
                         described.as_bytes().to_vec()
                     }
@@ -596,6 +608,7 @@ impl Admin {
             log::id::FEATURES => log::features(&KNOWN_FEATURES),
             log::id::MANAGEMENT => log::management(),
             log::id::CHANGED_NAMESPACES => self.changed_namespaces(),
+            log::id::RESERVATION => log::reservation(),
             // Bit 0 of the specific field: the groups only.
             log::id::ACCESS => log::access(self.access_changes, &self.groups(target, service, word & 1 << 8 == 0)),
             _ => log::discovery(target.generation(), &target.ports(), ENTRIES_MAX),
@@ -646,7 +659,11 @@ impl Admin {
         // Current, default and saved values, and what can be done with them.
         match select & 0b111 {
             0 => {}
-            3 => return Ok(Answer::result(if self.is_changeable(id)? { 1 << 2 } else { 0 })),
+            // Changeable, and whether for each namespace alone.
+            3 => {
+                let is_own = u32::from(id == feature::RESERVATION_PERSISTENCE) << 1;
+                return Ok(Answer::result(if self.is_changeable(id)? { 1 << 2 | is_own } else { 0 }));
+            }
             _ => return Err(Status::INVALID_FIELD),
         }
         if let Some(place) = self.kept.place(id).filter(|_| !self.is_discovery) {
@@ -669,7 +686,7 @@ impl Admin {
             feature::KEEP_ALIVE_TIMER | feature::ASYNC_EVENT_CONFIGURATION => Ok(true),
             feature::HOST_IDENTIFIER => Ok(false),
             _ if self.is_discovery => Err(Status::INVALID_FIELD),
-            feature::NUMBER_OF_QUEUES => Ok(true),
+            feature::NUMBER_OF_QUEUES | feature::RESERVATION_PERSISTENCE => Ok(true),
             feature::VOLATILE_WRITE_CACHE => Ok(false),
             _ => self.kept.place(id).map(|_| true).ok_or(Status::INVALID_FIELD),
         }
@@ -718,6 +735,7 @@ fn describe(target: &Target, namespace: Namespace) -> Vec<u8> {
     let blocks = U64::new(namespace.blocks);
     (described.blocks, described.capacity, described.used) = (blocks, blocks, blocks);
     (described.features, described.shared) = (FEATURES, 1);
+    described.reservations = reservation::CAPABILITIES;
     described.access_group = U32::new(target.group_of(namespace.volume));
     // Deallocated blocks read as zeroes, and write zeroes can deallocate.
     described.deallocated = 0b1001;

@@ -4,10 +4,14 @@
 
 use super::{
     target::{BLOCK_BYTES, Target},
-    wire::command::{Command, RANGE_BYTES, Status, opcode, ranges},
+    wire::{
+        command::{Command, RANGE_BYTES, Status, feature, opcode, ranges},
+        reservation,
+    },
 };
 use crate::{
     base::{ObjectId, limits::CHANGE_BYTES_MAX},
+    fs::reservation::ReservationCommand,
     node::request::{VolumeError, VolumeOperation, VolumeService},
 };
 use std::{collections::VecDeque, ops::Range};
@@ -18,11 +22,11 @@ pub(super) const TRANSFER_PAGES_LOG: u8 = 8;
 pub(super) const TRANSFER_BYTES_MAX: u64 = BLOCK_BYTES << TRANSFER_PAGES_LOG;
 const _: () = assert!(TRANSFER_BYTES_MAX == CHANGE_BYTES_MAX);
 
-/// ONCS: compare, dataset management, write zeroes, verify (base 2.0, figure 275).
-pub(super) const OPTIONAL_COMMANDS: u16 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 7;
+/// ONCS: compare, dataset management, write zeroes, reservations, verify (base 2.0, figure 275).
+pub(super) const OPTIONAL_COMMANDS: u16 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 7;
 
 /// The commands there are, and whether they change blocks.
-pub(super) const COMMANDS: [(u8, bool); 7] = [
+pub(super) const COMMANDS: [(u8, bool); 11] = [
     (opcode::FLUSH, false),
     (opcode::WRITE, true),
     (opcode::READ, false),
@@ -30,6 +34,10 @@ pub(super) const COMMANDS: [(u8, bool); 7] = [
     (opcode::WRITE_ZEROES, true),
     (opcode::DATASET_MANAGEMENT, true),
     (opcode::VERIFY, false),
+    (opcode::RESERVATION_REGISTER, false),
+    (opcode::RESERVATION_REPORT, false),
+    (opcode::RESERVATION_ACQUIRE, false),
+    (opcode::RESERVATION_RELEASE, false),
 ];
 
 /// Fused operations (bits 1:0) and metadata by an SGL segment (bit 7).
@@ -66,6 +74,12 @@ pub(super) enum Work {
     },
     /// Dataset management without an attribute that means something here.
     Advice,
+    /// Register, acquire, release. `None`: the keys have not come yet.
+    Reserve(Option<ReservationCommand>),
+    /// Returns registrants and reservation in so many bytes.
+    Report(u32),
+    /// Returns whether they survive the loss of power.
+    Persistence,
 }
 
 /// A valid command.
@@ -109,14 +123,23 @@ impl Request {
             opcode::WRITE => Work::Write { durable },
             opcode::COMPARE => Work::Compare,
             opcode::WRITE_ZEROES => Work::WriteZeroes { durable, may_free: options & DEALLOCATE != 0 },
+            opcode::RESERVATION_REPORT => {
+                let bytes = reservation::report_bytes(command)?;
+                let bytes = u32::try_from(bytes).ok().filter(|&bytes| u64::from(bytes) <= TRANSFER_BYTES_MAX);
+                Work::Report(bytes.ok_or(Status::INVALID_FIELD)?)
+            }
+            opcode if reservation::data_bytes(opcode).is_some() => {
+                reservation::check(command)?;
+                Work::Reserve(None)
+            }
             _ => Work::Verify,
         };
         let range = match work {
-            Work::Flush | Work::Deallocate { .. } | Work::Advice => 0..0,
-            _ => {
+            Work::Read | Work::Write { .. } | Work::Compare | Work::WriteZeroes { .. } | Work::Verify => {
                 let (first, count) = command.blocks();
                 bytes_of(first, count, namespace.blocks)?
             }
+            _ => 0..0,
         };
         let is_transfer = matches!(work, Work::Read | Work::Write { .. } | Work::Compare);
         if is_transfer && range.end - range.start > TRANSFER_BYTES_MAX {
@@ -125,8 +148,28 @@ impl Request {
         Ok(Self { volume: namespace.volume, range, work })
     }
 
+    /// What a command of an admin queue asks of a volume's reservation; `None`: nothing.
+    pub(super) fn of_feature<S: VolumeService>(
+        target: &Target,
+        service: &S,
+        command: &Command,
+    ) -> Option<Result<Self, Status>> {
+        let (word, value) = (command.word(10), command.word(11));
+        let [id, select, _, save] = word.to_le_bytes();
+        let work = match command.opcode {
+            _ if id != feature::RESERVATION_PERSISTENCE || command.fabrics().is_some() => return None,
+            opcode::GET_FEATURES if select & 0b111 == 0 => Work::Persistence,
+            opcode::SET_FEATURES if save >> 7 == 0 => {
+                Work::Reserve(Some(ReservationCommand::SetPersistence(value & 1 != 0)))
+            }
+            _ => return None,
+        };
+        let namespace = target.find(service, command.namespace.get()).ok_or(Status::INVALID_NAMESPACE);
+        Some(namespace.map(|namespace| Self { volume: namespace.volume, range: 0..0, work }))
+    }
+
     /// The data of the command.
-    pub(super) fn transfer(&self) -> Transfer {
+    pub(super) fn transfer(&self, command: &Command) -> Transfer {
         let length = u32::try_from(self.range.end - self.range.start).unwrap_or(u32::MAX);
         match &self.work {
             Work::Read => Transfer::ToHost(length),
@@ -136,12 +179,28 @@ impl Request {
                 Transfer::FromHost(least, RANGES_BYTES_MAX)
             }
             Work::Advice => Transfer::FromHost(1, RANGES_BYTES_MAX),
-            Work::Flush | Work::WriteZeroes { .. } | Work::Verify => Transfer::None,
+            Work::Report(bytes) => Transfer::ToHost(*bytes),
+            Work::Reserve(None) => {
+                let bytes = reservation::data_bytes(command.opcode).expect("planned as one of those");
+                Transfer::FromHost(bytes, bytes)
+            }
+            Work::Flush | Work::WriteZeroes { .. } | Work::Verify | Work::Reserve(Some(_)) | Work::Persistence => {
+                Transfer::None
+            }
         }
     }
 
-    /// Takes the ranges of a dataset management from its data.
-    pub(super) fn set_ranges<S: VolumeService>(&mut self, service: &S, data: &[u8]) -> Result<(), Status> {
+    /// Takes what the data of `command` says beyond its entry: ranges, or keys.
+    pub(super) fn take_data<S: VolumeService>(
+        &mut self,
+        service: &S,
+        command: &Command,
+        data: &[u8],
+    ) -> Result<(), Status> {
+        if let Work::Reserve(asked) = &mut self.work {
+            *asked = Some(reservation::parse(command, data)?);
+            return Ok(());
+        }
         let Work::Deallocate { count, ranges: place } = &mut self.work else { return Ok(()) };
         let blocks = service.size_bytes(self.volume).ok_or(Status::INVALID_NAMESPACE)? / BLOCK_BYTES;
         let wanted = ranges(data).take(*count).filter(|(_, count)| *count > 0);
@@ -169,7 +228,9 @@ impl Request {
                 let range = ranges.as_mut()?.pop_front()?;
                 Some(VolumeOperation::Discard { range, durable: false })
             }
-            Work::Advice => None,
+            Work::Advice | Work::Reserve(None) => None,
+            Work::Reserve(Some(command)) => Some(VolumeOperation::Reserve(*command)),
+            Work::Report(_) | Work::Persistence => Some(VolumeOperation::Reservation),
         }
     }
 
@@ -194,6 +255,10 @@ pub(super) fn status_of(error: &VolumeError) -> Status {
         VolumeError::Unreadable { .. } => Status::UNRECOVERED_READ,
         VolumeError::Stopped(_) => Status::INTERNAL_ERROR,
         VolumeError::Offline(_) => Status::NOT_READY,
+        VolumeError::ReservationConflict => Status::RESERVATION_CONFLICT,
+        VolumeError::ReservationInvalid => Status::INVALID_FIELD,
+        VolumeError::RegistrantsFull => Status::INTERNAL_ERROR,
+        VolumeError::Preempted => Status::PREEMPTED,
         // The host reads how its paths stand, and keeps the command until one leads there.
         VolumeError::Unserved(_) => Status::ACCESS_INACCESSIBLE,
         // Another path may lead there; with none, the host asks again.

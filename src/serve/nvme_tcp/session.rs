@@ -42,10 +42,11 @@ use super::{
         },
         log::Access,
         pdu::{self, Agreement, Body, DIGEST_BYTES, Fatal, Part, Unit},
+        reservation,
     },
 };
 use crate::{
-    base::{ObjectId, checksum, limits::CONNECTION_BYTES_MAX},
+    base::{HostId, ObjectId, checksum, limits::CONNECTION_BYTES_MAX},
     node::request::{Payload, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeRequest, VolumeService},
     serve::{
         slots::Slots,
@@ -161,6 +162,8 @@ pub(in crate::serve) struct Session {
     exchange: Option<Box<Exchange>>,
     /// An Authentication Receive that waits, with its length.
     fetching: Option<(u16, u32)>,
+    /// The same to reservations.
+    host_id: Option<HostId>,
     intake: Intake,
     commands: Slots<Active>,
     /// Commands that were taken.
@@ -191,6 +194,7 @@ impl Session {
             role: Role::Unconnected,
             access,
             host: None,
+            host_id: None,
             exchange: None,
             fetching: None,
             intake: Intake::Header,
@@ -489,14 +493,17 @@ impl Session {
             _ if self.exchange.as_ref().is_some_and(|exchange| !exchange.is_proven()) => {
                 Err(Status::AUTHENTICATION_REQUIRED)
             }
-            (Role::Admin(_), _) => Ok((Plan::Admin, Transfer::None)),
+            (Role::Admin(admin), _) => match Request::of_feature(&self.target, turn.service, command) {
+                Some(request) if admin.has_namespaces() => Ok((Plan::Job(Job::Volume(request?)), Transfer::None)),
+                _ => Ok((Plan::Admin, Transfer::None)),
+            },
             (Role::Io(_), Some(_)) => Err(Status::INVALID_FIELD),
             (Role::Io(_), None) => {
                 let request = Request::new(&self.target, turn.service, command)?;
                 if self.is_inaccessible(request.volume) {
                     return Err(Status::ACCESS_INACCESSIBLE);
                 }
-                let transfer = request.transfer();
+                let transfer = request.transfer(command);
                 Ok((Plan::Job(Job::Volume(request)), transfer))
             }
         }
@@ -590,7 +597,7 @@ impl Session {
                 let data = std::mem::take(data);
                 self.authenticate(turn, slot, &data);
             }
-            (Job::Volume(request), Sink::Bytes(data)) => match request.set_ranges(turn.service, data) {
+            (Job::Volume(request), Sink::Bytes(data)) => match request.take_data(turn.service, command, data) {
                 Ok(()) => self.to_submit.push_back(slot),
                 Err(status) => self.finish(turn, slot, status, 0),
             },
@@ -634,6 +641,7 @@ impl Session {
                 connect.controller
             }
         };
+        self.host_id = HostId::new(connect.host_id);
         self.entries = connect.size + 1;
         self.head = 1;
         self.has_flow_control = connect.attributes & NO_FLOW_CONTROL == 0;
@@ -671,10 +679,7 @@ impl Session {
                     self.answer(turn, command, Status::DESCRIPTOR_INVALID, 0);
                     return;
                 }
-                let block = &data[..length as usize];
-                self.send_data_header(turn, id, length);
-                turn.net.send(turn.connection, block);
-                self.end_data(turn, id, pdu::digest(0, block));
+                self.send_block(turn, id, &data[..length as usize]);
             }
         }
         self.tell(turn);
@@ -729,7 +734,7 @@ impl Session {
         };
         self.read_bytes += read_bytes;
         let tag = RequestTag { session: turn.connection.0, request: u64::from(slot) << 32 | read_bytes };
-        turn.service.submit(VolumeRequest { tag, volume, operation });
+        turn.service.submit(VolumeRequest { tag, volume, host: self.host_id, operation });
         true
     }
 
@@ -809,9 +814,25 @@ impl Session {
                 }
                 self.end_data(turn, id, digest);
             }
+            Ok(ReplyData::Reservation(state)) => match request.work {
+                Work::Report(bytes) => {
+                    let mut page = reservation::report(&state);
+                    page.resize(bytes as usize, 0);
+                    self.remove(slot);
+                    self.send_block(turn, id, &page);
+                }
+                _ => self.finish(turn, slot, Status::SUCCESS, u64::from(state.persists)),
+            },
             Ok(_) => self.finish(turn, slot, Status::SUCCESS, 0),
         }
         Next::Again
+    }
+
+    /// Answers a command with data that is no volume's.
+    fn send_block<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, id: u16, block: &[u8]) {
+        self.send_data_header(turn, id, u32::try_from(block.len()).expect("at most a transfer"));
+        turn.net.send(turn.connection, block);
+        self.end_data(turn, id, pdu::digest(0, block));
     }
 
     fn send_data_header<N: Network, S>(&self, turn: &mut Turn<'_, N, S>, command: u16, length: u32) {

@@ -5,8 +5,9 @@ use twinlog::{
     base::checksum,
     format::{
         chain::{AddressRange, ChainEntry, Subtree, decode_chain_block, encode_chain_block},
-        object::{ObjectRecord, records},
+        object::{Object, ObjectRecord, REGISTRANTS_PER_RECORD, records},
         reference::node,
+        reservation::Reservation,
         superblock::Superblock,
     },
     fs::directory::Directory,
@@ -46,13 +47,22 @@ pub(crate) fn block(data: &[u8]) -> bool {
     let reap = chain::<Subtree>(&bytes);
     let mut volumes = 0;
     for record in records(&bytes) {
-        if let Ok(Some(volume)) = record.verify() {
-            assert_eq!(ObjectRecord::volume(&volume).verify(), Ok(Some(volume)));
-            volumes += 1;
+        match record.verify() {
+            Ok(Some(Object::Volume(volume, head))) => {
+                let none = Reservation::default().head();
+                assert_eq!(ObjectRecord::volume(&volume).verify(), Ok(Some(Object::Volume(volume, none))));
+                let _ = head.join(Vec::new());
+                volumes += 1;
+            }
+            Ok(Some(Object::Registrants { registrants, .. })) => {
+                assert!((1..=REGISTRANTS_PER_RECORD).contains(&registrants.len()));
+            }
+            _ => {}
         }
     }
     let mut directory = Directory::default();
     let loaded = directory.load_block(0, &bytes).is_ok();
+    let _whole = directory.finish();
     assert!(directory.len() <= records(&bytes).len());
     for reference in node(&bytes) {
         let _ = (reference.is_hole(), reference.address().device(), reference.key(), reference.aux());

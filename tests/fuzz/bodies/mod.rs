@@ -16,7 +16,7 @@ pub(crate) mod witness;
 pub(crate) type Body = fn(&[u8]) -> bool;
 
 /// Every target by its name.
-pub(crate) const TARGETS: [(&str, Body); 23] = [
+pub(crate) const TARGETS: [(&str, Body); 24] = [
     ("nbd-handshake", nbd::handshake),
     ("nbd-session", nbd::session),
     ("nvme-tcp-unit", nvme_tcp::unit),
@@ -34,6 +34,7 @@ pub(crate) const TARGETS: [(&str, Body); 23] = [
     ("size", config::size),
     ("witness", witness::witness),
     ("reservation-report", reservation::report),
+    ("reservation-state", reservation::state),
     ("load-handshake", twinlog_load::fuzz::handshake),
     ("load-replies", twinlog_load::fuzz::replies),
     ("load-nvme-open", twinlog_load::fuzz::nvme_open),

@@ -103,7 +103,7 @@ impl Node {
     fn perform(&mut self, volume: ObjectId, operation: VolumeOperation) -> bool {
         self.request += 1;
         let tag = RequestTag { session: 1, request: self.request };
-        self.engine.submit(VolumeRequest { tag, volume, operation });
+        self.engine.submit(VolumeRequest { tag, volume, host: None, operation });
         self.until(|node| node.engine.poll_reply().is_some())
     }
 
@@ -210,7 +210,8 @@ impl Template {
                 self.tree(&TreeRoot { root: *child, levels: tree.levels - 1 }, is_table);
             }
         } else if is_table {
-            for volume in twinlog::format::object::records(&bytes).iter().filter_map(|record| record.verify().ok()?) {
+            let objects = twinlog::format::object::records(&bytes).iter().filter_map(|record| record.verify().ok()?);
+            for volume in objects.filter_map(twinlog::format::object::Object::into_volume) {
                 self.tree(&TreeRoot { root: volume.root, levels: volume.levels }, false);
             }
         }

@@ -5,7 +5,9 @@
 
 use std::{collections::BTreeMap, ops::Range};
 use twinlog::{
-    base::{LaneIndex, Lsn, ObjectId, Prng, limits::BLOCK_BYTES},
+    base::{HostId, LaneIndex, Lsn, ObjectId, Prng, limits::BLOCK_BYTES},
+    format::reservation::Reservation,
+    fs::reservation::{Access, Refused, ReservationCommand},
     node::request::{
         DataRun, Extent, OfflineAt, Reach, ReplyData, VolumeError, VolumeInfo, VolumeOperation, VolumeReply,
         VolumeRequest, VolumeService,
@@ -63,6 +65,7 @@ struct Volume {
     /// What a crash leaves for certain, and what it may leave in addition.
     stable: Blocks,
     volatile: Vec<Change>,
+    reservation: Reservation,
 }
 
 /// The service.
@@ -194,7 +197,19 @@ impl MemoryService {
         {
             return Err(error.clone());
         }
+        let access = match request.operation {
+            VolumeOperation::Read(_) | VolumeOperation::BlockStatus { .. } | VolumeOperation::Cache(_) => Access::Read,
+            VolumeOperation::Reserve(command) => return self.reserve(index, request.host, command),
+            VolumeOperation::Reservation => {
+                return Ok(ReplyData::Reservation(Box::new(self.volumes[index].reservation.clone())));
+            }
+            _ => Access::Write,
+        };
+        if !self.volumes[index].reservation.allows(request.host, access) {
+            return Err(VolumeError::ReservationConflict);
+        }
         match request.operation {
+            VolumeOperation::Reserve(_) | VolumeOperation::Reservation => unreachable!("performed above"),
             VolumeOperation::Read(range) => Ok(ReplyData::Data(self.read(index, &range))),
             VolumeOperation::BlockStatus { range, extents_max } => {
                 Ok(ReplyData::Extents(self.extents(index, &range, extents_max)))
@@ -236,6 +251,23 @@ impl MemoryService {
                 Ok(ReplyData::Done)
             }
         }
+    }
+
+    fn reserve(
+        &mut self,
+        index: usize,
+        host: Option<HostId>,
+        command: ReservationCommand,
+    ) -> Result<ReplyData, VolumeError> {
+        let host = host.ok_or(VolumeError::ReservationInvalid)?;
+        let place = &mut self.volumes[index].reservation;
+        let decided = place.decide(host, command).map_err(|refused| match refused {
+            Refused::Conflict => VolumeError::ReservationConflict,
+            Refused::Invalid => VolumeError::ReservationInvalid,
+            Refused::Full => VolumeError::RegistrantsFull,
+        })?;
+        *place = decided.next.unwrap_or_else(|| place.clone());
+        Ok(ReplyData::Done)
     }
 
     fn write(&mut self, index: usize, mut start: u64, mut bytes: Vec<u8>, durable: bool, size_bytes: u64) {
@@ -350,7 +382,8 @@ impl VolumeService for MemoryService {
 
     fn submit(&mut self, request: VolumeRequest) {
         assert!(self.has_room(request.volume), "the front end asks before it submits");
-        if !matches!(request.operation, VolumeOperation::Flush) {
+        use VolumeOperation::{Flush, Reservation, Reserve};
+        if !matches!(request.operation, Flush | Reserve(_) | Reservation) {
             assert!(!range_of(&request.operation).is_empty(), "no operation is empty");
         }
         if let VolumeOperation::Read(range) | VolumeOperation::Cache(range) = &request.operation {
@@ -386,7 +419,7 @@ fn small(number: u64) -> usize {
 fn range_of(operation: &VolumeOperation) -> Range<u64> {
     match operation {
         VolumeOperation::Write { payload, .. } => payload.range(),
-        VolumeOperation::Flush => 0..0,
+        VolumeOperation::Flush | VolumeOperation::Reserve(_) | VolumeOperation::Reservation => 0..0,
         VolumeOperation::Read(range)
         | VolumeOperation::Cache(range)
         | VolumeOperation::Discard { range, .. }

@@ -156,7 +156,8 @@ impl<'a> Content<'a> {
             if level > 0 {
                 waiting.extend(node(&block).iter().map(|child| (*child, level - 1)));
             } else {
-                volumes.extend(records(&block).iter().filter_map(|record| record.verify().ok().flatten()));
+                volumes
+                    .extend(records(&block).iter().filter_map(|record| record.verify().ok().flatten()?.into_volume()));
             }
         }
         volumes

@@ -62,7 +62,7 @@ impl Partner {
     /// The owner is gone: what it mirrored is the log with which its pool is opened.
     fn take_over(self, machine: &mut Machine, epoch: u64) -> Node {
         machine.logs = self.logs;
-        let grant = Grant { role: PortionRole::Mirror, epoch: Epoch(epoch), is_mirrored: false };
+        let grant = Grant { role: PortionRole::Mirror, epoch: Epoch(epoch), is_mirrored: false, is_power_on: false };
         let mut node = machine.boot_granted(1, grant);
         node.run_until("it serves", |node| node.engines.iter().all(Engine::is_serving) || node.failure().is_some());
         node
@@ -70,7 +70,7 @@ impl Partner {
 }
 
 fn mirrored(epoch: u64) -> Grant {
-    Grant { role: PortionRole::Own, epoch: Epoch(epoch), is_mirrored: true }
+    Grant { role: PortionRole::Own, epoch: Epoch(epoch), is_mirrored: true, is_power_on: false }
 }
 
 fn end_mirrored(node: &mut Node, partner: &mut Partner, request: u64) -> Result<ReplyData, VolumeError> {
@@ -205,7 +205,7 @@ fn an_owner_that_lost_the_register_finds_its_records_void() {
     assert_eq!(survivor.read(volume, 0..4096).expect("there"), [1; 4096]);
     survivor.close_all();
     machine.logs = own;
-    let grant = Grant { role: PortionRole::Own, epoch: Epoch(4), is_mirrored: false };
+    let grant = Grant { role: PortionRole::Own, epoch: Epoch(4), is_mirrored: false, is_power_on: false };
     let mut again = machine.boot_granted(2, grant);
     again.run_until("it serves", |node| node.engines.iter().all(Engine::is_serving) || node.failure().is_some());
     assert_eq!(again.failure(), None);

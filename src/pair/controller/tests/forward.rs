@@ -17,7 +17,7 @@ impl Pair {
         let node = self.node(node);
         let volume = node.pools.volume(volume).expect("it is listed").id;
         assert!(node.pools.has_room(volume), "tests ask for little");
-        node.pools.submit(VolumeRequest { tag: RequestTag { session: 1, request }, volume, operation });
+        node.pools.submit(VolumeRequest { tag: RequestTag { session: 1, request }, volume, host: None, operation });
         request
     }
 

@@ -1,6 +1,7 @@
 //! Nodes that are no pair: each is told why, by name, and nothing else of the node is moved.
 
 use super::{puppet::Puppet, *};
+use crate::pair::wire::VERSION;
 
 /// A pair in which node `node` is configured as `change` says.
 fn differing(node: usize, change: impl FnOnce(&mut LinkConfig)) -> Pair {
@@ -48,9 +49,12 @@ fn whatever_differs_is_named_at_both_nodes() {
     }
 }
 
-/// A frame of version 2: header and checksums as in every version.
-fn of_version_2(frame: &mut [u8]) {
-    frame[4] = 2;
+/// A later version than ours.
+const OTHER_VERSION: u8 = VERSION + 1;
+
+/// Makes a frame one of another version: header and checksums are as in every version.
+fn of_other_version(frame: &mut [u8]) {
+    frame[4] = OTHER_VERSION;
     let sum = crate::base::checksum::checksum(0, &frame[..56]);
     frame[56..64].copy_from_slice(&sum.to_le_bytes());
 }
@@ -61,19 +65,19 @@ fn another_version_is_refused_by_name() {
     let mut puppet = Puppet::connect(&pair, config(0, 1));
     let hello = Message::Hello(Box::new(puppet.hello(1, 1)));
     let mut frame = puppet.frame(&hello, &[]);
-    of_version_2(&mut frame);
+    of_other_version(&mut frame);
     puppet.send_bytes(&frame);
     assert!(matches!(puppet.next(&mut pair), Some(Message::Hello(_))));
     let Some(Message::Refusal(refusal)) = puppet.next(&mut pair) else { panic!("it says why") };
     assert_eq!(refusal.reason, RefusalReason::Version);
-    assert!(refusal.text.contains("version 2"), "{refusal}");
+    assert!(refusal.text.contains(&format!("version {OTHER_VERSION}")), "{refusal}");
     assert_eq!(puppet.next(&mut pair), None);
 }
 
 #[test]
 fn a_listener_of_another_version_is_named_where_it_was_connected_to() {
     let mut pair = Pair::new(9, 1);
-    // In the place of node b: something that says hello in version 2.
+    // In the place of node b: something that says hello in another version.
     let (mut net, listener) = SimNet::open(&pair.nodes[1].agenda);
     pair.paths[0].listen(&listener, 0);
     let hello = {
@@ -84,7 +88,7 @@ fn a_listener_of_another_version_is_named_where_it_was_connected_to() {
     let message = Message::Hello(Box::new(hello));
     let outgoing = Outgoing { pool: PoolId(0), epoch: Epoch(0), acks: &[], message: &message };
     outgoing.write(&mut Default::default(), &[], &mut frame);
-    of_version_2(&mut frame);
+    of_other_version(&mut frame);
     pair.until("node a knows why", |pair| {
         net.poll(&mut Vec::new());
         while let Some(accepted) = net.accept() {

@@ -104,6 +104,7 @@ pub(super) mod command_flag {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum ErrorCode {
+    NotPermitted = 1,
     Io = 5,
     Invalid = 22,
     NoSpace = 28,

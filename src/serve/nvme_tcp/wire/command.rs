@@ -85,6 +85,10 @@ pub mod opcode {
     pub const WRITE_ZEROES: u8 = 0x08;
     pub const DATASET_MANAGEMENT: u8 = 0x09;
     pub const VERIFY: u8 = 0x0c;
+    pub const RESERVATION_REGISTER: u8 = 0x0d;
+    pub const RESERVATION_REPORT: u8 = 0x0e;
+    pub const RESERVATION_ACQUIRE: u8 = 0x11;
+    pub const RESERVATION_RELEASE: u8 = 0x15;
 }
 
 /// Types of fabrics commands (base 2.0, section 6).
@@ -110,6 +114,8 @@ pub mod feature {
     pub const ASYNC_EVENT_CONFIGURATION: u8 = 0x0b;
     pub const KEEP_ALIVE_TIMER: u8 = 0x0f;
     pub const HOST_IDENTIFIER: u8 = 0x81;
+    pub const RESERVATION_NOTICE_MASK: u8 = 0x82;
+    pub const RESERVATION_PERSISTENCE: u8 = 0x83;
 }
 
 /// How a command ended: status code type in bits 10:8, status code in bits 7:0, do not retry in bit 14 (base 2.0, section 3.3.3.2.1).
@@ -147,6 +153,10 @@ impl Status {
     pub const DESCRIPTOR_INVALID: Self = Self::generic(0x11);
     /// Data in the capsule does not begin where it should.
     pub const OFFSET_INVALID: Self = Self::generic(0x16);
+    /// Another host has preempted this one and ended its commands.
+    pub const PREEMPTED: Self = Self::generic(0x1b);
+    /// The host's identifier is not of the length that the command says.
+    pub const HOST_IDENTIFIER_FORMAT: Self = Self::generic(0x24);
     /// The data's digest was wrong: the host may try again.
     pub const TRANSPORT_ERROR: Self = Self(0x22);
     /// Beyond the end of the namespace.
@@ -155,6 +165,8 @@ impl Status {
     pub const CAPACITY_EXCEEDED: Self = Self::generic(0x81);
     /// The namespace cannot be used now.
     pub const NOT_READY: Self = Self::generic(0x82);
+    /// Another host holds the namespace reserved, or the host's key is another one.
+    pub const RESERVATION_CONFLICT: Self = Self::generic(0x83);
 
     /// Fabrics: the record format of a Connect.
     pub const CONNECT_FORMAT: Self = Self::specific(0x80);

@@ -161,7 +161,8 @@ pub struct Namespace {
     reserved_27: [u8; 3],
     /// NMIC: bit 0, several controllers may have it.
     pub shared: u8,
-    reservations: u8,
+    /// RESCAP.
+    pub reservations: u8,
     format_progress: u8,
     /// DLFEAT: what deallocated blocks are read as.
     pub deallocated: u8,
@@ -194,7 +195,8 @@ pub struct IndependentNamespace {
     pub features: u8,
     /// NMIC.
     pub shared: u8,
-    reservations: u8,
+    /// RESCAP.
+    pub reservations: u8,
     format_progress: u8,
     /// ANAGRPID.
     pub access_group: U32,

@@ -1,6 +1,6 @@
 //! Log pages.
 
-use super::{padded, terminated};
+use super::{command::feature, padded, terminated};
 use std::mem::{offset_of, size_of};
 use zerocopy::{
     FromZeros, Immutable, IntoBytes,
@@ -20,6 +20,7 @@ pub mod id {
     pub const FEATURES: u8 = 0x12;
     pub const MANAGEMENT: u8 = 0x13;
     pub const DISCOVERY: u8 = 0x70;
+    pub const RESERVATION: u8 = 0x80;
 }
 
 /// Supported log pages (section 5.16.1.1): bit 0 of a page's dword.
@@ -139,6 +140,12 @@ pub fn smart(health: &Health) -> Vec<u8> {
     smart.as_bytes().to_vec()
 }
 
+/// Reservation notification (section 5.16.1.25): an empty page, which says that there is none. Hosts are not told of what others do.
+#[must_use]
+pub fn reservation() -> Vec<u8> {
+    vec![0; 64]
+}
+
 /// Firmware slots (section 5.16.1.4): one, which runs.
 #[must_use]
 pub fn firmware() -> Vec<u8> {
@@ -173,7 +180,13 @@ fn supported_in_controller(codes: &[u8]) -> impl Iterator<Item = u32> + '_ {
 /// Feature identifiers supported and effects (section 5.16.1.17).
 #[must_use]
 pub fn features(ids: &[u8]) -> Vec<u8> {
-    supported_in_controller(ids).flat_map(u32::to_le_bytes).collect()
+    let of_namespaces = [feature::RESERVATION_NOTICE_MASK, feature::RESERVATION_PERSISTENCE];
+    let scoped = |(id, word): (u8, u32)| match word {
+        0 => 0,
+        _ if of_namespaces.contains(&id) => 1 | NAMESPACE_SCOPE,
+        word => word,
+    };
+    (0..=255_u8).zip(supported_in_controller(ids)).map(scoped).flat_map(u32::to_le_bytes).collect()
 }
 
 /// NVMe-MI commands supported and effects (section 5.16.1.18): none is.

@@ -15,6 +15,7 @@ pub mod command;
 pub mod identify;
 pub mod log;
 pub mod pdu;
+pub mod reservation;
 
 /// `text` as NVMe writes it into a field: left-justified, filled with spaces (base, section 1.4.2).
 fn padded<const N: usize>(text: &str) -> [u8; N] {

@@ -158,7 +158,7 @@ impl Port {
             Ask::Status(range) => VolumeOperation::BlockStatus { range, extents_max: 8 },
         };
         let tag = RequestTag { session: 0, request: id };
-        self.state.borrow_mut().outgoing.push_back(VolumeRequest { tag, volume, operation });
+        self.state.borrow_mut().outgoing.push_back(VolumeRequest { tag, volume, host: None, operation });
         self.waker.wake();
         true
     }
@@ -171,6 +171,7 @@ impl Port {
             Ok(ReplyData::Done) => Answer::Done,
             Ok(ReplyData::Data(runs)) => Answer::Data(bytes_of(&runs)),
             Ok(ReplyData::Extents(extents)) => Answer::Extents(extents),
+            Ok(ReplyData::Reservation(_)) => unreachable!("nobody asks for reservations yet"),
             Err(error) => Answer::Refused(match error {
                 VolumeError::NoSuchVolume => Refusal::NoVolume,
                 VolumeError::OutOfRange => Refusal::Beyond,
@@ -178,7 +179,11 @@ impl Port {
                 VolumeError::Unreadable { .. }
                 | VolumeError::Stopped(_)
                 | VolumeError::Interrupted(_)
-                | VolumeError::Offline(_) => Refusal::Failed(error.to_string()),
+                | VolumeError::Offline(_)
+                | VolumeError::ReservationConflict
+                | VolumeError::ReservationInvalid
+                | VolumeError::RegistrantsFull
+                | VolumeError::Preempted => Refusal::Failed(error.to_string()),
                 VolumeError::Unserved(_) => Refusal::Unserved,
                 VolumeError::ShuttingDown => Refusal::ShuttingDown,
             }),

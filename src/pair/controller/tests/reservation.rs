@@ -1,0 +1,123 @@
+//! Reservations of a pair: what a host was answered holds at both nodes, and after either is lost.
+
+use super::*;
+use crate::{
+    base::HostId,
+    format::reservation::{Reservation, ReservationKind},
+    fs::reservation::{RegisterAction, ReservationCommand},
+};
+use ReservationKind::WriteExclusive;
+
+fn host(number: u8) -> HostId {
+    HostId::new([number; 16]).expect("not zero")
+}
+
+fn register(key: u64) -> ReservationCommand {
+    ReservationCommand::Register { action: RegisterAction::Register { key }, persists: None }
+}
+
+impl Pair {
+    fn begin_as(&mut self, node: usize, number: u8, operation: VolumeOperation) -> u64 {
+        let request = self.prng.next_u64();
+        let pools = &mut self.node(node).pools;
+        let volume = pools.volume("vol-a").expect("it is listed").id;
+        let tag = RequestTag { session: 1, request };
+        pools.submit(VolumeRequest { tag, volume, host: Some(host(number)), operation });
+        request
+    }
+
+    /// A host's command about the reservation of `vol-a`, at a node.
+    fn reserve(&mut self, node: usize, number: u8, command: ReservationCommand) -> Option<VolumeError> {
+        let request = self.begin_as(node, number, VolumeOperation::Reserve(command));
+        self.end(node, request).err()
+    }
+
+    fn write_as(&mut self, node: usize, number: u8) -> Option<VolumeError> {
+        let mut payload = Payload::allocate(self.node(node).pools.blocks(), 0..4096).expect("memory is large enough");
+        payload.fill(0, &[number; 4096]);
+        let request = self.begin_as(node, number, VolumeOperation::Write { payload, durable: false });
+        self.end(node, request).err()
+    }
+
+    fn reservation(&mut self, node: usize) -> Reservation {
+        let request = self.begin_as(node, 9, VolumeOperation::Reservation);
+        let Ok(ReplyData::Reservation(state)) = self.end(node, request) else { panic!("a report returns the state") };
+        *state
+    }
+
+    /// Both nodes say the same of who may write, and of who has registered.
+    fn is_held_at(&mut self, nodes: &[usize], state: &Reservation) {
+        for &node in nodes {
+            assert_eq!(self.reservation(node), *state, "at {node}");
+            assert_eq!(self.write_as(node, 1), Some(VolumeError::ReservationConflict), "at {node}");
+            assert_eq!(self.write_as(node, 2), None, "at {node}");
+            let request = self.begin_write(node, "vol-a", 1, 7);
+            assert_eq!(
+                self.end(node, request).err(),
+                Some(VolumeError::ReservationConflict),
+                "without a host, at {node}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_reservation_holds_at_both_nodes_through_takeover_and_giveback() {
+    let mut pair = Pair::started(51);
+    pair.create(0, "vol-a");
+    pair.until("the volume is listed", |pair| pair.node(1).pools.volume("vol-a").is_some());
+    assert_eq!(pair.reserve(0, 1, register(1)), None);
+    assert_eq!(pair.reserve(1, 2, register(2)), None, "through the node that does not serve");
+    assert_eq!(pair.reserve(1, 2, ReservationCommand::Acquire { key: 2, kind: WriteExclusive }), None);
+    let state = pair.reservation(0);
+    assert!(state.is_holder(host(2)) && state.generation == 2 && !state.persists);
+    pair.is_held_at(&[0, 1], &state);
+    pair.kill(0);
+    pair.until("b serves pool a", |pair| pair.serves(1, PoolSlot::Partner));
+    pair.is_held_at(&[1], &state);
+    pair.start(0);
+    pair.until_in_sync();
+    pair.is_held_at(&[0, 1], &state);
+    // What preempts at one node fences off at both, and after the next takeover.
+    let preempt = ReservationCommand::Preempt { key: 1, preempted: 2, kind: WriteExclusive, aborts: false };
+    assert_eq!(pair.reserve(1, 1, preempt), None);
+    for node in 0..2 {
+        assert_eq!(pair.write_as(node, 2), Some(VolumeError::ReservationConflict));
+        assert_eq!(pair.write_as(node, 1), None);
+    }
+    pair.kill(0);
+    pair.until("b serves pool a again", |pair| pair.serves(1, PoolSlot::Partner));
+    assert_eq!(pair.write_as(1, 2), Some(VolumeError::ReservationConflict));
+    assert_eq!(pair.write_as(1, 1), None);
+    let state = pair.reservation(1);
+    assert!(state.is_holder(host(1)) && state.registrant(host(2)).is_none());
+}
+
+/// A command that was with the owner when it died is performed once, whoever serves next.
+#[test]
+fn a_command_that_outlives_the_owner_is_performed_once() {
+    for turns in (0..40).step_by(3) {
+        let mut pair = Pair::started(100 + turns);
+        pair.create(0, "vol-a");
+        pair.until("the volume is listed", |pair| pair.node(1).pools.volume("vol-a").is_some());
+        let request = pair.begin_as(1, 3, VolumeOperation::Reserve(register(5)));
+        pair.turns(turns);
+        pair.kill(0);
+        assert!(pair.end(1, request).is_ok(), "after {turns} turns");
+        let state = pair.reservation(1);
+        assert_eq!((state.generation, state.registrants.len()), (1, 1), "after {turns} turns");
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn planted_bugs_of_a_pair_s_reservations_are_found() {
+    use crate::base::planted;
+    for bug in ["forwarded-host-forgotten", "forwarded-not-held-against-reservations", "replay-skips-reservations"] {
+        planted::choose(bug);
+        let test = a_reservation_holds_at_both_nodes_through_takeover_and_giveback;
+        let is_found = std::panic::catch_unwind(test).is_err();
+        planted::choose("");
+        assert!(is_found, "{bug}");
+    }
+}
