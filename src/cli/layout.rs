@@ -34,7 +34,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use twinlog::control::client::AdminClient;
+use twinlog::control::{client::AdminClient, file};
 
 /// The files of one node below a directory of `up`.
 #[derive(Clone, Debug)]
@@ -173,12 +173,7 @@ fn held_by(file: &mut File, path: &Path, who: &str) -> Failure {
 
 /// Writes a small file whole or not at all.
 pub(crate) fn write_durably(path: &Path, text: &str) -> Result<(), Failure> {
-    let temporary = path.with_extension("new");
-    let written = fs::write(&temporary, text)
-        .and_then(|()| File::open(&temporary)?.sync_all())
-        .and_then(|()| fs::rename(&temporary, path))
-        .and_then(|()| File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all());
-    written.map_err(|error| Failure::system("write", path.display(), &error))
+    file::replace(path, text.as_bytes(), 0o666).map_err(|error| Failure::system("write", path.display(), &error))
 }
 
 /// Makes a directory and what leads to it.

@@ -18,7 +18,7 @@
 //! `AdminServer::start` binds and accepts on a thread of its own; every connection has a thread. Dropping the server removes the socket and
 //! ends the accepting thread; connection threads end with their clients or the process.
 
-use super::{events::EventLog, hosts::HostBook};
+use super::{events::EventLog, file, hosts::HostBook};
 use crate::{
     node::admin::{AdminCall, AdminReply, AdminRequest, SecretText},
     reactor::mailbox::{MailboxSender, SendError},
@@ -192,13 +192,8 @@ impl Drop for AdminServer {
 
 /// Binds under a temporary name, restricts it, and moves it into place: I1.
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push("~");
-    let temporary = PathBuf::from(temporary);
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    let temporary = file::beside(path);
+    file::remove_leftover(&temporary)?;
     let listener = UnixListener::bind(&temporary)?;
     fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
     fs::rename(&temporary, path)?;

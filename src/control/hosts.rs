@@ -15,15 +15,16 @@
 
 #![expect(clippy::disallowed_types, reason = "on control threads, which may wait")]
 
+use super::file;
 use crate::{
     node::admin::{AdminReply, HostEntry},
     serve::nvme_tcp::{Host, Target, auth::Secret, wire::command::is_name},
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -152,20 +153,7 @@ fn write(path: &Path, hosts: &[Host]) -> io::Result<()> {
     };
     let text = Text { host: hosts.iter().map(entry).collect() };
     let text = toml::to_string(&text).expect("strings in tables");
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push("~");
-    let temporary = PathBuf::from(temporary);
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(b"# Kept by `twinlog host`; read when the node starts.\n")?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    file::replace(path, format!("# Kept by `twinlog host`; read when the node starts.\n{text}").as_bytes(), 0o600)
 }
 
 /// The hosts of a node that runs.
@@ -266,7 +254,7 @@ mod tests {
             auth::{Here, Means},
         },
     };
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     const NAME: &str = "nqn.2014-08.org.nvmexpress:uuid:1";
 

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod client;
 pub mod config;
 pub mod events;
+pub mod file;
 pub mod hosts;
 pub mod logging;
 pub mod metrics;
