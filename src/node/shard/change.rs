@@ -198,18 +198,16 @@ impl<L: LogMemory> Shard<L> {
         }
     }
 
-    /// Whether a change of the same bytes that came before this one has not been performed.
+    /// Whether a change that came before this one and meets it has not been performed.
     fn would_overtake(&mut self, id: u64) -> bool {
         if self.out_of_line.is_empty() || planted::is("overlapping-change-overtakes") {
             return false;
         }
         let Some(request) = self.requests.get_mut(id) else { return false };
-        let (volume, range, arrival) = (request.volume, request.range(), request.arrival);
+        let (scope, arrival) = (request.scope(), request.arrival);
         let requests = &mut self.requests;
-        self.out_of_line.range(..arrival).any(|(_, &id)| {
-            let older = requests.get_mut(id).filter(|older| older.volume == volume).map(|older| older.range());
-            older.is_some_and(|older| older.start < range.end && range.start < older.end)
-        })
+        let meets = |older: u64| requests.get_mut(older).is_some_and(|older| older.scope().meets(&scope));
+        self.out_of_line.range(..arrival).map(|(_, &older)| older).any(meets)
     }
 
     /// A consistency point is durable: whoever waits for space may try again.

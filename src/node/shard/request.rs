@@ -88,6 +88,22 @@ pub(super) enum Change {
     Done,
 }
 
+/// What a change is about, as far as it has not been appended.
+#[derive(Clone, Debug)]
+pub(super) struct Scope {
+    volume: ObjectId,
+    range: Range<u64>,
+    is_reservation: bool,
+}
+
+impl Scope {
+    /// Whether the order of the two shows afterwards: they are of the same bytes, or both say who may change them.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        let overlaps = self.range.start < other.range.end && other.range.start < self.range.end;
+        self.volume == other.volume && (overlaps || (self.is_reservation && other.is_reservation))
+    }
+}
+
 /// A request under way.
 pub(super) struct Request {
     pub(super) source: Source,
@@ -178,6 +194,12 @@ impl Request {
     /// Stands where a request was taken from, while it is worked on.
     pub(super) fn placeholder() -> Self {
         Self::new(Source::Replay(Lsn(0)), ObjectId(0), VolumeOperation::Flush, Nanos(0))
+    }
+
+    /// What the request is about.
+    pub(super) fn scope(&self) -> Scope {
+        let is_reservation = matches!(&self.kind, Kind::Change { change: Change::Reserve(_), .. });
+        Scope { volume: self.volume, range: self.range(), is_reservation }
     }
 
     /// The bytes that the request is about; empty for a flush.
@@ -318,5 +340,32 @@ impl<L: LogMemory> Shard<L> {
         if let Some(request) = self.requests.remove(id) {
             self.reply(request, Err(error));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::reservation::ReservationCommand;
+
+    fn scope(volume: u64, operation: VolumeOperation) -> Scope {
+        Request::new(Source::Replay(Lsn(0)), ObjectId(volume), operation, Nanos(0)).scope()
+    }
+
+    /// A command about a reservation has no bytes, and its order among those of its volume decides who holds it.
+    #[test]
+    fn changes_meet_that_share_bytes_or_are_both_about_the_reservation() {
+        let discard = |range| VolumeOperation::Discard { range, durable: false };
+        let clear = || VolumeOperation::Reserve(ReservationCommand::Clear { key: 1 });
+        let first = scope(1, discard(0..4096));
+        for (meets, other) in [
+            (true, scope(1, discard(4095..5000))),
+            (false, scope(1, discard(4096..5000))),
+            (false, scope(2, discard(0..4096))),
+            (false, scope(1, clear())),
+        ] {
+            assert_eq!((first.meets(&other), other.meets(&first)), (meets, meets), "{other:?}");
+        }
+        assert!(scope(1, clear()).meets(&scope(1, clear())) && !scope(1, clear()).meets(&scope(2, clear())));
     }
 }

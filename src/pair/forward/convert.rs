@@ -314,7 +314,8 @@ mod tests {
         let id = ForwardId::new(9, 3);
         let reserve = VolumeOperation::Reserve(command);
         let (request, bytes) = request_of(id.bits(), (ObjectId(4), host), &reserve);
-        assert!(is_change(&reserve) && name_of(&request, 4) == Ok(Some(id)) && name_of(&request, 3).is_err());
+        assert!(is_change(&reserve) && request.kind.is_change());
+        assert!(name_of(&request, 4) == Ok(Some(id)) && name_of(&request, 3).is_err());
         assert_eq!(request.host, host);
         let arrived = operation_of(&request, &bytes, &blocks);
         assert!(matches!(arrived, Some(VolumeOperation::Reserve(arrived)) if arrived == command));

@@ -291,6 +291,12 @@ mod tests {
     /// What lies at this node's connections may be an earlier change of the same client.
     #[test]
     fn a_change_waits_for_a_sweep_that_is_ordered_when_it_comes() {
+        for change in [RequestKind::Write, RequestKind::Discard, RequestKind::WriteZeroes, RequestKind::Reserve] {
+            waits_for_a_sweep(change);
+        }
+    }
+
+    fn waits_for_a_sweep(change: RequestKind) {
         let waker: Arc<dyn Waker> = Arc::new(NoWaker);
         let sweeps = Arc::new(Sweeps::new(&[waker]));
         let mut reactor = ReactorSweeps::new(Arc::clone(&sweeps), 0);
@@ -305,13 +311,14 @@ mod tests {
         };
         server.hear(PoolSlot::Home, Epoch(1), request(1, RequestKind::Read), Arc::default());
         let earlier = reactor.ordered();
-        server.hear(PoolSlot::Home, Epoch(1), request(2, RequestKind::Discard), Arc::default());
+        server.hear(PoolSlot::Home, Epoch(1), request(2, change), Arc::default());
         server.hear(PoolSlot::Home, Epoch(1), request(3, RequestKind::Read), Arc::default());
-        assert_eq!(answered(&mut server), [1], "a read in front of it does not wait; the pool is not open here");
+        let why = "a read in front of it does not wait; the pool is not open here";
+        assert_eq!(answered(&mut server), [1], "{change:?}: {why}");
         reactor.finish(earlier);
-        assert_eq!(answered(&mut server), [1], "that one was ordered before");
+        assert_eq!(answered(&mut server), [1], "{change:?}: that one was ordered before");
         reactor.finish(reactor.ordered());
-        assert_eq!(answered(&mut server), [1, 2, 3]);
+        assert_eq!(answered(&mut server), [1, 2, 3], "{change:?}");
     }
 
     #[cfg(feature = "planted-bugs")]

@@ -45,10 +45,13 @@ pub enum RequestKind {
 }
 
 impl RequestKind {
-    /// Whether it changes what is read afterwards.
+    /// Whether it changes something: it leaves a record, and has a name that is remembered.
     #[must_use]
     pub fn is_change(self) -> bool {
-        matches!(self, Self::Write | Self::Discard | Self::WriteZeroes)
+        match self {
+            Self::Write | Self::Discard | Self::WriteZeroes | Self::Reserve => true,
+            Self::Read | Self::Flush | Self::BlockStatus | Self::Cache | Self::Reservation => false,
+        }
     }
 
     /// Every kind.
