@@ -37,6 +37,8 @@ const BATCHES_PER_TURN: usize = 64;
 
 /// Fences that have failed are tried again after so many retry intervals.
 const FENCE_PAUSE: u32 = 20;
+/// The lock of a partner that does not answer is looked at so many times in the detection time: its connections may end before its process has.
+pub(super) const LOOKS: u32 = 16;
 
 /// A pool is given up when so many openings have failed one after the other: a hiccup moves no pool.
 const OPENINGS_MAX: u32 = 5;
@@ -251,6 +253,18 @@ impl<L: LogMemory> Side<L> {
         self.open != before
     }
 
+    /// What a fence could not confirm may be so after a while: then it is tried again.
+    fn forget_fence(&mut self, link: Link, now: Nanos, timing: &Timing) {
+        let pause = match self.fence.1 {
+            Fence::Failed if !planted::is("fence-failed-for-ever") => timing.retry * FENCE_PAUSE,
+            Fence::Held if link == Link::Interrupted => timing.detection / LOOKS,
+            Fence::NotTried | Fence::Held | Fence::Confirmed | Fence::Failed => return,
+        };
+        if now.since(self.fence_at) >= pause {
+            self.fence.1 = Fence::NotTried;
+        }
+    }
+
     fn coordinator<'a, D: BlockDevice>(&self, pools: &'a mut Pools<D, L>) -> Option<&'a mut Coordinator> {
         pools.engine_mut(self.slot)?.coordinator_mut().filter(|coordinator| *coordinator.state() == PoolState::Serving)
     }
@@ -412,10 +426,7 @@ impl<L: LogMemory> Controller<L> {
     ) -> bool {
         let now = self.now;
         let side = &mut self.sides[index];
-        let tries_again = side.fence.1 == Fence::Failed && !planted::is("fence-failed-for-ever");
-        if tries_again && now.since(side.fence_at) >= self.timing.retry * FENCE_PAUSE {
-            side.fence.1 = Fence::NotTried;
-        }
+        side.forget_fence(link, now, &self.timing);
         side.lapse_command(now, &self.timing);
         let mut view = side.view(link, beat, lease);
         if side.follow_openings(view.owner, now) {
@@ -425,7 +436,7 @@ impl<L: LogMemory> Controller<L> {
         if side.decided.is_none_or(|(before, _)| before != decision) {
             let (name, action) = (decision.name(), decision.action().words());
             // What is waited for `status` says at any time; what is done, and where it ends, is history.
-            if decision.action() == Action::Wait {
+            if matches!(decision.action(), Action::Wait | Action::Probe) {
                 tracing::debug!(pool = side.name, decision = name, action, "decided");
             } else {
                 tracing::info!(pool = side.name, decision = name, action, "decided");

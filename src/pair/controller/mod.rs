@@ -193,7 +193,8 @@ impl<L: LogMemory> Controller<L> {
     /// When [`Controller::poll`] has something to do even if nothing arrives.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Nanos> {
-        Some(self.now + self.timing.detection / 4)
+        let pauses = if self.link() == Link::Interrupted { act::LOOKS } else { 4 };
+        Some(self.now + self.timing.detection / pauses)
     }
 
     /// The next thing that the interconnect tells about requests at the other node: for the forwarder, in every turn.

@@ -255,6 +255,18 @@ impl<L: LogMemory> Side<L> {
         }
     }
 
+    /// What is known of the fence at this epoch.
+    fn fence(&self) -> Fence {
+        let is_looked_at = self.held.is_some() && self.fence.1 == Fence::Held;
+        if planted::is("fence-not-awaited") || is_looked_at && planted::is("stale-while-the-lock-is-held") {
+            Fence::Confirmed
+        } else if self.fence.0 == self.epoch() || planted::is("fence-epoch-not-compared") {
+            self.fence.1
+        } else {
+            Fence::NotTried
+        }
+    }
+
     /// Whose the pool is, and what the logs count for.
     fn standing(&self) -> (Owner, Mirror, Portion) {
         let reader = Reader {
@@ -292,13 +304,7 @@ impl<L: LogMemory> Side<L> {
             link,
             word: self.word(),
             beat,
-            fence: if planted::is("fence-not-awaited") {
-                Fence::Confirmed
-            } else if self.fence.0 == self.epoch() || planted::is("fence-epoch-not-compared") {
-                self.fence.1
-            } else {
-                Fence::NotTried
-            },
+            fence: self.fence(),
             portion,
             command: match self.command {
                 Command::None if self.register().is_some_and(|register| register.kept) => Command::Keep,

@@ -6,6 +6,7 @@ use super::*;
 mod commands;
 mod forward;
 mod opening;
+mod partner;
 mod reservation;
 use crate::{
     alloc::budget::Budget,
@@ -793,9 +794,10 @@ fn a_write_is_answered_when_the_link_is_lost_for_a_moment() {
 #[test]
 fn planted_bugs_are_found() {
     use crate::base::planted;
-    let bugs: [(_, fn()); 2] = [
+    let bugs: [(_, fn()); 3] = [
         ("early-acknowledgement-dropped", a_write_is_answered_when_the_link_is_lost_for_a_moment),
         ("request-epoch-not-compared", forward::a_change_of_an_ownership_that_is_over_is_not_performed),
+        ("stale-while-the-lock-is-held", partner::a_partner_that_lives_keeps_its_mirror_through_a_short_silence),
     ];
     for (bug, test) in bugs {
         planted::choose(bug);

@@ -273,6 +273,22 @@ pub(super) const ROWS: &[Row] = &[
         next: "the register says stale, then {me} answers alone",
     },
     Row {
+        name: "partner gone",
+        when: When { replies: &[Replies::Mirrored], link: &[Link::Interrupted], fence: &[Fence::Confirmed], ..OWNING },
+        then: Action::GoStale,
+        why: "{partner}'s process has ended, and replies wait for it",
+        until: Deadline::Now,
+        next: "the register says stale, then {me} answers alone",
+    },
+    Row {
+        name: "partner gone?",
+        when: When { replies: &[Replies::Mirrored], link: &[Link::Interrupted], fence: &[Fence::NotTried], ..OWNING },
+        then: Action::Probe,
+        why: "{partner} does not answer; writes to {pool} wait for it",
+        until: Deadline::Detection,
+        next: "if its process has ended {me} goes on alone at once; else {partner} has the detection time to answer",
+    },
+    Row {
         name: "partner silent",
         when: When { replies: &[Replies::Mirrored], link: &[Link::Interrupted], ..OWNING },
         then: Action::Wait,

@@ -156,8 +156,17 @@ fn rule_r1_nobody_answers_alone_unless_the_register_says_stale() {
         if action == Action::GoStale {
             assert!(answering && view.owner == Owner::Held && view.replies == Replies::Mirrored, "{view:?}");
         }
-        // Nobody waits for ever for a partner that does not mirror.
+        // A short silence costs no mirror, unless it is known to be the end of a process. To look is all that is done about it.
         let serves = answering && view.owner == Owner::Held && view.lease == Lease::Left;
+        if serves && view.replies == Replies::Mirrored && view.link == Link::Interrupted {
+            let wanted = match view.fence {
+                Fence::Confirmed => Action::GoStale,
+                Fence::NotTried => Action::Probe,
+                Fence::Held | Fence::Failed => Action::Wait,
+            };
+            assert_eq!(action, wanted, "{view:?}");
+        }
+        // Nobody waits for ever for a partner that does not mirror.
         let gone =
             view.link == Link::Cut || matches!(view.word, Word::Leaving | Word::Starting) && view.link == Link::Up;
         if serves && view.replies == Replies::Mirrored && gone {
@@ -209,6 +218,8 @@ fn rule_r3_a_takeover_needs_the_named_portion_and_a_partner_that_cannot_write() 
                 view.owner == Owner::Partner && view.mirror == Mirror::Named && view.portion == Portion::Usable;
             assert!(!lossless, "no loss is asked for where none is needed: {view:?}");
         }
+        // Looking harms nobody; whoever has the pool open never does more.
+        Action::Probe => assert_eq!(view.link, Link::Interrupted, "{view:?}"),
         Action::Fence => {
             let standing_by = view.owner == Owner::Partner
                 || (matches!(view.owner, Owner::Absent | Owner::Outdated) && view.place == Place::Home);
@@ -281,9 +292,18 @@ fn line_owner_restarts_before_takeover() {
 }
 
 #[test]
-fn line_partner_dies() {
-    does(View { link: Link::Interrupted, ..SERVING }, Action::Wait);
-    does(View { link: Link::Cut, beat: Beat::Silent, ..SERVING }, Action::GoStale);
+fn line_partner_process_dies_host_lives() {
+    let silent = View { link: Link::Interrupted, ..SERVING };
+    does(silent, Action::Probe);
+    does(View { fence: Fence::Confirmed, ..silent }, Action::GoStale);
+    does(View { fence: Fence::Confirmed, open: Open::Draining, ..silent }, Action::GoStale);
+    does(ALONE, Action::Wait);
+}
+
+#[test]
+fn line_partner_host_dies() {
+    does(View { link: Link::Interrupted, fence: Fence::Held, ..SERVING }, Action::Wait);
+    does(View { link: Link::Cut, beat: Beat::Silent, fence: Fence::Held, ..SERVING }, Action::GoStale);
     does(ALONE, Action::Wait);
 }
 

@@ -12,11 +12,12 @@
 //! | `request-epoch-not-compared` | a request that arrives when its pool has gone there and back is older than those that have taken its slot in this session; only before the first of them it is performed |
 //! | `ring-reused-before-mirrored` | the mirror refuses what lies more than a ring ahead, and is brought in step anew |
 //! | `seam-*` | what is lost or overtaken between the halves of an interconnect is said again, or refused and brought in step anew; every interleaving of the halves shows each of them |
+//! | `stale-while-the-lock-is-held` | it costs the mirror, and nothing that was answered: the register says stale first |
 
 use crate::bank::{Bug, bug, controller_bug, lane_bug};
 
 /// Every bug.
-pub const BUGS: [Bug; 55] = [
+pub const BUGS: [Bug; 56] = [
     bug("accept-loss-skips-one", "of what is given up only the first record is, and the others are performed"),
     bug("alone-before-stale", "replies leave without the mirror before the register says stale"),
     bug("answered-when-sent", "a change is answered when it was sent to the owner"),
@@ -70,6 +71,7 @@ pub const BUGS: [Bug; 55] = [
     controller_bug("seam-speaks-for-the-dead", "heartbeats go on although the reactor hangs"),
     bug("slot-taken-twice", "a name's slot is taken again before its change was answered"),
     bug("stable-without-mirror", "a change is answered before the mirror has it"),
+    controller_bug("stale-while-the-lock-is-held", "an owner gives its mirror up although its partner's process lives"),
     bug("superblocks-unordered", "open and commit do not wait for one superblock before they write the next"),
     bug("takeover-while-stale", "a takeover is decided although the register says stale"),
     bug("unknown-is-done", "a change of the register whose end nobody knows counts as made"),

@@ -40,6 +40,8 @@ pub(super) struct Fences {
     kind: FenceKind,
     /// Whether each node's process runs: it holds its lock.
     pub(super) lives: [bool; 2],
+    /// Whether each node's machine is dark: nobody sees its locks.
+    is_dark: [bool; 2],
     /// Whether each node is cut off by a fence.
     pub(super) is_isolated: [bool; 2],
     strikes: VecDeque<Strike>,
@@ -55,15 +57,26 @@ impl Fences {
             prng,
             kind,
             lives: [false; 2],
+            is_dark: [false; 2],
             is_isolated: [false; 2],
             strikes: VecDeque::new(),
             answers: Default::default(),
         }))
     }
 
-    /// The process of `node` starts or ends.
-    pub(super) fn set_alive(&mut self, node: usize, is_alive: bool) {
-        self.lives[node] = is_alive;
+    /// The process of `node` starts.
+    pub(super) fn begin_life(&mut self, node: usize) {
+        (self.lives[node], self.is_dark[node]) = (true, false);
+        self.forget(node);
+    }
+
+    /// The process of `node` ends, with its machine if `is_dark`.
+    pub(super) fn end_life(&mut self, node: usize, is_dark: bool) {
+        (self.lives[node], self.is_dark[node]) = (false, is_dark);
+        self.forget(node);
+    }
+
+    fn forget(&mut self, node: usize) {
         self.is_isolated[node] = false;
         self.answers[node].clear();
         // A command that runs goes on; who asked for it does not hear of it.
@@ -76,10 +89,10 @@ impl Fences {
         while let Some(place) = self.strikes.iter().position(|strike| strike.due <= now) {
             let strike = self.strikes.remove(place).expect("found");
             let victim = 1 - strike.author;
-            let (result, blow) = if !self.lives[victim] {
-                (Fence::Confirmed, None)
-            } else if strike.is_probe {
+            let (result, blow) = if strike.is_probe && (self.lives[victim] || self.is_dark[victim]) {
                 (Fence::Held, None)
+            } else if !self.lives[victim] {
+                (Fence::Confirmed, None)
             } else if self.kind == FenceKind::Lock || self.prng.chance(1, 8) {
                 (Fence::Failed, None)
             } else {

@@ -9,10 +9,11 @@ use super::{
 };
 use crate::history::Violation;
 use twinlog::format::register::{MirrorState, Register, Side};
+use twinlog_device::Nanos;
 use twinlog_sim::{Direction, Fault, LogMedium};
 
 /// Everything that is counted.
-pub(super) const ALL: [&str; 51] = [
+pub(super) const ALL: [&str; 52] = [
     ARBITER_LATE,
     ARBITER_LOST,
     ARBITER_POSTHUMOUS,
@@ -54,7 +55,8 @@ pub(super) const ALL: [&str; 51] = [
     LINE_PROCESS_DIES,
     LINE_HOST_DIES,
     LINE_RESTARTS,
-    LINE_PARTNER_DIES,
+    LINE_PARTNER_PROCESS_DIES,
+    LINE_PARTNER_HOST_DIES,
     LINE_CUT,
     LINE_CUT_AND_ARBITER,
     LINE_BOTH_DIE,
@@ -107,7 +109,8 @@ pub(super) const UNPERFORMABLE: &str = "line: record not performed";
 const LINE_PROCESS_DIES: &str = "line: owner's process dies";
 const LINE_HOST_DIES: &str = "line: owner's host dies";
 const LINE_RESTARTS: &str = "line: owner restarts";
-const LINE_PARTNER_DIES: &str = "line: partner dies";
+const LINE_PARTNER_PROCESS_DIES: &str = "line: partner's process dies";
+const LINE_PARTNER_HOST_DIES: &str = "line: partner's host dies";
 const LINE_CUT: &str = "line: cut, both live";
 const LINE_CUT_AND_ARBITER: &str = "line: cut, arbiter lost";
 const LINE_BOTH_DIE: &str = "line: both die, one is back";
@@ -127,8 +130,8 @@ pub(super) struct Story {
     register: Option<Register>,
     /// Who served it and died, and whether with its machine.
     lost: Option<(usize, bool)>,
-    /// Its mirror died while it was in step.
-    mirror_died: bool,
+    /// Its mirror died while it was in step: when, and whether with its machine.
+    mirror_died: Option<(Nanos, bool)>,
     /// Both nodes have died since it was served.
     both_died: bool,
     /// The register names another owner, who does not serve it yet.
@@ -189,8 +192,8 @@ impl History {
                 story.lost = Some((node, is_dark));
                 self.tell(if is_dark { LINE_HOST_DIES } else { LINE_PROCESS_DIES }, false);
             } else if server == Some(1 - node) && is_in_sync {
-                story.mirror_died = true;
-                self.tell(LINE_PARTNER_DIES, false);
+                story.mirror_died = Some((self.site.world.now(), is_dark));
+                self.tell(if is_dark { LINE_PARTNER_HOST_DIES } else { LINE_PARTNER_PROCESS_DIES }, false);
             }
         }
     }
@@ -262,8 +265,8 @@ impl History {
             match (old.mirror, new.mirror) {
                 (MirrorState::InSync(_), MirrorState::Stale) => {
                     self.was_in_step(pool);
-                    if std::mem::take(&mut self.stories[pool].mirror_died) {
-                        self.tell(LINE_PARTNER_DIES, true);
+                    if let Some(death) = self.stories[pool].mirror_died.take() {
+                        self.tell_stale(death);
                     } else if self.is_cut() && self.processes.iter().all(Option::is_some) {
                         self.tell(LINE_CUT, true);
                     } else if self.site.logs[1 - owner(pool, &new)][pool].iter().any(LogMedium::has_failed) {
@@ -275,6 +278,15 @@ impl History {
             }
         }
         Ok(())
+    }
+
+    /// An owner goes on alone since its mirror has died: the end of a process is seen at once, that of a machine when it has been silent for long enough.
+    fn tell_stale(&mut self, (died, is_dark): (Nanos, bool)) {
+        let is_late = self.site.world.now().since(died) >= self.setup.detection;
+        match (is_dark, is_late) {
+            (false, is_late) => self.tell(LINE_PARTNER_PROCESS_DIES, !is_late),
+            (true, is_late) => self.tell(LINE_PARTNER_HOST_DIES, is_late),
+        }
     }
 
     /// What was answered so far is in both logs.
@@ -329,11 +341,12 @@ mod tests {
 
     /// Each line of the failure table in `docs/pair.md`, by its test's name, and as what it is counted; but the last one, which is no decision about
     /// ownership and has tests of its own: [`UNPERFORMABLE`].
-    const TABLE: [(&str, &str); 13] = [
+    const TABLE: [(&str, &str); 14] = [
         ("line_owner_process_dies_host_lives", LINE_PROCESS_DIES),
         ("line_owner_host_dies", LINE_HOST_DIES),
         ("line_owner_restarts_before_takeover", LINE_RESTARTS),
-        ("line_partner_dies", LINE_PARTNER_DIES),
+        ("line_partner_process_dies_host_lives", LINE_PARTNER_PROCESS_DIES),
+        ("line_partner_host_dies", LINE_PARTNER_HOST_DIES),
         ("line_interconnect_cut_both_live", LINE_CUT),
         ("line_interconnect_cut_and_arbiter_lost", LINE_CUT_AND_ARBITER),
         ("line_mirror_cannot_be_read", LINE_MIRROR_FAILS),

@@ -425,7 +425,7 @@ impl History {
         self.is_paused[node] = false;
         let mut prng = self.prng.fork();
         let is_alone = [0, 1].map(|pool| !self.pools[pool].open_at[1 - node]);
-        self.site.end_process(node, is_alone, &mut prng);
+        self.site.end_process((node, is_dark), is_alone, &mut prng);
         for pool in 0..2 {
             self.pools[pool].open_at[node] = false;
             if self.pools[pool].server == Some(node) {

@@ -298,7 +298,7 @@ impl Site {
             ports.push(port);
             listeners.push(listener);
         }
-        self.fences.borrow_mut().set_alive(node, true);
+        self.fences.borrow_mut().begin_life(node);
         let mut node = Node::new(reactors, ports, listeners, calls);
         if let (Some(interconnect), Some(seam)) = (interconnect, self.setup.seam) {
             node.set_interconnect(interconnect, seam.laziness);
@@ -447,14 +447,14 @@ impl Site {
         }
     }
 
-    /// What runs at `node` has ended: what it left unfinished lands or not. `has_open` are the pools that no other node has open.
-    pub(super) fn end_process(&mut self, node: usize, has_open: [bool; 2], prng: &mut Prng) {
+    /// What runs at `node` has ended, with its machine if `is_dark`: what it left unfinished lands or not. `has_open` are the pools that no other node has open.
+    pub(super) fn end_process(&mut self, (node, is_dark): (usize, bool), has_open: [bool; 2], prng: &mut Prng) {
         for (medium, _) in self.media.iter().zip(has_open).filter(|(_, has_open)| *has_open) {
             medium.process_kill(prng);
         }
         self.logs[node].iter().flatten().for_each(|log| log.power_cut(prng));
         self.desk.borrow_mut().end_life(node);
-        self.fences.borrow_mut().set_alive(node, false);
+        self.fences.borrow_mut().end_life(node, is_dark);
     }
 
     /// A number that differs when any durable byte differs.
