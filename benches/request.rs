@@ -29,7 +29,7 @@ fn round(node: &mut Node, prng: &mut Prng, blocks: u64, is_write: bool) {
         let block = prng.below(BLOCKS / blocks) * blocks;
         let operation = operation(node, block, blocks, is_write);
         let tag = RequestTag { session: 0, request };
-        node.engine.submit(VolumeRequest { tag, volume: node.volume, host: None, operation });
+        node.engine.submit(VolumeRequest { tag, volume: node.volume, host: None, pass: None, operation });
     }
     let mut answered = 0;
     while answered < DEPTH {

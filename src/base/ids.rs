@@ -55,6 +55,16 @@ impl fmt::Display for HostId {
     }
 }
 
+/// Leave for a host to change a volume through the node that does not serve it, from the shard that performs the volume's changes: [`crate::node`] has the rule.
+/// Later ones of a shard are greater, whatever happens to its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pass {
+    /// The ownership in which it was given.
+    pub epoch: Epoch,
+    /// Counts the shard's passes in it, from 1.
+    pub number: u64,
+}
+
 impl Lsn {
     /// The position `bytes` further on.
     #[must_use]

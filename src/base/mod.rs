@@ -12,7 +12,7 @@ pub use checksum::checksum;
 pub use forwarded::{ForwardId, ForwardedChanges};
 pub use hash::{FixedMap, FixedSet};
 pub use ids::{
-    BlockAddress, BlockIndex, CpNumber, Epoch, HostId, Incarnation, LaneIndex, Lsn, ObjectId, PairId, PoolId,
+    BlockAddress, BlockIndex, CpNumber, Epoch, HostId, Incarnation, LaneIndex, Lsn, ObjectId, PairId, Pass, PoolId,
     PortionId, ReactorIndex,
 };
 pub use slab::Slab;

@@ -723,6 +723,10 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Engine<D, L> {
         if self.takes_requests() { Reach::Here } else { Reach::Nobody }
     }
 
+    fn openings(&self) -> [u64; 2] {
+        [1, 0]
+    }
+
     fn has_room(&self, _volume: ObjectId) -> bool {
         self.in_flight < self.limits.requests_max
     }

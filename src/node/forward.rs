@@ -209,7 +209,10 @@ mod tests {
         while port.has_room(PoolSlot::Partner) {
             let tag = RequestTag { session: 1, request: count };
             let operation = VolumeOperation::Read(0..64 << 10);
-            port.submit(PoolSlot::Partner, VolumeRequest { tag, volume: ObjectId(1), host: None, operation });
+            port.submit(
+                PoolSlot::Partner,
+                VolumeRequest { tag, volume: ObjectId(1), host: None, pass: None, operation },
+            );
             count += 1;
         }
         assert_eq!(count, 4, "a sixteenth of 4 MiB, which the last one may pass");

@@ -118,6 +118,8 @@ struct Gathering {
 pub struct Pools<D: BlockDevice, L: LogMemory> {
     blocks: BlockPool,
     engines: [Option<Engine<D, L>>; 2],
+    /// How often each was opened.
+    openings: [u64; 2],
     /// The way to pools that are not open here; none: the node has no partner.
     port: Option<ForwardPort>,
     /// For front ends.
@@ -145,6 +147,7 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
         Self {
             blocks,
             engines: [None, None],
+            openings: [0; 2],
             port: None,
             replies: VecDeque::new(),
             hub_replies: VecDeque::new(),
@@ -187,6 +190,7 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
         assert!(place.is_none(), "a pool is opened once");
         engine.set_cpu(self.cpu);
         *place = Some(engine);
+        self.openings[slot.index()] += 1;
         Ok(())
     }
 
@@ -506,6 +510,10 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Pools<D, L> {
             false if is_partners() => Reach::Partner,
             false => Reach::Nobody,
         }
+    }
+
+    fn openings(&self) -> [u64; 2] {
+        self.openings
     }
 
     fn has_room(&self, volume: ObjectId) -> bool {

@@ -4,7 +4,7 @@
 //! order. A reply to a change means that the change is stable (rule R1); to a read, that everything it returns is (rule R5).
 
 use crate::{
-    base::{HostId, LaneIndex, Lsn, ObjectId, limits::REGISTRANTS_MAX},
+    base::{HostId, LaneIndex, Lsn, ObjectId, Pass, limits::REGISTRANTS_MAX},
     format::reservation::Reservation,
     fs::reservation::ReservationCommand,
 };
@@ -37,6 +37,9 @@ pub struct VolumeRequest {
     pub volume: ObjectId,
     /// Whose it is, to reservations; `None`: of a client that cannot register, and is treated as a host that has not.
     pub host: Option<HostId>,
+    /// Of a change that is not performed where it came: what lets it be performed all the same. The front end has it from an earlier
+    /// [`VolumeError::Late`], and what it uses it for has arrived since.
+    pub pass: Option<Pass>,
     /// What to do.
     pub operation: VolumeOperation,
 }
@@ -85,6 +88,15 @@ pub enum VolumeOperation {
     Reserve(ReservationCommand),
     /// Returns them.
     Reservation,
+}
+
+impl VolumeOperation {
+    /// Whether it leaves a record.
+    #[must_use]
+    pub fn is_change(&self) -> bool {
+        use VolumeOperation::{Discard, Reserve, Write, WriteZeroes};
+        matches!(self, Write { .. } | Discard { .. } | WriteZeroes { .. } | Reserve(_))
+    }
 }
 
 /// The bytes of a write, placed as they will lie in the volume's blocks: byte `offset_bytes + i` of the volume is byte
@@ -255,6 +267,10 @@ pub enum VolumeError {
     /// Another host has preempted this one and wanted its commands to end.
     #[error("another host has preempted this one, and ended its commands")]
     Preempted,
+    /// A host's change that did not come straight to the node that serves, and may be older than what the host was answered there: it is never performed. What
+    /// arrives of the host from now on may be sent with this pass.
+    #[error("the host may have gone on at the other node since it sent this: it is to be sent again")]
+    Late(Pass),
 }
 
 /// An exported volume, for front ends.
@@ -316,6 +332,10 @@ pub trait VolumeService {
 
     /// Where requests to this volume, or to any other of its pool, go.
     fn reach(&self, volume: ObjectId) -> Reach;
+
+    /// How often this node began to serve each of the two pools that it may have, in the order of [`PoolSlot::ALL`](super::pools::PoolSlot::ALL). What had
+    /// arrived by then may be older than what its host was answered elsewhere.
+    fn openings(&self) -> [u64; 2];
 
     /// Whether a further request to this volume may be submitted now; front ends stop reading from its clients while not.
     fn has_room(&self, volume: ObjectId) -> bool;

@@ -9,7 +9,8 @@
 //! 3. There are at most `connections_max` clients. Of those beyond, [`REFUSED_MAX`] that speak NBD are told so and leave; the others find a closed
 //!    connection.
 //! 4. Hosts are told of a change of access before any reactor gives an answer that shows it ([`Lookout`]).
-//! 5. Nothing of a client is taken before a [sweep](super::sweeper) that is ordered when it connects.
+//! 5. What had arrived when this node began to serve a pool is no host's change there any more: see `nvme_tcp/gate.rs`.
+//! 6. Nothing of a client is taken before a [sweep](super::sweeper) that is ordered when it connects.
 
 use super::{
     nbd,
@@ -18,9 +19,10 @@ use super::{
     turn::{Next, Ran, Turn},
 };
 use crate::{
-    base::FixedMap,
+    base::{FixedMap, planted},
     node::{
         admin::{HostStatus, NvmeTcpStatus},
+        pools::PoolSlot,
         request::{ReplyData, VolumeError, VolumeReply, VolumeService},
         sweep::ReactorSweeps,
     },
@@ -76,14 +78,14 @@ impl Session {
         }
     }
 
-    fn run<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos) -> Ran {
+    fn run<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos) -> Ran {
         match self {
             Self::Nbd(session) => session.run(turn, now),
             Self::NvmeTcp(session) => session.run(turn, now),
         }
     }
 
-    fn deliver<N: Network, S: VolumeService>(
+    fn deliver<N: Unread, S: VolumeService>(
         &mut self,
         turn: &mut Turn<'_, N, S>,
         request: u64,
@@ -121,7 +123,7 @@ impl Session {
     }
 
     /// What time alone has brought about.
-    fn look<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos, pressed: bool) -> Next {
+    fn look<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos, pressed: bool) -> Next {
         match self {
             Self::Nbd(session) => {
                 let is_overdue = session.is_overdue(turn.net, turn.connection, now, pressed);
@@ -139,6 +141,8 @@ pub struct Server {
     nvme_tcp: Option<NvmeTcp>,
     /// None: there is nothing that clients could overtake.
     sweeper: Option<Sweeper>,
+    /// How often pools were opened here, as far as sessions know.
+    openings: [u64; 2],
     clients: FixedMap<ConnectionId, Client>,
     refused_count: usize,
     /// Clients that have something to do, or wait for the engine.
@@ -164,6 +168,7 @@ impl Server {
             connections_max,
             nvme_tcp: None,
             sweeper: None,
+            openings: [0; 2],
             clients: FixedMap::default(),
             refused_count: 0,
             queue: VecDeque::new(),
@@ -213,6 +218,7 @@ impl Server {
     /// of a second (for time-outs only).
     pub fn poll<N: Unread, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
         let mut progressed = self.begin_turn(service);
+        self.notice_openings(net, service);
         progressed |= self.announce(net, service, now);
         progressed |= self.accept(net, now);
         progressed |= self.deliver(net, service, now);
@@ -247,6 +253,27 @@ impl Server {
             progressed = true;
         }
         progressed
+    }
+
+    /// Tells hosts' sessions of pools that this node has begun to serve: before the network's turn, after which they count.
+    fn notice_openings<N: Unread, S: VolumeService>(&mut self, net: &mut N, service: &mut S) {
+        let before = std::mem::replace(&mut self.openings, service.openings());
+        if before == self.openings || planted::is("opening-not-noticed") {
+            return;
+        }
+        let is_new = |slot: &PoolSlot| before[slot.index()] != self.openings[slot.index()];
+        let slots: Vec<PoolSlot> = PoolSlot::ALL.into_iter().filter(is_new).collect();
+        let mut connections: Vec<ConnectionId> = self.clients.keys().copied().collect();
+        connections.sort_unstable();
+        let stopping = self.stopping_since.is_some();
+        for connection in connections {
+            let client = self.clients.get_mut(&connection).expect("listed just now");
+            let Session::NvmeTcp(session) = &mut client.session else { continue };
+            let turn =
+                Turn { net: &mut *net, service: &mut *service, connection, scratch: &mut self.scratch, stopping };
+            slots.iter().for_each(|slot| session.pool_opened(&turn, *slot));
+            self.enqueue(connection);
+        }
     }
 
     /// Brings a sweep forward, or begins one.
@@ -320,7 +347,7 @@ impl Server {
     }
 
     /// Tells hosts when pools are reached otherwise than before (invariant 4).
-    fn announce<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
+    fn announce<N: Unread, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
         let Self { nvme_tcp, lookout, clients, scratch, stopping_since, .. } = self;
         let Some(NvmeTcp { target, .. }) = nvme_tcp else { return false };
         let lookout = lookout.get_or_insert_with(|| Lookout::new(Arc::clone(target)));
@@ -342,7 +369,7 @@ impl Server {
         true
     }
 
-    fn deliver<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
+    fn deliver<N: Unread, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
         for count in 0..REPLIES_PER_TURN {
             let Some(reply) = self.held.take().or_else(|| service.poll_reply()) else { return count > 0 };
             // It may have come together with the change that it shows.
@@ -363,7 +390,7 @@ impl Server {
         true
     }
 
-    fn run<N: Network, S: VolumeService>(
+    fn run<N: Unread, S: VolumeService>(
         &mut self,
         net: &mut N,
         service: &mut S,
@@ -387,7 +414,7 @@ impl Server {
         ran.progressed
     }
 
-    fn look<N: Network, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
+    fn look<N: Unread, S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
         let pressed = service.blocks().is_short();
         let stopping = self.stopping_since.is_some();
         let out_of_grace = self.stopping_since.is_some_and(|since| now.since(since) > STOP_GRACE);
@@ -422,7 +449,7 @@ impl Server {
         }
     }
 
-    fn end<N: Network, S: VolumeService>(
+    fn end<N: Unread, S: VolumeService>(
         &mut self,
         net: &mut N,
         service: &mut S,

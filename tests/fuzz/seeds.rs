@@ -10,7 +10,7 @@ use crate::{
 use twinlog::{
     base::{
         BlockAddress, CpNumber, Epoch, ForwardId, ForwardedChanges, HostId, Incarnation, LaneIndex, Lsn, ObjectId,
-        PairId, PoolId, PortionId, Prng,
+        PairId, Pass, PoolId, PortionId, Prng,
     },
     changelog::{Draft, FLAG_KEEP_ALLOCATED, PortionRole, RecordKind, record_bytes},
     control::admin::{ReplyLine, SCHEMA_VERSION},
@@ -29,7 +29,7 @@ use twinlog::{
         wire::{
             Ack, Heartbeat, Hello, Message, MirrorRefusal, MirrorRefusalReason, Outgoing, PoolFacts, PoolState,
             Refusal, RefusalReason, Reply, ReplyContent, ReplyStatus, Request, RequestKind, Role, Seal, VolumeEntry,
-            Volumes, write_command, write_extent,
+            Volumes, write_command, write_extent, write_pass,
         },
     },
 };
@@ -211,6 +211,7 @@ fn frames() -> Vec<Vec<u8>> {
         id: 7,
         volume: ObjectId(3),
         host: HostId::new([8; 16]),
+        pass: (kind == RequestKind::Write).then_some(Pass { epoch: Epoch(3), number: 1 }),
         kind,
         durable: true,
         may_free: false,
@@ -223,6 +224,7 @@ fn frames() -> Vec<Vec<u8>> {
     write_extent(8192, false, &mut extents);
     let (status, detail) = (ReplyStatus::Done, 0);
     let reply = |content| Message::Reply(Reply { id: 8, status, content, detail });
+    let late = Message::Reply(Reply { id: 8, status: ReplyStatus::Late, content: ReplyContent::Pass, detail });
     let messages: Vec<(Message, Vec<u8>)> = vec![
         (Message::Hello(Box::new(hello())), vec![]),
         (Message::Proof([3; 32]), vec![]),
@@ -243,6 +245,7 @@ fn frames() -> Vec<Vec<u8>> {
         (reply(ReplyContent::Reservation), reservation().to_bytes()),
         (reply(ReplyContent::Bytes), vec![4; 77]),
         (reply(ReplyContent::Extents), extents),
+        (late, write_pass(Pass { epoch: Epoch(3), number: 2 })),
     ];
     let ack = Ack { pool: PoolId(1), lane, epoch: Epoch(2), durable: Lsn(128), expected: Lsn(256) };
     let frame = |(message, payload): &(Message, Vec<u8>)| {

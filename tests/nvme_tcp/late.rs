@@ -1,11 +1,12 @@
 //! Commands of hosts that may have gone to another path: what lies here is taken in before what came another way, or never begun.
 
 use crate::{
-    host::{Bench, Queue, ic_request, op},
+    host::{Answer, Bench, Queue, ic_request, op},
     support::byte_net::Closed,
 };
 use std::{sync::Arc, time::Duration};
 use twinlog::{
+    base::{Epoch, Pass},
     node::sweep::{ReactorSweeps, Sweeps},
     reactor::Waker,
     serve::Server,
@@ -148,12 +149,146 @@ fn a_silent_host_s_commands_are_not_begun() {
     assert_eq!(bench.service.submitted_count, 1);
 }
 
+/// Internal Path Error.
+const AGAIN: u16 = 0x300;
+
+fn pass(number: u64) -> Pass {
+    Pass { epoch: Epoch(2), number }
+}
+
+/// A block, written with this byte: the bytes that the host sends, and the command's id.
+fn write(io: &mut Queue, first: u64, byte: u8, in_capsule: bool) -> (Vec<u8>, u16) {
+    let entry = io.blocks(op::WRITE, first, 1, 0);
+    let id = u16::from_le_bytes([entry[2], entry[3]]);
+    (io.capsule(entry, Some(&[byte; 4096]), in_capsule), id)
+}
+
+/// Sends such a write and waits for its status.
+fn written(bench: &mut Bench, io: &mut Queue, first: u64, byte: u8) -> u16 {
+    let (bytes, id) = write(io, first, byte, true);
+    bench.net.client_send(io.connection, &bytes);
+    bench.serve(io);
+    io.answers.remove(&id).expect("it is answered").status
+}
+
+fn read(bench: &mut Bench, io: &mut Queue, first: u64) -> u8 {
+    let entry = io.blocks(op::READ, first, 1, 0);
+    let Answer { status, data, .. } = bench.run(io, entry, None, false);
+    assert_eq!((status, data.len()), (0, 4096), "reads need nothing");
+    data[0]
+}
+
+/// The volume is served by the other node, which asks for passes.
+fn forwarding() -> (Bench, Queue) {
+    let (mut bench, _sweeps) = swept();
+    let (_admin, id) = bench.admin(false);
+    let io = bench.io(id, 1, false);
+    bench.service.pass = Some(pass(1));
+    (bench, io)
+}
+
+#[test]
+fn a_change_that_is_refused_is_accepted_when_it_comes_again() {
+    let (mut bench, mut io) = forwarding();
+    for number in 1..4_u8 {
+        bench.service.pass = Some(pass(u64::from(number)));
+        assert_eq!((written(&mut bench, &mut io, 0, 7), read(&mut bench, &mut io, 0)), (AGAIN, number - 1));
+        assert_eq!(written(&mut bench, &mut io, 0, number), 0, "once is enough");
+        assert_eq!(written(&mut bench, &mut io, 1, 9), 0, "and the pass is kept");
+        assert_eq!(read(&mut bench, &mut io, 0), number);
+    }
+    for expected in [AGAIN, 0] {
+        let mut zeroes = io.blocks(op::WRITE_ZEROES, 0, 1, 0);
+        zeroes[4] = 3;
+        assert_eq!(bench.run(&mut io, zeroes, None, false).status, expected, "another namespace");
+    }
+}
+
+/// What lay unread when the pass came may be what its host has replaced at the other node: every change of it is refused, and none performed.
+#[test]
+fn what_had_arrived_before_the_pass_is_not_performed_with_it() {
+    for in_capsule in [true, false] {
+        let (mut bench, mut io) = forwarding();
+        bench.service.hold = true;
+        let mut ids = Vec::new();
+        for first in 0..30 {
+            // The first is on its way to the other node when the others come, of which the driver cannot hold all.
+            let (bytes, id) = write(&mut io, first, 5, in_capsule || first == 0);
+            bench.net.client_send(io.connection, &bytes);
+            if first == 0 {
+                bench.settle();
+            }
+            ids.push(id);
+        }
+        bench.service.hold = false;
+        bench.serve(&mut io);
+        for id in ids {
+            assert_eq!(io.answers.remove(&id).map(|answer| answer.status), Some(AGAIN));
+        }
+        assert!((0..30).all(|first| read(&mut bench, &mut io, first) == 0));
+        for first in 0..30 {
+            assert_eq!(written(&mut bench, &mut io, first, 6), 0);
+        }
+    }
+}
+
+/// Each connection has a stream of its own.
+#[test]
+fn a_pass_of_one_connection_is_not_used_for_what_lies_at_another() {
+    let (mut bench, mut io) = forwarding();
+    let (_admin, id) = bench.admin(false);
+    let mut other = bench.io(id, 1, false);
+    assert_eq!((written(&mut bench, &mut io, 0, 1), written(&mut bench, &mut io, 0, 1)), (AGAIN, 0));
+    assert_eq!((written(&mut bench, &mut other, 0, 2), read(&mut bench, &mut io, 0)), (AGAIN, 1));
+    assert_eq!((written(&mut bench, &mut other, 0, 2), read(&mut bench, &mut io, 0)), (0, 2));
+}
+
+/// The other node served until now, and may have answered what came after that there.
+#[test]
+fn what_had_arrived_before_a_takeover_is_not_performed_after_it() {
+    let (mut bench, _sweeps) = swept();
+    let (_admin, id) = bench.admin(false);
+    let mut io = bench.io(id, 1, false);
+    assert_eq!(written(&mut bench, &mut io, 0, 1), 0);
+    // One has been taken, and waits for room; others lie there.
+    bench.service.room = 0;
+    let mut ids = Vec::new();
+    for first in 0..30 {
+        let (bytes, id) = write(&mut io, first, 2, true);
+        bench.net.client_send(io.connection, &bytes);
+        ids.push(id);
+        if first == 0 {
+            bench.settle();
+        }
+    }
+    bench.service.openings = [2, 0];
+    bench.service.room = 1024;
+    bench.serve(&mut io);
+    for id in ids {
+        assert_eq!(io.answers.remove(&id).map(|answer| answer.status), Some(AGAIN));
+    }
+    assert_eq!((read(&mut bench, &mut io, 0), read(&mut bench, &mut io, 1)), (1, 0));
+    assert_eq!((written(&mut bench, &mut io, 0, 3), read(&mut bench, &mut io, 0)), (0, 3));
+    // A connection that comes later, and the other pool's volumes, have nothing to wait for.
+    let mut later = bench.io(id, 2, false);
+    assert_eq!(written(&mut bench, &mut later, 0, 4), 0);
+    bench.service.openings = [2, 1];
+    assert_eq!(written(&mut bench, &mut io, 0, 5), 0);
+}
+
 #[cfg(feature = "planted-bugs")]
 #[test]
 fn planted_bugs_are_found() {
     use twinlog::base::planted;
-    planted::choose("connection-not-held");
-    let is_found = std::panic::catch_unwind(a_new_connection_waits_for_what_lies_at_others).is_err();
-    planted::choose("");
-    assert!(is_found);
+    let bugs: [(&str, fn()); 3] = [
+        ("connection-not-held", a_new_connection_waits_for_what_lies_at_others),
+        ("pass-for-all-that-lies-here", what_had_arrived_before_the_pass_is_not_performed_with_it),
+        ("opening-not-noticed", what_had_arrived_before_a_takeover_is_not_performed_after_it),
+    ];
+    for (bug, test) in bugs {
+        planted::choose(bug);
+        let is_found = std::panic::catch_unwind(test).is_err();
+        planted::choose("");
+        assert!(is_found, "{bug}");
+    }
 }

@@ -242,7 +242,7 @@ impl Node {
         self.next_request += 1;
         let tag = RequestTag { session: 1, request: self.next_request };
         self.asleep[reactor] = None;
-        self.engines[reactor].submit(VolumeRequest { tag, volume, host: None, operation });
+        self.engines[reactor].submit(VolumeRequest { tag, volume, host: None, pass: None, operation });
         self.next_request
     }
 

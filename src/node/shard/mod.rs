@@ -20,13 +20,15 @@
 //! 5. Every request ends in exactly one reply.
 //! 6. A volume of which recovery could not perform a record is offline: the record and all later ones of the volume are held, in order, and are
 //!    in the consistency point that ends the recovery. What is asked of the volume is refused, until a consistency point contains all of them.
-//! 7. A request reads only after it has borrowed the memory for all that it holds at once: see [the division of
+//! 7. A host's change that came through the partner, or has waited for the pool, is performed only with a [`Pass`](crate::base::Pass) that is alive.
+//! 8. A request reads only after it has borrowed the memory for all that it holds at once: see [the division of
 //!    memory](super::memory).
 
 mod change;
 mod loan;
 mod mirror;
 mod online;
+mod pass;
 mod read;
 mod replay;
 mod request;
@@ -54,6 +56,7 @@ use crate::{
     },
     pool::io::{Io, IoEvent, Tag},
 };
+use pass::Passes;
 use request::Request;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -130,6 +133,8 @@ pub struct Shard<L: LogMemory> {
     pool: PoolId,
     /// Forwarded changes that were performed, replayed ones included.
     forwarded: ForwardedChanges,
+    /// What lets changes of hosts in that did not come straight here.
+    passes: Passes,
     /// Whether the coordinator waits for the partner to have everything that may have been answered.
     catches_up: bool,
     reserved_active: u64,
@@ -175,6 +180,7 @@ impl<L: LogMemory> Shard<L> {
             cp_number: CpNumber(0),
             pool: PoolId(0),
             forwarded: ForwardedChanges::none(1),
+            passes: Passes::default(),
             catches_up: false,
             reserved_active: 0,
             reserved_lists: 0,
@@ -248,13 +254,17 @@ impl<L: LogMemory> Shard<L> {
 
     /// Takes a request; its reply comes from `next_reply`.
     pub fn submit<D: BlockDevice>(&mut self, io: &mut Io<D>, origin: Origin, request: VolumeRequest) {
-        let VolumeRequest { tag, volume, host, operation } = request;
+        let verdict = self.passes.judge(&request);
+        let VolumeRequest { tag, volume, host, operation, .. } = request;
         let request = Request { host, ..Request::new(Source::Client(origin, tag), volume, operation, self.now) };
         if let State::Stopped(reason) = &self.state {
             let error = VolumeError::Stopped(reason.clone());
             return self.reply(request, Err(error));
         }
-        self.begin(io, request);
+        match verdict {
+            Ok(()) => self.begin(io, request),
+            Err(late) => self.reply(request, Err(late)),
+        }
     }
 
     /// An I/O event of one of the shard's owners.

@@ -10,6 +10,7 @@
 use super::{
     Shard, State,
     change::{Entry, Obstacle, whole_blocks},
+    pass::Passes,
     request::{Change, Kind, Request, Source},
 };
 use crate::{
@@ -114,6 +115,7 @@ impl<L: LogMemory> Shard<L> {
         self.cp_number = opening.cp;
         self.pool = opening.pool;
         self.forwarded = opening.forwarded;
+        self.passes = Passes::new(opening.epoch);
         self.volumes = opening.volumes.into_iter().map(|record| (record.id, Volume::open(record))).collect();
         let scan = Scan::new(log, start);
         let ShardOpening { epoch, is_mirrored, is_power_on, .. } = opening;

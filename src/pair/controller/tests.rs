@@ -5,6 +5,7 @@ use super::*;
 
 mod commands;
 mod forward;
+mod late;
 mod opening;
 mod partner;
 mod reservation;
@@ -639,7 +640,13 @@ impl Pair {
         let mut payload = Payload::allocate(node.pools.blocks(), range).expect("memory is large enough");
         payload.fill(0, &[value; 4096]);
         let operation = VolumeOperation::Write { payload, durable: false };
-        node.pools.submit(VolumeRequest { tag: RequestTag { session: 1, request }, volume: id, host: None, operation });
+        node.pools.submit(VolumeRequest {
+            tag: RequestTag { session: 1, request },
+            volume: id,
+            host: None,
+            pass: None,
+            operation,
+        });
         request
     }
 
@@ -662,6 +669,7 @@ impl Pair {
             tag: RequestTag { session: 1, request },
             volume: id,
             host: None,
+            pass: None,
             operation,
         });
         let Ok(ReplyData::Data(runs)) = self.end(node, request) else { panic!("it can be read") };

@@ -12,11 +12,11 @@
 //!
 //! A change keeps its name, and the slot of it, until it is answered ([`ForwardId`]).
 
-use super::convert::{is_change, name_of, next_part, request_of, result_of};
+use super::convert::{Sender, name_of, next_part, request_of, result_of};
 use crate::{
     base::{
-        Epoch, ForwardId, ForwardedChanges, HostId, LaneIndex, ObjectId, PoolId, ReactorIndex,
-        forwarded::forward_slots, planted,
+        Epoch, ForwardId, ForwardedChanges, LaneIndex, ObjectId, PoolId, ReactorIndex, forwarded::forward_slots,
+        planted,
     },
     node::{
         engine::Engine,
@@ -34,6 +34,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
@@ -76,7 +77,7 @@ struct Entry {
     bytes: u64,
     tag: RequestTag,
     volume: ObjectId,
-    host: Option<HostId>,
+    sender: Sender,
     /// `None` while it is performed here.
     operation: Option<VolumeOperation>,
     phase: Phase,
@@ -98,6 +99,21 @@ impl Entry {
             }
             _ => 0,
         }
+    }
+
+    /// What is asked for next, if it is a change: its bytes, and whether it is about the reservation.
+    fn change(&self) -> Option<(Range<u64>, bool)> {
+        let operation = self.operation.as_ref().filter(|operation| operation.is_change())?;
+        Some((next_part(operation), matches!(operation, VolumeOperation::Reserve(_))))
+    }
+
+    /// Whether both are changes whose order shows, of two sessions: one may be the other, asked for again.
+    fn may_be_repeated_by(&self, later: &Self) -> bool {
+        let (Some((bytes, reserves)), Some((later_bytes, later_reserves))) = (self.change(), later.change()) else {
+            return false;
+        };
+        let meets = bytes.start < later_bytes.end && later_bytes.start < bytes.end || (reserves && later_reserves);
+        meets && self.volume == later.volume && (self.from, self.tag.session) != (later.from, later.tag.session)
     }
 }
 
@@ -145,16 +161,19 @@ impl Client {
 
     /// A request has come.
     pub(super) fn take(&mut self, message: ToHub, now: Nanos) {
-        let Forward { from, slot, bytes, request: VolumeRequest { tag, volume, host, operation } } = match message {
+        let Forward { from, slot, bytes, request } = match message {
             ToHub::Request(forward) => forward,
             ToHub::Abandoned(from, session) => return self.abandon((from, session)),
         };
+        let VolumeRequest { tag, volume, host, pass, operation } = request;
+        let sender = Sender { host, pass };
         let key = self.next_key;
         self.next_key += 1;
         let (phase, operation) = (Phase::Waiting, Some(operation));
         let (name, buffer, is_abandoned) = (None, None, false);
         let since = now;
-        let entry = Entry { from, slot, bytes, tag, volume, host, operation, phase, name, buffer, is_abandoned, since };
+        let entry =
+            Entry { from, slot, bytes, tag, volume, sender, operation, phase, name, buffer, is_abandoned, since };
         self.entries.insert(key, entry);
         self.lots[slot.index()].waiting.insert(key);
     }
@@ -232,7 +251,8 @@ impl Client {
             entry.phase = Phase::Performing;
             let operation = entry.operation.take().expect("it has not been performed");
             let tag = RequestTag { session: WAITED_SESSION, request: key };
-            engine.submit(VolumeRequest { tag, volume: entry.volume, host: entry.host, operation });
+            let Sender { host, pass } = entry.sender;
+            engine.submit(VolumeRequest { tag, volume: entry.volume, host, pass, operation });
             is_any = true;
         }
         is_any
@@ -261,6 +281,9 @@ impl Client {
             if !has_room(&self.lots[slot.index()], way) {
                 return is_any;
             }
+            if self.would_overtake(slot, key) {
+                continue;
+            }
             let (request, bytes) = match self.prepare(key, blocks) {
                 Ok(prepared) => prepared,
                 Err(Held::ForName) => continue,
@@ -275,13 +298,21 @@ impl Client {
             lot.waiting.remove(&key);
             let pool = lot.pool;
             way.send(Message::Request { pool, epoch, request, bytes: Arc::new(bytes) });
-            if planted::is("answered-when-sent") && is_change(self.entries[&key].operation.as_ref().expect("sent")) {
+            if planted::is("answered-when-sent") && self.entries[&key].operation.as_ref().expect("sent").is_change() {
                 self.call_back(key, Nanos(0));
                 self.part_is_done(key, Ok(ReplyData::Done), Nanos(0));
             }
             is_any = true;
         }
         is_any
+    }
+
+    /// Whether a change that may be the same one, from a connection that its client has left, is with the owner. Frames have no order between paths of the interconnect, and
+    /// that one must not be performed after what the client is answered now.
+    fn would_overtake(&self, slot: PoolSlot, key: u64) -> bool {
+        let later = &self.entries[&key];
+        let mut sent = self.lots[slot.index()].sent.values().map(|key| &self.entries[key]);
+        !planted::is("repeated-change-overtakes") && sent.any(|entry| entry.may_be_repeated_by(later))
     }
 
     /// The frame of a request, if it has a name and memory for its reply, and the window has room for it.
@@ -305,7 +336,7 @@ impl Client {
         }
         let name = entry.name.expect("given just now");
         let operation = entry.operation.as_ref().expect("it has not been performed");
-        let (request, bytes) = request_of(name.id, (entry.volume, entry.host), operation);
+        let (request, bytes) = request_of(name.id, (entry.volume, entry.sender), operation);
         assert!(name_of(&request, crate::base::limits::FORWARD_SLOTS).is_ok(), "the partner understands it");
         Ok((request, bytes))
     }
@@ -397,7 +428,7 @@ impl Client {
 /// A name for a request; `None` while every slot of a change's lane is taken.
 fn new_name(lot: &mut Lot, next_number: &mut u64, entry: &Entry) -> Option<Name> {
     let operation = entry.operation.as_ref().expect("it has not been performed");
-    let place = if is_change(operation) {
+    let place = if operation.is_change() {
         let lane = LaneIndex::of(entry.volume, lot.free.len()).index();
         let place = lot.free[lane].pop()?;
         if planted::is("slot-taken-twice") {
@@ -426,8 +457,13 @@ mod tests {
 
     fn take(client: &mut Client, slot: PoolSlot, bytes: u64) {
         let tag = RequestTag { session: 1, request: client.next_key };
-        let request =
-            VolumeRequest { tag, volume: ObjectId(1), host: None, operation: VolumeOperation::Read(0..bytes) };
+        let request = VolumeRequest {
+            tag,
+            volume: ObjectId(1),
+            host: None,
+            pass: None,
+            operation: VolumeOperation::Read(0..bytes),
+        };
         client.take(ToHub::Request(Forward { from: ReactorIndex(0), slot, bytes, request }), Nanos(0));
     }
 
@@ -463,6 +499,34 @@ mod tests {
         assert_eq!(way.requests().nth(count).map(|request| request.length_bytes), Some(LARGE));
         assert_eq!(way.requests().count(), count + 5, "and the small ones after it");
     }
+    /// A change of one session that is with the owner, and what others ask for meanwhile.
+    #[test]
+    fn a_change_that_is_asked_for_again_does_not_overtake_the_one_that_was_left() {
+        let (mut client, blocks) = client();
+        let mut way = Sent::default();
+        let discard = |client: &mut Client, session: u64, range: Range<u64>| {
+            let tag = RequestTag { session, request: client.next_key };
+            let operation = VolumeOperation::Discard { range, durable: false };
+            let request = VolumeRequest { tag, volume: ObjectId(1), host: None, pass: None, operation };
+            let (from, slot, bytes) = (ReactorIndex(0), PoolSlot::Partner, 0);
+            client.take(ToHub::Request(Forward { from, slot, bytes, request }), Nanos(0));
+        };
+        let mut sent = |client: &mut Client| {
+            client.send((PoolSlot::Partner, Epoch(1)), &mut way, &blocks);
+            way.requests().map(|request| (request.id, request.offset_bytes)).collect::<Vec<_>>()
+        };
+        discard(&mut client, 1, 0..8192);
+        let first = sent(&mut client)[0].0;
+        discard(&mut client, 2, 4096..8192);
+        discard(&mut client, 2, 8192..12_288);
+        discard(&mut client, 1, 0..4096);
+        let offsets = |sent: Vec<(u64, u64)>| sent.into_iter().map(|(_, offset)| offset).collect::<Vec<_>>();
+        assert_eq!(offsets(sent(&mut client)), [0, 8192, 0], "a session does not repeat itself");
+        let reply = Reply { id: first, status: ReplyStatus::Done, content: ReplyContent::Nothing, detail: 0 };
+        client.hear(PoolSlot::Partner, (&reply, &[]), Nanos(0));
+        assert_eq!(offsets(sent(&mut client)), [0, 8192, 0, 4096]);
+    }
+
     /// What waits for an owner is not performed when its client is gone; what is with the owner ends there, and is not asked for again.
     #[test]
     fn what_was_abandoned_is_not_asked_for() {
@@ -486,9 +550,15 @@ mod tests {
     #[cfg(feature = "planted-bugs")]
     #[test]
     fn planted_bugs_are_found() {
-        planted::choose("abandoned-is-performed");
-        let is_found = std::panic::catch_unwind(what_was_abandoned_is_not_asked_for).is_err();
-        planted::choose("");
-        assert!(is_found);
+        let bugs: [(&str, fn()); 2] = [
+            ("abandoned-is-performed", what_was_abandoned_is_not_asked_for),
+            ("repeated-change-overtakes", a_change_that_is_asked_for_again_does_not_overtake_the_one_that_was_left),
+        ];
+        for (bug, test) in bugs {
+            planted::choose(bug);
+            let is_found = std::panic::catch_unwind(test).is_err();
+            planted::choose("");
+            assert!(is_found, "{bug}");
+        }
     }
 }

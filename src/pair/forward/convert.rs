@@ -2,24 +2,25 @@
 
 use crate::{
     base::{
-        ForwardId, HostId, ObjectId,
+        ForwardId, HostId, ObjectId, Pass,
         limits::{BLOCK_BYTES, CHANGE_BYTES_MAX},
         planted,
     },
     format::reservation::Reservation,
     node::request::{DataRun, Extent, Payload, ReplyData, VolumeError, VolumeOperation},
     pair::wire::{
-        EXTENTS_MAX, Reply, ReplyContent, ReplyStatus, Request, RequestKind, TEXT_BYTES_MAX, extents_of, read_command,
-        write_command, write_extent,
+        EXTENTS_MAX, Reply, ReplyContent, ReplyStatus, Request, RequestKind, TEXT_BYTES_MAX, extents_of, pass_of,
+        read_command, write_command, write_extent, write_pass,
     },
 };
 use std::ops::Range;
 use twinlog_device::{BLOCK_BYTES as BLOCK, BlockPool};
 
-/// Whether it leaves a record, and so has a name that is remembered.
-pub(super) fn is_change(operation: &VolumeOperation) -> bool {
-    use VolumeOperation::{Discard, Reserve, Write, WriteZeroes};
-    matches!(operation, Write { .. } | Discard { .. } | WriteZeroes { .. } | Reserve(_))
+/// Whose a request is, and what lets the owner perform it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sender {
+    pub(super) host: Option<HostId>,
+    pub(super) pass: Option<Pass>,
 }
 
 /// What of a request is forwarded next: a record's worth, so that it is performed whole or not at all.
@@ -39,10 +40,10 @@ pub(super) fn next_part(operation: &VolumeOperation) -> Range<u64> {
     }
 }
 
-/// The frame that asks for the next part of a request of `host` to `volume`.
+/// The frame that asks for the next part of a request of `sender` to `volume`.
 pub(super) fn request_of(
     id: u64,
-    (volume, host): (ObjectId, Option<HostId>),
+    (volume, sender): (ObjectId, Sender),
     operation: &VolumeOperation,
 ) -> (Request, Vec<u8>) {
     let part = next_part(operation);
@@ -69,7 +70,8 @@ pub(super) fn request_of(
     let request = Request {
         id,
         volume,
-        host,
+        host: sender.host,
+        pass: sender.pass.filter(|_| kind.is_change() && sender.host.is_some()),
         kind,
         durable,
         may_free: matches!(operation, VolumeOperation::WriteZeroes { may_free: true, .. }),
@@ -176,6 +178,10 @@ pub(super) fn reply_of(id: u64, result: Result<ReplyData, VolumeError>) -> (Repl
                 VolumeError::ReservationInvalid => return bare_reply(id, ReplyStatus::ReservationInvalid),
                 VolumeError::RegistrantsFull => return bare_reply(id, ReplyStatus::RegistrantsFull),
                 VolumeError::Preempted => return bare_reply(id, ReplyStatus::Preempted),
+                VolumeError::Late(pass) => {
+                    let (status, content) = (ReplyStatus::Late, ReplyContent::Pass);
+                    return (Reply { id, status, content, detail: 0 }, write_pass(*pass));
+                }
             };
             let text = shortened(text).to_vec();
             (Reply { id, status, content: ReplyContent::Text, detail }, text)
@@ -222,6 +228,7 @@ pub(super) fn result_of(
         ReplyStatus::ReservationInvalid => VolumeError::ReservationInvalid,
         ReplyStatus::RegistrantsFull => VolumeError::RegistrantsFull,
         ReplyStatus::Preempted => VolumeError::Preempted,
+        ReplyStatus::Late => VolumeError::Late(pass_of(bytes)?),
     };
     Some(Err(error))
 }
@@ -266,7 +273,7 @@ fn runs_of(payload: Payload) -> Vec<DataRun> {
 mod tests {
     use super::*;
 
-    use crate::fs::reservation::ReservationCommand;
+    use crate::{base::Epoch, fs::reservation::ReservationCommand};
 
     const BLOCKS: u32 = 1024;
 
@@ -281,11 +288,12 @@ mod tests {
     #[test]
     fn requests_and_replies_survive_the_round_trip() {
         let blocks = BlockPool::new(BLOCKS).expect("a small mapping");
+        let sender = Sender { host: HostId::new([7; 16]), pass: Some(Pass { epoch: Epoch(2), number: 1 }) };
         for range in [0..1, 4095..4097, 100..9000, 4096..12_288, 4095..4095 + (1 << 20) - 4095] {
             let write = VolumeOperation::Write { payload: payload(&blocks, range.clone()), durable: true };
             let id = ForwardId::new(9, 3);
-            let (request, bytes) = request_of(id.bits(), (ObjectId(4), HostId::new([7; 16])), &write);
-            assert_eq!(request.host, HostId::new([7; 16]));
+            let (request, bytes) = request_of(id.bits(), (ObjectId(4), sender), &write);
+            assert_eq!((request.host, request.pass), (sender.host, sender.pass));
             assert_eq!(name_of(&request, 4), Ok(Some(id)));
             assert_eq!(name_of(&request, 3), Err(()), "no such slot");
             let Some(VolumeOperation::Write { payload: arrived, durable: true }) =
@@ -295,6 +303,7 @@ mod tests {
             };
             assert_eq!((arrived.range(), arrived.to_vec()), (range.clone(), bytes.clone()));
             let read = VolumeOperation::Read(range.clone());
+            assert_eq!(request_of(1, (ObjectId(4), sender), &read).0.pass, None, "reads need none");
             let (reply, sent) = reply_of(7, Ok(ReplyData::Data(runs_of(arrived))));
             let buffer = Payload::allocate(&blocks, range.clone());
             let Some(Ok(ReplyData::Data(runs))) = result_of(&read, (&reply, &sent), buffer) else { panic!("data") };
@@ -309,17 +318,17 @@ mod tests {
     #[test]
     fn reservations_survive_the_round_trip() {
         let blocks = BlockPool::new(BLOCKS).expect("a small mapping");
-        let host = HostId::new([9; 16]);
+        let sender = Sender { host: HostId::new([9; 16]), pass: Some(Pass { epoch: Epoch(2), number: 1 }) };
         let command = ReservationCommand::Clear { key: 77 };
         let id = ForwardId::new(9, 3);
         let reserve = VolumeOperation::Reserve(command);
-        let (request, bytes) = request_of(id.bits(), (ObjectId(4), host), &reserve);
-        assert!(is_change(&reserve) && request.kind.is_change());
+        let (request, bytes) = request_of(id.bits(), (ObjectId(4), sender), &reserve);
+        assert!(reserve.is_change() && request.kind.is_change());
         assert!(name_of(&request, 4) == Ok(Some(id)) && name_of(&request, 3).is_err());
-        assert_eq!(request.host, host);
+        assert_eq!((request.host, request.pass), (sender.host, sender.pass));
         let arrived = operation_of(&request, &bytes, &blocks);
         assert!(matches!(arrived, Some(VolumeOperation::Reserve(arrived)) if arrived == command));
-        let (request, bytes) = request_of(5, (ObjectId(4), host), &VolumeOperation::Reservation);
+        let (request, bytes) = request_of(5, (ObjectId(4), sender), &VolumeOperation::Reservation);
         assert!(bytes.is_empty() && name_of(&request, 4) == Ok(None));
         let state = Reservation { generation: 4, ..Reservation::default() };
         let (reply, sent) = reply_of(5, Ok(ReplyData::Reservation(Box::new(state.clone()))));
@@ -342,6 +351,7 @@ mod tests {
             VolumeError::ReservationInvalid,
             VolumeError::RegistrantsFull,
             VolumeError::Preempted,
+            VolumeError::Late(Pass { epoch: Epoch(3), number: 9 }),
         ] {
             let (reply, bytes) = reply_of(1, Err(error.clone()));
             let result = result_of(&VolumeOperation::Flush, (&reply, &bytes), None);
@@ -361,11 +371,11 @@ mod tests {
     #[test]
     fn long_zeroes_that_keep_their_blocks_go_record_by_record() {
         let zeroes = |may_free| VolumeOperation::WriteZeroes { range: 100..5 << 20, may_free, durable: true };
-        let (request, _) = request_of(ForwardId::new(1, 0).bits(), (ObjectId(1), None), &zeroes(false));
+        let (request, _) = request_of(ForwardId::new(1, 0).bits(), (ObjectId(1), Sender::default()), &zeroes(false));
         assert_eq!((request.offset_bytes, request.length_bytes, request.durable), (100, (1 << 20) - 100, false));
         assert!(name_of(&request, 1).is_ok());
         assert!(name_of(&Request { length_bytes: 1 << 20, ..request }, 1).is_err(), "two records");
-        let (request, _) = request_of(ForwardId::new(1, 0).bits(), (ObjectId(1), None), &zeroes(true));
+        let (request, _) = request_of(ForwardId::new(1, 0).bits(), (ObjectId(1), Sender::default()), &zeroes(true));
         assert_eq!((request.length_bytes, request.durable), ((5 << 20) - 100, true));
         assert!(name_of(&request, 1).is_ok());
     }

@@ -247,7 +247,7 @@ impl Server {
         };
         let tag = RequestTag { session: FORWARDED_SESSION, request: request.id };
         let host = request.host.filter(|_| !planted::is("forwarded-host-forgotten"));
-        engine.submit(VolumeRequest { tag, volume: request.volume, host, operation });
+        engine.submit(VolumeRequest { tag, volume: request.volume, host, pass: request.pass, operation });
         self.in_hand.insert((slot, request.id), InHand { epoch, volume: request.volume, name, is_old: false });
         true
     }
@@ -279,6 +279,7 @@ mod tests {
             id,
             volume: ObjectId(1),
             host: None,
+            pass: None,
             kind,
             durable: false,
             may_free: false,

@@ -276,6 +276,7 @@ impl Bench {
                 id: 1,
                 volume: ObjectId(1),
                 host: None,
+                pass: None,
                 kind: RequestKind::Flush,
                 durable: false,
                 may_free: false,

@@ -33,7 +33,9 @@ mod reservation;
 pub use hello::{Heartbeat, Hello, PoolFacts, Refusal, RefusalReason, Role};
 pub use mirror::{Ack, MirrorRefusal, MirrorRefusalReason};
 pub use pool::{PoolState, VOLUMES_PER_FRAME_MAX, VolumeEntry, Volumes};
-pub use request::{EXTENTS_MAX, Reply, ReplyContent, ReplyStatus, Request, RequestKind, extents_of, write_extent};
+pub use request::{
+    EXTENTS_MAX, Reply, ReplyContent, ReplyStatus, Request, RequestKind, extents_of, pass_of, write_extent, write_pass,
+};
 pub use reservation::{COMMAND_BYTES, read_command, write_command};
 
 use crate::{
@@ -52,7 +54,7 @@ use zerocopy::{
 };
 
 /// Version of this layout.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = size_of::<RawHeader>();

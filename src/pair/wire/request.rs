@@ -8,7 +8,7 @@ use super::{
     take,
 };
 use crate::{
-    base::{HostId, ObjectId, limits::VOLUME_BYTES_MAX},
+    base::{Epoch, HostId, ObjectId, Pass, limits::VOLUME_BYTES_MAX},
     format::reservation::Reservation,
 };
 use std::mem::size_of;
@@ -92,6 +92,8 @@ pub struct Request {
     pub volume: ObjectId,
     /// Whose it is, to reservations: the owner decides.
     pub host: Option<HostId>,
+    /// Of a host's change: the owner's leave to perform it.
+    pub pass: Option<Pass>,
     /// What to do.
     pub kind: RequestKind,
     /// Force unit access.
@@ -118,9 +120,32 @@ struct RawRequest {
     extents_max: U32,
     /// Zero: a client that cannot register.
     host: [u8; 16],
+    /// Zero: none.
+    pass: RawPass,
 }
 
-const _: () = assert!(size_of::<RawRequest>() == 56);
+/// A pass, in a request or as the payload of a reply.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawPass {
+    epoch: U64,
+    number: U64,
+}
+
+impl RawPass {
+    fn new(pass: Option<Pass>) -> Self {
+        let (epoch, number) = pass.map_or((0, 0), |pass| (pass.epoch.0, pass.number));
+        Self { epoch: epoch.into(), number: number.into() }
+    }
+
+    fn pass(&self) -> Option<Pass> {
+        let (epoch, number) = (Epoch(self.epoch.get()), self.number.get());
+        (number > 0).then_some(Pass { epoch, number })
+    }
+}
+
+const _: () = assert!(size_of::<RawPass>() == 16);
+const _: () = assert!(size_of::<RawRequest>() == 72);
 
 impl Request {
     pub(super) fn write(&self, output: &mut Vec<u8>) {
@@ -134,6 +159,7 @@ impl Request {
             flags: flags.into(),
             extents_max: self.extents_max.into(),
             host: self.host.map_or([0; 16], HostId::bytes),
+            pass: RawPass::new(self.pass),
         };
         output.extend_from_slice(raw.as_bytes());
     }
@@ -143,10 +169,12 @@ impl Request {
         let kind = RequestKind::ALL.into_iter().find(|&kind| kind as u16 == raw.kind.get());
         let flags = raw.flags.get();
         need(flags & !(FLAG_DURABLE | FLAG_MAY_FREE) == 0, "an unknown flag of a request")?;
+        need(raw.pass.number.get() > 0 || raw.pass.epoch.get() == 0, "half a pass")?;
         let request = Self {
             id: raw.id.get(),
             volume: ObjectId(raw.volume.get()),
             host: HostId::new(raw.host),
+            pass: raw.pass.pass(),
             kind: kind.ok_or(FrameError::Malformed("an unknown request"))?,
             durable: flags & FLAG_DURABLE != 0,
             may_free: flags & FLAG_MAY_FREE != 0,
@@ -167,6 +195,8 @@ impl Request {
             RequestKind::Reserve => COMMAND_BYTES as u64,
             _ => 0,
         };
+        let may_have_pass = self.host.is_some() && self.kind.is_change();
+        need(self.pass.is_none() || may_have_pass, "a pass of another request")?;
         need(payload_bytes == payload_wanted, "a payload that is not the request's")?;
         need(self.kind.has_no_range() == (self.length_bytes == 0), "a request of no bytes")?;
         let end = self.offset_bytes.checked_add(self.length_bytes);
@@ -210,11 +240,13 @@ pub enum ReplyStatus {
     RegistrantsFull = 11,
     /// The host was preempted, and its commands ended.
     Preempted = 12,
+    /// The change may be late: it is not performed, and the payload is a pass for what comes later.
+    Late = 13,
 }
 
 impl ReplyStatus {
     /// Every status.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Done,
         Self::NoSuchVolume,
         Self::OutOfRange,
@@ -228,6 +260,7 @@ impl ReplyStatus {
         Self::ReservationInvalid,
         Self::RegistrantsFull,
         Self::Preempted,
+        Self::Late,
     ];
 }
 
@@ -247,11 +280,14 @@ pub enum ReplyContent {
     Text = 4,
     /// Registrants and reservation, [as the log has them](crate::format::reservation).
     Reservation = 5,
+    /// A pass: epoch and number, as two numbers of 64 bits.
+    Pass = 6,
 }
 
 impl ReplyContent {
     /// Every content.
-    pub const ALL: [Self; 6] = [Self::Nothing, Self::Bytes, Self::Zeroes, Self::Extents, Self::Text, Self::Reservation];
+    pub const ALL: [Self; 7] =
+        [Self::Nothing, Self::Bytes, Self::Zeroes, Self::Extents, Self::Text, Self::Reservation, Self::Pass];
 }
 
 /// The end of a request.
@@ -322,12 +358,27 @@ impl Reply {
             ReplyContent::Zeroes => is_done && payload.is_empty() && self.detail > 0,
             ReplyContent::Extents => is_done && extents_of(payload).is_some(),
             ReplyContent::Reservation => is_done && Reservation::read(payload).is_ok(),
+            ReplyContent::Pass => pass_of(payload).is_some(),
             ReplyContent::Text => !is_done && payload.len() <= TEXT_BYTES_MAX && str::from_utf8(payload).is_ok(),
         };
         need(fits, "a payload that is not the reply's")?;
+        let has_pass = self.content == ReplyContent::Pass;
+        need(has_pass == (self.status == ReplyStatus::Late), "a pass of another reply, or none")?;
         let has_detail = self.status == ReplyStatus::Unreadable || self.content == ReplyContent::Zeroes;
         need(has_detail || self.detail == 0, "a detail that is not the reply's")
     }
+}
+
+/// The pass in the payload of a reply.
+#[must_use]
+pub fn pass_of(payload: &[u8]) -> Option<Pass> {
+    RawPass::ref_from_bytes(payload).ok()?.pass()
+}
+
+/// The payload of a reply with a pass.
+#[must_use]
+pub fn write_pass(pass: Pass) -> Vec<u8> {
+    RawPass::new(Some(pass)).as_bytes().to_vec()
 }
 
 /// The extents in the payload of a reply: bytes of each, and whether blocks are allocated for them.

@@ -4,7 +4,7 @@
 
 use super::{hello::BYTES_MAX, *};
 use crate::{
-    base::{HostId, Incarnation, ObjectId, PairId, PortionId, Prng},
+    base::{HostId, Incarnation, ObjectId, PairId, Pass, PortionId, Prng},
     changelog::PortionRole,
     format::reservation::Reservation,
     fs::reservation::ReservationCommand,
@@ -13,6 +13,7 @@ use crate::{
 
 const POOL: PoolId = PoolId(0x77);
 const EPOCH: Epoch = Epoch(5);
+const PASS: Pass = Pass { epoch: EPOCH, number: 1 << 40 };
 
 fn seal(tag: u64, sequence: u64) -> Seal {
     Seal { tag, sequence }
@@ -52,7 +53,8 @@ fn request(kind: RequestKind, length_bytes: u64) -> Message {
     let may_free = kind == RequestKind::WriteZeroes;
     let host = HostId::new([0xa5; 16]);
     let durable = true;
-    let request = Request { id, volume, host, kind, durable, may_free, offset_bytes, length_bytes, extents_max };
+    let pass = kind.is_change().then_some(PASS);
+    let request = Request { id, volume, host, pass, kind, durable, may_free, offset_bytes, length_bytes, extents_max };
     Message::Request(request)
 }
 
@@ -93,6 +95,7 @@ fn samples() -> Vec<(Message, Vec<u8>)> {
         (reply(ReplyStatus::Done, ReplyContent::Bytes, 0), vec![4; 777]),
         (reply(ReplyStatus::Done, ReplyContent::Extents, 0), extents),
         (reply(ReplyStatus::Done, ReplyContent::Reservation, 0), Reservation::default().to_bytes()),
+        (reply(ReplyStatus::Late, ReplyContent::Pass, 0), write_pass(PASS)),
         (reply(ReplyStatus::NoSpace, ReplyContent::Text, 0), text().into_bytes()),
         empty(reply(ReplyStatus::Unreadable, ReplyContent::Nothing, 12)),
         empty(reply(ReplyStatus::Done, ReplyContent::Zeroes, 4096)),
@@ -329,9 +332,30 @@ fn messages_that_cannot_be_meant_are_refused() {
     assert_eq!(change(Kind::Request, 24, 0), "a payload that is not the request's");
     assert_eq!(change(Kind::Request, 23, 0x80), "a request beyond any volume");
     assert_eq!(change(Kind::Request, 36, 1), "extents of another request, or none");
-    assert_eq!(change(Kind::Reply, 16, 13), "an unknown kind of reply");
+    assert_eq!(change(Kind::Reply, 16, 14), "an unknown kind of reply");
     assert_eq!(change(Kind::Reply, 16, 1), "a payload that is not the reply's");
     assert_eq!(change(Kind::Reply, 8, 1), "a detail that is not the reply's");
+}
+
+#[test]
+fn passes_that_cannot_be_meant_are_refused() {
+    let write = (request(RequestKind::Write, 1000), vec![5; 1000]);
+    let half = forged(&write.0, &write.1, |bytes| bytes[FIXED + 64..FIXED + 72].fill(0));
+    assert_eq!(malformed(&half), "half a pass");
+    let nobody = forged(&write.0, &write.1, |bytes| bytes[FIXED + 40..FIXED + 56].fill(0));
+    assert_eq!(malformed(&nobody), "a pass of another request");
+    let none = forged(&write.0, &write.1, |bytes| bytes[FIXED + 56..FIXED + 72].fill(0));
+    let read = forged(&request(RequestKind::Read, 512), &[], |bytes| bytes[FIXED + 64] = 1);
+    assert_eq!((decode(&none, Seal::default()).err(), malformed(&read)), (None, "a pass of another request"));
+    let late =
+        |status, content, payload: &[u8]| malformed(&encode(&reply(status, content, 0), payload, &[], Seal::default()));
+    let (pass, other) = (write_pass(PASS), "a pass of another reply, or none");
+    assert_eq!(late(ReplyStatus::Done, ReplyContent::Pass, &pass), other);
+    assert_eq!(late(ReplyStatus::NoSpace, ReplyContent::Pass, &pass), other);
+    assert_eq!(late(ReplyStatus::Late, ReplyContent::Nothing, &[]), other);
+    for payload in [&pass[..15], &[0; 16], &[pass.as_slice(), &[0]].concat()] {
+        assert_eq!(late(ReplyStatus::Late, ReplyContent::Pass, payload), "a payload that is not the reply's");
+    }
 }
 
 #[test]

@@ -50,6 +50,8 @@ impl Failure {
             | VolumeError::Unreadable { .. }
             | VolumeError::Stopped(_)
             | VolumeError::Interrupted(_)
+            // Clients of NBD have no passes, and none is asked of them.
+            | VolumeError::Late(_)
             | VolumeError::Offline(_)
             | VolumeError::Unserved(_) => ErrorCode::Io,
             VolumeError::ShuttingDown => ErrorCode::Shutdown,

@@ -286,7 +286,7 @@ impl Transmission {
     ) {
         self.requests.get_mut(slot).parts_in_flight += 1;
         let tag = RequestTag { session: turn.connection.0, request: u64::from(slot) << 16 | u64::from(part) };
-        turn.service.submit(VolumeRequest { tag, volume: self.export.volume, host: None, operation });
+        turn.service.submit(VolumeRequest { tag, volume: self.export.volume, host: None, pass: None, operation });
     }
 
     fn receive<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Pace {

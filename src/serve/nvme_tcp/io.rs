@@ -234,6 +234,20 @@ impl Request {
         }
     }
 
+    /// Whether it leaves a record.
+    pub(super) fn is_change(&self) -> bool {
+        match self.work {
+            Work::Write { .. } | Work::WriteZeroes { .. } | Work::Deallocate { .. } | Work::Reserve(_) => true,
+            Work::Read
+            | Work::Compare
+            | Work::Flush
+            | Work::Verify
+            | Work::Advice
+            | Work::Report(_)
+            | Work::Persistence => false,
+        }
+    }
+
     /// Whether the volume is asked several things, one after the other.
     pub(super) fn has_steps(&self) -> bool {
         matches!(self.work, Work::Verify | Work::Deallocate { .. })
@@ -262,6 +276,6 @@ pub(super) fn status_of(error: &VolumeError) -> Status {
         // The host reads how its paths stand, and keeps the command until one leads there.
         VolumeError::Unserved(_) => Status::ACCESS_INACCESSIBLE,
         // Another path may lead there; with none, the host asks again.
-        VolumeError::Interrupted(_) | VolumeError::ShuttingDown => Status::PATH_ERROR,
+        VolumeError::Interrupted(_) | VolumeError::Late(_) | VolumeError::ShuttingDown => Status::PATH_ERROR,
     }
 }

@@ -7,6 +7,7 @@
 //! hosts         which hosts may connect, and what they have to prove
 //! auth          how they do
 //! controllers   the controllers of this node, shared by its reactors
+//! gate          which of a connection's changes have arrived recently enough to be performed
 //! health        what hosts have moved, for the health log page
 //! admin         one controller's admin queue: properties, identify, features, logs, events, keep alive
 //! io            what a command of an I/O queue asks of a volume, or the status that answers it
@@ -19,6 +20,7 @@ mod access;
 mod admin;
 pub mod auth;
 mod controllers;
+mod gate;
 mod health;
 mod hosts;
 mod io;

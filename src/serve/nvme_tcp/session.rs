@@ -24,12 +24,14 @@
 //! A host may be silent for as long as its keep-alive time-out says; without one, for ever. It may not rest where others wait for it: see [`Patience`].
 
 mod authenticate;
+mod late;
 
 use super::{
     access::AccessView,
     admin::{ADMIN_IN_CAPSULE_BYTES_MAX, Abort, Admin, Answer, ENTRIES_MAX, IN_CAPSULE_BYTES_MAX},
     auth::Exchange,
     controllers::{Member, QUEUES_MAX, Refused},
+    gate::Gates,
     health::Tally,
     hosts::Host,
     io::{self, Request, Transfer, Work},
@@ -55,7 +57,7 @@ use crate::{
 };
 use sha2::{Digest as _, Sha256};
 use std::{collections::VecDeque, sync::Arc, time::Duration};
-use twinlog_device::{ConnectionState, Nanos, Network};
+use twinlog_device::{ConnectionState, Nanos, Unread};
 use zerocopy::{
     IntoBytes,
     little_endian::{U16, U64},
@@ -87,6 +89,8 @@ struct Active {
     is_asked: bool,
     /// Its place among all commands of the session.
     number: u64,
+    /// Where it begins in the stream.
+    position: u64,
     /// A volume has been asked for all of it, or the first of its steps.
     is_submitted: bool,
     /// Something went wrong on the way: the status to answer with once nothing is in flight.
@@ -99,6 +103,14 @@ impl Active {
         let Job::Volume(request) = &self.job else { return false };
         let has_come = self.received_bytes >= self.expected_bytes && self.failure.is_none();
         has_come && (!self.is_submitted || request.has_steps())
+    }
+
+    /// Which volume it is about, if it is about one.
+    fn volume(&self) -> Option<ObjectId> {
+        match &self.job {
+            Job::Volume(request) => Some(request.volume),
+            Job::Connect | Job::AuthenticationSend | Job::Refused => None,
+        }
     }
 }
 
@@ -170,6 +182,9 @@ pub(in crate::serve) struct Session {
     command_count: u64,
     to_submit: VecDeque<u16>,
     to_receive: VecDeque<u16>,
+    /// Which changes have arrived recently enough, and those that are refused when that is known.
+    gates: Gates,
+    parked: Vec<u16>,
     /// Bytes of payloads that were allocated for the commands in flight.
     write_bytes: u64,
     /// Bytes that the volumes are asked to read.
@@ -202,6 +217,8 @@ impl Session {
             command_count: 0,
             to_submit: VecDeque::new(),
             to_receive: VecDeque::new(),
+            gates: Gates::default(),
+            parked: Vec::new(),
             write_bytes: 0,
             read_bytes: 0,
             entries: 1,
@@ -232,7 +249,7 @@ impl Session {
 
     /// How the session ends before it begins anything more of what has come: its host has closed its end, and may have sent that again on another path; or was silent
     /// for so long that it has given this one up. What is in flight is answered to nobody.
-    fn end_of<N: Network, S>(&self, turn: &Turn<'_, N, S>) -> Option<Next> {
+    fn end_of<N: Unread, S>(&self, turn: &Turn<'_, N, S>) -> Option<Next> {
         let is_silent = matches!(&self.role, Role::Admin(admin) if admin.is_silent(self.now));
         match turn.net.state(turn.connection) {
             ConnectionState::Failed => Some(Next::Abort),
@@ -243,11 +260,22 @@ impl Session {
     }
 
     /// Takes up to [`STEPS_PER_TURN`] steps.
-    pub(in crate::serve) fn run<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos) -> Ran {
+    pub(in crate::serve) fn run<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos) -> Ran {
         self.now = now;
         if let Some(next) = self.end_of(turn) {
             return Ran { progressed: true, next };
         }
+        self.open_gates(turn);
+        match self.steps(turn, now) {
+            // The next turn brings it forward.
+            Ran { next: Next::Rest | Next::Again, .. } if self.gates.is_counting() => {
+                Ran { progressed: true, next: Next::Again }
+            }
+            ran => ran,
+        }
+    }
+
+    fn steps<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, now: Nanos) -> Ran {
         let mut progressed = false;
         for _ in 0..STEPS_PER_TURN {
             let pace = match self.step(turn) {
@@ -278,7 +306,7 @@ impl Session {
     }
 
     /// What time alone has brought about. `pressed`: memory is short.
-    pub(in crate::serve) fn look<N: Network, S: VolumeService>(
+    pub(in crate::serve) fn look<N: Unread, S: VolumeService>(
         &mut self,
         turn: &mut Turn<'_, N, S>,
         now: Nanos,
@@ -315,7 +343,7 @@ impl Session {
     }
 
     /// The pools are reached by `access` now: the host is told.
-    pub(in crate::serve) fn announce<N: Network, S: VolumeService>(
+    pub(in crate::serve) fn announce<N: Unread, S: VolumeService>(
         &mut self,
         turn: &mut Turn<'_, N, S>,
         access: AccessView,
@@ -334,14 +362,14 @@ impl Session {
     }
 
     /// Answers event requests for which there are events.
-    fn tell<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) {
+    fn tell<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) {
         while let Role::Admin(admin) = &mut self.role {
             let Some((id, result)) = admin.next_event() else { return };
             self.respond(turn, id, Status::SUCCESS, result);
         }
     }
 
-    fn step<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Result<Pace, Fatal> {
+    fn step<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Result<Pace, Fatal> {
         if self.submit_next(turn) || self.ask_next(turn) || self.give_next(turn) {
             return Ok(Pace::Went);
         }
@@ -355,7 +383,7 @@ impl Session {
         Ok(if waits && pace == Pace::WaitsForClient { Pace::WaitsForRoom } else { pace })
     }
 
-    fn take_unit<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Result<Pace, Fatal> {
+    fn take_unit<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Result<Pace, Fatal> {
         if turn.input().is_empty() {
             return Ok(Pace::WaitsForClient);
         }
@@ -381,7 +409,7 @@ impl Session {
     }
 
     /// Data that was asked for.
-    fn take_data<N: Network, S: VolumeService>(
+    fn take_data<N: Unread, S: VolumeService>(
         &mut self,
         turn: &mut Turn<'_, N, S>,
         unit: &Unit,
@@ -413,7 +441,7 @@ impl Session {
         if matches!(self.role, Role::Io(_)) { IN_CAPSULE_BYTES_MAX } else { ADMIN_IN_CAPSULE_BYTES_MAX }
     }
 
-    fn take_command<N: Network, S: VolumeService>(
+    fn take_command<N: Unread, S: VolumeService>(
         &mut self,
         turn: &mut Turn<'_, N, S>,
         unit: &Unit,
@@ -457,6 +485,7 @@ impl Session {
             held_bytes: 0,
             is_asked: false,
             number: self.command_count + 1,
+            position: turn.net.received_bytes(turn.connection) - turn.input().len() as u64,
             is_submitted: false,
             failure,
         };
@@ -475,7 +504,7 @@ impl Session {
     }
 
     /// A capsule's head leaves the input, and its entry the submission queue.
-    fn take<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, unit: &Unit) {
+    fn take<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>, unit: &Unit) {
         turn.net.consume(turn.connection, unit.head_bytes);
         self.head = (self.head + 1) % self.entries;
     }
@@ -528,7 +557,7 @@ impl Session {
         true
     }
 
-    fn receive<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Pace {
+    fn receive<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Pace {
         let Intake::Data { slot, remaining_bytes, digest } = &mut self.intake else {
             unreachable!("called in this state")
         };
@@ -560,7 +589,7 @@ impl Session {
         Pace::Went
     }
 
-    fn check_digest<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Pace {
+    fn check_digest<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Pace {
         let Intake::Digest { slot, digest } = self.intake else { unreachable!("called in this state") };
         let Some(said) = turn.input().first_chunk::<DIGEST_BYTES>() else { return Pace::WaitsForClient };
         if u32::from_le_bytes(*said) != digest {
@@ -572,7 +601,7 @@ impl Session {
     }
 
     /// The data of a unit has come.
-    fn end_unit<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, slot: u16) {
+    fn end_unit<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, slot: u16) {
         self.intake = Intake::Header;
         let active = self.commands.get_mut(slot);
         if active.received_bytes < active.expected_bytes {
@@ -650,7 +679,7 @@ impl Session {
     }
 
     /// Performs a command of the admin queue.
-    fn perform<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, command: &Command) {
+    fn perform<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, command: &Command) {
         let Role::Admin(admin) = &mut self.role else { unreachable!("planned as one") };
         let id = command.id.get();
         if command.opcode == opcode::ABORT && admin.is_enabled() {
@@ -686,12 +715,12 @@ impl Session {
     }
 
     /// Answers an Abort: bit 0 says that the command was not aborted.
-    fn end_abort<N: Network, S>(&self, turn: &mut Turn<'_, N, S>, id: u16, is_aborted: bool) {
+    fn end_abort<N: Unread, S>(&self, turn: &mut Turn<'_, N, S>, id: u16, is_aborted: bool) {
         self.respond(turn, id, Status::SUCCESS, u64::from(!is_aborted));
     }
 
     /// Gives up the command that the host wants aborted, unless a volume has it or the host is about to send its data.
-    fn heed_abort<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>) {
+    fn heed_abort<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>) {
         let Role::Io(member) = self.role else { return };
         let Some(id) = self.target.controllers.wanted_abort(member) else { return };
         let is_it = |slot: &u16| self.commands.get(*slot).is_some_and(|active| active.command.id.get() == id);
@@ -705,8 +734,12 @@ impl Session {
     }
 
     /// Asks a volume for the next thing, if there is room. Returns whether anything was done.
-    fn submit_next<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> bool {
+    fn submit_next<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> bool {
         let Some(&slot) = self.to_submit.front() else { return false };
+        let Some(pass) = self.pass_of(turn, slot) else {
+            self.to_submit.pop_front();
+            return true;
+        };
         let unsent_bytes = turn.unsent_bytes();
         let active = self.commands.get_mut(slot);
         let Job::Volume(request) = &mut active.job else { unreachable!("nothing else waits for a volume") };
@@ -734,12 +767,12 @@ impl Session {
         };
         self.read_bytes += read_bytes;
         let tag = RequestTag { session: turn.connection.0, request: u64::from(slot) << 32 | read_bytes };
-        turn.service.submit(VolumeRequest { tag, volume, host: self.host_id, operation });
+        turn.service.submit(VolumeRequest { tag, volume, host: self.host_id, pass, operation });
         true
     }
 
     /// Asks the host for the data of the next command that waits for memory, if there is some. Returns whether anything was done.
-    fn ask_next<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> bool {
+    fn ask_next<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> bool {
         let Some(&slot) = self.to_receive.front() else { return false };
         let active = self.commands.get_mut(slot);
         let has_room = self.write_bytes + u64::from(active.expected_bytes) <= CONNECTION_BYTES_MAX;
@@ -771,7 +804,7 @@ impl Session {
     }
 
     /// Takes the engine's reply to a request of this session.
-    pub(in crate::serve) fn deliver<N: Network, S: VolumeService>(
+    pub(in crate::serve) fn deliver<N: Unread, S: VolumeService>(
         &mut self,
         turn: &mut Turn<'_, N, S>,
         tag: u64,
@@ -785,6 +818,10 @@ impl Session {
         match result {
             // Whether it was performed only asking again can tell: to the host it is as if the node had died.
             Err(VolumeError::Interrupted(_)) => return Next::Abort,
+            Err(VolumeError::Late(pass)) => {
+                let volume = request.volume;
+                self.refused(turn, slot, (volume, pass));
+            }
             Err(error) => self.finish(turn, slot, io::status_of(&error), 0),
             Ok(_) if request.has_steps() => self.to_submit.push_back(slot),
             Ok(ReplyData::Data(runs)) if request.work == Work::Compare => {
@@ -829,20 +866,20 @@ impl Session {
     }
 
     /// Answers a command with data that is no volume's.
-    fn send_block<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, id: u16, block: &[u8]) {
+    fn send_block<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>, id: u16, block: &[u8]) {
         self.send_data_header(turn, id, u32::try_from(block.len()).expect("at most a transfer"));
         turn.net.send(turn.connection, block);
         self.end_data(turn, id, pdu::digest(0, block));
     }
 
-    fn send_data_header<N: Network, S>(&self, turn: &mut Turn<'_, N, S>, command: u16, length: u32) {
+    fn send_data_header<N: Unread, S>(&self, turn: &mut Turn<'_, N, S>, command: u16, length: u32) {
         let agreement = self.agreement.unwrap_or_default();
         let part = Part { command, offset: 0, length };
         turn.send(|output| pdu::write_data_header(output, agreement, part, !self.has_flow_control));
     }
 
     /// What follows data that was sent: its digest, and a response unless the data's unit has said that all is well.
-    fn end_data<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, id: u16, digest: u32) {
+    fn end_data<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>, id: u16, digest: u32) {
         if self.agreement.unwrap_or_default().data_digest {
             turn.net.send(turn.connection, &digest.to_le_bytes());
         }
@@ -852,13 +889,13 @@ impl Session {
     }
 
     /// Ends the command in `slot`.
-    fn finish<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, slot: u16, status: Status, result: u64) {
+    fn finish<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>, slot: u16, status: Status, result: u64) {
         let active = self.remove(slot);
         self.answer(turn, &active.command, status, result);
     }
 
     /// Answers a command, and remembers how it went.
-    fn answer<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, command: &Command, status: Status, result: u64) {
+    fn answer<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>, command: &Command, status: Status, result: u64) {
         match &self.role {
             Role::Io(_) if status.is_success() => self.tally.count(command, status),
             Role::Io(member) if status.is_logged() => {
@@ -877,7 +914,7 @@ impl Session {
         active
     }
 
-    fn respond<N: Network, S>(&self, turn: &mut Turn<'_, N, S>, id: u16, status: Status, result: u64) {
+    fn respond<N: Unread, S>(&self, turn: &mut Turn<'_, N, S>, id: u16, status: Status, result: u64) {
         let queue = match self.role {
             Role::Io(member) => member.queue,
             Role::Admin(_) | Role::Unconnected => 0,

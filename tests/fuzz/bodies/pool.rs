@@ -103,7 +103,7 @@ impl Node {
     fn perform(&mut self, volume: ObjectId, operation: VolumeOperation) -> bool {
         self.request += 1;
         let tag = RequestTag { session: 1, request: self.request };
-        self.engine.submit(VolumeRequest { tag, volume, host: None, operation });
+        self.engine.submit(VolumeRequest { tag, volume, host: None, pass: None, operation });
         self.until(|node| node.engine.poll_reply().is_some())
     }
 

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 use twinlog::{
-    base::{HostId, LaneIndex, Lsn, ObjectId, Prng, limits::BLOCK_BYTES},
+    base::{HostId, LaneIndex, Lsn, ObjectId, Pass, Prng, limits::BLOCK_BYTES},
     format::reservation::Reservation,
     fs::reservation::{Access, Refused, ReservationCommand},
     node::request::{
@@ -88,6 +88,10 @@ pub(crate) struct MemoryService {
     pub(crate) offline: Option<&'static str>,
     /// Where requests are said to go.
     pub(crate) reach: Reach,
+    /// How often each pool is said to have been opened here.
+    pub(crate) openings: [u64; 2],
+    /// The pass without which changes are refused, by a node behind this one.
+    pub(crate) pass: Option<Pass>,
     /// Requests submitted so far.
     pub(crate) submitted_count: u64,
 }
@@ -111,6 +115,8 @@ impl MemoryService {
             poison: None,
             offline: None,
             reach: Reach::Here,
+            openings: [1, 0],
+            pass: None,
             submitted_count: 0,
         }
     }
@@ -185,6 +191,9 @@ impl MemoryService {
     }
 
     fn perform(&mut self, request: VolumeRequest) -> Result<ReplyData, VolumeError> {
+        if let Some(pass) = self.pass.filter(|pass| request.operation.is_change() && request.pass != Some(*pass)) {
+            return Err(VolumeError::Late(pass));
+        }
         let index = usize::try_from(request.volume.0).map_err(|_| VolumeError::NoSuchVolume)?;
         let size_bytes = self.volumes.get(index).ok_or(VolumeError::NoSuchVolume)?.size_bytes;
         let range = range_of(&request.operation);
@@ -374,6 +383,10 @@ impl VolumeService for MemoryService {
 
     fn reach(&self, _volume: ObjectId) -> Reach {
         self.reach
+    }
+
+    fn openings(&self) -> [u64; 2] {
+        self.openings
     }
 
     fn has_room(&self, _volume: ObjectId) -> bool {

@@ -14,7 +14,7 @@ fn remembers(node: &Node, volume: ObjectId, id: ForwardId) -> bool {
 fn forward(node: &mut Node, volume: ObjectId, id: ForwardId, operation: VolumeOperation) {
     let tag = RequestTag { session: FORWARDED_SESSION, request: id.bits() };
     node.asleep[0] = None;
-    node.engines[0].submit(VolumeRequest { tag, volume, host: None, operation });
+    node.engines[0].submit(VolumeRequest { tag, volume, host: None, pass: None, operation });
 }
 
 fn forward_write(node: &mut Node, volume: ObjectId, id: ForwardId, offset: u64) {

@@ -28,7 +28,7 @@ impl Node {
         self.next_request += 1;
         let tag = RequestTag { session: 1, request: self.next_request };
         self.asleep[0] = None;
-        self.engines[0].submit(VolumeRequest { tag, volume, host: Some(host(number)), operation });
+        self.engines[0].submit(VolumeRequest { tag, volume, host: Some(host(number)), pass: None, operation });
         self.next_request
     }
 
@@ -165,11 +165,16 @@ fn a_forwarded_command_is_remembered_with_its_record() {
     let mut node = machine.start(1);
     let volume = node.create("vol", MIB);
     let id = ForwardId::new(77, 3);
-    let tag = RequestTag { session: FORWARDED_SESSION, request: id.bits() };
-    node.asleep[0] = None;
-    let operation = VolumeOperation::Reserve(register(5));
-    node.engines[0].submit(VolumeRequest { tag, volume, host: Some(host(4)), operation });
-    assert!(node.end(id.bits()).is_ok());
+    let forward = |node: &mut Node, pass| {
+        let tag = RequestTag { session: FORWARDED_SESSION, request: id.bits() };
+        node.asleep[0] = None;
+        let operation = VolumeOperation::Reserve(register(5));
+        node.engines[0].submit(VolumeRequest { tag, volume, host: Some(host(4)), pass, operation });
+        node.end(id.bits())
+    };
+    let Err(VolumeError::Late(pass)) = forward(&mut node, None) else { panic!("it has no pass") };
+    assert!(node.reservation(volume).registrant(host(4)).is_none(), "and is not performed");
+    assert!(forward(&mut node, Some(pass)).is_ok());
     machine.power_cut(node);
     let mut node = machine.start(1);
     let superblock = node.engines[0].coordinator().and_then(Coordinator::superblock).expect("the pool is open");

@@ -17,7 +17,13 @@ impl Pair {
         let node = self.node(node);
         let volume = node.pools.volume(volume).expect("it is listed").id;
         assert!(node.pools.has_room(volume), "tests ask for little");
-        node.pools.submit(VolumeRequest { tag: RequestTag { session: 1, request }, volume, host: None, operation });
+        node.pools.submit(VolumeRequest {
+            tag: RequestTag { session: 1, request },
+            volume,
+            host: None,
+            pass: None,
+            operation,
+        });
         request
     }
 

@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::{
-    base::HostId,
+    base::{HostId, Pass},
     format::reservation::{Reservation, ReservationKind},
     fs::reservation::{RegisterAction, ReservationCommand},
 };
 use ReservationKind::WriteExclusive;
 
-fn host(number: u8) -> HostId {
+pub(super) fn host(number: u8) -> HostId {
     HostId::new([number; 16]).expect("not zero")
 }
 
@@ -17,30 +17,51 @@ fn register(key: u64) -> ReservationCommand {
 }
 
 impl Pair {
-    fn begin_as(&mut self, node: usize, number: u8, operation: VolumeOperation) -> u64 {
+    /// A host's request about `vol-a`, at a node.
+    pub(super) fn begin_as(&mut self, node: usize, number: u8, pass: Option<Pass>, operation: VolumeOperation) -> u64 {
         let request = self.prng.next_u64();
         let pools = &mut self.node(node).pools;
         let volume = pools.volume("vol-a").expect("it is listed").id;
         let tag = RequestTag { session: 1, request };
-        pools.submit(VolumeRequest { tag, volume, host: Some(host(number)), operation });
+        pools.submit(VolumeRequest { tag, volume, host: Some(host(number)), pass, operation });
         request
+    }
+
+    /// The same to its end, and once more if it is refused as late.
+    fn ask_as(
+        &mut self,
+        node: usize,
+        number: u8,
+        operation: impl Fn(&mut Self) -> VolumeOperation,
+    ) -> Result<ReplyData, VolumeError> {
+        let mut pass = None;
+        loop {
+            let asked = operation(self);
+            let request = self.begin_as(node, number, pass, asked);
+            match self.end(node, request) {
+                Err(VolumeError::Late(next)) if pass.is_none() => pass = Some(next),
+                result => return result,
+            }
+        }
+    }
+
+    pub(super) fn block(&mut self, node: usize, value: u8) -> VolumeOperation {
+        let mut payload = Payload::allocate(self.node(node).pools.blocks(), 0..4096).expect("memory is large enough");
+        payload.fill(0, &[value; 4096]);
+        VolumeOperation::Write { payload, durable: false }
     }
 
     /// A host's command about the reservation of `vol-a`, at a node.
     fn reserve(&mut self, node: usize, number: u8, command: ReservationCommand) -> Option<VolumeError> {
-        let request = self.begin_as(node, number, VolumeOperation::Reserve(command));
-        self.end(node, request).err()
+        self.ask_as(node, number, |_| VolumeOperation::Reserve(command)).err()
     }
 
     fn write_as(&mut self, node: usize, number: u8) -> Option<VolumeError> {
-        let mut payload = Payload::allocate(self.node(node).pools.blocks(), 0..4096).expect("memory is large enough");
-        payload.fill(0, &[number; 4096]);
-        let request = self.begin_as(node, number, VolumeOperation::Write { payload, durable: false });
-        self.end(node, request).err()
+        self.ask_as(node, number, |pair| pair.block(node, number)).err()
     }
 
     fn reservation(&mut self, node: usize) -> Reservation {
-        let request = self.begin_as(node, 9, VolumeOperation::Reservation);
+        let request = self.begin_as(node, 9, None, VolumeOperation::Reservation);
         let Ok(ReplyData::Reservation(state)) = self.end(node, request) else { panic!("a report returns the state") };
         *state
     }
@@ -93,17 +114,21 @@ fn a_reservation_holds_at_both_nodes_through_takeover_and_giveback() {
     assert!(state.is_holder(host(1)) && state.registrant(host(2)).is_none());
 }
 
-/// A command that was with the owner when it died is performed once, whoever serves next.
+/// A command that was with the owner when it died is performed once, whoever serves next; or it is refused, never performed, and asked for again.
 #[test]
 fn a_command_that_outlives_the_owner_is_performed_once() {
     for turns in (0..40).step_by(3) {
         let mut pair = Pair::started(100 + turns);
         pair.create(0, "vol-a");
         pair.until("the volume is listed", |pair| pair.node(1).pools.volume("vol-a").is_some());
-        let request = pair.begin_as(1, 3, VolumeOperation::Reserve(register(5)));
+        let pass = pair.pass_for(1, 3);
+        let request = pair.begin_as(1, 3, Some(pass), VolumeOperation::Reserve(register(5)));
         pair.turns(turns);
         pair.kill(0);
-        assert!(pair.end(1, request).is_ok(), "after {turns} turns");
+        match pair.end(1, request) {
+            Err(VolumeError::Late(_)) => assert_eq!(pair.reserve(1, 3, register(5)), None, "after {turns} turns"),
+            result => assert!(result.is_ok(), "after {turns} turns"),
+        }
         let state = pair.reservation(1);
         assert_eq!((state.generation, state.registrants.len()), (1, 1), "after {turns} turns");
     }

@@ -10,7 +10,7 @@ use crate::serve::{
     turn::Turn,
 };
 use std::sync::Arc;
-use twinlog_device::{Nanos, Network};
+use twinlog_device::{Nanos, Unread};
 
 /// Result of a Connect: the host has to authenticate itself before anything else (AUTHREQ.ATR; base 2.0, section 6.3).
 const AUTHENTICATION_REQUIRED: u32 = 1 << 17;
@@ -41,7 +41,7 @@ impl Session {
     }
 
     /// Takes the message that the command in `slot` has brought.
-    pub(super) fn authenticate<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, slot: u16, data: &[u8]) {
+    pub(super) fn authenticate<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>, slot: u16, data: &[u8]) {
         self.shows_life();
         let exchange = self.exchange.as_mut().expect("planned with one");
         let taken = exchange.take(self.target.means(), data, self.now);
@@ -52,7 +52,7 @@ impl Session {
     }
 
     /// The command `id` fetches what there is, up to `length` bytes.
-    pub(super) fn fetch<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, id: u16, length: u32) {
+    pub(super) fn fetch<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>, id: u16, length: u32) {
         self.shows_life();
         if self.fetching.is_some() {
             self.respond(turn, id, Status::SEQUENCE_ERROR, 0);
@@ -62,7 +62,7 @@ impl Session {
     }
 
     /// Gives what is fetched, if it is there. Returns whether anything was done.
-    pub(super) fn give_next<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>) -> bool {
+    pub(super) fn give_next<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>) -> bool {
         let Some((id, length)) = self.fetching else { return false };
         let given = self.exchange.as_mut().expect("planned with one").give();
         let message = match &given {

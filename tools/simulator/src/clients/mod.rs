@@ -158,7 +158,7 @@ impl Port {
             Ask::Status(range) => VolumeOperation::BlockStatus { range, extents_max: 8 },
         };
         let tag = RequestTag { session: 0, request: id };
-        self.state.borrow_mut().outgoing.push_back(VolumeRequest { tag, volume, host: None, operation });
+        self.state.borrow_mut().outgoing.push_back(VolumeRequest { tag, volume, host: None, pass: None, operation });
         self.waker.wake();
         true
     }
@@ -183,6 +183,7 @@ impl Port {
                 | VolumeError::ReservationConflict
                 | VolumeError::ReservationInvalid
                 | VolumeError::RegistrantsFull
+                | VolumeError::Late(_)
                 | VolumeError::Preempted => Refusal::Failed(error.to_string()),
                 VolumeError::Unserved(_) => Refusal::Unserved,
                 VolumeError::ShuttingDown => Refusal::ShuttingDown,
