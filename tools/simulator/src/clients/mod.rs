@@ -4,6 +4,7 @@
 //! [`Session`](nbd::Session) goes through the real front end over a simulated network.
 
 pub mod nbd;
+pub mod nvme;
 
 use std::{cell::RefCell, collections::VecDeque, ops::Range, rc::Rc};
 use twinlog::{
@@ -234,6 +235,13 @@ impl<N: Unread> FrontEnd<N> for Front {
                 }
                 moved
             }
+        }
+    }
+
+    fn take_news(&mut self) -> bool {
+        match self {
+            Self::Nbd(server) => server.take_news(),
+            Self::Direct(_) => false,
         }
     }
 

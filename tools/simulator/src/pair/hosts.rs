@@ -2,8 +2,8 @@
 //! there; its farewell comes at once, late, or never. Nodes and single reactors stand still for less than a lease, so that what lies at the first path may
 //! be found after what came over the second was answered. The exact oracle of linearizability sees what a late command does.
 //!
-//! A host prefers the node where the pool is at home, which serves it in all these histories, and goes back there when nothing is under way. What happens
-//! when it gives up the path to the node that forwards is not in them: see `docs/nvme-tcp.md`.
+//! Hosts of NVMe/TCP go from any node to the other one, and pools change hands beneath them. Clients of NBD have no identity by which the owner could know what they have left at the
+//! node that forwards: they prefer the node where the pool is at home, go back there when nothing is under way, and have no history in which that changes.
 //!
 //! # Invariants
 //!
@@ -12,19 +12,20 @@
 
 use super::{
     found,
-    setup::{FenceKind, PairSetup},
-    site::{NAMES, Process, Site},
+    setup::{FenceKind, PairSetup, Sessions},
+    site::{NAMES, Process, Site, target},
 };
 #[cfg(feature = "planted-bugs")]
 use crate::bank::{Bug, Finder, controller_bug};
 use crate::{
-    clients::{Answer, Ask, Refusal, nbd::Session},
+    clients::{Answer, Ask, Refusal, nbd, nvme},
     fault::Tally,
     history::{self, Figures, Oracle, Outcome, Violation},
     model::Model,
     pattern::WriteId,
     setup::{BLOCK, index},
 };
+use crossbeam_channel::Receiver;
 use std::time::Duration;
 use twinlog::{
     base::{ObjectId, checksum},
@@ -33,19 +34,33 @@ use twinlog::{
 use twinlog_device::{Nanos, Prng, Wait};
 use twinlog_sim::Agenda;
 
+/// A bug of a session, or of the server around it.
+#[cfg(feature = "planted-bugs")]
+const fn session_bug(name: &'static str, what: &'static str) -> Bug {
+    Bug { name, what, finder: Finder::Test("cargo test --features planted-bugs --test nvme_tcp planted") }
+}
+
 /// Planted bugs of what keeps commands from being late, each with the test that finds it.
 #[cfg(feature = "planted-bugs")]
-pub const BUGS: [Bug; 4] = [
+pub const BUGS: [Bug; 10] = [
     controller_bug("abandoned-is-performed", "what waits for an owner is performed although its client has gone"),
     controller_bug("change-not-swept", "a change from the partner is performed in front of what lies unread here"),
-    Bug {
-        name: "connection-not-held",
-        what: "commands of a new connection are taken in front of what lies unread at others",
-        finder: Finder::Test("cargo test --features planted-bugs --test nvme_tcp planted"),
-    },
+    session_bug("connection-not-held", "commands of a new connection are taken in front of what lies unread at others"),
+    session_bug("opening-not-noticed", "what had arrived before a node took a pool over is performed after it"),
     controller_bug(
         "overlapping-change-overtakes",
         "a change that waits for a block is overtaken by a later one of the same bytes",
+    ),
+    session_bug("pass-for-all-that-lies-here", "a pass is used for what had arrived before it was given"),
+    controller_bug(
+        "pass-not-looked-at",
+        "what a host has left at the node that forwards is performed whatever it was answered",
+    ),
+    controller_bug("pass-outlives-direct-change", "what a host is answered at the owner does not end its pass"),
+    controller_bug("repeated-change-overtakes", "a change that is asked for again overtakes the one that was left"),
+    controller_bug(
+        "waited-needs-no-pass",
+        "what has waited for a takeover is performed whatever the former owner answered",
     ),
 ];
 
@@ -63,11 +78,15 @@ const FOUND_LATE: &str = "commands lie at a path given up";
 const PAUSED: &str = "node stands still";
 /// One of a node's reactors does.
 const STARVED: &str = "reactor stands still";
+/// The same, when the path leads to the node that forwards.
+const GIVEN_UP_THERE: &str = "host gives up the path that forwards";
+/// The pool goes to the other node.
+const HANDED_OVER: &str = "pool changes hands";
 
 /// Names of everything that is counted.
 #[must_use]
 pub fn tally() -> Tally {
-    Tally::of([GIVEN_UP, FOUND_LATE, PAUSED, STARVED].into_iter())
+    Tally::of([GIVEN_UP, GIVEN_UP_THERE, FOUND_LATE, PAUSED, STARVED, HANDED_OVER].into_iter())
 }
 
 /// A command that is not answered.
@@ -82,13 +101,58 @@ struct Command {
     is_repeated: bool,
 }
 
+/// A path of a host.
+enum Session {
+    Nbd(nbd::Session),
+    Nvme(nvme::Session),
+}
+
+impl Session {
+    fn is_open(&self) -> bool {
+        match self {
+            Self::Nbd(session) => session.is_open(),
+            Self::Nvme(session) => session.is_open(),
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Nbd(session) => session.is_closed(),
+            Self::Nvme(session) => session.is_closed(),
+        }
+    }
+
+    fn send(&mut self, id: u64, ask: &Ask) {
+        match self {
+            Self::Nbd(session) => session.send(id, ask),
+            Self::Nvme(session) => session.send(id, ask),
+        }
+    }
+
+    fn poll(&mut self, answers: &mut Vec<(u64, Answer)>) -> Result<(), String> {
+        match self {
+            Self::Nbd(session) => session.poll(answers),
+            Self::Nvme(session) => session.poll(answers),
+        }
+    }
+
+    fn reset(self) {
+        match self {
+            Self::Nbd(session) => drop(session.reset()),
+            Self::Nvme(session) => session.reset(),
+        }
+    }
+}
+
 /// A host.
 struct Host {
+    /// By which its node knows it; `None`: it speaks NBD.
+    number: Option<u8>,
     /// The node that it uses.
     at: usize,
     session: Option<Session>,
     commands: Vec<Command>,
-    /// How long it waits for an answer of the node that it prefers.
+    /// How long it waits for an answer; who speaks NBD, of the node that it prefers.
     time_out: Duration,
     /// Connections that it has given up, and that do not know it.
     left: Vec<Session>,
@@ -111,6 +175,9 @@ struct History {
     still: Vec<Still>,
     /// Before this no node stands still again.
     rests_until: [Nanos; 2],
+    /// Whether the pool goes from one node to the other, and the last order that it should.
+    changes_hands: bool,
+    order: Option<Receiver<AdminReply>>,
     model: Model,
     volume: ObjectId,
     size_bytes: u64,
@@ -130,7 +197,11 @@ pub fn run(seed: u64, watch: history::Watch) -> Outcome {
     let mut site = Site::new(seed, &setup);
     let processes = [site.start(0), site.start(1)];
     let mut history = History {
-        hosts: (0..prng.between(1, 3)).map(|_| Host::new(&setup, &mut prng)).collect(),
+        changes_hands: setup.sessions == Sessions::Hosts && prng.chance(1, 2),
+        order: None,
+        hosts: (0..u8::try_from(prng.between(1, 3)).expect("few"))
+            .map(|number| Host::new(&setup, &mut prng, number))
+            .collect(),
         size_bytes: prng.between(1, 4) * BLOCK,
         prng,
         setup,
@@ -154,22 +225,31 @@ pub fn run(seed: u64, watch: history::Watch) -> Outcome {
     Outcome { seed, violation: result.err(), digest, figures: history.figures, tally: history.tally }
 }
 
-/// A pair that stays whole, and whose pools stay where they are.
+/// A pair that stays whole. Its clients are hosts of NVMe/TCP, or speak NBD.
 fn draw(prng: &mut Prng) -> PairSetup {
     let mut setup = PairSetup::draw(prng);
     setup.troubles.clear();
     setup.aim = None;
     setup.fence = FenceKind::Lock;
-    setup.has_sessions = true;
-    setup.any_byte = prng.chance(1, 2);
-    setup.reactors = [if prng.chance(3, 4) { 2 } else { 1 }, if prng.chance(1, 4) { 2 } else { 1 }];
+    setup.sessions = if prng.chance(3, 4) { Sessions::Hosts } else { Sessions::Nbd };
+    let has_hosts = setup.sessions == Sessions::Hosts;
+    setup.any_byte = !has_hosts && prng.chance(1, 2);
+    let second = if has_hosts { 3 } else { 1 };
+    setup.reactors = [if prng.chance(3, 4) { 2 } else { 1 }, if prng.chance(second, 4) { 2 } else { 1 }];
     setup
 }
 
 impl Host {
-    fn new(setup: &PairSetup, prng: &mut Prng) -> Self {
+    fn new(setup: &PairSetup, prng: &mut Prng, number: u8) -> Self {
         let time_out = setup.detection / u32::try_from(prng.between(2, 8)).expect("few");
-        Self { at: 0, session: None, commands: Vec::new(), time_out, left: Vec::new() }
+        Self {
+            number: (setup.sessions == Sessions::Hosts).then_some(number),
+            at: 0,
+            session: None,
+            commands: Vec::new(),
+            time_out,
+            left: Vec::new(),
+        }
     }
 }
 
@@ -188,6 +268,9 @@ impl History {
         while self.figures.answered_changes < changes && self.figures.turns < last {
             if self.prng.chance(1, 60) {
                 self.stand_still();
+            }
+            if self.changes_hands && self.prng.chance(1, 400) {
+                self.hand_over();
             }
             self.turn(true)?;
         }
@@ -225,11 +308,29 @@ impl History {
         }
     }
 
+    /// Orders the pool to the node that does not serve it.
+    fn hand_over(&mut self) {
+        if self.order.as_ref().is_some_and(|order| order.is_empty()) {
+            return;
+        }
+        let serves = self.processes[0].node.is_serving();
+        let request = match serves {
+            true => AdminRequest::PairTakeover { pool: Some(NAMES[0].to_owned()), force: false },
+            false => AdminRequest::PairGiveback { pool: Some(NAMES[0].to_owned()) },
+        };
+        self.note(|_| format!("{request:?}"));
+        let has_work = self.hosts.iter().any(|host| !host.commands.is_empty());
+        self.count(HANDED_OVER, has_work);
+        self.order = self.processes[1].node.call(request);
+    }
+
     /// A node, or one reactor of it, gets no turns for less than a lease. A reactor that has nothing to do with the lease may do so for longer.
     fn stand_still(&mut self) {
-        let has_second = self.setup.reactors[0] > 1;
+        // Where only the owner's hosts may leave something, it is there.
+        let busy = if self.setup.sessions == Sessions::Hosts { index(self.prng.below(2)) } else { 0 };
+        let has_second = self.setup.reactors[busy] > 1;
         let (node, reactor, parts) = match self.prng.below(8) {
-            0..=5 if has_second => (0, Some(1), self.prng.between(32, 320)),
+            0..=5 if has_second => (busy, Some(1), self.prng.between(32, 320)),
             6 => (index(self.prng.below(2)), Some(0), self.prng.between(1, 64)),
             _ => (index(self.prng.below(2)), None, self.prng.between(1, 128)),
         };
@@ -323,12 +424,23 @@ impl History {
 
     fn connect(&mut self, host: usize) {
         let at = self.hosts[host].at;
-        if self.hosts[host].session.is_some() {
+        // A namespace has no name to ask for before there is one.
+        let is_unknown = self.hosts[host].number.is_some() && self.volume == ObjectId(0);
+        if self.hosts[host].session.is_some() || is_unknown {
             return;
         }
         let reactor = index(self.prng.below(u64::from(self.setup.reactors[at])));
         if let Some(listener) = self.processes[at].node.listener(reactor) {
-            let session = Session::connect(listener, self.volume, VOLUME, self.prng.chance(1, 2));
+            let choice = self.prng.chance(1, 2);
+            let session = match self.hosts[host].number {
+                None => Session::Nbd(nbd::Session::connect(listener, self.volume, VOLUME, choice)),
+                Some(number) => {
+                    // Odd in the pool with the lower identity.
+                    let namespace = u32::try_from(2 * self.volume.0 - 1).expect("the first volume");
+                    let subsystem = target(at).subsystem().to_owned();
+                    Session::Nvme(nvme::Session::connect(listener, &subsystem, (number, namespace), choice))
+                }
+            };
             self.note(|_| format!("host {host} connects to reactor {reactor} of {}", NAMES[at]));
             self.hosts[host].session = Some(session);
         }
@@ -346,7 +458,14 @@ impl History {
     fn lose_patience(&mut self, number: usize) {
         let now = self.site.world.now();
         let host = &self.hosts[number];
-        if host.at == 1 {
+        let may_leave = host.number.is_some();
+        if may_leave && host.commands.is_empty() && self.prng.chance(1, 40) {
+            self.leave(number, false);
+            self.hosts[number].at = 1 - self.hosts[number].at;
+            return;
+        }
+        let host = &self.hosts[number];
+        if host.at == 1 && !may_leave {
             if host.commands.is_empty() && self.prng.chance(1, 8) {
                 self.leave(number, false);
                 self.hosts[number].at = 0;
@@ -361,10 +480,14 @@ impl History {
         let farewell = self.prng.below(4);
         self.note(|_| format!("host {number} gives its path up, farewell {farewell}"));
         self.count(GIVEN_UP, has_changes);
+        if may_leave {
+            let forwards = self.hosts[number].at == usize::from(self.processes[0].node.is_serving());
+            self.count(GIVEN_UP_THERE, has_changes && forwards);
+        }
         self.count(FOUND_LATE, has_changes && farewell > 0);
         match farewell {
             0 => {
-                self.hosts[number].session.take().into_iter().for_each(|session| drop(session.reset()));
+                self.hosts[number].session.take().into_iter().for_each(Session::reset);
                 self.leave(number, false);
             }
             // The end of the stream comes behind everything that was sent.
@@ -372,7 +495,8 @@ impl History {
             _ => self.leave(number, true),
         }
         // Now and then it tries the same node again.
-        self.hosts[number].at = usize::from(self.prng.chance(3, 4));
+        let at = if may_leave { self.hosts[number].at } else { 0 };
+        self.hosts[number].at = if self.prng.chance(3, 4) { 1 - at } else { at };
     }
 
     fn draw_ask(&mut self) -> Ask {

@@ -22,6 +22,17 @@ pub(super) enum FenceKind {
     PowerOff,
 }
 
+/// How clients are connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sessions {
+    /// They are at the engine's own interface.
+    None,
+    /// Over the sessions of NBD.
+    Nbd,
+    /// As hosts of NVMe/TCP.
+    Hosts,
+}
+
 /// What can go wrong in a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Trouble {
@@ -170,8 +181,8 @@ pub(super) struct PairSetup {
     pub(super) write_bytes_max: u64,
     /// Whether writes may begin and end anywhere; else on sectors of 512 bytes.
     pub(super) any_byte: bool,
-    /// Whether clients are connected to sessions; else they are at the engine's own interface.
-    pub(super) has_sessions: bool,
+    /// How clients are connected.
+    pub(super) sessions: Sessions,
     /// Whether every write is of one whole block: then records of a torn or void tail may fit behind new ones.
     pub(super) is_uniform: bool,
 }
@@ -227,7 +238,7 @@ impl PairSetup {
             seam: None,
             write_bytes_max: 16 << 10,
             any_byte: prng.chance(1, 3),
-            has_sessions: false,
+            sessions: Sessions::None,
             is_uniform: prng.chance(1, 3),
         };
         if prng.chance(1, 4) {

@@ -4,15 +4,16 @@ use super::{
     arbiter::{Desk, SimArbiter},
     fence::{Fences, SimFencer},
     opener::{Hindrances, Openings, SimOpener},
-    setup::{PairSetup, REACTORS_MAX, SeamSetup},
+    setup::{PairSetup, REACTORS_MAX, SeamSetup, Sessions},
 };
 use crate::{
-    clients::{Front, Port},
+    clients::{Front, Port, nvme},
     cluster::{MailWaker, Node, SimInterconnect, format_logs, keep_memory, make_pool, memory},
     setup::BLOCK,
 };
 use std::{
     cell::{Cell, RefCell},
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -38,7 +39,8 @@ use twinlog::{
     },
     reactor::{Idle, IdlePolicy, Waker, mailbox},
     serve::{
-        InterconnectLoop, InterconnectParts, Reactor, ReactorParts, Server,
+        InterconnectLoop, InterconnectParts, NvmeTcp, Reactor, ReactorParts, Server,
+        nvme_tcp::{Target, TargetParts},
         reactor::{NodeEnd, PairParts},
     },
 };
@@ -155,6 +157,14 @@ impl Drop for Process {
     }
 }
 
+/// What hosts of NVMe/TCP find at a node.
+#[must_use]
+pub(super) fn target(node: usize) -> Target {
+    let address = SocketAddr::from(([127, 0, 0, 1], 4420));
+    let (home, partner) = (pool_id(node), Some(pool_id(1 - node)));
+    Target::new(TargetParts { home, partner, address, partner_address: None, hosts: Vec::new() })
+}
+
 fn address(path: usize) -> NetAddress {
     let port = 7000 + u16::try_from(path).expect("few");
     NetAddress::Tcp(([10, 0, 0, 2], port).into())
@@ -254,6 +264,7 @@ impl Site {
         let sweeps = Arc::new(Sweeps::new(&wakers));
         let (forwarder, forward_ports) = self.forwarder(node, &wakers, sweeps.clone());
         let end = Arc::new(NodeEnd::default());
+        let target = Arc::new(target(node));
         let carrier = self.setup.seam.map(|_| Agenda::new(&self.world));
         let (parts, interconnect, net) = self.pair_parts(node, (&agendas[0], carrier.as_ref(), &end), forwarder);
         let (mut called, mut pair) = (Some(called), Some(Box::new(parts)));
@@ -262,10 +273,13 @@ impl Site {
             let blocks = self.blocks[node].clone();
             let (client_net, listener) = SimNet::open(agenda);
             let port = Port::new(agenda.waker());
-            let front = match self.setup.has_sessions {
+            let front = match self.setup.sessions != Sessions::None {
                 true => {
                     let sweeps = ReactorSweeps::new(sweeps.clone(), usize::from(number));
-                    Front::Nbd(Box::new(Server::new(CONNECTIONS_MAX).with_sweeps(sweeps)))
+                    let has_hosts = self.setup.sessions == Sessions::Hosts;
+                    let hosts = NvmeTcp { target: target.clone(), first_listener: nvme::LISTENER };
+                    let server = Server::new(CONNECTIONS_MAX).with_nvme_tcp(has_hosts.then_some(hosts));
+                    Front::Nbd(Box::new(server.with_sweeps(sweeps)))
                 }
                 false => Front::Direct(port.clone()),
             };
