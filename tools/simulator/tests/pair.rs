@@ -78,3 +78,18 @@ fn a_chosen_bug_is_in_force_in_every_thread() {
     twinlog::base::planted::choose("");
     assert!(!summary.failures.is_empty());
 }
+
+/// A host leaves a change at the node that forwards, goes on at the owner, and writes more there: with the rule that keeps the change from being performed when it is
+/// found taken away, the judge sees it.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn a_change_that_hosts_have_left_where_it_is_forwarded_is_seen() {
+    use twinlog::base::planted;
+    let seed = 0x1dd1_b5e5_4c3d_6208;
+    planted::choose("pass-not-looked-at");
+    let found = Mode::Hosts.run_one(seed, Watch::Verdict).violation;
+    planted::choose("");
+    assert!(found.is_some(), "it is performed late");
+    let outcome = Mode::Hosts.run_one(seed, Watch::Verdict);
+    assert!(outcome.violation.is_none(), "{:?}", outcome.violation);
+}
