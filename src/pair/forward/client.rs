@@ -29,7 +29,7 @@ use crate::{
     },
     pair::{
         interconnect::{Interconnect, Message},
-        wire::{Reply, ReplyStatus, Request},
+        wire::{Reply, Request},
     },
 };
 use std::{
@@ -345,7 +345,7 @@ impl Client {
     pub(super) fn hear(&mut self, slot: PoolSlot, (reply, bytes): (&Reply, &[u8]), now: Nanos) -> bool {
         // A reply that comes again, or to a request that was given up, is nobody's.
         let Some(&key) = self.lots[slot.index()].sent.get(&reply.id) else { return false };
-        if matches!(reply.status, ReplyStatus::NotOwner | ReplyStatus::ShuttingDown | ReplyStatus::Stopped) {
+        if !reply.status.is_final() {
             // Whether an earlier asking has performed it is not known by this.
             self.call_back(key, now);
             self.drop_abandoned(slot);
@@ -446,7 +446,10 @@ fn new_name(lot: &mut Lot, next_number: &mut u64, entry: &Entry) -> Option<Name>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pair::{forward::stub::Sent, wire::ReplyContent};
+    use crate::pair::{
+        forward::stub::Sent,
+        wire::{ReplyContent, ReplyStatus},
+    };
 
     const LARGE: u64 = 1 << 20;
 

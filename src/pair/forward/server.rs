@@ -4,7 +4,8 @@
 //! ended: what the partner asks for again is then either contained, or will never be.
 //!
 //! A change that is asked for twice may arrive twice, the second time on a slow path, when another one has taken its slot. The slot was
-//! free because the partner had its answer: what is older than the newest change that was begun in its slot is dropped.
+//! free because the partner had its answer: what is older than the newest change that was begun in its slot is dropped. A change that was refused is
+//! refused again with the same words, whatever could be said of it now: the partner may have told its client.
 //!
 //! A client of the partner may have been one of this node before, and given that connection up with a change on it that was not answered. A change begins
 //! when what lay at this node's connections as it came has been taken in: after a [sweep](crate::node::sweep).
@@ -50,6 +51,13 @@ struct InHand {
     is_old: bool,
 }
 
+/// A change that was begun in this session.
+struct Begun {
+    name: ForwardId,
+    /// Why it was not performed, if it was refused for good.
+    refusal: Option<(Reply, Vec<u8>)>,
+}
+
 /// What is known of a pool since it was opened here.
 struct Opened {
     /// Frames of an earlier one were meant for an earlier ownership.
@@ -65,7 +73,7 @@ pub(super) struct Server {
     opened: [Option<Opened>; 2],
     arrived: [VecDeque<Arrived>; 2],
     /// The newest change that was begun in this session, by lane and slot.
-    begun: BTreeMap<(PoolSlot, usize, usize), ForwardId>,
+    begun: BTreeMap<(PoolSlot, usize, usize), Begun>,
     /// By the request's id.
     in_hand: BTreeMap<(PoolSlot, u64), InHand>,
     replies: VecDeque<(PoolSlot, Epoch, Reply, Vec<u8>)>,
@@ -142,21 +150,34 @@ impl Server {
     pub(super) fn performed(&mut self, slot: PoolSlot, reply: VolumeReply) {
         let id = reply.tag.request;
         let Some(in_hand) = self.in_hand.remove(&(slot, id)) else { return };
-        if let (Ok(_), Some(name), Some(opened)) = (&reply.result, in_hand.name, &mut self.opened[slot.index()])
+        let (volume, name) = (in_hand.volume, in_hand.name);
+        if let (Ok(_), Some(name), Some(opened)) = (&reply.result, name, &mut self.opened[slot.index()])
             && !planted::is("name-not-noted")
         {
-            let lane = LaneIndex::of(in_hand.volume, opened.contained.len()).index();
+            let lane = LaneIndex::of(volume, opened.contained.len()).index();
             opened.contained[lane].note(name.bits());
         }
         if in_hand.is_old {
             return;
         }
+        let is_refused = reply.result.is_err();
         let (reply, bytes) = match reply.result {
             // Refused before anything was done: it goes to the next owner.
             Err(VolumeError::ShuttingDown) => bare_reply(id, ReplyStatus::NotOwner),
             result => reply_of(id, result),
         };
+        if let Some(name) = name.filter(|_| is_refused && reply.status.is_final()) {
+            self.note_refusal(slot, name, (reply, bytes.clone()));
+        }
         self.replies.push_back((slot, in_hand.epoch, reply, bytes));
+    }
+
+    /// The partner's client may hear of a refusal.
+    fn note_refusal(&mut self, slot: PoolSlot, name: ForwardId, refusal: (Reply, Vec<u8>)) {
+        let begun = self.begun.iter_mut().find(|((of, ..), begun)| *of == slot && begun.name == name);
+        if let Some((_, begun)) = begun.filter(|_| !planted::is("refusal-forgotten")) {
+            begun.refusal = Some(refusal);
+        }
     }
 
     /// Goes on. Returns whether anything was done.
@@ -228,11 +249,17 @@ impl Server {
             return true;
         };
         if let Some(name) = name {
-            let newest = self.begun.entry((slot, lane, name.slot())).or_insert(name);
-            if name.is_older_than(*newest) {
+            let begun = self.begun.entry((slot, lane, name.slot())).or_insert(Begun { name, refusal: None });
+            if name.is_older_than(begun.name) {
                 return true;
             }
-            *newest = name;
+            if begun.name != name {
+                *begun = Begun { name, refusal: None };
+            }
+            if let Some(refusal) = begun.refusal.clone() {
+                self.say(slot, epoch, refusal);
+                return true;
+            }
         }
         if name.is_some_and(|name| opened.contained[lane].contains(name)) && !planted::is("name-not-compared") {
             self.say(slot, epoch, bare_reply(request.id, ReplyStatus::Done));

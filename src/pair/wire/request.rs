@@ -245,6 +245,12 @@ pub enum ReplyStatus {
 }
 
 impl ReplyStatus {
+    /// Whether it is the end of the request; else that is asked for again.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::NotOwner | Self::ShuttingDown | Self::Stopped)
+    }
+
     /// Every status.
     pub const ALL: [Self; 14] = [
         Self::Done,

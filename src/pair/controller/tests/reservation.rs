@@ -1,6 +1,8 @@
 //! Reservations of a pair: what a host was answered holds at both nodes, and after either is lost.
 
 use super::*;
+#[cfg(feature = "planted-bugs")]
+use crate::base::planted;
 use crate::{
     base::{HostId, Pass},
     format::reservation::{Reservation, ReservationKind},
@@ -134,10 +136,46 @@ fn a_command_that_outlives_the_owner_is_performed_once() {
     }
 }
 
+/// A change is asked for twice, as after a lost path, is refused, and its client is told. Then the volume is free, and what was asked the second time arrives.
+#[test]
+fn what_was_refused_is_not_performed_when_it_arrives_again() {
+    let mut pair = Pair::started(52);
+    pair.create(0, "vol-a");
+    pair.until("the volume is listed", |pair| pair.node(1).pools.volume("vol-a").is_some());
+    assert_eq!(pair.reserve(0, 1, register(1)), None);
+    assert_eq!(pair.reserve(0, 1, ReservationCommand::Acquire { key: 1, kind: WriteExclusive }), None);
+    pair.wire.borrow_mut().is_late = Some(|message| matches!(message, Message::Request { .. }));
+    let write = pair.begin_write(1, "vol-a", 0, 3);
+    pair.turns(50);
+    pair.wire.borrow_mut().lose_path();
+    pair.turns(50);
+    pair.wire.borrow_mut().is_late = None;
+    let mut asked = std::mem::take(&mut pair.wire.borrow_mut().late);
+    assert_eq!(asked.len(), 2);
+    let again = asked.split_off(1);
+    pair.wire.borrow_mut().late = asked;
+    pair.wire.borrow_mut().deliver_late();
+    assert_eq!(pair.end(1, write).err(), Some(VolumeError::ReservationConflict));
+    assert_eq!(pair.reserve(0, 1, ReservationCommand::Clear { key: 1 }), None);
+    pair.write(0, "vol-a", 0, 4);
+    pair.wire.borrow_mut().late = again;
+    pair.wire.borrow_mut().deliver_late();
+    pair.turns(50);
+    assert_eq!((pair.read(0, "vol-a", 0), pair.read(1, "vol-a", 0)), (4, 4));
+}
+
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn a_planted_refusal_that_is_forgotten_is_found() {
+    planted::choose("refusal-forgotten");
+    let is_found = std::panic::catch_unwind(what_was_refused_is_not_performed_when_it_arrives_again).is_err();
+    planted::choose("");
+    assert!(is_found);
+}
+
 #[cfg(feature = "planted-bugs")]
 #[test]
 fn planted_bugs_of_a_pair_s_reservations_are_found() {
-    use crate::base::planted;
     for bug in ["forwarded-host-forgotten", "forwarded-not-held-against-reservations", "replay-skips-reservations"] {
         planted::choose(bug);
         let test = a_reservation_holds_at_both_nodes_through_takeover_and_giveback;
