@@ -7,9 +7,11 @@
 //! what lands. `docs/testing.md` says which planted bugs this finds.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use twinlog::format::reservation::ReservationKind::{WriteExclusive, WriteExclusiveAll};
 use twinlog_device::DurabilityClass;
 use twinlog_simulator::{
     history::script::{Act, Crash, ScriptOutcome, run_script},
+    model::reservation::Deed,
     setup::{BLOCK, Setup},
 };
 
@@ -188,6 +190,36 @@ fn volumes() -> Workload {
     Workload { setup: Setup { lanes: 2, reactors_max: 2, messages_max: 1, ..small() }, script }
 }
 
+/// Hosts register, reserve and preempt each other while they write, around consistency points.
+fn reservations() -> Workload {
+    let reserve = |host, deed| Act::Reserve("one", host, deed);
+    let script = vec![
+        Act::Create("one", 4),
+        Act::Settle,
+        reserve(1, Deed::Register),
+        reserve(2, Deed::Register),
+        Act::Settle,
+        reserve(1, Deed::Acquire(WriteExclusive)),
+        Act::Write("one", blocks(0, 1)),
+        Act::Checkpoint,
+        Act::Write("one", blocks(0, 1)),
+        reserve(2, Deed::Preempt(1, WriteExclusive)),
+        Act::Write("one", blocks(0, 2)),
+        Act::Settle,
+        Act::Checkpoint,
+        reserve(1, Deed::Register),
+        Act::Turns(2),
+        Act::Write("one", blocks(1, 1)),
+        reserve(2, Deed::Release(WriteExclusive)),
+        Act::Write("one", blocks(1, 1)),
+        Act::Settle,
+        reserve(1, Deed::Acquire(WriteExclusiveAll)),
+        reserve(2, Deed::Clear),
+        Act::Rest,
+    ];
+    Workload { setup: small(), script }
+}
+
 /// A disk joins the pool while it is written to.
 fn a_disk_joins() -> Workload {
     let script = vec![
@@ -282,6 +314,11 @@ fn volumes_survive_every_crash() {
 }
 
 #[test]
+fn reservations_survive_every_crash() {
+    all_is_well(&reservations());
+}
+
+#[test]
 fn a_pool_survives_every_crash_while_a_disk_joins() {
     all_is_well(&a_disk_joins());
 }
@@ -308,7 +345,7 @@ fn what_was_flushed_survives_every_crash_of_a_log_that_power_takes() {
 fn planted_bugs_are_found() {
     use twinlog::base::planted;
     type Bug = (&'static str, fn() -> Workload);
-    let table: [Bug; 22] = [
+    let table: [Bug; 24] = [
         ("acknowledge-early", aligned_writes),
         ("applied-too-far", unaligned_writes),
         ("commit-without-flush", unaligned_writes),
@@ -328,6 +365,8 @@ fn planted_bugs_are_found() {
         ("record-position-not-compared", a_ring_that_wraps),
         ("recovery-does-not-advance", unaligned_writes),
         ("replay-skips-discards", discards_and_zeroes),
+        ("replay-skips-reservations", reservations),
+        ("reservation-not-in-cp", reservations),
         ("resize-keeps-tail", resizes),
         ("resize-not-in-cp", resizes),
         ("superblock-volatile", torn_everywhere),

@@ -61,7 +61,7 @@ pub(crate) const fn claims_bug(name: &'static str, what: &'static str) -> Bug {
 }
 
 /// Every bug.
-pub const BUGS: [Bug; 47] = [
+pub const BUGS: [Bug; 51] = [
     bug("acknowledge-early", "a change is answered when it was appended, not when it is durable"),
     claims_bug("answers-wait-for-disks", "a change is answered when a consistency point contains it"),
     claims_bug("any-log-taken", "a lane is taken whose header names another pool"),
@@ -98,8 +98,12 @@ pub const BUGS: [Bug; 47] = [
     bug("record-position-not-compared", "a record of an earlier lap is taken for a new one"),
     bug("recovery-does-not-advance", "recovery's consistency point names the old position"),
     bug("replay-skips-discards", "recovery does not perform discards"),
+    bug("replay-skips-reservations", "recovery does not perform records of reservations"),
     bug("replies-lost-at-stop", "requests in flight are not answered when the pool stops"),
+    bug("reservation-decided-for-anybody", "a command about a reservation is decided as one host's, whoever sends it"),
     bug("reservation-forgotten", "changes are admitted without space"),
+    bug("reservation-not-enforced", "a reservation keeps nobody out"),
+    bug("reservation-not-in-cp", "a reservation alone does not make a volume dirty"),
     bug("resize-keeps-tail", "shrinking frees nothing"),
     bug("resize-not-in-cp", "a new size alone does not make a volume dirty"),
     bug("space-waiters-forgotten", "changes that wait for space are dropped"),

@@ -6,6 +6,7 @@
 //! clients   a port to the engine without a protocol, and an NBD client of its own
 //! pattern   bytes that tell which write they are from
 //! model     the oracle of data: linearizable, nothing answered lost, nothing half applied
+//! reserving hosts that reserve volumes, and what is made of their answers
 //! needs     what records in a log need of a volume's tree, so that it can rot
 //! fault     classes of faults, what excuses an error, how often each fired and mattered
 //! pair      two nodes with shared disks, interconnect, arbiter and fences: takeover, giveback, and all that fails on the way
@@ -28,6 +29,7 @@ pub mod model;
 mod needs;
 pub mod pair;
 pub mod pattern;
+mod reserving;
 pub mod resume;
 pub mod run;
 pub mod setup;

@@ -33,6 +33,7 @@
 //! Different writes can have the same bytes (zeroes). A read that fits several candidates proves only what is true of all of them.
 
 mod given_up;
+pub mod reservation;
 
 use crate::pattern::{Fill, WriteId, matches};
 use std::{collections::BTreeMap, fmt, ops::Range};

@@ -160,6 +160,13 @@ impl Setup {
         self.durability == DurabilityClass::Durable
     }
 
+    /// Whether hosts may reserve volumes: where answers outlive crashes, clients have identities, and nothing else fills the pool or damages it.
+    #[must_use]
+    pub fn has_hosts(&self) -> bool {
+        let is_plain = self.damage.is_none() && self.weakness.is_none() && !self.fills_pool;
+        is_plain && !self.is_nbd && self.answers_last()
+    }
+
     /// Makes the history weaker.
     pub fn weaken(&mut self, weakness: Weakness) {
         self.weakness = Some(weakness);

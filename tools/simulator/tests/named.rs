@@ -66,7 +66,7 @@ impl Bench {
     fn send(&self, volume: ObjectId, ask: &Ask) -> u64 {
         self.next_id.set(self.next_id.get() + 1);
         let blocks = &self.cluster.machines[0].blocks;
-        assert!(self.node().port(0).submit(blocks, self.next_id.get(), volume, ask));
+        assert!(self.node().port(0).submit(blocks, (self.next_id.get(), 0), volume, ask));
         self.next_id.get()
     }
 

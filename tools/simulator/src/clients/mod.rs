@@ -9,6 +9,7 @@ pub mod nvme;
 use std::{cell::RefCell, collections::VecDeque, ops::Range, rc::Rc};
 use twinlog::{
     base::ObjectId,
+    format::reservation::Reservation,
     node::request::{
         DataRun, Extent, Payload, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply, VolumeRequest,
         VolumeService,
@@ -19,7 +20,10 @@ use twinlog_device::{BlockPool, Nanos, Unread};
 use twinlog_sim::SimWaker;
 
 use crate::{
-    model::Model,
+    model::{
+        Model,
+        reservation::{Deed, host_id},
+    },
     pattern::{self, Fill, WriteId},
     setup::BLOCK,
 };
@@ -39,6 +43,8 @@ pub enum Ask {
     Flush,
     /// Tell what is allocated.
     Status(Range<u64>),
+    /// What a host does with the volume's reservation.
+    Reserve(u8, Deed),
 }
 
 impl Ask {
@@ -57,7 +63,7 @@ impl Ask {
             | Self::Discard(range, _)
             | Self::Zero(range, ..)
             | Self::Status(range) => range.clone(),
-            Self::Flush => 0..0,
+            Self::Flush | Self::Reserve(..) => 0..0,
         }
     }
 
@@ -74,7 +80,7 @@ impl Ask {
                 (Some(model.begin_write(volume, whole, Fill::Zeroes)), 0)
             }
             Self::Zero(range, ..) => (Some(model.begin_write(volume, range.clone(), Fill::Zeroes)), 0),
-            Self::Read(_) | Self::Flush | Self::Status(_) => (None, model.begin()),
+            Self::Read(_) | Self::Flush | Self::Status(_) | Self::Reserve(..) => (None, model.begin()),
         }
     }
 }
@@ -96,6 +102,8 @@ pub enum Answer {
     Data(Vec<u8>),
     /// Extents.
     Extents(Vec<Extent>),
+    /// Who has registered.
+    Reservation(Box<Reservation>),
     /// Not done.
     Refused(Refusal),
 }
@@ -115,6 +123,8 @@ pub enum Refusal {
     Unserved,
     /// The node is shutting down.
     ShuttingDown,
+    /// A reservation forbids it.
+    Reserved,
 }
 
 /// Requests and replies of one reactor, without a protocol.
@@ -138,9 +148,9 @@ impl Port {
         Rc::new(Self { state: RefCell::default(), waker })
     }
 
-    /// Submits a request; false while memory is short.
+    /// Submits a request of a host (0: of nobody that can register); false while memory is short.
     #[must_use]
-    pub fn submit(&self, blocks: &BlockPool, id: u64, volume: ObjectId, ask: &Ask) -> bool {
+    pub fn submit(&self, blocks: &BlockPool, (id, host): (u64, u8), volume: ObjectId, ask: &Ask) -> bool {
         let operation = match ask.clone() {
             Ask::Read(range) => VolumeOperation::Read(range),
             Ask::Write(range, write, durable) => {
@@ -156,10 +166,14 @@ impl Port {
             Ask::Discard(range, durable) => VolumeOperation::Discard { range, durable },
             Ask::Zero(range, may_free, durable) => VolumeOperation::WriteZeroes { range, may_free, durable },
             Ask::Flush => VolumeOperation::Flush,
+            Ask::Reserve(host, deed) => {
+                deed.command(host).map_or(VolumeOperation::Reservation, VolumeOperation::Reserve)
+            }
             Ask::Status(range) => VolumeOperation::BlockStatus { range, extents_max: 8 },
         };
         let tag = RequestTag { session: 0, request: id };
-        self.state.borrow_mut().outgoing.push_back(VolumeRequest { tag, volume, host: None, pass: None, operation });
+        let host = host_id(host);
+        self.state.borrow_mut().outgoing.push_back(VolumeRequest { tag, volume, host, pass: None, operation });
         self.waker.wake();
         true
     }
@@ -172,7 +186,7 @@ impl Port {
             Ok(ReplyData::Done) => Answer::Done,
             Ok(ReplyData::Data(runs)) => Answer::Data(bytes_of(&runs)),
             Ok(ReplyData::Extents(extents)) => Answer::Extents(extents),
-            Ok(ReplyData::Reservation(_)) => unreachable!("nobody asks for reservations yet"),
+            Ok(ReplyData::Reservation(state)) => Answer::Reservation(state),
             Err(error) => Answer::Refused(match error {
                 VolumeError::NoSuchVolume => Refusal::NoVolume,
                 VolumeError::OutOfRange => Refusal::Beyond,
@@ -181,11 +195,10 @@ impl Port {
                 | VolumeError::Stopped(_)
                 | VolumeError::Interrupted(_)
                 | VolumeError::Offline(_)
-                | VolumeError::ReservationConflict
-                | VolumeError::ReservationInvalid
                 | VolumeError::RegistrantsFull
                 | VolumeError::Late(_)
                 | VolumeError::Preempted => Refusal::Failed(error.to_string()),
+                VolumeError::ReservationConflict | VolumeError::ReservationInvalid => Refusal::Reserved,
                 VolumeError::Unserved(_) => Refusal::Unserved,
                 VolumeError::ShuttingDown => Refusal::ShuttingDown,
             }),

@@ -111,7 +111,7 @@ impl Session {
         self.waiting.keys().copied()
     }
 
-    /// Sends a request, or as much of it as there is room for now. `Status` is not asked this way.
+    /// Sends a request, or as much of it as there is room for now. `Status` and `Reserve` are not asked this way.
     pub fn send(&mut self, id: u64, ask: &Ask) {
         let fua = |durable: bool| if durable { FUA } else { 0 };
         let (flags, command, range, payload) = match ask {
@@ -121,7 +121,7 @@ impl Session {
                 pattern::fill(*write, range.start, &mut bytes);
                 (fua(*durable), 1, range.clone(), bytes)
             }
-            Ask::Flush | Ask::Status(_) => (0, 3, 0..0, Vec::new()),
+            Ask::Flush | Ask::Status(_) | Ask::Reserve(..) => (0, 3, 0..0, Vec::new()),
             Ask::Discard(range, durable) => (fua(*durable), 4, range.clone(), Vec::new()),
             Ask::Zero(range, may_free, durable) => {
                 (fua(*durable) | if *may_free { 0 } else { NO_HOLE }, 6, range.clone(), Vec::new())

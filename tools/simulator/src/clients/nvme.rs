@@ -180,13 +180,13 @@ impl Session {
         capsule(entry, &data, 0)
     }
 
-    /// Sends a command.
+    /// Sends a command. `Reserve` is not asked this way.
     pub fn send(&mut self, id: u64, ask: &Ask) {
         let (opcode, range, flags) = match ask {
             Ask::Read(range) => (READ, range.clone(), 0),
             Ask::Write(range, _, durable) => (WRITE, range.clone(), if *durable { FORCE_UNIT_ACCESS } else { 0 }),
             Ask::Zero(range, may_free, _) => (WRITE_ZEROES, range.clone(), if *may_free { DEALLOCATE } else { 0 }),
-            Ask::Flush | Ask::Status(_) | Ask::Discard(..) => (FLUSH, 0..0, 0),
+            Ask::Flush | Ask::Status(_) | Ask::Discard(..) | Ask::Reserve(..) => (FLUSH, 0..0, 0),
         };
         let command = self.next_command;
         let mut entry = self.entry(opcode);

@@ -27,6 +27,7 @@ use crate::{
     fault::{Class, Damage, Excuse, Tally},
     model::{DataOracle, Loss, Model},
     pattern::WriteId,
+    reserving::Reserving,
     setup::{Setup, Weakness},
 };
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,8 @@ pub enum Oracle {
     Volumes,
     /// Damage is found and named.
     Damage,
+    /// Registrations and reservations are kept, and keep others out.
+    Reservations,
     /// The protocol's own rules.
     Protocol,
     /// The engine's own assertions.
@@ -74,6 +77,7 @@ impl fmt::Display for Oracle {
             Self::Error => "error without a fault",
             Self::Volumes => "set of volumes",
             Self::Damage => "damage not named",
+            Self::Reservations => "reservations",
             Self::Protocol => "protocol",
             Self::Assertion => "assertion",
             Self::TwoOwners => "two owners",
@@ -297,6 +301,8 @@ pub struct History {
     figures: Figures,
     digest: u64,
     watch: Watch,
+    /// In histories with hosts that reserve volumes.
+    reserving: Option<Reserving>,
 }
 
 /// Runs the history of `seed`.
@@ -319,7 +325,9 @@ impl History {
     fn new(seed: u64, setup: Setup, watch: Watch) -> Self {
         let cluster = Cluster::new(seed, &setup);
         let model = Model::new(setup.answers_last());
+        let reserving = setup.has_hosts().then(|| Reserving::draw(seed)).flatten();
         let history = Self {
+            reserving,
             prng: Prng::new(seed ^ 0x5EED),
             sessions: (0..setup.sessions).map(|_| None).collect(),
             setup,
@@ -542,7 +550,9 @@ impl History {
                 self.uncertain = Some(order);
             }
         }
-        self.flying.clear();
+        for (id, flying) in std::mem::take(&mut self.flying) {
+            self.reserving.iter_mut().for_each(|reserving| reserving.lose(id, flying.volume));
+        }
         self.order = None;
         self.machine().heal();
         self.settle_clock();

@@ -3,6 +3,7 @@
 use super::{Halt, History, Oracle, Order, found};
 use crate::{
     clients::Ask,
+    model::reservation::Deed,
     setup::{BLOCK, index},
 };
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ impl History {
         self.open(count)?;
         self.ask(Order::Status, AdminRequest::Status)?;
         self.compare_volumes()?;
+        self.report_reservations()?;
         self.read_everything()?;
         self.model.judge_crash()?;
         self.is_recovering = false;
@@ -115,6 +117,18 @@ impl History {
             self.model.volumes().iter().map(|(&id, volume)| (id, (volume.name.clone(), volume.size_bytes))).collect();
         if listed != expected {
             return Err(found(Oracle::Volumes, format!("there are {listed:?}, not {expected:?}")));
+        }
+        Ok(())
+    }
+
+    /// What was lost has happened or not, and who has registered is asked.
+    fn report_reservations(&mut self) -> Result<(), Halt> {
+        let Some(reserving) = &mut self.reserving else { return Ok(()) };
+        reserving.settle();
+        let volumes: Vec<ObjectId> = self.model.volumes().keys().copied().collect();
+        for volume in volumes {
+            self.until(|history| history.fly(0, volume, Ask::Reserve(1, Deed::Report), true))?;
+            self.until(|history| history.flying.is_empty())?;
         }
         Ok(())
     }

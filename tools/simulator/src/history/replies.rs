@@ -139,6 +139,10 @@ impl History {
             self.note(|_| format!("  {id}: {:?} of {} -> {what}", flying.ask, flying.volume));
         }
         self.digest = self.digest.rotate_left(7) ^ id ^ self.cluster.world.now().0;
+        if let Some(reserving) = &mut self.reserving {
+            let told = (&flying.ask, &answer);
+            reserving.end(id, flying.volume, told, &mut self.model).map_err(Halt::Found)?;
+        }
         let is_refused = matches!(answer, Answer::Refused(_));
         if !is_refused && self.offline == Some(flying.volume) {
             return Err(found(Oracle::Damage, format!("{:?} of a volume that is offline was done", flying.ask)));
@@ -162,8 +166,13 @@ impl History {
                         self.model.flushed(Some(flying.volume), flying.began);
                         self.model.end(flying.began);
                     }
+                    (Ask::Reserve(..), _) => self.model.end(flying.began),
                     _ => return Err(found(Oracle::Protocol, format!("{:?} was answered without data", flying.ask))),
                 }
+                Ok(())
+            }
+            Answer::Reservation(_) => {
+                self.model.end(flying.began);
                 Ok(())
             }
             Answer::Data(bytes) => self.read_answered(&flying, &bytes),
@@ -223,6 +232,8 @@ impl History {
             }
             Refusal::NoSpace => (false, true),
             Refusal::ShuttingDown => (self.is_stopping, true),
+            // Whether it was right is known already.
+            Refusal::Reserved => (self.reserving.is_some(), true),
             Refusal::Unserved => (false, false),
             Refusal::Failed(_) if self.offline == Some(flying.volume) => (true, true),
             Refusal::Failed(_) => {

@@ -14,7 +14,9 @@
 use super::{Ending, Halt, History, Outcome, Violation, Watch};
 use crate::{
     clients::Ask,
+    model::reservation::Deed,
     pattern::WriteId,
+    reserving::Reserving,
     setup::{BLOCK, Setup},
 };
 use std::ops::Range;
@@ -42,6 +44,8 @@ pub enum Act {
     Read(&'static str, Range<u64>),
     /// Flush a volume.
     Flush(&'static str),
+    /// A host does something with a volume's reservation. In such a script every request is of some host.
+    Reserve(&'static str, u8, Deed),
     /// Take a consistency point.
     Checkpoint,
     /// Let the spare disk join the pool.
@@ -104,6 +108,8 @@ pub struct ScriptOutcome {
 pub fn run_script(setup: &Setup, script: &[Act], crash: Option<Crash>, is_traced: bool) -> ScriptOutcome {
     let watch = if is_traced { Watch::Trace } else { Watch::Digest };
     let mut history = History::new(SEED, setup.clone(), watch);
+    let has_hosts = script.iter().any(|act| matches!(act, Act::Reserve(..)));
+    history.reserving = has_hosts.then(|| Reserving::new(SEED));
     let mut outcome = ScriptOutcome {
         violation: None,
         steps: 0,
@@ -185,6 +191,7 @@ impl History {
             Act::Zero(name, range, may_free) => return self.send(name, Ask::Zero(range.clone(), *may_free, false)),
             Act::Read(name, range) => return self.send(name, Ask::Read(range.clone())),
             Act::Flush(name) => return self.send(name, Ask::Flush),
+            Act::Reserve(name, host, deed) => return self.send(name, Ask::Reserve(*host, *deed)),
             Act::Checkpoint => self.ask_checkpoint(),
             Act::Grow => self.grow(),
             Act::Turns(count) => return (0..*count).try_for_each(|_| self.turn()),

@@ -216,6 +216,8 @@ impl History {
             _ if self.setup.is_nbd => Ask::Flush,
             _ => Ask::Status(self.draw_range(size_bytes, size_bytes.min(64 * BLOCK))),
         };
+        let deed = self.reserving.as_mut().and_then(|reserving| reserving.draw_deed(volume));
+        let ask = deed.unwrap_or(ask);
         self.fly(session, volume, ask, false)
     }
 
@@ -224,20 +226,24 @@ impl History {
         let begun = ask.begin(&mut self.model, volume);
         self.next_id += 1;
         let id = self.next_id;
+        let host = self.reserving.as_mut().map_or(0, |reserving| reserving.host_of(&ask));
         let is_sent = if self.setup.is_nbd {
             let session = self.sessions[session].as_mut().expect("the caller connected it");
             session.send(id, &ask);
             true
         } else {
             let reactor = session % self.node().reactor_count();
-            self.node().port(reactor).submit(&self.machine().blocks, id, volume, &ask)
+            self.node().port(reactor).submit(&self.machine().blocks, (id, host), volume, &ask)
         };
         if !is_sent {
             withdraw(&mut self.model, begun);
             return false;
         }
         let (write, began) = begun;
-        self.note(|_| format!("  {id}: {ask:?} of {volume}"));
+        self.note(|_| format!("  {id}: {ask:?} of {volume} by host {host}"));
+        if let Some(reserving) = &mut self.reserving {
+            reserving.begin((id, host), volume, &ask, write);
+        }
         let (sizes, turn) = (self.sizes(volume), self.figures.turns);
         self.flying.insert(id, Flying { ask, volume, write, began, sizes, is_verification, turn });
         true

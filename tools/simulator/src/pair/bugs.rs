@@ -9,6 +9,7 @@
 //! | `mirror-gap-accepted` | a session keeps the order of frames, and after a lost path the owner goes on where the mirror has acknowledged |
 //! | `offline-refused-as-elsewhere` | the other node waits with what it was asked until the volume is back, unless nobody brings it back: less than once in a thousand histories |
 //! | `record-epoch-not-compared` | as the first; without both a stale tail rises (`named.rs`) |
+//! | `refusal-forgotten` | no history of the pair has reservations, and in none is its pool full |
 //! | `request-epoch-not-compared` | a request that arrives when its pool has gone there and back is older than those that have taken its slot in this session; only before the first of them it is performed |
 //! | `ring-reused-before-mirrored` | the mirror refuses what lies more than a ring ahead, and is brought in step anew |
 //! | `seam-*` | what is lost or overtaken between the halves of an interconnect is said again, or refused and brought in step anew; every interleaving of the halves shows each of them |
@@ -17,7 +18,7 @@
 use crate::bank::{Bug, bug, controller_bug, lane_bug};
 
 /// Every bug.
-pub const BUGS: [Bug; 56] = [
+pub const BUGS: [Bug; 57] = [
     bug("accept-loss-skips-one", "of what is given up only the first record is, and the others are performed"),
     bug("alone-before-stale", "replies leave without the mirror before the register says stale"),
     bug("answered-when-sent", "a change is answered when it was sent to the owner"),
@@ -57,6 +58,7 @@ pub const BUGS: [Bug; 56] = [
     bug("open-without-claim", "an owner opens its pool without a new epoch"),
     bug("performs-later-records-of-an-offline-volume", "recovery holds only the records that it cannot perform"),
     lane_bug("record-epoch-not-compared", "recovery performs records of an epoch before the consistency point's"),
+    controller_bug("refusal-forgotten", "a change that was refused is performed when it arrives again"),
     bug("replay-forgets-names", "recovery does not remember the names in the records"),
     controller_bug("request-epoch-not-compared", "a request of an ownership that is over is performed"),
     bug("resend-forgets", "what was on its way when the interconnect was cut is not sent again"),

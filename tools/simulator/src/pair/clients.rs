@@ -299,7 +299,7 @@ impl History {
         let since = process.clock();
         let reactor = index(self.prng.below(process.node.reactor_count() as u64));
         let outside = slot_of(node, pool).outside(volume);
-        if !process.node.port(reactor).submit(&self.site.blocks[node], id, outside, &ask) {
+        if !process.node.port(reactor).submit(&self.site.blocks[node], (id, 0), outside, &ask) {
             let model = &mut self.pools[pool].model;
             withdraw(model, begun);
             return false;
@@ -488,7 +488,7 @@ impl History {
             Refusal::Failed(_) if is_offline => (true, true),
             Refusal::Failed(_) => (is_leaving || is_held_up || self.is_excused(pool), false),
             Refusal::Unserved => (self.may_be_unserved(pool, flying), false),
-            Refusal::Beyond | Refusal::NoSpace => (false, true),
+            Refusal::Beyond | Refusal::NoSpace | Refusal::Reserved => (false, true),
         };
         if !is_excused {
             let what = format!("pool {}: {:?} was refused without a fault: {refusal:?}", NAMES[pool], flying.ask);

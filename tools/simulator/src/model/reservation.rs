@@ -1,0 +1,470 @@
+//! Reservations as hosts know them: an account of its own of what their commands do, and of what a volume's reservation may be by what was answered.
+//!
+//! Commands overlap, and what was lost in a crash may have happened or not. So the account keeps every state that explains all answers so far, each with the commands
+//! under way that it takes for done. An answer that no state explains is wrong: a registration was lost, or done twice (the generation tells), or a host that is
+//! fenced off was let in.
+
+use std::collections::{BTreeMap, BTreeSet};
+use twinlog::{
+    base::HostId,
+    format::reservation::{Held, Registrant, Reservation, ReservationKind},
+    fs::reservation::{RegisterAction, ReservationCommand},
+};
+use twinlog_device::Prng;
+
+use crate::pattern::WriteId;
+
+/// Hosts that there are.
+pub const HOSTS: u8 = 3;
+
+/// Commands of one volume that may be under way or lost: their orders are all tried.
+const PENDING_MAX: usize = 4;
+
+/// Kinds that hosts want: with those that forbid reads, the verification of all bytes would need a holder.
+const KINDS: [ReservationKind; 3] =
+    [ReservationKind::WriteExclusive, ReservationKind::WriteExclusiveRegistrants, ReservationKind::WriteExclusiveAll];
+
+/// What a host does; its key is its number, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Deed {
+    /// Registers.
+    Register,
+    /// Ends its registration.
+    Unregister,
+    /// Acquires.
+    Acquire(ReservationKind),
+    /// Preempts a host.
+    Preempt(u8, ReservationKind),
+    /// Releases.
+    Release(ReservationKind),
+    /// Ends everybody's registration.
+    Clear,
+    /// Asks who has registered.
+    Report,
+}
+
+impl Deed {
+    /// A deed of any kind.
+    #[must_use]
+    pub fn draw(prng: &mut Prng) -> Self {
+        let kind = *prng.pick(&KINDS);
+        match prng.below(24) {
+            0..=7 => Self::Register,
+            8 | 9 => Self::Unregister,
+            10..=15 => Self::Acquire(kind),
+            16..=19 => Self::Preempt(draw_host(prng), kind),
+            20 | 21 => Self::Release(kind),
+            22 => Self::Clear,
+            _ => Self::Report,
+        }
+    }
+
+    /// What a host asks; `None`: for a report.
+    #[must_use]
+    pub fn command(self, host: u8) -> Option<ReservationCommand> {
+        let key = u64::from(host);
+        let register = |action| ReservationCommand::Register { action, persists: Some(true) };
+        Some(match self {
+            Self::Register => register(RegisterAction::Register { key }),
+            Self::Unregister => register(RegisterAction::Unregister { current: Some(key) }),
+            Self::Acquire(kind) => ReservationCommand::Acquire { key, kind },
+            Self::Preempt(victim, kind) => {
+                ReservationCommand::Preempt { key, preempted: u64::from(victim), kind, aborts: false }
+            }
+            Self::Release(kind) => ReservationCommand::Release { key, kind },
+            Self::Clear => ReservationCommand::Clear { key },
+            Self::Report => return None,
+        })
+    }
+}
+
+/// Any host.
+pub fn draw_host(prng: &mut Prng) -> u8 {
+    u8::try_from(prng.between(1, u64::from(HOSTS))).expect("a few")
+}
+
+/// The identifier of a host; 0: of nobody that can register.
+#[must_use]
+pub fn host_id(host: u8) -> Option<HostId> {
+    HostId::new([host; 16])
+}
+
+/// A volume's reservation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct State {
+    generation: u32,
+    persists: bool,
+    registered: BTreeSet<u8>,
+    /// By a host; by none: by all that have registered.
+    held: Option<(ReservationKind, Option<u8>)>,
+}
+
+impl State {
+    fn is_holder(&self, host: u8) -> bool {
+        let Some((_, holder)) = self.held else { return false };
+        holder.map_or(self.registered.contains(&host), |holder| holder == host)
+    }
+
+    fn may_write(&self, host: u8) -> bool {
+        let is_for_registrants = self.held.is_none_or(|(kind, _)| kind != ReservationKind::WriteExclusive);
+        self.held.is_none() || self.is_holder(host) || (is_for_registrants && self.registered.contains(&host))
+    }
+
+    fn leave(&mut self, host: u8) {
+        self.registered.remove(&host);
+        let is_empty = self.registered.is_empty();
+        self.held = self.held.filter(|(_, holder)| holder.map_or(!is_empty, |holder| holder != host));
+    }
+
+    fn hold(&mut self, host: u8, kind: ReservationKind) {
+        let is_of_all = kind == ReservationKind::WriteExclusiveAll;
+        self.held = Some((kind, (!is_of_all).then_some(host)));
+    }
+
+    /// Whether a deed is done, and the state after it.
+    fn after(&self, host: u8, deed: Deed) -> (bool, Self) {
+        let mut next = self.clone();
+        let is_registered = self.registered.contains(&host);
+        let counts = matches!(deed, Deed::Register | Deed::Unregister | Deed::Preempt(..) | Deed::Clear);
+        let is_done = match deed {
+            Deed::Report => true,
+            Deed::Register => {
+                next.registered.insert(host);
+                true
+            }
+            _ if !is_registered => false,
+            Deed::Unregister => {
+                next.leave(host);
+                true
+            }
+            Deed::Acquire(kind) => match self.held {
+                None => {
+                    next.hold(host, kind);
+                    true
+                }
+                Some((held, _)) => held == kind && self.is_holder(host),
+            },
+            Deed::Preempt(victim, kind) => {
+                let is_of_holder = self.held.is_some_and(|(_, holder)| holder == Some(victim));
+                if is_of_holder && victim != host {
+                    next.leave(victim);
+                }
+                if is_of_holder {
+                    next.hold(host, kind);
+                } else {
+                    next.leave(victim);
+                }
+                is_of_holder || self.registered.contains(&victim)
+            }
+            Deed::Release(kind) => match self.held {
+                Some((held, _)) if self.is_holder(host) => {
+                    next.held = None;
+                    held == kind
+                }
+                _ => true,
+            },
+            Deed::Clear => {
+                (next.held, next.registered) = (None, BTreeSet::new());
+                true
+            }
+        };
+        if !is_done {
+            return (false, self.clone());
+        }
+        next.generation += u32::from(counts);
+        next.persists |= matches!(deed, Deed::Register | Deed::Unregister);
+        (true, next)
+    }
+
+    /// As the engine reports it.
+    fn reported(&self) -> Reservation {
+        let id = |host| host_id(host).expect("hosts count from 1");
+        let registrant = |&host: &u8| Registrant { host: id(host), key: u64::from(host) };
+        Reservation {
+            generation: self.generation,
+            persists: self.persists,
+            held: self.held.map(|(kind, holder)| Held { kind, holder: holder.map(id) }),
+            registrants: self.registered.iter().map(registrant).collect(),
+        }
+    }
+}
+
+/// What a host was answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Done.
+    Done,
+    /// Refused because of the reservation.
+    Refused,
+    /// Refused for another reason, and never done.
+    Nothing,
+    /// The reservation.
+    State(Box<Reservation>),
+}
+
+/// How a command that is taken for done has ended, and the state that it has found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Ended {
+    is_done: bool,
+    found: State,
+}
+
+/// A state that explains all answers, and the commands under way that are done in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Explanation {
+    state: State,
+    ended: BTreeMap<u64, Ended>,
+}
+
+/// A change of data under way.
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    host: u8,
+    write: Option<WriteId>,
+    may_be_done: bool,
+    may_be_refused: bool,
+    /// Since it began, an answer has told that its host is kept out.
+    is_barred: bool,
+    is_lost: bool,
+}
+
+/// The account of one volume.
+#[derive(Clone, Debug)]
+pub struct Account {
+    explanations: BTreeSet<Explanation>,
+    pending: BTreeMap<u64, (u8, Deed)>,
+    lost: BTreeSet<u64>,
+    attempts: BTreeMap<u64, Attempt>,
+}
+
+impl Default for Account {
+    fn default() -> Self {
+        Self {
+            explanations: BTreeSet::from([Explanation::default()]),
+            pending: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            attempts: BTreeMap::new(),
+        }
+    }
+}
+
+impl Account {
+    /// Whether a command may begin. None does that could let a host in again which is kept out with changes under way: whether those are done before it was
+    /// kept out, or after it was let in, could not be told.
+    #[must_use]
+    pub fn may_begin(&self, host: u8, deed: Deed) -> bool {
+        if self.pending.len() >= PENDING_MAX {
+            return false;
+        }
+        let barred: BTreeSet<u8> =
+            self.attempts.values().filter(|attempt| attempt.is_barred).map(|attempt| attempt.host).collect();
+        if barred.is_empty() {
+            return true;
+        }
+        let mut after = self.clone();
+        after.pending.insert(u64::MAX, (host, deed));
+        !after.states().iter().any(|state| barred.iter().any(|&host| state.may_write(host)))
+    }
+
+    /// A command begins.
+    pub fn begin(&mut self, id: u64, host: u8, deed: Deed) {
+        self.pending.insert(id, (host, deed));
+        self.look_at_attempts();
+    }
+
+    /// A command was answered.
+    ///
+    /// # Errors
+    /// No state explains the answer.
+    pub fn end(&mut self, id: u64, heard: &Heard) -> Result<(), String> {
+        let Some(&(host, deed)) = self.pending.get(&id) else { return Ok(()) };
+        let fits = |explanation: &Explanation| match (heard, explanation.ended.get(&id)) {
+            (Heard::Nothing, ended) => ended.is_none(),
+            (_, None) => false,
+            (Heard::Done, Some(ended)) => ended.is_done,
+            (Heard::Refused, Some(ended)) => !ended.is_done,
+            (Heard::State(state), Some(ended)) => ended.found.reported() == **state,
+        };
+        let explained: BTreeSet<Explanation> = self.reachable().into_iter().filter(fits).collect();
+        if explained.is_empty() {
+            return Err(format!("{deed:?} of host {host} was answered {heard:?}, and {}", self.tell()));
+        }
+        self.pending.remove(&id);
+        self.lost.remove(&id);
+        self.explanations = explained;
+        self.forget(id);
+        Ok(())
+    }
+
+    /// Nobody hears what becomes of a command or a change.
+    pub fn lose(&mut self, id: u64) {
+        if self.pending.contains_key(&id) {
+            self.lost.insert(id);
+        }
+        if let Some(attempt) = self.attempts.get_mut(&id) {
+            attempt.is_lost = true;
+        }
+    }
+
+    /// What was lost has happened by now, or never will.
+    pub fn settle(&mut self) {
+        self.attempts.retain(|_, attempt| !attempt.is_lost);
+        if self.lost.is_empty() {
+            return;
+        }
+        self.explanations = self.reachable();
+        for id in std::mem::take(&mut self.lost) {
+            self.pending.remove(&id);
+            self.forget(id);
+        }
+    }
+
+    /// A host begins to change data.
+    pub fn attempt(&mut self, id: u64, host: u8, write: Option<WriteId>) {
+        let (may_be_done, may_be_refused, is_barred, is_lost) = (false, false, false, false);
+        self.attempts.insert(id, Attempt { host, write, may_be_done, may_be_refused, is_barred, is_lost });
+        self.look_at_attempts();
+    }
+
+    /// That has ended.
+    ///
+    /// # Errors
+    /// It was done, or refused as of another host, and at no time was that right.
+    pub fn end_attempt(&mut self, id: u64, heard: &Heard) -> Result<(), String> {
+        let Some(attempt) = self.attempts.remove(&id) else { return Ok(()) };
+        let is_right = match heard {
+            Heard::Done => attempt.may_be_done,
+            Heard::Refused => attempt.may_be_refused,
+            Heard::Nothing | Heard::State(_) => true,
+        };
+        if is_right {
+            return Ok(());
+        }
+        Err(format!("a change of host {} was answered {heard:?}, and {}", attempt.host, self.tell()))
+    }
+
+    /// Changes under way whose host is kept out for certain, and was not before: what has not been done of them never will be.
+    pub fn bar(&mut self) -> Vec<WriteId> {
+        if self.attempts.is_empty() {
+            return Vec::new();
+        }
+        let states = self.states();
+        let is_new =
+            |attempt: &&mut Attempt| !attempt.is_barred && !states.iter().any(|state| state.may_write(attempt.host));
+        let barred = self.attempts.values_mut().filter(is_new);
+        barred
+            .filter_map(|attempt| {
+                attempt.is_barred = true;
+                attempt.write
+            })
+            .collect()
+    }
+
+    fn look_at_attempts(&mut self) {
+        if self.attempts.is_empty() {
+            return;
+        }
+        let states = self.states();
+        for attempt in self.attempts.values_mut() {
+            attempt.may_be_done |= states.iter().any(|state| state.may_write(attempt.host));
+            attempt.may_be_refused |= states.iter().any(|state| !state.may_write(attempt.host));
+        }
+    }
+
+    /// What the reservation may be now.
+    fn states(&self) -> BTreeSet<State> {
+        self.reachable().into_iter().map(|explanation| explanation.state).collect()
+    }
+
+    fn tell(&self) -> String {
+        let states: Vec<&State> = self.explanations.iter().map(|explanation| &explanation.state).take(3).collect();
+        format!("the reservation was one of {states:?}, with {:?} under way", self.pending)
+    }
+
+    fn forget(&mut self, id: u64) {
+        let without = |mut explanation: Explanation| {
+            explanation.ended.remove(&id);
+            explanation
+        };
+        self.explanations = std::mem::take(&mut self.explanations).into_iter().map(without).collect();
+    }
+
+    /// Every explanation, and every one that commands under way lead to.
+    fn reachable(&self) -> BTreeSet<Explanation> {
+        let mut reached = self.explanations.clone();
+        let mut todo: Vec<Explanation> = reached.iter().cloned().collect();
+        while let Some(from) = todo.pop() {
+            for (&id, &(host, deed)) in &self.pending {
+                if from.ended.contains_key(&id) {
+                    continue;
+                }
+                let (is_done, state) = from.state.after(host, deed);
+                let found = from.state.clone();
+                let mut ended = from.ended.clone();
+                ended.insert(id, Ended { is_done, found });
+                let next = Explanation { state, ended };
+                if reached.insert(next.clone()) {
+                    todo.push(next);
+                }
+            }
+        }
+        reached
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ReservationKind::WriteExclusive;
+
+    const DONE: Heard = Heard::Done;
+    const REFUSED: Heard = Heard::Refused;
+
+    #[test]
+    fn what_was_lost_may_have_happened_and_what_was_answered_has() {
+        let mut account = Account::default();
+        account.begin(1, 1, Deed::Register);
+        account.begin(2, 2, Deed::Register);
+        assert!(account.end(1, &DONE).is_ok());
+        account.lose(2);
+        account.settle();
+        let mut other = account.clone();
+        for (account, heard) in [(&mut account, &DONE), (&mut other, &REFUSED)] {
+            account.begin(3, 2, Deed::Acquire(WriteExclusive));
+            assert!(account.end(3, heard).is_ok(), "{heard:?}");
+        }
+        account.begin(4, 1, Deed::Acquire(WriteExclusive));
+        assert!(account.end(4, &DONE).is_err(), "host 2 holds it");
+        other.begin(4, 1, Deed::Acquire(WriteExclusive));
+        assert!(other.end(4, &REFUSED).is_err(), "nobody holds it");
+    }
+
+    #[test]
+    fn a_host_that_was_preempted_writes_nothing_more() {
+        let mut account = Account::default();
+        for (id, host, deed) in [(1, 1, Deed::Register), (2, 2, Deed::Register), (3, 1, Deed::Acquire(WriteExclusive))]
+        {
+            account.begin(id, host, deed);
+            assert!(account.end(id, &DONE).is_ok());
+        }
+        account.attempt(4, 1, Some(WriteId(4)));
+        account.begin(5, 2, Deed::Preempt(1, WriteExclusive));
+        account.attempt(6, 1, None);
+        assert!(account.bar().is_empty(), "the preemption may come later");
+        assert!(account.end(5, &DONE).is_ok());
+        assert_eq!(account.bar(), [WriteId(4)], "and it is over");
+        assert!(!account.may_begin(1, Deed::Register) || !account.may_begin(2, Deed::Clear));
+        account.attempt(7, 1, None);
+        account.attempt(8, 2, None);
+        assert!(account.end_attempt(4, &DONE).is_ok() && account.end_attempt(6, &REFUSED).is_ok());
+        assert!(account.end_attempt(7, &DONE).is_err() && account.end_attempt(8, &REFUSED).is_err());
+        let registered = BTreeSet::from([2]);
+        let held = Some((WriteExclusive, Some(2)));
+        let state = State { generation: 3, persists: true, registered, held };
+        account.begin(9, 3, Deed::Report);
+        let mut again = account.clone();
+        assert!(account.end(9, &Heard::State(Box::new(state.reported()))).is_ok());
+        let twice = State { generation: 4, ..state };
+        assert!(again.end(9, &Heard::State(Box::new(twice.reported()))).is_err(), "something happened twice");
+    }
+}

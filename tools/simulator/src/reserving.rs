@@ -1,0 +1,112 @@
+//! Hosts that reserve the volumes of a pool: what they ask for, and what their [accounts](crate::model::reservation) make of the answers.
+//!
+//! What they draw, they draw from a stream of their own: the rest of a seed's history is drawn as it is without hosts.
+
+use crate::{
+    clients::{Answer, Ask, Refusal},
+    history::{Oracle, Violation},
+    model::{
+        Model,
+        reservation::{Account, Deed, HOSTS, Heard, draw_host},
+    },
+    pattern::WriteId,
+};
+use std::collections::BTreeMap;
+use twinlog::base::ObjectId;
+use twinlog_device::Prng;
+
+/// The hosts of one pool.
+#[derive(Debug)]
+pub(crate) struct Reserving {
+    prng: Prng,
+    accounts: BTreeMap<ObjectId, Account>,
+}
+
+impl Reserving {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { prng: Prng::new(seed ^ 0x4057), accounts: BTreeMap::new() }
+    }
+
+    /// In one of four histories of those that can have hosts.
+    pub(crate) fn draw(seed: u64) -> Option<Self> {
+        let mut reserving = Self::new(seed);
+        reserving.prng.chance(1, 4).then_some(reserving)
+    }
+
+    /// Now and then a command about the reservation, in the place of another request.
+    pub(crate) fn draw_deed(&mut self, volume: ObjectId) -> Option<Ask> {
+        if !self.prng.chance(1, 6) {
+            return None;
+        }
+        let (host, deed) = (draw_host(&mut self.prng), Deed::draw(&mut self.prng));
+        let is_possible = self.accounts.entry(volume).or_default().may_begin(host, deed);
+        is_possible.then_some(Ask::Reserve(host, deed))
+    }
+
+    /// Whose a request is; 0: nobody's that can register.
+    pub(crate) fn host_of(&mut self, ask: &Ask) -> u8 {
+        match ask {
+            Ask::Reserve(host, _) => *host,
+            _ => u8::try_from(self.prng.below(u64::from(HOSTS) + 1)).expect("a few"),
+        }
+    }
+
+    pub(crate) fn begin(&mut self, (id, host): (u64, u8), volume: ObjectId, ask: &Ask, write: Option<WriteId>) {
+        let account = self.accounts.entry(volume).or_default();
+        match ask {
+            Ask::Reserve(host, deed) => account.begin(id, *host, *deed),
+            ask if is_change(ask) => account.attempt(id, host, write),
+            _ => {}
+        }
+    }
+
+    /// What an answer says of a volume's reservation. Changes that it keeps out have happened by now or never will.
+    ///
+    /// # Errors
+    /// It cannot be.
+    pub(crate) fn end(
+        &mut self,
+        id: u64,
+        volume: ObjectId,
+        (ask, answer): (&Ask, &Answer),
+        model: &mut Model,
+    ) -> Result<(), Violation> {
+        let account = self.accounts.entry(volume).or_default();
+        let heard = match (ask, answer) {
+            (_, Answer::Refused(Refusal::Failed(_) | Refusal::Unserved)) => {
+                account.lose(id);
+                return Ok(());
+            }
+            (_, Answer::Refused(Refusal::Reserved)) => Heard::Refused,
+            (_, Answer::Refused(_)) => Heard::Nothing,
+            (_, Answer::Reservation(state)) => Heard::State(state.clone()),
+            _ => Heard::Done,
+        };
+        let judged = match ask {
+            Ask::Reserve(..) => account.end(id, &heard),
+            ask if is_change(ask) => account.end_attempt(id, &heard),
+            _ if heard == Heard::Refused => Err(format!("{ask:?} was refused: nobody is kept from reading here")),
+            _ => Ok(()),
+        };
+        let what = judged.map_err(|what| Violation { oracle: Oracle::Reservations, what });
+        account.bar().into_iter().for_each(|write| model.doubt_write(write));
+        what
+    }
+
+    /// Nobody hears what becomes of a request.
+    pub(crate) fn lose(&mut self, id: u64, volume: ObjectId) {
+        if let Some(account) = self.accounts.get_mut(&volume) {
+            account.lose(id);
+        }
+    }
+
+    /// Whoever had requests in hand of which nobody hears is gone: they have been done or never will be.
+    pub(crate) fn settle(&mut self) {
+        self.accounts.values_mut().for_each(Account::settle);
+    }
+}
+
+/// Whether it changes the volume, in the eyes of a reservation.
+fn is_change(ask: &Ask) -> bool {
+    matches!(ask, Ask::Write(..) | Ask::Discard(..) | Ask::Zero(..) | Ask::Flush)
+}
