@@ -6,12 +6,12 @@
 use std::{fs, path::PathBuf};
 use twinlog::{
     base::{
-        BlockAddress, CpNumber, Epoch, ForwardedChanges, HostId, Incarnation, LaneIndex, Lsn, ObjectId, PairId, PoolId,
-        PortionId,
+        BlockAddress, BlockSize, CpNumber, Epoch, ForwardedChanges, HostId, Incarnation, LaneIndex, Lsn, ObjectId,
+        PairId, PoolId, PortionId,
     },
     changelog::{
-        Draft, EndReason, FLAG_KEEP_ALLOCATED, Format, Lane, LaneHeader, LaneIdentity, OwnedRecord, PortionRole,
-        RecordKind, Scan, ScanEnd, ScanStart, ScanStep,
+        Draft, EndReason, FLAG_BLOCKS_512, FLAG_KEEP_ALLOCATED, Format, Lane, LaneHeader, LaneIdentity, OwnedRecord,
+        PortionRole, RecordKind, Scan, ScanEnd, ScanStart, ScanStep,
     },
     format::{
         chain::{AddressRange, Subtree, decode_chain_block, encode_chain_block},
@@ -156,6 +156,43 @@ fn lane_version_2_with_a_reservation() {
     assert!(write_lane(reserve()) == image, "the format changed: it needs a new version");
 }
 
+/// A block of the object table with a volume in blocks of 512 bytes beside one of before there was a choice.
+fn write_fine() -> Vec<u8> {
+    let mut block = [0; BLOCK_BYTES];
+    for (slot, volume) in records_mut(&mut block).iter_mut().zip(fine()) {
+        *slot = ObjectRecord::volume(&volume);
+    }
+    block.to_vec()
+}
+
+fn fine() -> [VolumeRecord; 2] {
+    [volume(), VolumeRecord { id: ObjectId(9), name: "vol-f".to_owned(), block_size: BlockSize::Bytes512, ..volume() }]
+}
+
+#[test]
+fn pool_version_1_with_blocks_of_512_bytes() {
+    let image = fs::read(golden("pool-1-512.bin")).expect("the file is part of the repository");
+    let block: &BlockBytes = image.first_chunk().expect("a block");
+    for (slot, volume) in records(block).iter().zip(fine()) {
+        assert_eq!(slot.verify(), Ok(Some(object(volume))));
+    }
+    assert_eq!(write_fine(), image);
+}
+
+/// The record that makes such a volume.
+fn make_fine() -> Vec<(Draft, Vec<u8>)> {
+    let plain = changes().into_iter().find(|(draft, _)| draft.kind == RecordKind::Create);
+    let (draft, name) = plain.expect("one is made there");
+    vec![(Draft { flags: FLAG_BLOCKS_512, ..draft }, name)]
+}
+
+#[test]
+fn lane_version_2_with_blocks_of_512_bytes() {
+    let image = fs::read(golden("lane-2-512.bin")).expect("the file is part of the repository");
+    judge_lane(&image, PORTION, &make_fine());
+    assert_eq!(write_lane(make_fine()), image);
+}
+
 /// A superblock of a pool with a reservation, and the volume's records in the object table.
 fn write_reserved() -> Vec<u8> {
     let mut image = Superblock { has_reservations: true, ..superblock() }.encode(1, 1).to_vec();
@@ -234,6 +271,7 @@ fn volume() -> VolumeRecord {
         id: ObjectId(8),
         name: "vol-a".to_owned(),
         size_bytes: 1 << 40,
+        block_size: BlockSize::Bytes4096,
         levels: 4,
         root: reference(103),
         allocated_blocks: 77,
@@ -393,6 +431,8 @@ fn write_golden_files() {
     fs::write(golden("lane-2-reserve.bin"), write_lane(reserve())).expect("the repository can be written");
     fs::write(golden("pool-1.bin"), write_pool()).expect("the repository can be written");
     fs::write(golden("pool-1-offline.bin"), write_offline()).expect("the repository can be written");
+    fs::write(golden("lane-2-512.bin"), write_lane(make_fine())).expect("the repository can be written");
+    fs::write(golden("pool-1-512.bin"), write_fine()).expect("the repository can be written");
     fs::write(golden("pool-1-reserved.bin"), write_reserved()).expect("the repository can be written");
     fs::write(golden("mailbox-1.bin"), write_mailbox()).expect("the repository can be written");
 }

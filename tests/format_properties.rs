@@ -4,8 +4,8 @@
 use std::path::Path;
 use twinlog::{
     base::{
-        BlockAddress, CpNumber, Epoch, ForwardId, ForwardedChanges, HostId, LaneIndex, Lsn, ObjectId, PoolId,
-        PortionId, Prng, limits::CHANGE_BYTES_MAX,
+        BlockAddress, BlockSize, CpNumber, Epoch, ForwardId, ForwardedChanges, HostId, LaneIndex, Lsn, ObjectId,
+        PoolId, PortionId, Prng, limits::CHANGE_BYTES_MAX,
     },
     changelog::{
         Draft, FLAG_KEEP_ALLOCATED, LaneHeader, LaneIdentity, PortionRole, RecordFault, RecordKind, record_bytes,
@@ -334,6 +334,7 @@ fn volumes_survive_the_round_trip() {
             id: ObjectId(number(&mut prng, u64::MAX - 1) + 1),
             name: name(&mut prng),
             size_bytes: (number(&mut prng, (1 << 38) - 1) + 1) * 4096,
+            block_size: *prng.pick(&BlockSize::ALL),
             levels: u8::try_from(prng.between(1, 6)).expect("small"),
             root: reference(&mut prng),
             allocated_blocks: number(&mut prng, u64::MAX),
@@ -387,7 +388,7 @@ fn requests_sizes_and_configurations_survive_the_round_trip() {
         let name = String::from_utf8_lossy(&text).into_owned();
         let size_bytes = number(&mut prng, u64::MAX);
         for request in [
-            AdminRequest::VolumeCreate { name: name.clone(), size_bytes },
+            AdminRequest::VolumeCreate { name: name.clone(), size_bytes, block_bytes: 4096 },
             AdminRequest::VolumeResize { name: name.clone(), size_bytes },
             AdminRequest::VolumeDelete { name: name.clone() },
             AdminRequest::VolumeOnline { name: name.clone(), accept_loss: prng.chance(1, 2) },

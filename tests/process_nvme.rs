@@ -91,6 +91,32 @@ fn both_nodes_serve_every_namespace_in_every_way_that_data_can_go() {
 }
 
 #[test]
+fn a_volume_in_blocks_of_512_bytes_is_served_by_both_nodes() {
+    let pair = Pair::start();
+    let made = pair.run("a", &["volume", "create", "fine", "16MiB", "--block-size", "512"]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let id = pair.until("both nodes know of it", || {
+        let id = |node| {
+            let status = pair.status(node)?;
+            let namespaces = status["status"]["nvme_tcp"]["namespaces"].as_array()?;
+            namespaces.iter().find(|one| one["volume"] == "fine")?["id"].as_u64()
+        };
+        id("b").and(id("a"))
+    });
+    for node in 0..2 {
+        let journal = pair.folder.path().join(format!("journal-{node}"));
+        let address = discovered(&pair, node, "vol-a", "");
+        let (address, _) = address.split_once('?').expect("a URI with options");
+        let uri = format!("{address}?nsid={id}&kato=2");
+        let more = ["--ops=300", "--time=300", "--bs=512-64k", "--align=512"];
+        finish(load(&uri, &journal, 7, &more), &pair);
+        prove(&uri, &journal).unwrap_or_else(|said| panic!("{said}\n{}", pair.said()));
+    }
+    let refused = pair.run("a", &["volume", "create", "odd", "16MiB", "--block-size", "1024"]);
+    assert_eq!(refused.status.code(), Some(2));
+}
+
+#[test]
 fn who_names_no_namespace_is_told_which_there_are() {
     let pair = Pair::start();
     let uri = discovered(&pair, 0, "vol-a", "");

@@ -107,7 +107,7 @@ impl Node {
 
     fn create_volume(&mut self) {
         let (reply, replies) = crossbeam_channel::bounded(1);
-        let request = AdminRequest::VolumeCreate { name: "vol".to_owned(), size_bytes: 512 << 20 };
+        let request = AdminRequest::VolumeCreate { name: "vol".to_owned(), size_bytes: 512 << 20, block_bytes: 4096 };
         self.engine.call(AdminCall { request, reply });
         let answer = loop {
             self.engine.poll(self.platform.now(), self.platform.wall_clock_ns());

@@ -1,5 +1,6 @@
 //! Ids and units as newtypes, limits with their arithmetic, checksum, seeded random numbers.
 
+pub mod block_size;
 pub mod checksum;
 pub mod forwarded;
 pub mod hash;
@@ -8,6 +9,7 @@ pub mod limits;
 pub mod planted;
 pub mod slab;
 
+pub use block_size::BlockSize;
 pub use checksum::checksum;
 pub use forwarded::{ForwardId, ForwardedChanges};
 pub use hash::{FixedMap, FixedSet};

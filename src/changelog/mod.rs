@@ -24,7 +24,7 @@ pub mod throttle;
 
 pub use crate::format::{
     lane_header::{LaneHeader, LaneHeaderError, LaneIdentity, PortionRole},
-    record::{Draft, FLAG_KEEP_ALLOCATED, OwnedRecord, RecordFault, RecordKind, record_bytes},
+    record::{Draft, FLAG_BLOCKS_512, FLAG_KEEP_ALLOCATED, OwnedRecord, RecordFault, RecordKind, record_bytes},
 };
 pub use header::{Format, ReadHeader};
 pub use lane::{Lane, LaneTuning, MirrorItem, MirrorMode, MirroringError};

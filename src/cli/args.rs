@@ -256,6 +256,9 @@ pub(crate) enum VolumeCommand {
         name: String,
         /// Such as 10GiB; a multiple of 4096 bytes
         size: ByteSize,
+        /// Blocks in which NVMe/TCP hosts address it: 4096, or 512 for programs that know no others; it stays as it is
+        #[arg(long, value_name = "BYTES", default_value = "4096")]
+        block_size: ByteSize,
         #[command(flatten)]
         node: NodeArgs,
     },

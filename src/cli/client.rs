@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::{fs, path::Path};
 use twinlog::{
-    base::limits::BLOCK_BYTES,
+    base::{BlockSize, limits::BLOCK_BYTES},
     control::{
         client::AdminClient,
         config::{self, NvmeName},
@@ -55,14 +55,19 @@ fn show_pool(node: &NodeArgs, output: &Output, text: fn(&NodeStatus) -> String) 
 /// `twinlog volume ...`
 pub(crate) fn volume(command: VolumeCommand, output: &Output) -> Result<Exit, Failure> {
     match command {
-        VolumeCommand::Create { name, size, node } => {
+        VolumeCommand::Create { name, size, block_size, node } => {
             if !is_valid_name(&name) {
                 let message = format!("'{name}' is no name for a volume");
                 let hint = "1 to 64 letters, digits, `-`, `_` or `.`, beginning with a letter or digit";
                 return Err(Failure::new(Exit::Usage, message, hint));
             }
             check_size(size)?;
-            let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes: size.bytes() };
+            let (size_bytes, block_bytes) = (size.bytes(), block_size.bytes());
+            if BlockSize::from_bytes(block_bytes).is_none() {
+                let message = format!("{block_size} is no size of blocks");
+                return Err(Failure::new(Exit::Usage, message, "`--block-size 4096` or `--block-size 512`"));
+            }
+            let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes, block_bytes };
             show_changed(&name, &request, &node, output)
         }
         VolumeCommand::List(node) => show_volumes(&open_volumes(&node)?.volumes, output),

@@ -331,7 +331,11 @@ fn make_volume(marker: &Path, name: &str, client: &mut AdminClient) -> Result<()
         other => return Err(unexpected(other)),
     };
     if !there {
-        match client.call(&AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes: size.bytes() })? {
+        match client.call(&AdminRequest::VolumeCreate {
+            name: name.to_owned(),
+            size_bytes: size.bytes(),
+            block_bytes: 4096,
+        })? {
             AdminReply::Volumes { .. } | AdminReply::Done => {}
             other => return Err(unexpected(other)),
         }

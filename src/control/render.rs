@@ -4,9 +4,12 @@ use super::{
     size::{show_bytes, show_ns},
     status::{Judgement, Severity, permille},
 };
-use crate::node::admin::{
-    HealthStatus, HostEntry, HostStatus, LaneStatus, NamespaceStatus, NodeStatus, NvmeTcpStatus, OfflineStatus,
-    OperationStatus, PairStatus, VolumeStatus, WearStatus,
+use crate::{
+    base::BlockSize,
+    node::admin::{
+        HealthStatus, HostEntry, HostStatus, LaneStatus, NamespaceStatus, NodeStatus, NvmeTcpStatus, OfflineStatus,
+        OperationStatus, PairStatus, VolumeStatus, WearStatus,
+    },
 };
 use std::fmt::Write;
 
@@ -261,8 +264,9 @@ fn resources(text: &mut String, status: &NodeStatus, before: Option<&NodeStatus>
 }
 
 fn volume(text: &mut String, volume: &VolumeStatus, before: Option<&VolumeStatus>, seconds: f64) {
+    let blocks = if volume.block_bytes == BlockSize::Bytes512.bytes() { " in blocks of 512 bytes" } else { "" };
     let head = format!(
-        "{}  {}, {} allocated, reactor {}",
+        "{}  {}{blocks}, {} allocated, reactor {}",
         volume.name,
         show_bytes(volume.size_bytes),
         show_bytes(volume.allocated_bytes),

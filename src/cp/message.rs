@@ -1,7 +1,7 @@
 //! What the coordinator of a pool and its shards tell each other. Messages between two parties arrive in order.
 
 use crate::{
-    base::{CpNumber, Epoch, ForwardedChanges, LaneIndex, Lsn, ObjectId, PoolId},
+    base::{BlockSize, CpNumber, Epoch, ForwardedChanges, LaneIndex, Lsn, ObjectId, PoolId},
     format::{
         chain::{AddressRange, Subtree},
         lane_header::PortionRole,
@@ -95,6 +95,8 @@ pub enum VolumeChange {
         name: String,
         /// Its size, checked.
         size_bytes: u64,
+        /// In what hosts address it.
+        block_size: BlockSize,
         /// When, in nanoseconds since the Unix epoch; zero: now.
         time_ns: u64,
     },

@@ -10,7 +10,7 @@ use super::{
     superblock::TreeRoot,
 };
 use crate::base::{
-    CpNumber, LaneIndex, Lsn, ObjectId,
+    BlockSize, CpNumber, LaneIndex, Lsn, ObjectId,
     limits::{BLOCK_BYTES, NAME_BYTES_MAX, REGISTRANTS_MAX, VOLUME_BYTES_MAX},
 };
 use std::{collections::BTreeMap, fmt};
@@ -35,7 +35,9 @@ pub struct ObjectRecord {
     /// Node levels of the tree.
     levels: u8,
     name_bytes: u8,
-    reserved_a: [u8; 4],
+    /// Logical blocks: zero for 4096 bytes, 9 for 512 ([`BlockSize::code`]).
+    block_size: u8,
+    reserved_a: [u8; 3],
     size_bytes: U64,
     allocated_blocks: U64,
     created_cp: U64,
@@ -154,6 +156,8 @@ pub struct VolumeRecord {
     pub name: String,
     /// Its size: a multiple of the block size, at most [`VOLUME_BYTES_MAX`].
     pub size_bytes: u64,
+    /// In what hosts address it.
+    pub block_size: BlockSize,
     /// Node levels of its tree.
     pub levels: u8,
     /// Its tree.
@@ -281,7 +285,7 @@ impl ObjectRecord {
         let mut record = Self::free();
         record.id = volume.id.0.into();
         record.kind = KIND_VOLUME.into();
-        record.levels = volume.levels;
+        (record.levels, record.block_size) = (volume.levels, volume.block_size.code());
         record.name_bytes = u8::try_from(volume.name.len()).expect("a valid name is short");
         record.name[..volume.name.len()].copy_from_slice(volume.name.as_bytes());
         record.size_bytes = volume.size_bytes.into();
@@ -338,7 +342,8 @@ impl ObjectRecord {
         if self.levels == 0 || self.levels > LEVELS_MAX || !self.root.is_sane() {
             return wrong("invalid tree");
         }
-        if self.reserved_a != [0; 4] || self.reserved_b != [0; 18] {
+        let Some(block_size) = BlockSize::from_code(self.block_size) else { return wrong("unknown size of blocks") };
+        if self.reserved_a != [0; 3] || self.reserved_b != [0; 18] {
             return wrong("reserved bytes are not zero");
         }
         let Ok(offline) = self.offline.verify() else { return wrong("invalid state of an offline volume") };
@@ -346,6 +351,7 @@ impl ObjectRecord {
             id: ObjectId(self.id.get()),
             name: name.to_owned(),
             size_bytes: self.size_bytes.get(),
+            block_size,
             levels: self.levels,
             root: self.root,
             allocated_blocks: self.allocated_blocks.get(),
@@ -450,6 +456,7 @@ mod tests {
             id: ObjectId(7),
             name: "vol-a".to_owned(),
             size_bytes: 1 << 30,
+            block_size: BlockSize::Bytes4096,
             levels: 3,
             root: BlockRef::default(),
             allocated_blocks: 0,

@@ -48,6 +48,9 @@ pub const RECORD_BYTES_MAX: u64 = RECORD_HEADER_BYTES + CHANGE_BYTES_MAX;
 /// Flag of [`RecordKind::WriteZeroes`]: blocks keep their space.
 pub const FLAG_KEEP_ALLOCATED: u16 = 1;
 
+/// In `flags` of a create record: the volume's logical blocks have 512 bytes; without it 4096.
+pub const FLAG_BLOCKS_512: u16 = 2;
+
 const MAGIC: [u8; 4] = *b"TWLR";
 const VERSION: u8 = 1;
 
@@ -137,7 +140,7 @@ impl RecordKind {
 /// | `Write` | any | 0 | 1 byte or more | 0 |
 /// | `Discard` | any | length, 1 or more | - | 0 |
 /// | `WriteZeroes` | any | length, 1 or more | - | 0 or [`FLAG_KEEP_ALLOCATED`] |
-/// | `Create` | 0 | size | name, 1 to 64 bytes | 0 |
+/// | `Create` | 0 | size | name, 1 to 64 bytes | 0 or [`FLAG_BLOCKS_512`] |
 /// | `Resize` | 0 | new size | - | 0 |
 /// | `Delete` | 0 | 0 | - | 0 |
 /// | `Reserve` | 0 | 0 | a [state](super::reservation) | 0 |
@@ -179,7 +182,11 @@ impl Draft {
         use RecordKind::{Block, Create, Delete, Reserve, Write};
         let has_payload = matches!(self.kind, Block | Write | Create | Reserve);
         let has_argument = !matches!(self.kind, Block | Write | Delete | Reserve);
-        let flags_allowed = if self.kind == RecordKind::WriteZeroes { FLAG_KEEP_ALLOCATED } else { 0 };
+        let flags_allowed = match self.kind {
+            RecordKind::WriteZeroes => FLAG_KEEP_ALLOCATED,
+            Create => FLAG_BLOCKS_512,
+            _ => 0,
+        };
         need(self.flags & !flags_allowed == 0, "has flags that its kind does not know")?;
         if self.kind.is_change() {
             need(payload_bytes <= CHANGE_BYTES_MAX, "has a payload above the limit of one change")?;

@@ -244,6 +244,7 @@ mod tests {
             id: ObjectId(id),
             name: format!("vol-{id}"),
             size_bytes: 1 << 30,
+            block_size: crate::base::BlockSize::default(),
             levels: 3,
             root: BlockRef::default(),
             allocated_blocks: 0,

@@ -24,7 +24,7 @@
 
 use crate::{
     base::{
-        CpNumber, Lsn, ObjectId,
+        BlockSize, CpNumber, Lsn, ObjectId,
         limits::{BLOCK_BYTES, TREE_FANOUT},
         planted,
     },
@@ -104,12 +104,18 @@ impl Volume {
 
     /// A volume that was just made: empty.
     #[must_use]
-    pub fn create(id: ObjectId, name: String, size_bytes: u64, (cp, time_ns): (CpNumber, u64)) -> Self {
+    pub fn create(
+        id: ObjectId,
+        name: String,
+        (size_bytes, block_size): (u64, BlockSize),
+        (cp, time_ns): (CpNumber, u64),
+    ) -> Self {
         let levels = levels_for(size_bytes / BLOCK_BYTES);
         let record = VolumeRecord {
             id,
             name,
             size_bytes,
+            block_size,
             levels,
             root: BlockRef::default(),
             allocated_blocks: 0,

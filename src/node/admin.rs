@@ -28,6 +28,9 @@ pub enum AdminRequest {
         name: String,
         /// Bytes, a multiple of 4096, at most 1 PiB.
         size_bytes: u64,
+        /// Bytes of the blocks in which hosts address it: 4096 or 512.
+        #[serde(default = "own_block_bytes")]
+        block_bytes: u64,
     },
     /// List volumes.
     VolumeList,
@@ -500,6 +503,9 @@ pub struct VolumeStatus {
     pub name: String,
     /// Its size.
     pub size_bytes: u64,
+    /// Bytes of the blocks in which hosts address it.
+    #[serde(default = "own_block_bytes")]
+    pub block_bytes: u64,
     /// Bytes of blocks allocated to it at the newest consistency point.
     pub allocated_bytes: u64,
     /// Reactor that serves it.
@@ -571,6 +577,11 @@ pub struct OfflineStatus {
     pub held_bytes: u64,
 }
 
+/// What a program says nothing of that is older than the choice.
+fn own_block_bytes() -> u64 {
+    BLOCK_BYTES
+}
+
 impl VolumeStatus {
     /// A volume that reactor `reactor` serves, without what it has done.
     #[must_use]
@@ -579,6 +590,7 @@ impl VolumeStatus {
             id: record.id.0,
             name: record.name.clone(),
             size_bytes: record.size_bytes,
+            block_bytes: record.block_size.bytes(),
             allocated_bytes: record.allocated_blocks * BLOCK_BYTES,
             reactor,
             offline: record.offline.map(|offline| OfflineStatus {

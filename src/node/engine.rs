@@ -14,7 +14,9 @@
 use super::{
     admin::{AdminCall, AdminReply, AdminRequest},
     memory::MemoryShares,
-    request::{OfflineAt, Reach, RequestTag, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService},
+    request::{
+        OfflineAt, Reach, RequestTag, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService, VolumeShape,
+    },
     shard::{Shard, ShardOptions, ShardOwners},
 };
 use crate::{
@@ -644,6 +646,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                         id: volume.id,
                         name: volume.name.clone(),
                         size_bytes: volume.size_bytes,
+                        block_size: volume.block_size,
                         offline: volume.offline.map(|offline| OfflineAt {
                             lane: offline.lane,
                             lsn: offline.lsn,
@@ -715,8 +718,8 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Engine<D, L> {
         named.or_else(|| self.volumes.values().next().filter(|_| name.is_empty())).cloned()
     }
 
-    fn size_bytes(&self, id: ObjectId) -> Option<u64> {
-        self.volumes.get(&id).map(|volume| volume.size_bytes)
+    fn shape(&self, id: ObjectId) -> Option<VolumeShape> {
+        self.volumes.get(&id).map(VolumeInfo::shape)
     }
 
     fn reach(&self, _volume: ObjectId) -> Reach {

@@ -227,7 +227,13 @@ mod tests {
         }
         assert!(port.has_room(PoolSlot::Partner) && port.poll().is_none());
         assert_eq!(port.loads[PoolSlot::Partner.index()].bytes, 0);
-        let list = vec![VolumeInfo { id: ObjectId(3), name: "vol".to_owned(), size_bytes: 4096, offline: None }];
+        let list = vec![VolumeInfo {
+            id: ObjectId(3),
+            name: "vol".to_owned(),
+            size_bytes: 4096,
+            block_size: crate::base::BlockSize::default(),
+            offline: None,
+        }];
         to_port.send(ToPort::Volumes(PoolSlot::Home, Arc::new(list.clone()))).expect("there is room");
         assert!(port.volumes(PoolSlot::Home).is_none() && port.poll().is_none());
         assert_eq!(port.volumes(PoolSlot::Home), Some(&list[..]));

@@ -18,7 +18,7 @@ use super::{
     forward::ForwardPort,
     request::{
         FORWARDED_SESSION, OfflineAt, Reach, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService,
-        WAITED_SESSION,
+        VolumeShape, WAITED_SESSION,
     },
 };
 use crate::{base::ObjectId, cp::message::Grant};
@@ -491,13 +491,13 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Pools<D, L> {
         })
     }
 
-    fn size_bytes(&self, id: ObjectId) -> Option<u64> {
+    fn shape(&self, id: ObjectId) -> Option<VolumeShape> {
         let (slot, id) = (PoolSlot::of(id), ObjectId(id.0 & !PARTNER_BIT));
         match self.engine(slot).filter(|engine| engine.has_opened()) {
-            Some(engine) => engine.size_bytes(id),
+            Some(engine) => engine.shape(id),
             None => {
                 let volumes = self.port.as_ref()?.volumes(slot)?;
-                volumes.iter().find(|volume| volume.id == id).map(|volume| volume.size_bytes)
+                volumes.iter().find(|volume| volume.id == id).map(VolumeInfo::shape)
             }
         }
     }

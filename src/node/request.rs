@@ -4,7 +4,7 @@
 //! order. A reply to a change means that the change is stable (rule R1); to a read, that everything it returns is (rule R5).
 
 use crate::{
-    base::{HostId, LaneIndex, Lsn, ObjectId, Pass, limits::REGISTRANTS_MAX},
+    base::{BlockSize, HostId, LaneIndex, Lsn, ObjectId, Pass, limits::REGISTRANTS_MAX},
     format::reservation::Reservation,
     fs::reservation::ReservationCommand,
 };
@@ -282,8 +282,27 @@ pub struct VolumeInfo {
     pub name: String,
     /// Its size.
     pub size_bytes: u64,
+    /// In what hosts address it.
+    pub block_size: BlockSize,
     /// Why nobody can use it; `None`: it is online.
     pub offline: Option<OfflineAt>,
+}
+
+/// How large a volume is, and in what hosts address it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeShape {
+    /// Bytes of the volume.
+    pub size_bytes: u64,
+    /// Its logical blocks.
+    pub block_size: BlockSize,
+}
+
+impl VolumeInfo {
+    /// How large it is.
+    #[must_use]
+    pub fn shape(&self) -> VolumeShape {
+        VolumeShape { size_bytes: self.size_bytes, block_size: self.block_size }
+    }
 }
 
 /// What keeps a volume offline: the first of its records that could not be performed.
@@ -327,8 +346,13 @@ pub trait VolumeService {
     /// The volume called `name`; the empty name is the node's own (its first) volume.
     fn volume(&self, name: &str) -> Option<VolumeInfo>;
 
+    /// How large a volume is now; `None` once it is deleted.
+    fn shape(&self, id: ObjectId) -> Option<VolumeShape>;
+
     /// The size of a volume now, in bytes; `None` once it is deleted.
-    fn size_bytes(&self, id: ObjectId) -> Option<u64>;
+    fn size_bytes(&self, id: ObjectId) -> Option<u64> {
+        self.shape(id).map(|shape| shape.size_bytes)
+    }
 
     /// Where requests to this volume, or to any other of its pool, go.
     fn reach(&self, volume: ObjectId) -> Reach;

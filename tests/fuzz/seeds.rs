@@ -9,8 +9,8 @@ use crate::{
 };
 use twinlog::{
     base::{
-        BlockAddress, CpNumber, Epoch, ForwardId, ForwardedChanges, HostId, Incarnation, LaneIndex, Lsn, ObjectId,
-        PairId, Pass, PoolId, PortionId, Prng,
+        BlockAddress, BlockSize, CpNumber, Epoch, ForwardId, ForwardedChanges, HostId, Incarnation, LaneIndex, Lsn,
+        ObjectId, PairId, Pass, PoolId, PortionId, Prng,
     },
     changelog::{Draft, FLAG_KEEP_ALLOCATED, PortionRole, RecordKind, record_bytes},
     control::admin::{ReplyLine, SCHEMA_VERSION},
@@ -204,6 +204,7 @@ fn frames() -> Vec<Vec<u8>> {
     let entry = VolumeEntry {
         id: ObjectId(1),
         size_bytes: 1 << 30,
+        block_size: BlockSize::Bytes512,
         offline: Some((LaneIndex(3), Lsn(77_056))),
         name: "vol".to_owned(),
     };
@@ -439,6 +440,7 @@ fn blocks() -> Vec<Vec<u8>> {
             id: ObjectId(id),
             name: format!("vol-{id}"),
             size_bytes: id << 30,
+            block_size: if id == 2 { BlockSize::Bytes512 } else { BlockSize::Bytes4096 },
             levels: 4,
             root: reference,
             allocated_blocks: 9,
@@ -491,7 +493,7 @@ fn admin_lines() -> Vec<Vec<u8>> {
     let name = || "vol-a".to_owned();
     let requests = [
         AdminRequest::Status,
-        AdminRequest::VolumeCreate { name: name(), size_bytes: 1 << 30 },
+        AdminRequest::VolumeCreate { name: name(), size_bytes: 1 << 30, block_bytes: 4096 },
         AdminRequest::VolumeList,
         AdminRequest::VolumeResize { name: name(), size_bytes: u64::MAX },
         AdminRequest::VolumeDelete { name: name() },

@@ -5,7 +5,10 @@ use crate::{
     support::{byte_net::Closed, memory_service::MemoryService},
 };
 use std::time::Duration;
-use twinlog::node::request::{Payload, VolumeError, VolumeService as _};
+use twinlog::{
+    base::BlockSize,
+    node::request::{Payload, VolumeError, VolumeService as _},
+};
 
 const FUA: u32 = 1 << 30;
 const DEALLOCATE: u32 = 1 << 25;
@@ -254,4 +257,49 @@ fn what_no_volume_has_yet_can_be_aborted() {
     bench.pass(wait);
     bench.serve(&mut admin);
     assert_eq!(admin.answers.remove(&abort).map(|answer| answer.result), Some(1));
+}
+
+/// A namespace in blocks of 512 bytes: everything that counts blocks counts those, and what a host is told of its larger blocks below.
+#[test]
+fn a_namespace_of_512_byte_blocks_counts_in_them() {
+    let volumes = [("unseen", BLOCK), ("vol", SIZE)];
+    let mut bench = Bench::with(MemoryService::new(1, 4096, &volumes).in_blocks(BlockSize::Bytes512), Vec::new());
+    let (mut admin, id) = bench.admin(false);
+    let mut io = bench.io(id, 1, false);
+    io.block_bytes = 512;
+    let page = bench.ask(&mut admin, op::IDENTIFY, &[0], 1, 4096).data;
+    assert_eq!(page[..8], (SIZE / 512).to_le_bytes());
+    assert_eq!((page[24], page[25], page[26]), (0b1_1011, 1, 1), "own units count; the second of two formats");
+    assert_eq!(page[34..40], [7, 0, 7, 0, 0, 0], "a block of the pool is written whole");
+    assert_eq!(page[64..76], [7, 0, 7, 0, 7, 0, 7, 0, 7, 0, 0, 0], "and preferred");
+    assert_eq!(page[128..136], [0, 0, 12, 0, 0, 0, 9, 1]);
+
+    let end = SIZE / 512;
+    let sector = |value: u8| vec![value; 512];
+    for (place, value) in [(1, 7), (end - 1, 9)] {
+        let write = io.blocks(op::WRITE, place, 1, 0);
+        assert_eq!(bench.run(&mut io, write, Some(&sector(value)), true).status, 0);
+    }
+    let read = io.blocks(op::READ, 0, 3, 0);
+    assert_eq!(bench.run(&mut io, read, None, false).data, [sector(0), sector(7), sector(0)].concat());
+    let read = io.blocks(op::READ, end - 1, 1, 0);
+    assert_eq!(bench.run(&mut io, read, None, false).data, sector(9));
+    for (first, count) in [(end, 1), (end - 1, 2)] {
+        for opcode in [op::READ, op::WRITE_ZEROES, op::VERIFY] {
+            let beyond = io.blocks(opcode, first, count, 0);
+            assert_eq!(bench.run(&mut io, beyond, None, false).status, 0x80);
+        }
+    }
+    // 1 MiB, wherever it begins.
+    let most = vec![3; 1 << 20];
+    let write = io.blocks(op::WRITE, 3, 2048, 0);
+    assert_eq!(bench.run(&mut io, write, Some(&most), false).status, 0);
+    let compare = io.blocks(op::COMPARE, 3, 2048, 0);
+    assert_eq!(bench.run(&mut io, compare, Some(&most), false).status, 0);
+    let beyond = io.blocks(op::READ, 3, 2049, 0);
+    assert_eq!(bench.run(&mut io, beyond, None, false).status, 2, "more than MDTS");
+    let zeroes = io.blocks(op::WRITE_ZEROES, 4, 1, 0);
+    assert_eq!(bench.run(&mut io, zeroes, None, false).status, 0);
+    let read = io.blocks(op::READ, 3, 3, 0);
+    assert_eq!(bench.run(&mut io, read, None, false).data, [sector(3), sector(0), sector(3)].concat());
 }

@@ -262,7 +262,7 @@ pub(crate) const NAMESPACE: &[Field] = &[
     each(8, 8, "NCAP", 2048, 0),
     each(16, 8, "NUSE", 2048, 0),
     each(24, 1, "NSFEAT: thin, names that are never used again", 0b1001, 0),
-    both(25, 1, "NLBAF: one", 0),
+    each(25, 1, "NLBAF: two", 1, 0),
     both(26, 1, "FLBAS", 0),
     both(27, 3, "MC, DPC, DPS", 0),
     each(30, 1, "NMIC: shared", 1, 0),
@@ -280,7 +280,8 @@ pub(crate) const NAMESPACE: &[Field] = &[
     (104, 16, "NGUID", [Holds::Identity, Holds::Number(0)]),
     both(120, 8, "EUI64", 0),
     each(128, 4, "LBAF0: 4 KiB", 12 << 16, 0),
-    both(132, 252, "LBAF1 to LBAF63", 0),
+    each(132, 4, "LBAF1: 512 bytes, good performance (LBAF0 has the best)", 1 << 24 | 9 << 16, 0),
+    both(136, 248, "LBAF2 to LBAF63", 0),
     both(384, 3712, "vendor specific", 0),
 ];
 

@@ -67,6 +67,8 @@ pub(crate) struct Queue {
     /// Header and data digests.
     pub(crate) digests: bool,
     next_id: u16,
+    /// Of the namespace that is asked.
+    pub(crate) block_bytes: u64,
     /// Data of writes that the target will ask for.
     pub(crate) to_send: BTreeMap<u16, Vec<u8>>,
     read: BTreeMap<u16, Vec<u8>>,
@@ -151,6 +153,7 @@ impl Bench {
             connection,
             digests,
             next_id: 0,
+            block_bytes: BLOCK,
             to_send: BTreeMap::new(),
             read: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -310,7 +313,7 @@ impl Queue {
         entry[40..48].copy_from_slice(&first.to_le_bytes());
         entry[48..52].copy_from_slice(&(u32::try_from(count - 1).expect("it fits") | flags).to_le_bytes());
         if opcode == op::READ {
-            entry[32..36].copy_from_slice(&u32::try_from(count * BLOCK).expect("it fits").to_le_bytes());
+            entry[32..36].copy_from_slice(&u32::try_from(count * self.block_bytes).expect("it fits").to_le_bytes());
         }
         entry
     }

@@ -6,6 +6,7 @@ use crate::{
     support::memory_service::{Bug, MemoryService},
 };
 use std::collections::BTreeMap;
+use twinlog::base::BlockSize;
 use twinlog_device::Prng;
 
 /// Blocks of the volume here.
@@ -25,6 +26,7 @@ struct Sent {
 
 struct Model {
     prng: Prng,
+    block_bytes: u64,
     content: Vec<u8>,
     sent: BTreeMap<u16, Sent>,
     version: u8,
@@ -32,8 +34,15 @@ struct Model {
 
 impl Model {
     fn slice(&mut self, range: &std::ops::Range<u64>) -> &mut [u8] {
-        let at = |block: u64| usize::try_from(block * BLOCK).expect("it fits");
+        let at = |block: u64| usize::try_from(block * self.block_bytes).expect("it fits");
         &mut self.content[at(range.start)..at(range.end)]
+    }
+
+    /// Of these blocks those are zero that are given back: whole blocks of the pool.
+    fn free(&mut self, range: &std::ops::Range<u64>) {
+        let each = BLOCK / self.block_bytes;
+        let start = range.start.next_multiple_of(each);
+        self.slice(&(start..(range.end / each * each).max(start))).fill(0);
     }
 
     /// A command that fits beside those in flight, as bytes.
@@ -91,7 +100,7 @@ impl Model {
                 None
             }
             op::DEALLOCATE => {
-                self.slice(&range).fill(0);
+                self.free(&range);
                 let mut data = vec![0; 16];
                 data[4..8].copy_from_slice(&u32::try_from(count).expect("it fits").to_le_bytes());
                 data[8..16].copy_from_slice(&first.to_le_bytes());
@@ -128,8 +137,10 @@ impl Model {
 }
 
 /// Drives a volume and the model of it, side by side.
-fn drive(seed: u64, bug: Option<Bug>) -> Result<(), String> {
-    let service = MemoryService::new(seed, POOL_BLOCKS, &[("unseen", BLOCK), ("vol", BLOCKS * BLOCK)]);
+fn drive(seed: u64, block_size: BlockSize, bug: Option<Bug>) -> Result<(), String> {
+    let block_bytes = block_size.bytes();
+    let volumes = [("unseen", BLOCK), ("vol", BLOCKS * block_bytes)];
+    let service = MemoryService::new(seed, POOL_BLOCKS, &volumes).in_blocks(block_size);
     let mut bench = Bench::with(
         match bug {
             Some(bug) => service.broken(bug),
@@ -141,10 +152,11 @@ fn drive(seed: u64, bug: Option<Bug>) -> Result<(), String> {
     let digests = prng.chance(1, 2);
     let (_admin, id) = bench.admin(digests);
     let mut io = bench.io(id, 1, digests);
+    io.block_bytes = block_bytes;
     io.piece_bytes = *prng.pick(&[512, 4096, 65536, usize::MAX]);
     bench.service.idle_of_eight = prng.below(7);
-    let content = vec![0; usize::try_from(BLOCKS * BLOCK).expect("it fits")];
-    let mut model = Model { prng, content, sent: BTreeMap::new(), version: 0 };
+    let content = vec![0; usize::try_from(BLOCKS * block_bytes).expect("it fits")];
+    let mut model = Model { prng, block_bytes, content, sent: BTreeMap::new(), version: 0 };
     let mut bits = Prng::new(seed ^ 0x5eed);
     let (mut waiting, mut answered, mut turns) = (Vec::new(), 0, 0);
     while answered < COMMANDS || !model.sent.is_empty() {
@@ -176,15 +188,18 @@ fn drive(seed: u64, bug: Option<Bug>) -> Result<(), String> {
 
 #[test]
 fn a_sound_volume_passes() {
-    for seed in 0..30 {
-        drive(seed, None).unwrap_or_else(|difference| panic!("seed {seed}: {difference}"));
+    for (seed, block_size) in (0..30).zip(BlockSize::ALL.into_iter().cycle()) {
+        drive(seed, block_size, None).unwrap_or_else(|difference| panic!("seed {seed}: {difference}"));
     }
 }
 
 #[test]
 fn every_planted_bug_is_found() {
-    for bug in [Bug::LostWrite, Bug::MisdirectedWrite, Bug::BitFlip, Bug::TrimTooLong, Bug::ZeroesTooShort] {
-        let found = (0..10).find(|&seed| drive(seed, Some(bug)).is_err());
-        assert!(found.is_some(), "{bug:?} is not found");
+    let bugs = [Bug::LostWrite, Bug::MisdirectedWrite, Bug::BitFlip, Bug::TrimTooLong, Bug::ZeroesTooShort];
+    for block_size in BlockSize::ALL {
+        for bug in bugs {
+            let found = (0..10).find(|&seed| drive(seed, block_size, Some(bug)).is_err());
+            assert!(found.is_some(), "{bug:?} is not found in blocks of {} bytes", block_size.bytes());
+        }
     }
 }

@@ -5,7 +5,7 @@ use super::{
     grow::Growing,
 };
 use crate::{
-    base::{CpNumber, ObjectId},
+    base::{BlockSize, CpNumber, ObjectId},
     cp::{check::Check, message::VolumeChange},
     format::object::VolumeRecord,
     node::admin::{DeviceStatus, NodeStatus, PoolStatus, ReactorReport, ReactorStatus, VolumeStatus},
@@ -166,10 +166,16 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         match request {
             AdminRequest::Status => self.begin_status(reply, false),
             AdminRequest::VolumeList => self.begin_status(reply, true),
-            AdminRequest::VolumeCreate { name, size_bytes } => {
-                let change = VolumeChange::Create { name: name.clone(), size_bytes, time_ns: 0 };
-                self.volume_call(&name, change, reply);
-            }
+            AdminRequest::VolumeCreate { name, size_bytes, block_bytes } => match BlockSize::from_bytes(block_bytes) {
+                Some(block_size) => {
+                    let change = VolumeChange::Create { name: name.clone(), size_bytes, block_size, time_ns: 0 };
+                    self.volume_call(&name, change, reply);
+                }
+                None => {
+                    let message = format!("{block_bytes} bytes is no size of blocks: 4096 or 512");
+                    answer(&reply, refused(&message, "twinlog volume create --block-size 512"));
+                }
+            },
             AdminRequest::VolumeResize { name, size_bytes } => {
                 self.volume_call(&name, VolumeChange::Resize(size_bytes), reply);
             }

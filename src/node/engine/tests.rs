@@ -229,7 +229,7 @@ impl Node {
     }
 
     fn create(&mut self, name: &str, size_bytes: u64) -> ObjectId {
-        let reply = self.admin(AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes });
+        let reply = self.admin(AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes, block_bytes: 4096 });
         assert!(matches!(reply, AdminReply::Volumes { .. }), "{reply:?}");
         self.volume(name)
     }
@@ -315,7 +315,7 @@ fn a_volume_order_is_answered_when_every_reactor_knows_of_it() {
     // Volume 1 lies on lane 1, volume 2 on lane 0: the other reactor has no part in it.
     node.create("first", 4096);
     let (reply, replies) = crossbeam_channel::bounded(1);
-    let request = AdminRequest::VolumeCreate { name: "second".to_owned(), size_bytes: 4096 };
+    let request = AdminRequest::VolumeCreate { name: "second".to_owned(), size_bytes: 4096, block_bytes: 4096 };
     node.engines[0].call(AdminCall { request, reply });
     for _ in 0..1000 {
         node.platforms[0].turn(Wait::UpTo(Duration::from_micros(10)));
@@ -328,13 +328,34 @@ fn a_volume_order_is_answered_when_every_reactor_knows_of_it() {
     assert!(node.engines[1].volume("second").is_some());
 }
 
+/// It is chosen once: replayed from the log, read from the pool, and a size that is none is refused.
+#[test]
+fn the_size_of_a_volume_s_blocks_outlives_the_node() {
+    let machine = Machine::new(9, &[4096], 1, MIB);
+    let mut node = machine.start(1);
+    let make = |name: &str, block_bytes| {
+        let name = name.to_owned();
+        AdminRequest::VolumeCreate { name, size_bytes: MIB, block_bytes }
+    };
+    for block_bytes in [0, 511, 1024, 8192] {
+        assert!(matches!(node.admin(make("none", block_bytes)), AdminReply::Refused { .. }), "{block_bytes}");
+    }
+    assert!(matches!(node.admin(make("fine", 512)), AdminReply::Volumes { .. }));
+    node.create("plain", MIB);
+    for _ in 0..3 {
+        let size = |name| node.engines[0].volume(name).expect("it exists").block_size.bytes();
+        assert_eq!((size("fine"), size("plain")), (512, 4096));
+        node = machine.start(1);
+    }
+}
+
 #[test]
 fn status_shows_no_volume_before_it_exists() {
     for reactors in 1..=2 {
         let machine = Machine::new(7, &[4096], 2, MIB);
         let mut node = machine.start(reactors);
         let (reply, made) = crossbeam_channel::bounded(1);
-        let request = AdminRequest::VolumeCreate { name: "vol".to_owned(), size_bytes: MIB };
+        let request = AdminRequest::VolumeCreate { name: "vol".to_owned(), size_bytes: MIB, block_bytes: 4096 };
         node.engines[0].call(AdminCall { request, reply });
         while made.is_empty() {
             let AdminReply::Status(status) = node.admin(AdminRequest::Status) else { panic!("a status") };

@@ -12,13 +12,13 @@ use super::{
 use crate::{
     alloc::budget::Budget,
     base::{
-        CpNumber, Lsn, ObjectId,
+        BlockSize, CpNumber, Lsn, ObjectId,
         limits::{BLOCK_BYTES, CHANGE_BYTES_MAX},
         planted,
     },
     cp::message::VolumeChange,
     format::{
-        record::{Draft, FLAG_KEEP_ALLOCATED, RecordKind, record_bytes},
+        record::{Draft, FLAG_BLOCKS_512, FLAG_KEEP_ALLOCATED, RecordKind, record_bytes},
         reference::{BlockKey, BlockRef},
     },
     fs::volume::{Below, Overlay, Volume},
@@ -517,7 +517,11 @@ impl<L: LogMemory> Shard<L> {
             Entry::Held(_) => drop(reserve(&self.options.budget, (cost, 0), false)?),
         }
         let time_ns = self.wall_clock_ns;
-        let draft = Draft { kind, object: id, offset_bytes: 0, argument, flags: 0, time_ns, request_id: 0 };
+        let flags = match change {
+            VolumeChange::Create { block_size: BlockSize::Bytes512, .. } => FLAG_BLOCKS_512,
+            _ => 0,
+        };
+        let draft = Draft { kind, object: id, offset_bytes: 0, argument, flags, time_ns, request_id: 0 };
         let lsn = entry.end().unwrap_or_else(|| {
             let State::Serving(lane) = &mut self.state else { unreachable!("room was checked in a serving lane") };
             lane.append(&draft, if name.is_empty() { &[] } else { std::slice::from_ref(&name) })
@@ -525,10 +529,10 @@ impl<L: LogMemory> Shard<L> {
         self.reserved_active += cost;
         self.oldest_change.get_or_insert(self.now);
         match change {
-            VolumeChange::Create { name, size_bytes, time_ns: recorded_ns } => {
+            VolumeChange::Create { name, size_bytes, block_size, time_ns: recorded_ns } => {
                 let time_ns = if *recorded_ns == 0 { time_ns } else { *recorded_ns };
                 let born = (CpNumber(self.cp_number.0 + 1), time_ns);
-                self.volumes.insert(id, Volume::create(id, name.clone(), *size_bytes, born));
+                self.volumes.insert(id, Volume::create(id, name.clone(), (*size_bytes, *block_size), born));
             }
             VolumeChange::Resize(size_bytes) => {
                 let volume = self.volumes.get_mut(&id).expect("looked up before");

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     base::{
-        Epoch, ObjectId,
+        BlockSize, Epoch, ObjectId,
         limits::{BLOCK_BYTES, CHANGE_BYTES_MAX},
         planted,
     },
@@ -24,7 +24,7 @@ use crate::{
     format::{
         lane_header::LaneIdentity,
         object::{OfflineCause, is_valid_name, is_valid_size},
-        record::{Draft, FLAG_KEEP_ALLOCATED, OwnedRecord, RecordKind},
+        record::{Draft, FLAG_BLOCKS_512, FLAG_KEEP_ALLOCATED, OwnedRecord, RecordKind},
         reservation::Reservation,
     },
     fs::volume::Volume,
@@ -404,7 +404,9 @@ fn volume_change(record: &OwnedRecord) -> Result<VolumeChange, RecordObstacle> {
         RecordKind::Create => {
             let name = str::from_utf8(&record.payload).ok().filter(|name| is_valid_name(name));
             let name = name.ok_or(RecordObstacle::Pool("its name is none"))?.to_owned();
-            Ok(VolumeChange::Create { name, size_bytes, time_ns: record.draft.time_ns })
+            let is_fine = record.draft.flags & FLAG_BLOCKS_512 != 0;
+            let block_size = if is_fine { BlockSize::Bytes512 } else { BlockSize::Bytes4096 };
+            Ok(VolumeChange::Create { name, size_bytes, block_size, time_ns: record.draft.time_ns })
         }
         RecordKind::Resize => Ok(VolumeChange::Resize(size_bytes)),
         _ => Ok(VolumeChange::Delete),

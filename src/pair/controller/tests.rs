@@ -613,7 +613,7 @@ impl Pair {
 
     fn create(&mut self, node: usize, name: &str) {
         let (reply, replies) = crossbeam_channel::bounded(1);
-        let request = AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes: 1 << 20 };
+        let request = AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes: 1 << 20, block_bytes: 4096 };
         self.node(node).pools.call(AdminCall { request, reply });
         self.until("a volume is made", |_| !replies.is_empty());
         let answer = replies.try_recv().expect("waited for");

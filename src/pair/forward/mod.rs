@@ -401,6 +401,7 @@ impl Forwarder {
             id: entry.id,
             name: entry.name,
             size_bytes: entry.size_bytes,
+            block_size: entry.block_size,
             offline: entry.offline.map(|(lane, lsn)| OfflineAt { lane, lsn, why: why() }),
         };
         side.part.extend(list.entries.into_iter().map(info));
@@ -464,6 +465,7 @@ fn frames_of(volumes: &[VolumeInfo]) -> Vec<Volumes> {
     let entry = |volume: &VolumeInfo| VolumeEntry {
         id: volume.id,
         size_bytes: volume.size_bytes,
+        block_size: volume.block_size,
         offline: volume
             .offline
             .as_ref()

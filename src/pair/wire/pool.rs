@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     base::{
-        LaneIndex, Lsn, ObjectId, PortionId,
+        BlockSize, LaneIndex, Lsn, ObjectId, PortionId,
         limits::{LANES_MAX, NAME_BYTES_MAX, VOLUME_BYTES_MAX},
     },
     pair::decide::Word,
@@ -90,6 +90,8 @@ pub struct VolumeEntry {
     pub id: ObjectId,
     /// Its size.
     pub size_bytes: u64,
+    /// In what hosts address it.
+    pub block_size: BlockSize,
     /// Lane and position of the record that keeps it offline, if it is.
     pub offline: Option<(LaneIndex, Lsn)>,
     /// Its name.
@@ -124,7 +126,9 @@ struct RawVolume {
     offline: u8,
     /// Of the record that keeps it offline. Zero: it is online.
     offline_lane: U16,
-    reserved: [u8; 4],
+    /// [`BlockSize::code`].
+    block_size: u8,
+    reserved: [u8; 3],
     /// The same.
     offline_lsn: U64,
     name: [u8; NAME_BYTES_MAX],
@@ -149,7 +153,8 @@ impl Volumes {
                 name_bytes,
                 offline: u8::from(entry.offline.is_some()),
                 offline_lane: lane.into(),
-                reserved: [0; 4],
+                block_size: entry.block_size.code(),
+                reserved: [0; 3],
                 offline_lsn: lsn.into(),
                 name,
             };
@@ -168,12 +173,14 @@ impl Volumes {
             let lane = entry.offline_lane.get();
             let is_placed =
                 if is_offline { usize::from(lane) < LANES_MAX } else { lane == 0 && entry.offline_lsn.get() == 0 };
-            let is_sane = entry.offline <= 1 && entry.reserved == [0; 4] && is_placed;
+            let is_sane = entry.offline <= 1 && entry.reserved == [0; 3] && is_placed;
+            let block_size =
+                BlockSize::from_code(entry.block_size).ok_or(FrameError::Malformed("blocks of no size"))?;
             need(is_sane && entry.size_bytes.get() <= VOLUME_BYTES_MAX, "a volume that cannot be")?;
             let name = name_of(&entry.name, entry.name_bytes)?;
             let (id, size_bytes) = (ObjectId(entry.id.get()), entry.size_bytes.get());
             let place = (LaneIndex(lane), lsn_of(entry.offline_lsn)?);
-            Ok(VolumeEntry { id, size_bytes, offline: is_offline.then_some(place), name })
+            Ok(VolumeEntry { id, size_bytes, block_size, offline: is_offline.then_some(place), name })
         });
         Ok(Self {
             total_count: raw.total_count.get(),

@@ -4,7 +4,7 @@
 
 use super::{hello::BYTES_MAX, *};
 use crate::{
-    base::{HostId, Incarnation, ObjectId, PairId, Pass, PortionId, Prng},
+    base::{BlockSize, HostId, Incarnation, ObjectId, PairId, Pass, PortionId, Prng},
     changelog::PortionRole,
     format::reservation::Reservation,
     fs::reservation::ReservationCommand,
@@ -72,6 +72,7 @@ fn samples() -> Vec<(Message, Vec<u8>)> {
     let entry = |id| VolumeEntry {
         id: ObjectId(id),
         size_bytes: 1 << 30,
+        block_size: if id % 3 == 0 { BlockSize::Bytes512 } else { BlockSize::Bytes4096 },
         offline: (id % 2 == 0).then_some(place),
         name: format!("vol-{id}"),
     };
@@ -376,7 +377,13 @@ fn every_bound_can_be_reached_and_not_passed() {
         decode(&encode(&request(RequestKind::Discard, 1 << 49), &[], &[], Seal::default()), Seal::default()).is_ok()
     );
     let offline = Some((LaneIndex(15), Lsn(4096)));
-    let entry = VolumeEntry { id: ObjectId(1), size_bytes: 1 << 50, offline, name: "n".repeat(64) };
+    let entry = VolumeEntry {
+        id: ObjectId(1),
+        size_bytes: 1 << 50,
+        block_size: BlockSize::Bytes512,
+        offline,
+        name: "n".repeat(64),
+    };
     let count = u32::try_from(VOLUMES_PER_FRAME_MAX).expect("small");
     let entries = vec![entry; VOLUMES_PER_FRAME_MAX];
     let volumes = Message::Volumes(Volumes { total_count: count, first: 0, entries });

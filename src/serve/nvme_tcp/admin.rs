@@ -22,7 +22,10 @@ use super::{
         reservation,
     },
 };
-use crate::node::request::VolumeService;
+use crate::{
+    base::{BlockSize, limits::BLOCK_BYTES},
+    node::request::VolumeService,
+};
 use std::{
     collections::{BTreeSet, VecDeque},
     time::Duration,
@@ -729,6 +732,8 @@ impl Admin {
 
 /// NSFEAT: thin provisioning, and names that are never used again.
 const FEATURES: u8 = 1 << 0 | 1 << 3;
+/// NSFEAT: the namespace's own atomic units count, and what it says of preferred granularities.
+const FINE_FEATURES: u8 = 1 << 1 | 1 << 4;
 
 fn describe(target: &Target, namespace: Namespace) -> Vec<u8> {
     let mut described = identify::Namespace::new_zeroed();
@@ -740,7 +745,20 @@ fn describe(target: &Target, namespace: Namespace) -> Vec<u8> {
     // Deallocated blocks read as zeroes, and write zeroes can deallocate.
     described.deallocated = 0b1001;
     (described.nguid, _) = target.names_of(namespace.volume);
-    described.format = U32::new(super::target::BLOCK_BYTES.trailing_zeros() << 16);
+    let formats = (0..).zip(BlockSize::ALL);
+    for ((performance, size), format) in formats.zip(&mut described.lba_formats) {
+        *format = U32::new(u32::from(size.shift()) << 16 | performance << 24);
+    }
+    let place = BlockSize::ALL.iter().position(|size| *size == namespace.block_size).expect("one of all");
+    described.formatted = u8::try_from(place).expect("one of two");
+    described.formats = u8::try_from(BlockSize::ALL.len() - 1).expect("two");
+    // The pool's blocks are larger: parts of one are read and written whole, and deallocated only together.
+    let together = BLOCK_BYTES / namespace.block_size.bytes() - 1;
+    if together > 0 {
+        let together = U16::new(u16::try_from(together).expect("at most 7"));
+        described.features |= FINE_FEATURES;
+        (described.atomic, described.preferred) = ([together; 2], [together; 5]);
+    }
     described.as_bytes().to_vec()
 }
 

@@ -2,11 +2,8 @@
 //! their commands more than the command's own bookkeeping.
 
 use super::{
-    target::BLOCK_BYTES,
-    wire::{
-        command::{Command, Status, opcode},
-        log::Health,
-    },
+    io::{Request, Work},
+    wire::{command::Status, log::Health},
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,23 +19,22 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// A command has ended: reads, compares and verifies count as reads, as they do for a device (base 2.0, section 5.16.1.3).
-    pub(super) fn count(&mut self, command: &Command, status: Status) {
-        self.media_errors += u64::from(status == Status::UNRECOVERED_READ);
-        if !status.is_success() {
-            return;
-        }
-        let (_, blocks) = command.blocks();
-        let sectors = blocks * (BLOCK_BYTES / 512);
-        match command.opcode {
-            opcode::READ | opcode::COMPARE | opcode::VERIFY => {
-                (self.reads, self.read_sectors) = (self.reads + 1, self.read_sectors + sectors);
+    /// A command was performed: reads, compares and verifies count as reads, as they do for a device (base 2.0, section 5.16.1.3).
+    pub(super) fn performed(&mut self, request: &Request) {
+        match request.work {
+            Work::Read | Work::Compare | Work::Verify => {
+                (self.reads, self.read_sectors) = (self.reads + 1, self.read_sectors + request.sectors);
             }
-            opcode::WRITE => {
-                (self.writes, self.written_sectors) = (self.writes + 1, self.written_sectors + sectors);
+            Work::Write { .. } => {
+                (self.writes, self.written_sectors) = (self.writes + 1, self.written_sectors + request.sectors);
             }
             _ => {}
         }
+    }
+
+    /// A command has failed.
+    pub(super) fn failed(&mut self, status: Status) {
+        self.media_errors += u64::from(status == Status::UNRECOVERED_READ);
     }
 }
 

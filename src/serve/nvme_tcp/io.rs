@@ -3,20 +3,24 @@
 //! Everything that can be refused is refused here, from the entry alone and before anything is reserved.
 
 use super::{
-    target::{BLOCK_BYTES, Target},
+    target::Target,
     wire::{
         command::{Command, RANGE_BYTES, Status, feature, opcode, ranges},
         reservation,
     },
 };
 use crate::{
-    base::{ObjectId, limits::CHANGE_BYTES_MAX},
+    base::{
+        ObjectId,
+        limits::{BLOCK_BYTES, CHANGE_BYTES_MAX},
+    },
     fs::reservation::ReservationCommand,
     node::request::{VolumeError, VolumeOperation, VolumeService},
 };
 use std::{collections::VecDeque, ops::Range};
 
-/// MDTS: most data of one command, as a power of two of pages of 4 KiB. One change of the log, so that a write is atomic across a crash.
+/// MDTS: most data of one command, as a power of two of pages of 4 KiB. What of it lies in 256 blocks of the pool is one change of the log, so that the
+/// write is atomic across a crash; the most data can lie in one more where blocks have 512 bytes.
 pub(super) const TRANSFER_PAGES_LOG: u8 = 8;
 /// The same in bytes.
 pub(super) const TRANSFER_BYTES_MAX: u64 = BLOCK_BYTES << TRANSFER_PAGES_LOG;
@@ -51,6 +55,9 @@ const ATTRIBUTE_DEALLOCATE: u32 = 1 << 2;
 /// Data of a dataset management: 256 ranges.
 pub(super) const RANGES_BYTES_MAX: u32 = 4096;
 const _: () = assert!(RANGES_BYTES_MAX as usize == 256 * RANGE_BYTES);
+
+/// In what the health log page counts data (base 2.0, section 5.16.1.3); the smallest blocks.
+const SECTOR_BYTES: u64 = 512;
 
 /// What is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +95,8 @@ pub(super) struct Request {
     pub(super) volume: ObjectId,
     /// Bytes of the volume.
     pub(super) range: Range<u64>,
+    /// Of the whole range, whatever is left of it.
+    pub(super) sectors: u64,
     pub(super) work: Work,
 }
 
@@ -137,7 +146,7 @@ impl Request {
         let range = match work {
             Work::Read | Work::Write { .. } | Work::Compare | Work::WriteZeroes { .. } | Work::Verify => {
                 let (first, count) = command.blocks();
-                bytes_of(first, count, namespace.blocks)?
+                namespace.bytes_of(first, count)?
             }
             _ => 0..0,
         };
@@ -145,7 +154,7 @@ impl Request {
         if is_transfer && range.end - range.start > TRANSFER_BYTES_MAX {
             return Err(Status::INVALID_FIELD);
         }
-        Ok(Self { volume: namespace.volume, range, work })
+        Ok(Self { volume: namespace.volume, sectors: (range.end - range.start) / SECTOR_BYTES, range, work })
     }
 
     /// What a command of an admin queue asks of a volume's reservation; `None`: nothing.
@@ -165,7 +174,7 @@ impl Request {
             _ => return None,
         };
         let namespace = target.find(service, command.namespace.get()).ok_or(Status::INVALID_NAMESPACE);
-        Some(namespace.map(|namespace| Self { volume: namespace.volume, range: 0..0, work }))
+        Some(namespace.map(|namespace| Self { volume: namespace.volume, range: 0..0, sectors: 0, work }))
     }
 
     /// The data of the command.
@@ -193,7 +202,7 @@ impl Request {
     /// Takes what the data of `command` says beyond its entry: ranges, or keys.
     pub(super) fn take_data<S: VolumeService>(
         &mut self,
-        service: &S,
+        (target, service): (&Target, &S),
         command: &Command,
         data: &[u8],
     ) -> Result<(), Status> {
@@ -202,9 +211,10 @@ impl Request {
             return Ok(());
         }
         let Work::Deallocate { count, ranges: place } = &mut self.work else { return Ok(()) };
-        let blocks = service.size_bytes(self.volume).ok_or(Status::INVALID_NAMESPACE)? / BLOCK_BYTES;
+        let namespace = target.find(service, command.namespace.get()).ok_or(Status::INVALID_NAMESPACE)?;
         let wanted = ranges(data).take(*count).filter(|(_, count)| *count > 0);
-        let found: Result<VecDeque<_>, Status> = wanted.map(|(first, count)| bytes_of(first, count, blocks)).collect();
+        let found: Result<VecDeque<_>, Status> =
+            wanted.map(|(first, count)| namespace.bytes_of(first, count)).collect();
         *place = Some(found?);
         Ok(())
     }
@@ -252,12 +262,6 @@ impl Request {
     pub(super) fn has_steps(&self) -> bool {
         matches!(self.work, Work::Verify | Work::Deallocate { .. })
     }
-}
-
-/// `count` blocks (at least one) from `first` as bytes, if they lie within the first `blocks`.
-fn bytes_of(first: u64, count: u64, blocks: u64) -> Result<Range<u64>, Status> {
-    let end = first.checked_add(count).filter(|end| *end <= blocks).ok_or(Status::OUT_OF_RANGE)?;
-    Ok(first * BLOCK_BYTES..end * BLOCK_BYTES)
 }
 
 /// The status for the engine's error.

@@ -31,4 +31,4 @@ pub mod wire;
 pub(super) use access::{Lookout, UNPROVEN};
 pub use hosts::Host;
 pub(super) use session::Session;
-pub use target::{BLOCK_BYTES, Target, TargetParts};
+pub use target::{Target, TargetParts};

@@ -626,10 +626,12 @@ impl Session {
                 let data = std::mem::take(data);
                 self.authenticate(turn, slot, &data);
             }
-            (Job::Volume(request), Sink::Bytes(data)) => match request.take_data(turn.service, command, data) {
-                Ok(()) => self.to_submit.push_back(slot),
-                Err(status) => self.finish(turn, slot, status, 0),
-            },
+            (Job::Volume(request), Sink::Bytes(data)) => {
+                match request.take_data((&self.target, turn.service), command, data) {
+                    Ok(()) => self.to_submit.push_back(slot),
+                    Err(status) => self.finish(turn, slot, status, 0),
+                }
+            }
             _ => self.to_submit.push_back(slot),
         }
     }
@@ -841,8 +843,8 @@ impl Session {
                     request.range.end - request.range.start,
                     "a read returns what was asked for"
                 );
-                let active = self.remove(slot);
-                self.tally.count(&active.command, Status::SUCCESS);
+                self.tally.performed(request);
+                self.remove(slot);
                 self.send_data_header(turn, id, length);
                 send_runs(turn.net, turn.connection, &runs);
                 let mut digest = 0;
@@ -891,15 +893,19 @@ impl Session {
     /// Ends the command in `slot`.
     fn finish<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>, slot: u16, status: Status, result: u64) {
         let active = self.remove(slot);
+        if let Job::Volume(request) = &active.job
+            && status.is_success()
+        {
+            self.tally.performed(request);
+        }
         self.answer(turn, &active.command, status, result);
     }
 
     /// Answers a command, and remembers how it went.
     fn answer<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>, command: &Command, status: Status, result: u64) {
         match &self.role {
-            Role::Io(_) if status.is_success() => self.tally.count(command, status),
             Role::Io(member) if status.is_logged() => {
-                self.tally.count(command, status);
+                self.tally.failed(status);
                 self.target.controllers.report(*member, command, status);
             }
             Role::Admin(admin) if status.is_logged() => admin.report(&self.target, command, status),

@@ -13,20 +13,20 @@ use super::{
     controllers::Controllers,
     health::Traffic,
     hosts::{Host, Hosts},
-    wire::log::{Access, Port, Subsystem},
+    wire::{
+        command::Status,
+        log::{Access, Port, Subsystem},
+    },
 };
 use crate::{
-    base::{ObjectId, PoolId, checksum},
+    base::{BlockSize, ObjectId, PoolId, checksum},
     node::{
         admin::{HostStatus, NamespaceStatus, NvmeTcpStatus},
         pools::{PARTNER_BIT, PoolSlot},
-        request::{Reach, VolumeService},
+        request::{Reach, VolumeInfo, VolumeService, VolumeShape},
     },
 };
-use std::{net::SocketAddr, sync::Arc};
-
-/// Bytes of a namespace's blocks: the pools' own.
-pub const BLOCK_BYTES: u64 = crate::base::limits::BLOCK_BYTES;
+use std::{net::SocketAddr, ops::Range, sync::Arc};
 
 /// Namespaces that hosts see: a list in one answer has 1024.
 pub(super) const NAMESPACES_MAX: usize = super::wire::identify::LIST_MAX;
@@ -64,6 +64,25 @@ pub(super) struct Namespace {
     pub(super) id: u32,
     pub(super) volume: ObjectId,
     pub(super) blocks: u64,
+    pub(super) block_size: BlockSize,
+}
+
+impl Namespace {
+    /// A volume that is this namespace. `None`: none of its blocks is whole.
+    fn new(id: u32, volume: ObjectId, shape: VolumeShape) -> Option<Self> {
+        let VolumeShape { size_bytes, block_size } = shape;
+        let blocks = size_bytes >> block_size.shift();
+        (blocks > 0).then_some(Self { id, volume, blocks, block_size })
+    }
+
+    /// `count` blocks (at least one) from `first` as bytes of the volume.
+    ///
+    /// # Errors
+    /// They do not lie within the namespace.
+    pub(super) fn bytes_of(&self, first: u64, count: u64) -> Result<Range<u64>, Status> {
+        let end = first.checked_add(count).filter(|end| *end <= self.blocks).ok_or(Status::OUT_OF_RANGE)?;
+        Ok(first << self.block_size.shift()..end << self.block_size.shift())
+    }
 }
 
 /// What hosts find; shared by the node's reactors.
@@ -227,18 +246,13 @@ impl Target {
         let is_home = (place % 2 == 1) == self.is_high;
         let slot = if is_home { PoolSlot::Home } else { PoolSlot::Partner };
         let volume = slot.outside(ObjectId(place / 2 + 1));
-        let blocks = service.size_bytes(volume)? / BLOCK_BYTES;
-        (blocks > 0 && id <= NAMESPACE_MAX).then_some(Namespace { id, volume, blocks })
+        Namespace::new(id, volume, service.shape(volume)?).filter(|_| id <= NAMESPACE_MAX)
     }
 
     /// All namespaces, in order.
     pub(super) fn namespaces<S: VolumeService>(&self, service: &S) -> Vec<Namespace> {
-        let namespace = |(volume, size_bytes): (ObjectId, u64)| {
-            let blocks = size_bytes / BLOCK_BYTES;
-            self.id_of(volume).filter(|_| blocks > 0).map(|id| Namespace { id, volume, blocks })
-        };
-        let volumes = service.volumes().into_iter().map(|volume| (volume.id, volume.size_bytes));
-        let mut all: Vec<Namespace> = volumes.filter_map(namespace).collect();
+        let namespace = |volume: VolumeInfo| Namespace::new(self.id_of(volume.id)?, volume.id, volume.shape());
+        let mut all: Vec<Namespace> = service.volumes().into_iter().filter_map(namespace).collect();
         all.sort_unstable_by_key(|namespace| namespace.id);
         all.truncate(NAMESPACES_MAX);
         all

@@ -174,7 +174,7 @@ impl Template {
     fn live(disk: &Blocks, log: &Region) {
         let mut node = Node::open(disk, log).expect("a new pool");
         for (name, size_bytes) in [("vol", 2 << 20), ("deep", 1 << 40), ("gone", 1 << 20)] {
-            let request = AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes };
+            let request = AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes, block_bytes: 4096 };
             assert!(matches!(node.admin(request), Some(AdminReply::Volumes { .. })));
         }
         let mut prng = Prng::new(5);
@@ -370,7 +370,7 @@ fn use_pool(disk: &Blocks, log: &Region) -> bool {
         AdminRequest::Status,
         AdminRequest::PoolCheck,
         AdminRequest::Checkpoint,
-        AdminRequest::VolumeCreate { name: "new".to_owned(), size_bytes: 1 << 30 },
+        AdminRequest::VolumeCreate { name: "new".to_owned(), size_bytes: 1 << 30, block_bytes: 4096 },
         AdminRequest::VolumeResize { name: "vol".to_owned(), size_bytes: 4096 },
         AdminRequest::VolumeDelete { name: "deep".to_owned() },
         AdminRequest::Checkpoint,

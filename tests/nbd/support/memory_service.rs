@@ -5,12 +5,12 @@
 
 use std::{collections::BTreeMap, ops::Range};
 use twinlog::{
-    base::{HostId, LaneIndex, Lsn, ObjectId, Pass, Prng, limits::BLOCK_BYTES},
+    base::{BlockSize, HostId, LaneIndex, Lsn, ObjectId, Pass, Prng, limits::BLOCK_BYTES},
     format::reservation::Reservation,
     fs::reservation::{Access, Refused, ReservationCommand},
     node::request::{
         DataRun, Extent, OfflineAt, Reach, ReplyData, VolumeError, VolumeInfo, VolumeOperation, VolumeReply,
-        VolumeRequest, VolumeService,
+        VolumeRequest, VolumeService, VolumeShape,
     },
 };
 use twinlog_device::{BlockBytes, BlockPool};
@@ -61,6 +61,7 @@ enum Change {
 struct Volume {
     name: String,
     size_bytes: u64,
+    block_size: BlockSize,
     blocks: Blocks,
     /// What a crash leaves for certain, and what it may leave in addition.
     stable: Blocks,
@@ -98,6 +99,12 @@ pub(crate) struct MemoryService {
 
 #[expect(dead_code, reason = "the bugs wait for the model checker that must find them")]
 impl MemoryService {
+    /// The same, with these blocks in every volume.
+    pub(crate) fn in_blocks(mut self, block_size: BlockSize) -> Self {
+        self.volumes.iter_mut().for_each(|volume| volume.block_size = block_size);
+        self
+    }
+
     /// Volumes by name and size, on a pool of `block_count` blocks.
     pub(crate) fn new(seed: u64, block_count: u32, volumes: &[(&str, u64)]) -> Self {
         let volumes =
@@ -361,6 +368,7 @@ impl VolumeService for MemoryService {
             id: ObjectId(index),
             name: volume.name.clone(),
             size_bytes: volume.size_bytes,
+            block_size: volume.block_size,
             offline: self.offline.filter(|name| *name == volume.name).map(|_| OfflineAt {
                 lane: LaneIndex(2),
                 lsn: Lsn(4480),
@@ -377,8 +385,9 @@ impl VolumeService for MemoryService {
         self.volumes().into_iter().find(|volume| volume.name == name)
     }
 
-    fn size_bytes(&self, id: ObjectId) -> Option<u64> {
-        self.volumes.get(usize::try_from(id.0).ok()?).map(|volume| volume.size_bytes)
+    fn shape(&self, id: ObjectId) -> Option<VolumeShape> {
+        let volume = self.volumes.get(usize::try_from(id.0).ok()?)?;
+        Some(VolumeShape { size_bytes: volume.size_bytes, block_size: volume.block_size })
     }
 
     fn reach(&self, _volume: ObjectId) -> Reach {

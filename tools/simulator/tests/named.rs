@@ -58,7 +58,8 @@ impl Bench {
     }
 
     fn create(&mut self, blocks: u64) -> ObjectId {
-        let request = AdminRequest::VolumeCreate { name: "v".to_owned(), size_bytes: blocks * BLOCK };
+        let request =
+            AdminRequest::VolumeCreate { name: "v".to_owned(), size_bytes: blocks * BLOCK, block_bytes: 4096 };
         let AdminReply::Volumes { volumes } = self.order(request) else { panic!("it is made") };
         ObjectId(volumes[0].id)
     }

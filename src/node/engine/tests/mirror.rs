@@ -88,7 +88,7 @@ fn pair(seed: u64) -> (Machine, Node, Partner, ObjectId) {
     let mut partner = Partner::new(&machine);
     node.run_until("it serves", |node| node.engines.iter().all(Engine::is_serving) || node.failure().is_some());
     let (reply, replies) = crossbeam_channel::bounded(1);
-    let request = AdminRequest::VolumeCreate { name: "v".to_owned(), size_bytes: 1 << 20 };
+    let request = AdminRequest::VolumeCreate { name: "v".to_owned(), size_bytes: 1 << 20, block_bytes: 4096 };
     node.engines[0].call(AdminCall { request, reply });
     node.run_until("it is made", |node| {
         partner.turn(node);

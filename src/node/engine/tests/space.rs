@@ -164,7 +164,7 @@ fn a_volumes_name_counts_when_the_log_is_asked_for_room() {
             let (machine, mut node, _) = with_records(count);
             within(&mut node, quiet, |_| false);
             let (reply, replies) = crossbeam_channel::bounded(1);
-            let request = AdminRequest::VolumeCreate { name: "name".to_owned(), size_bytes: MIB };
+            let request = AdminRequest::VolumeCreate { name: "name".to_owned(), size_bytes: MIB, block_bytes: 4096 };
             node.engines[0].call(AdminCall { request, reply });
             let is_made = within(&mut node, Duration::from_secs(1), |_| !replies.is_empty());
             machine.media[0].set_faults(FaultPlan::default());

@@ -74,7 +74,7 @@ fn every_operation_goes_to_the_node_that_serves() {
         assert_eq!(pair.node(node).pools.size_bytes(own.id), Some(1 << 20));
     }
     let (reply, refused) = crossbeam_channel::bounded(1);
-    let request = AdminRequest::VolumeCreate { name: "vol-a".to_owned(), size_bytes: 4096 };
+    let request = AdminRequest::VolumeCreate { name: "vol-a".to_owned(), size_bytes: 4096, block_bytes: 4096 };
     pair.node(1).pools.call(AdminCall { request, reply });
     assert!(matches!(refused.try_recv(), Ok(AdminReply::Refused { .. })), "names are for both pools");
     let write = write_of(&mut pair, 1, 100..70_000, 7);
@@ -304,7 +304,7 @@ fn a_volume_that_is_made_while_the_pool_is_handed_over_is_there_or_refused() {
         pair.turns(turns);
         let (reply, answer) = crossbeam_channel::bounded(1);
         let name = format!("vol-{turns}");
-        let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes: 4096 };
+        let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes: 4096, block_bytes: 4096 };
         pair.node(0).pools.call(AdminCall { request, reply });
         pair.until("the partner serves", |pair| pair.serves(1, PoolSlot::Partner));
         if matches!(answer.try_recv(), Ok(AdminReply::Volumes { .. })) {

@@ -156,8 +156,10 @@ pub struct Namespace {
     pub used: U64,
     /// NSFEAT.
     pub features: u8,
-    formats: u8,
-    formatted: u8,
+    /// NLBAF: formats, less one.
+    pub formats: u8,
+    /// FLBAS: which of them it has.
+    pub formatted: u8,
     reserved_27: [u8; 3],
     /// NMIC: bit 0, several controllers may have it.
     pub shared: u8,
@@ -166,26 +168,31 @@ pub struct Namespace {
     format_progress: u8,
     /// DLFEAT: what deallocated blocks are read as.
     pub deallocated: u8,
-    atomic: [U16; 6],
+    /// NAWUN, NAWUPF: blocks that are written whole or not at all, less one.
+    pub atomic: [U16; 2],
+    atomic_compare: U16,
+    atomic_boundary: [U16; 3],
     boundary: U16,
     nvm_capacity: [u8; 16],
-    reserved_64: [u8; 28],
+    /// NPWG, NPWA, NPDG, NPDA, NOWS: what is worth writing and deallocating together, and where it begins, in blocks, less one.
+    pub preferred: [U16; 5],
+    reserved_74: [u8; 18],
     /// ANAGRPID.
     pub access_group: U32,
     reserved_96: [u8; 8],
     /// NGUID.
     pub nguid: [u8; 16],
     eui64: [u8; 8],
-    /// LBAF 0: a power of two of bytes in bits 23:16.
-    pub format: U32,
-    more_formats: [U32; 63],
+    /// LBAF: a power of two of bytes in bits 23:16, and in bits 25:24 how it performs beside the others: 0 is best.
+    pub lba_formats: [U32; 64],
     vendor_specific: [u8; 3712],
 }
 
 const _: () = assert!(size_of::<Namespace>() == 4096);
 const _: () = assert!(offset_of!(Namespace, shared) == 30 && offset_of!(Namespace, deallocated) == 33);
 const _: () = assert!(offset_of!(Namespace, access_group) == 92 && offset_of!(Namespace, nguid) == 104);
-const _: () = assert!(offset_of!(Namespace, format) == 128 && offset_of!(Namespace, vendor_specific) == 384);
+const _: () = assert!(offset_of!(Namespace, atomic) == 34 && offset_of!(Namespace, preferred) == 64);
+const _: () = assert!(offset_of!(Namespace, lba_formats) == 128 && offset_of!(Namespace, vendor_specific) == 384);
 
 /// A namespace whatever its command set (base 2.0, section 5.17.2.8, figure 280).
 #[derive(Clone, Debug, FromZeros, Immutable, IntoBytes)]

@@ -77,7 +77,7 @@ impl History {
 
     pub(super) fn create(&mut self, name: &str, size_bytes: u64) {
         let order = Order::Create { name: name.to_owned(), size_bytes };
-        self.call(order, AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes });
+        self.call(order, AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes, block_bytes: 4096 });
     }
 
     /// An order of any kind.

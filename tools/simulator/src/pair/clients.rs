@@ -127,7 +127,7 @@ impl History {
             if self.pools[pool].order.is_none() {
                 let size_bytes = self.prng.between(1, self.setup.volume_blocks_max) * BLOCK;
                 let name = format!("{}-{}", NAMES[pool], VOLUMES[index(volumes)]);
-                let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes };
+                let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes, block_bytes: 4096 };
                 self.order(pool, node, Order::Create { name, size_bytes }, request);
             }
             return;

@@ -292,7 +292,8 @@ impl History {
     fn make_volume(&mut self) -> Result<(), Violation> {
         let knows = |process: &Process| process.node.volume(VOLUME).is_some();
         self.until("the pool is served", |history| history.processes[0].node.is_serving())?;
-        let request = AdminRequest::VolumeCreate { name: VOLUME.to_owned(), size_bytes: self.size_bytes };
+        let request =
+            AdminRequest::VolumeCreate { name: VOLUME.to_owned(), size_bytes: self.size_bytes, block_bytes: 4096 };
         let replies = self.processes[0].node.call(request).expect("nobody else orders anything");
         self.until("both nodes know the volume", |history| history.processes.iter().all(knows))?;
         match replies.try_recv() {
