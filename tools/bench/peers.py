@@ -183,6 +183,57 @@ class TwinlogTcp(Twinlog):
         return f"{self.scheme}://127.0.0.1:{self.port}/" + ("vol-a" if self.scheme == "nbd" else "")
 
 
+def huge_pages():
+    """Options of SPDK's programs: huge pages if the machine has set some aside."""
+    info = pathlib.Path("/proc/meminfo").read_text()
+    free = int(next(line for line in info.splitlines() if line.startswith("HugePages_Free")).split()[1])
+    return [] if free >= 640 else ["--no-huge"]
+
+
+class SpdkTarget(Server):
+    """SPDK's NVMe/TCP target with a block device in memory."""
+
+    NQN = "nqn.2016-06.io.spdk:peer"
+
+    def __init__(self):
+        super().__init__("SPDK, memory bdev", "nvmf_tgt", None)
+        self.port = free_port()
+
+    def prepare(self, folder, size):
+        self.folder = folder
+        subsystem = {"nqn": self.NQN}
+        address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(self.port)}
+        calls = {
+            "bdev": [("bdev_malloc_create", {"name": "m", "num_blocks": size // 4096, "block_size": 4096})],
+            "nvmf": [
+                ("nvmf_create_transport", {"trtype": "TCP", "in_capsule_data_size": 16384}),
+                ("nvmf_create_subsystem", subsystem | {"allow_any_host": True, "serial_number": "1", "model_number": "peer"}),
+                ("nvmf_subsystem_add_ns", subsystem | {"namespace": {"nsid": 1, "bdev_name": "m"}}),
+                ("nvmf_subsystem_add_listener", subsystem | {"listen_address": address}),
+            ],
+        }
+        config = folder / "spdk.json"
+        config.write_text(json.dumps({"subsystems": [
+            {"subsystem": name, "config": [{"method": method, "params": params} for method, params in config]}
+            for name, config in calls.items()]}))
+        self.command = ["nvmf_tgt", "-m", "0x1", "-s", "512", "-r", folder / "rpc.sock", *huge_pages(), "-c", config]
+
+    def start(self):
+        start = time.monotonic()
+        self.launch()
+        while True:
+            with contextlib.closing(socket.socket()) as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return time.monotonic() - start
+            if self.process.poll() is not None or time.monotonic() - start > 60:
+                raise RuntimeError("SPDK's target does not serve: " + (self.folder / "log").read_text(errors="replace")[-2000:])
+            time.sleep(0.05)
+
+    @property
+    def uri(self):
+        return f"nvme-tcp://127.0.0.1:{self.port}/{self.NQN}"
+
+
 def written_file(path, size):
     """A file of random bytes on the disk. Zeroes would do as well, but for file systems that compress."""
     chunk = os.urandom(MIB)
@@ -251,6 +302,14 @@ class Bench:
                  "--ramp_time=1", "--output-format=json", *arguments]
         printed = output_of(pinned(core, words))
         return json.loads(printed[printed.index("{"):])["jobs"][0]
+
+    def spdk_perf(self, server, kind, size, depth):
+        """IOPS of SPDK's own initiator at an NVMe/TCP server."""
+        where = f"trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{server.port}"
+        words = ["spdk_nvme_perf", "-r", where, "-c", "0x2", "-s", 512, *huge_pages(),
+                 "-w", f"rand{kind}", "-o", size, "-q", depth, "-t", self.seconds, "-a", 1]
+        total = next(line for line in output_of(words).splitlines() if line.startswith("Total"))
+        return float(total.split(":")[1].split()[0])
 
     def raw(self, *arguments, engine="io_uring"):
         """fio on a written file of the same disk: the machine's own floor."""
@@ -379,25 +438,35 @@ def figure_write_d32(bench):
 
 
 def figure_nvme_tcp(bench):
-    """NVMe/TCP on loopback, server and client on a core each, beside the same node's NBD over TCP: the blocks are in the cache, the log is in memory."""
-    shapes = [(f"4 KiB random {kind}, depth {depth}", kind, ["--rw", f"rand{kind}", "--bs", "4k", "--qd", depth])
-              for kind in ["read", "write"] for depth in [1, 32, 127]]
-    shapes += [(f"128 KiB random {kind}, depth 8", kind, ["--rw", f"rand{kind}", "--bs", "128k", "--qd", 8]) for kind in ["read", "write"]]
-    size, costs = 128 * MIB, {}
+    """NVMe/TCP on loopback, server and client on a core each: the blocks are in the cache, the log is in memory."""
+    shapes = [(f"4 KiB random {kind}, depth {depth}", kind, 4096, depth) for kind in ["read", "write"] for depth in [1, 32, 127]]
+    shapes += [(f"128 KiB random {kind}, depth 8", kind, 131072, 8) for kind in ["read", "write"]]
+    volume, costs = 128 * MIB, {}
 
-    def measure(server, kind, arguments):
-        bench.fill(server, size)
+    def by_load(server, kind, size, depth):
+        bench.fill(server, volume)
         before = cpu_seconds(server.node())
-        report = bench.load(server, *arguments, "--size", size, "--busy", warmup=0)
+        report = bench.load(server, "--rw", f"rand{kind}", "--bs", size, "--qd", depth, "--size", volume, "--busy", warmup=0)
         costs.setdefault(server.name, []).append((cpu_seconds(server.node()) - before) * 1e6 / report["acknowledged"]["ops"])
         return first_iops(report, kind)
 
-    for title, kind, arguments in shapes:
-        costs.clear()
-        servers = [TwinlogTcp("Twinlog", "nvme-tcp"), TwinlogTcp("Twinlog, NBD over TCP", "nbd")]
-        found = bench.compare(by_server(bench, servers, lambda server: measure(server, kind, arguments)))
-        spent = "; ".join(f"{name} {statistics.median(cost):.1f} us" for name, cost in costs.items())
-        table(f"{title}, over TCP on loopback", found, "IOPS", digits=0, notes=[f"Processor time of the server per operation, medians: {spent}."])
+    def by_spdk(server, kind, size, depth):
+        bench.fill(server, volume)
+        return bench.spdk_perf(server, kind, size, depth)
+
+    clients = {"twinlog-load": by_load}
+    if shutil.which("spdk_nvme_perf"):
+        clients["spdk_nvme_perf"] = by_spdk
+    for title, kind, size, depth in shapes:
+        for client, measure in clients.items():
+            costs.clear()
+            servers = [TwinlogTcp("Twinlog", "nvme-tcp"), SpdkTarget()]
+            if client == "twinlog-load":
+                servers.append(TwinlogTcp("Twinlog, NBD over TCP", "nbd"))
+            found = bench.compare(by_server(bench, servers, lambda server: measure(server, kind, size, depth), volume))
+            spent = "; ".join(f"{name} {statistics.median(cost):.1f} us" for name, cost in costs.items())
+            table(f"{title}, over TCP on loopback, client {client}", found, "IOPS", digits=0,
+                  notes=[f"Processor time of the server per operation, medians: {spent}."] if spent else ())
 
 
 def sequential(bench, kind):
