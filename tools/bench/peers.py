@@ -9,7 +9,8 @@ Method: a figure's contenders take turns, `--rounds` times (5); each turn starts
 cell is the median with minimum and maximum. Peers that are not installed are left out, and the table says so. All files lie in one
 directory (--dir, default: below target/), so every contender uses the same disk.
 
-It needs Python 3.9 and programs built with `cargo build --release --workspace`; peers: fio, nbdkit, qemu-utils.
+It needs Python 3.9 and programs built with `cargo build --release --workspace`; peers: fio, nbdkit, qemu-utils, and SPDK's
+programs `nvmf_tgt` and `spdk_nvme_perf`, for which huge pages are to be set aside.
 """
 
 import argparse
@@ -294,7 +295,7 @@ class Bench:
 
     def fill(self, server, size):
         """Writes the first `size` bytes of a volume."""
-        self.load(server, "--rw", "write", "--bs", "1m", "--qd", 4, "--ops", size // MIB, "--size", size, seconds=300, warmup=0)
+        self.load(server, "--rw", "write", "--bs", "128k", "--qd", 8, "--ops", size // (MIB // 8), "--size", size, seconds=300, warmup=0)
 
     def fio(self, *arguments, engine="nbd", seconds=None, core=CLIENT_CORE):
         """One fio job: its JSON."""
@@ -305,7 +306,9 @@ class Bench:
 
     def spdk_perf(self, server, kind, size, depth):
         """IOPS of SPDK's own initiator at an NVMe/TCP server."""
-        where = f"trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{server.port}"
+        # Without a name of its own it connects with an empty one, which a target of NVMe may refuse.
+        host = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000001"
+        where = f"trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{server.port} hostnqn:{host}"
         words = ["spdk_nvme_perf", "-r", where, "-c", "0x2", "-s", 512, *huge_pages(),
                  "-w", f"rand{kind}", "-o", size, "-q", depth, "-t", self.seconds, "-a", 1]
         total = next(line for line in output_of(words).splitlines() if line.startswith("Total"))
@@ -441,32 +444,38 @@ def figure_nvme_tcp(bench):
     """NVMe/TCP on loopback, server and client on a core each: the blocks are in the cache, the log is in memory."""
     shapes = [(f"4 KiB random {kind}, depth {depth}", kind, 4096, depth) for kind in ["read", "write"] for depth in [1, 32, 127]]
     shapes += [(f"128 KiB random {kind}, depth 8", kind, 131072, 8) for kind in ["read", "write"]]
-    volume, costs = 128 * MIB, {}
+    volume = 128 * MIB
+    # {(shape, client): {server: [IOPS]}}, and the server's processor time per operation under twinlog-load.
+    found, costs = {}, {}
 
-    def by_load(server, kind, size, depth):
-        bench.fill(server, volume)
+    def by_load(server, shape):
+        _, kind, size, depth = shape
         before = cpu_seconds(server.node())
         report = bench.load(server, "--rw", f"rand{kind}", "--bs", size, "--qd", depth, "--size", volume, "--busy", warmup=0)
-        costs.setdefault(server.name, []).append((cpu_seconds(server.node()) - before) * 1e6 / report["acknowledged"]["ops"])
+        cost = (cpu_seconds(server.node()) - before) * 1e6 / report["acknowledged"]["ops"]
+        costs.setdefault(shape, {}).setdefault(server.name, []).append(cost)
         return first_iops(report, kind)
 
-    def by_spdk(server, kind, size, depth):
-        bench.fill(server, volume)
-        return bench.spdk_perf(server, kind, size, depth)
+    def turn(server):
+        """Every shape at one start of a server: a value for each shape and client."""
+        with bench.serving(server, volume):
+            bench.fill(server, volume)
+            for shape in shapes:
+                clients = {"twinlog-load": lambda: by_load(server, shape)}
+                if server.uri.startswith("nvme-tcp") and shutil.which("spdk_nvme_perf"):
+                    clients["spdk_nvme_perf"] = lambda: bench.spdk_perf(server, *shape[1:])
+                for client, measure in clients.items():
+                    found.setdefault((shape, client), {}).setdefault(server.name, []).append(measure())
 
-    clients = {"twinlog-load": by_load}
-    if shutil.which("spdk_nvme_perf"):
-        clients["spdk_nvme_perf"] = by_spdk
-    for title, kind, size, depth in shapes:
-        for client, measure in clients.items():
-            costs.clear()
-            servers = [TwinlogTcp("Twinlog", "nvme-tcp"), SpdkTarget()]
-            if client == "twinlog-load":
-                servers.append(TwinlogTcp("Twinlog, NBD over TCP", "nbd"))
-            found = bench.compare(by_server(bench, servers, lambda server: measure(server, kind, size, depth), volume))
-            spent = "; ".join(f"{name} {statistics.median(cost):.1f} us" for name, cost in costs.items())
-            table(f"{title}, over TCP on loopback, client {client}", found, "IOPS", digits=0,
-                  notes=[f"Processor time of the server per operation, medians: {spent}."] if spent else ())
+    servers = [TwinlogTcp("Twinlog", "nvme-tcp"), SpdkTarget(), TwinlogTcp("Twinlog, NBD over TCP", "nbd")]
+    for number in range(bench.rounds):
+        for server in [server for server in servers if server.available()]:
+            say(f"  round {number + 1}: {server.name}")
+            turn(server)
+    for (shape, client), values in found.items():
+        spent = "; ".join(f"{name} {statistics.median(cost):.1f} us" for name, cost in costs[shape].items())
+        notes = [f"Processor time of the server per operation, medians: {spent}."] if client == "twinlog-load" else ()
+        table(f"{shape[0]}, over TCP on loopback, client {client}", values, "IOPS", digits=0, notes=notes)
 
 
 def sequential(bench, kind):
