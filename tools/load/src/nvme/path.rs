@@ -119,16 +119,28 @@ impl Path {
             self.take(&reply, now);
         }
         if !keep_alive.is_zero() {
-            // All that has come was taken before: what is late is late at the other side.
-            if now.saturating_duration_since(self.alive_at) > keep_alive {
-                return Err(Lost(format!("it is silent for {} s", keep_alive.as_secs_f64())));
-            }
-            if self.pending.keep_alive.is_none() && now.saturating_duration_since(self.asked_at) > keep_alive / 2 {
-                self.asked_at = now;
-                self.pending.keep_alive = Some(self.admin.post(Command::new(opcode::KEEP_ALIVE, 0), 0, &[]));
+            let is_due = now > self.due(keep_alive);
+            match self.pending.keep_alive {
+                // All that has come was taken before: what is late is late at the other side.
+                Some(_) if is_due => return Err(Lost(format!("it is silent for {} s", keep_alive.as_secs_f64()))),
+                None if is_due => {
+                    self.asked_at = now;
+                    self.pending.keep_alive = Some(self.admin.post(Command::new(opcode::KEEP_ALIVE, 0), 0, &[]));
+                }
+                _ => {}
             }
         }
-        if self.admin.wants_to_send() { self.admin.pump().map(|_| ()).map_err(lost) } else { Ok(()) }
+        // The answer may be there as soon as the question is sent.
+        if self.admin.wants_to_send() && self.admin.pump().map_err(lost)? {
+            self.alive_at = now;
+        }
+        Ok(())
+    }
+
+    /// When the target is to be asked for a sign of life, or has owed one for too long: for half of `keep_alive` since it was asked, and all of it since it gave one.
+    fn due(&self, keep_alive: Duration) -> Instant {
+        let asked = self.asked_at + keep_alive / 2;
+        if self.pending.keep_alive.is_some() { asked.max(self.alive_at + keep_alive) } else { asked }
     }
 
     /// An answer of the admin queue.
