@@ -196,8 +196,13 @@ fn reservations() -> Workload {
     let script = vec![
         Act::Create("one", 4),
         Act::Settle,
+        Act::Checkpoint,
+        Act::Settle,
         reserve(1, Deed::Register),
         reserve(2, Deed::Register),
+        Act::Settle,
+        // Nothing but reservations has changed since the last one.
+        Act::Checkpoint,
         Act::Settle,
         reserve(1, Deed::Acquire(WriteExclusive)),
         Act::Write("one", blocks(0, 1)),
