@@ -109,11 +109,14 @@ impl Entry {
 
     /// Whether both are changes whose order shows, of two sessions: one may be the other, asked for again.
     fn may_be_repeated_by(&self, later: &Self) -> bool {
+        let is_of_another = (self.from, self.tag.session) != (later.from, later.tag.session);
+        if !is_of_another || self.volume != later.volume {
+            return false;
+        }
         let (Some((bytes, reserves)), Some((later_bytes, later_reserves))) = (self.change(), later.change()) else {
             return false;
         };
-        let meets = bytes.start < later_bytes.end && later_bytes.start < bytes.end || (reserves && later_reserves);
-        meets && self.volume == later.volume && (self.from, self.tag.session) != (later.from, later.tag.session)
+        bytes.start < later_bytes.end && later_bytes.start < bytes.end || (reserves && later_reserves)
     }
 }
 
@@ -307,12 +310,13 @@ impl Client {
         is_any
     }
 
-    /// Whether a change that may be the same one, from a connection that its client has left, is with the owner. Frames have no order between paths of the interconnect, and
-    /// that one must not be performed after what the client is answered now.
+    /// Whether a change that may be the same one, from a connection that its client has left, is with the owner, or came before and waits. Frames have no order between paths of
+    /// the interconnect, and that one must not be performed after what the client is answered now.
     fn would_overtake(&self, slot: PoolSlot, key: u64) -> bool {
         let later = &self.entries[&key];
-        let mut sent = self.lots[slot.index()].sent.values().map(|key| &self.entries[key]);
-        !planted::is("repeated-change-overtakes") && sent.any(|entry| entry.may_be_repeated_by(later))
+        let lot = &self.lots[slot.index()];
+        let mut earlier = lot.sent.values().chain(lot.waiting.range(..key)).map(|key| &self.entries[key]);
+        !planted::is("repeated-change-overtakes") && earlier.any(|entry| entry.may_be_repeated_by(later))
     }
 
     /// The frame of a request, if it has a name and memory for its reply, and the window has room for it.
@@ -502,32 +506,57 @@ mod tests {
         assert_eq!(way.requests().nth(count).map(|request| request.length_bytes), Some(LARGE));
         assert_eq!(way.requests().count(), count + 5, "and the small ones after it");
     }
+
+    fn discard(client: &mut Client, session: u64, range: Range<u64>) {
+        let tag = RequestTag { session, request: client.next_key };
+        let operation = VolumeOperation::Discard { range, durable: false };
+        let request = VolumeRequest { tag, volume: ObjectId(1), host: None, pass: None, operation };
+        let (from, slot, bytes) = (ReactorIndex(0), PoolSlot::Partner, 0);
+        client.take(ToHub::Request(Forward { from, slot, bytes, request }), Nanos(0));
+    }
+
+    /// Sends what may go; where all that was sent until now begins.
+    fn offsets(client: &mut Client, way: &mut Sent, blocks: &BlockPool) -> Vec<u64> {
+        client.send((PoolSlot::Partner, Epoch(1)), way, blocks);
+        way.requests().map(|request| request.offset_bytes).collect()
+    }
+
+    /// The request that was sent as number `number` is performed.
+    fn done(client: &mut Client, way: &Sent, number: usize) {
+        let id = way.requests().nth(number).expect("it was sent").id;
+        let reply = Reply { id, status: ReplyStatus::Done, content: ReplyContent::Nothing, detail: 0 };
+        client.hear(PoolSlot::Partner, (&reply, &[]), Nanos(0));
+    }
+
     /// A change of one session that is with the owner, and what others ask for meanwhile.
     #[test]
     fn a_change_that_is_asked_for_again_does_not_overtake_the_one_that_was_left() {
         let (mut client, blocks) = client();
         let mut way = Sent::default();
-        let discard = |client: &mut Client, session: u64, range: Range<u64>| {
-            let tag = RequestTag { session, request: client.next_key };
-            let operation = VolumeOperation::Discard { range, durable: false };
-            let request = VolumeRequest { tag, volume: ObjectId(1), host: None, pass: None, operation };
-            let (from, slot, bytes) = (ReactorIndex(0), PoolSlot::Partner, 0);
-            client.take(ToHub::Request(Forward { from, slot, bytes, request }), Nanos(0));
-        };
-        let mut sent = |client: &mut Client| {
-            client.send((PoolSlot::Partner, Epoch(1)), &mut way, &blocks);
-            way.requests().map(|request| (request.id, request.offset_bytes)).collect::<Vec<_>>()
-        };
         discard(&mut client, 1, 0..8192);
-        let first = sent(&mut client)[0].0;
+        assert_eq!(offsets(&mut client, &mut way, &blocks), [0]);
         discard(&mut client, 2, 4096..8192);
         discard(&mut client, 2, 8192..12_288);
         discard(&mut client, 1, 0..4096);
-        let offsets = |sent: Vec<(u64, u64)>| sent.into_iter().map(|(_, offset)| offset).collect::<Vec<_>>();
-        assert_eq!(offsets(sent(&mut client)), [0, 8192, 0], "a session does not repeat itself");
-        let reply = Reply { id: first, status: ReplyStatus::Done, content: ReplyContent::Nothing, detail: 0 };
-        client.hear(PoolSlot::Partner, (&reply, &[]), Nanos(0));
-        assert_eq!(offsets(sent(&mut client)), [0, 8192, 0, 4096]);
+        assert_eq!(offsets(&mut client, &mut way, &blocks), [0, 8192, 0], "a session does not repeat itself");
+        done(&mut client, &way, 0);
+        assert_eq!(offsets(&mut client, &mut way, &blocks), [0, 8192, 0, 4096]);
+    }
+
+    /// Session 1 was left with a change that waits for one of session 3: what session 2 asks for meets only the one that waits.
+    #[test]
+    fn a_change_that_is_asked_for_again_does_not_overtake_one_that_waits() {
+        let (mut client, blocks) = client();
+        let mut way = Sent::default();
+        discard(&mut client, 3, 0..4096);
+        assert_eq!(offsets(&mut client, &mut way, &blocks), [0]);
+        discard(&mut client, 1, 0..8192);
+        discard(&mut client, 2, 4096..8192);
+        assert_eq!(offsets(&mut client, &mut way, &blocks), [0]);
+        done(&mut client, &way, 0);
+        assert_eq!(offsets(&mut client, &mut way, &blocks), [0, 0]);
+        done(&mut client, &way, 1);
+        assert_eq!(offsets(&mut client, &mut way, &blocks), [0, 0, 4096]);
     }
 
     /// What waits for an owner is not performed when its client is gone; what is with the owner ends there, and is not asked for again.
@@ -550,11 +579,13 @@ mod tests {
         client.send((PoolSlot::Home, Epoch(1)), &mut way, &blocks);
         assert_eq!(way.requests().count(), 1);
     }
+
     #[cfg(feature = "planted-bugs")]
     #[test]
     fn planted_bugs_are_found() {
-        let bugs: [(&str, fn()); 2] = [
+        let bugs: [(&str, fn()); 3] = [
             ("abandoned-is-performed", what_was_abandoned_is_not_asked_for),
+            ("repeated-change-overtakes", a_change_that_is_asked_for_again_does_not_overtake_one_that_waits),
             ("repeated-change-overtakes", a_change_that_is_asked_for_again_does_not_overtake_the_one_that_was_left),
         ];
         for (bug, test) in bugs {
