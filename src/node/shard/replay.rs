@@ -404,7 +404,7 @@ fn volume_change(record: &OwnedRecord) -> Result<VolumeChange, RecordObstacle> {
         RecordKind::Create => {
             let name = str::from_utf8(&record.payload).ok().filter(|name| is_valid_name(name));
             let name = name.ok_or(RecordObstacle::Pool("its name is none"))?.to_owned();
-            let is_fine = record.draft.flags & FLAG_BLOCKS_512 != 0;
+            let is_fine = record.draft.flags & FLAG_BLOCKS_512 != 0 && !planted::is("replay-forgets-blocks");
             let block_size = if is_fine { BlockSize::Bytes512 } else { BlockSize::Bytes4096 };
             Ok(VolumeChange::Create { name, size_bytes, block_size, time_ns: record.draft.time_ns })
         }

@@ -61,7 +61,7 @@ pub(crate) const fn claims_bug(name: &'static str, what: &'static str) -> Bug {
 }
 
 /// Every bug.
-pub const BUGS: [Bug; 51] = [
+pub const BUGS: [Bug; 52] = [
     bug("acknowledge-early", "a change is answered when it was appended, not when it is durable"),
     claims_bug("answers-wait-for-disks", "a change is answered when a consistency point contains it"),
     claims_bug("any-log-taken", "a lane is taken whose header names another pool"),
@@ -97,6 +97,7 @@ pub const BUGS: [Bug; 51] = [
     bug("record-body-not-checked", "a record is performed whatever its payload's checksum"),
     bug("record-position-not-compared", "a record of an earlier lap is taken for a new one"),
     bug("recovery-does-not-advance", "recovery's consistency point names the old position"),
+    bug("replay-forgets-blocks", "recovery makes every volume in blocks of 4096 bytes"),
     bug("replay-skips-discards", "recovery does not perform discards"),
     bug("replay-skips-reservations", "recovery does not perform records of reservations"),
     bug("replies-lost-at-stop", "requests in flight are not answered when the pool stops"),

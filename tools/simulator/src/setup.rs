@@ -7,6 +7,12 @@ use twinlog_sim::{LogShape, MediumConfig};
 /// Bytes of a block.
 pub const BLOCK: u64 = 4096;
 
+/// In what blocks hosts address the volume of this name: of either size some, and each history knows it without keeping it.
+#[must_use]
+pub fn block_bytes_of(name: &str) -> u64 {
+    if name.bytes().next().is_some_and(|first| first % 2 == 0) { 4096 } else { 512 }
+}
+
 /// One history.
 #[derive(Clone, Debug)]
 pub struct Setup {

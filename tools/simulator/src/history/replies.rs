@@ -4,6 +4,7 @@ use super::{Flying, Halt, History, Oracle, Order, PATIENCE, TURNS_MAX, Watch, fo
 use crate::{
     clients::{Answer, Ask, Refusal},
     fault::Class,
+    setup::{block_bytes_of, index},
 };
 use twinlog::{
     base::{ObjectId, checksum},
@@ -184,7 +185,7 @@ impl History {
                 for extent in extents {
                     let length = extent.length_bytes.min(range.end - offset);
                     if !extent.allocated {
-                        let zeroes = vec![0; crate::setup::index(length)];
+                        let zeroes = vec![0; index(length)];
                         self.model.check_read(flying.volume, offset, &zeroes, flying.began)?;
                     }
                     offset += length;
@@ -292,6 +293,10 @@ impl History {
             }
             (Order::Status, AdminReply::Status(status)) => self.look_at(&status),
             (Order::List, AdminReply::Volumes { volumes }) => {
+                if let Some(volume) = volumes.iter().find(|volume| volume.block_bytes != block_bytes_of(&volume.name)) {
+                    let text = format!("{} has blocks of {} bytes", volume.name, volume.block_bytes);
+                    return Err(found(Oracle::Volumes, text));
+                }
                 let line =
                     |volume: twinlog::node::admin::VolumeStatus| (ObjectId(volume.id), volume.name, volume.size_bytes);
                 self.listed = Some(volumes.into_iter().map(line).collect());

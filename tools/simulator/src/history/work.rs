@@ -4,7 +4,7 @@ use super::{Flying, Halt, History, Oracle, Order, Sizes, found};
 use crate::{
     clients::{Ask, nbd, withdraw},
     pattern::WriteId,
-    setup::{BLOCK, index},
+    setup::{BLOCK, block_bytes_of, index},
 };
 use std::ops::Range;
 use twinlog::{base::ObjectId, node::admin::AdminRequest};
@@ -77,7 +77,8 @@ impl History {
 
     pub(super) fn create(&mut self, name: &str, size_bytes: u64) {
         let order = Order::Create { name: name.to_owned(), size_bytes };
-        self.call(order, AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes, block_bytes: 4096 });
+        let block_bytes = block_bytes_of(name);
+        self.call(order, AdminRequest::VolumeCreate { name: name.to_owned(), size_bytes, block_bytes });
     }
 
     /// An order of any kind.

@@ -12,7 +12,7 @@ use crate::{
     model::{DataFault, DataOracle},
     needs::Content,
     pattern::WriteId,
-    setup::{BLOCK, index},
+    setup::{BLOCK, block_bytes_of, index},
 };
 use std::ops::Range;
 use twinlog::{
@@ -127,7 +127,8 @@ impl History {
             if self.pools[pool].order.is_none() {
                 let size_bytes = self.prng.between(1, self.setup.volume_blocks_max) * BLOCK;
                 let name = format!("{}-{}", NAMES[pool], VOLUMES[index(volumes)]);
-                let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes, block_bytes: 4096 };
+                let block_bytes = block_bytes_of(&name);
+                let request = AdminRequest::VolumeCreate { name: name.clone(), size_bytes, block_bytes };
                 self.order(pool, node, Order::Create { name, size_bytes }, request);
             }
             return;
