@@ -126,7 +126,7 @@ fn sparse_volumes_are_trimmed_in_a_full_pool() {
 fn within(node: &mut Node, time: Duration, mut is_so: impl FnMut(&mut Node) -> bool) -> bool {
     let end = node.platforms[0].now() + time;
     while node.platforms[0].now() < end {
-        node.platforms[0].turn(Wait::UpTo(Duration::from_micros(100)));
+        node.platforms[0].turn(Wait::UpTo(Duration::from_millis(1)));
         node.asleep[0] = None;
         node.turn();
         if is_so(node) {

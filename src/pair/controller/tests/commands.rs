@@ -17,8 +17,9 @@ fn a_forced_takeover_that_cannot_be_carried_out_is_void_in_the_end() {
     };
     pair.node(1).turn();
     assert_eq!(status(&mut pair), "forced takeover, void in 3 s");
-    // 120 retry intervals and twice the detection time are 2.6 s.
+    // 120 retry intervals and twice the detection time are 2.6 s, for the partner too.
     while pair.node(1).platform.now().since(since) < Duration::from_secs(3) {
+        pair.node(0).platform.turn(Wait::UpTo(Duration::from_micros(200)));
         pair.node(1).turn();
     }
     let answer = replies.try_recv().expect("answered");

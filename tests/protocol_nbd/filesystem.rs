@@ -1,8 +1,6 @@
 //! A real file system in a volume whose target is killed again and again under load.
 
-mod common;
-
-use common::{Target, command, folder, installed, run};
+use crate::common::{self, Target, command, folder, installed, run};
 use std::{
     fs::{self, File},
     os::unix::{self, fs::FileExt},

@@ -6,14 +6,12 @@
 //! has seen it die, it opens its pool itself, and the proof is made there.
 //!
 //! ```text
-//! cargo test --release --test process_pair -- --ignored --nocapture       200 rounds, half of them with an interconnect on a thread
+//! cargo test --release --test process pair:: -- --ignored --nocapture       200 rounds, half of them with an interconnect on a thread
 //! TWINLOG_PAIR_ROUNDS=1000 TWINLOG_SEED=7 cargo test --release ...        more of them, from a given seed
 //! ```
 
-mod common;
-
-use common::{
-    command, number, outcome,
+use crate::common::{
+    self, command, number, outcome,
     pair::{Pair, end_load, load, prove},
     pause_ms,
 };

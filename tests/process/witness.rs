@@ -3,9 +3,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test of processes waits by the machine's clock")]
 
-mod common;
-
-use common::{
+use crate::common::{
+    self,
     pair::{Pair, end_load, load, prove},
     pause_ms,
     witness::moved,

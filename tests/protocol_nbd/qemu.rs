@@ -1,8 +1,6 @@
 //! QEMU's block layer against a running target: `qemu-img` and `qemu-io`.
 
-mod common;
-
-use common::{Target, command, folder, installed, outcome, run};
+use crate::common::{Target, command, folder, installed, outcome, run};
 use std::fs;
 use twinlog::base::Prng;
 

@@ -4,9 +4,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests wait for processes")]
 
-mod common;
-
-use common::signal;
+use crate::common::signal;
 use serde_json::Value;
 use std::{
     fs::{self, File},

@@ -3,10 +3,8 @@
 //! For every kind of structure, bits at places drawn from a seed are flipped in the files of a stopped node. Offline, `pool check` must
 //! name the block. Online, whatever a client then reads is what was written, or an error.
 
-mod common;
-
-use common::{
-    Target, command,
+use crate::common::{
+    self, Target, command,
     disk::Disk,
     nbd::{Client, FLUSH, READ, Request, TRIM, WRITE},
     outcome, pause_ms,

@@ -6,14 +6,12 @@
 //! and compares them with the journals.
 //!
 //! ```text
-//! cargo test --release --test process_trouble -- --ignored --nocapture       200 rounds
+//! cargo test --release --test process trouble:: -- --ignored --nocapture       200 rounds
 //! TWINLOG_TROUBLE_ROUNDS=1000 TWINLOG_SEED=7 cargo test --release ...         more of them, from a given seed
 //! ```
 
-mod common;
-
-use common::{
-    number,
+use crate::common::{
+    self, number,
     pair::{Pair, end_load, load_with, prove},
     pause_ms, signal,
     witness::{Cable, Witness, moved},

@@ -4,14 +4,12 @@
 //! stopped for a while; the host goes on by the other path without an error; the pool comes back; and the journal proves that nothing answered was lost.
 //!
 //! ```text
-//! cargo test --release --test process_nvme -- --ignored --nocapture       50 rounds
+//! cargo test --release --test process nvme:: -- --ignored --nocapture       50 rounds
 //! TWINLOG_PAIR_ROUNDS=1000 TWINLOG_SEED=7 cargo test --release ...        more of them, from a given seed
 //! ```
 
-mod common;
-
-use common::{
-    command, load_tool, number, outcome,
+use crate::common::{
+    self, command, load_tool, number, outcome,
     pair::{Pair, prove},
     pause_ms,
 };

@@ -1,8 +1,6 @@
 //! fio's NBD engine against a running target, with checksums in every block that it reads back.
 
-mod common;
-
-use common::{Target, installed, run};
+use crate::common::{Target, installed, run};
 
 /// Runs one fio job on the volume; fio fails by itself when a checksum does not match.
 fn fio(target: &Target, options: &[&str]) {

@@ -1,8 +1,6 @@
 //! libnbd's programs against a running target: `nbdinfo`, `nbdcopy`, and scripts in `nbdsh`.
 
-mod common;
-
-use common::{Target, folder, installed, run};
+use crate::common::{self, Target, folder, installed, run};
 use std::{fs, path::Path};
 use twinlog::base::Prng;
 

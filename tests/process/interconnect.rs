@@ -1,10 +1,8 @@
 //! Strangers on the interconnect of a pair of real processes: while a client writes, others connect to the node that listens and say nothing,
 //! half a greeting, or anything. The pair mirrors on, nobody takes anything over, and nothing that was answered is lost.
 
-mod common;
-
-use common::{
-    number,
+use crate::common::{
+    self, number,
     pair::{Pair, end_load, load, prove},
     pause_ms,
 };

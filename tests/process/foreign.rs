@@ -1,8 +1,6 @@
 //! Foreign data is never overwritten without being asked for by name: whatever command meets it, it is named, and stays as it was.
 
-mod common;
-
-use common::{command, folder, installed, outcome, run};
+use crate::common::{command, folder, installed, outcome, run};
 use std::{
     fs::{self, File, OpenOptions},
     os::unix::fs::FileExt,

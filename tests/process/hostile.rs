@@ -3,10 +3,8 @@
 //!
 //! `tests/nbd/misbehaviour.rs` shows the same promises one by one, in virtual time; here they hold together, on real sockets.
 
-mod common;
-
-use common::{
-    Target, command,
+use crate::common::{
+    self, Target, command,
     nbd::{Client, FLUSH, READ, REQUEST_MAGIC, Request, WRITE},
     number, pause_ms,
 };

@@ -1,8 +1,6 @@
 //! `twinlog demo` as a user runs it: a node dies under load, nothing that was answered is lost, and the report says so.
 
-mod common;
-
-use common::{command, folder, outcome};
+use crate::common::{command, folder, outcome};
 use serde_json::Value;
 use std::fs;
 

@@ -2,13 +2,11 @@
 //! other one dies, and when the pool goes back.
 //!
 //! ```text
-//! TWINLOG_FORWARD_ROUNDS=50 TWINLOG_SEED=7 cargo test --release --test process_forward
+//! TWINLOG_FORWARD_ROUNDS=50 TWINLOG_SEED=7 cargo test --release --test process forward::
 //! ```
 
-mod common;
-
-use common::{
-    command, installed, load_tool, number,
+use crate::common::{
+    self, command, installed, load_tool, number,
     pair::{Pair, prove},
     pause_ms, run,
 };

@@ -4,9 +4,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test of processes waits by the machine's clock")]
 
-mod common;
-
-use common::{
+use crate::common::{
     PATIENCE, command, folder, installed, outcome,
     pair::{end_load, load, prove},
     pause_ms, run, skip,

@@ -8,13 +8,11 @@
 //! is the simulator's part.
 //!
 //! ```text
-//! cargo test --release --test process_kill -- --ignored --nocapture       200 rounds
+//! cargo test --release --test process kill:: -- --ignored --nocapture       200 rounds
 //! TWINLOG_KILL_ROUNDS=1000 TWINLOG_SEED=7 cargo test --release ...        more of them, from a given seed
 //! ```
 
-mod common;
-
-use common::{Target, command, load_tool, number, outcome, pause_ms};
+use crate::common::{self, Target, command, load_tool, number, outcome, pause_ms};
 use std::{path::Path, process::Stdio};
 use twinlog::base::Prng;
 

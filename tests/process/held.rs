@@ -2,10 +2,8 @@
 //! that volume is offline at whichever node serves the pool, named by the record's position at both; nothing else is. When the block is whole again
 //! `twinlog volume online` brings back everything that was answered.
 
-mod common;
-
-use common::{
-    command,
+use crate::common::{
+    self, command,
     disk::Disk,
     nbd::{Client, Request, WRITE},
     outcome,

@@ -1,10 +1,8 @@
 //! A full pool and a full log, on a real process: what does not fit is refused with the protocol's own error and loses nothing, what is
 //! freed comes back, and a node that is killed while it is full comes back full and whole.
 
-mod common;
-
-use common::{
-    Target, command,
+use crate::common::{
+    self, Target, command,
     nbd::{BLOCK_STATUS, Client, FLUSH, FUA, READ, Request, TRIM, WRITE, WRITE_ZEROES},
     pause_ms,
 };
