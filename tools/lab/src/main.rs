@@ -4,12 +4,16 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use std::{
     env, fs,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    sync::{Mutex, PoisonError},
+    thread,
     time::Instant,
 };
 use twinlog_lab::{
-    guest, host, kernel,
+    guest, host,
+    kernel::{self, Kernel},
     scenarios::{self, Lab, SCENARIOS, Scenario},
 };
 
@@ -32,7 +36,7 @@ struct Cli {
 enum Action {
     /// List the scenarios
     List,
-    /// Run scenarios, one after another
+    /// Run scenarios
     Run(RunArgs),
     /// Download Debian's kernel package and unpack it for guests; installs nothing
     Kernel,
@@ -58,6 +62,9 @@ struct RunArgs {
     /// How often something is killed or cut, where that happens
     #[arg(long)]
     rounds: Option<u32>,
+    /// How many scenarios run at the same time: a guest keeps one processor busy
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    jobs: u8,
     /// Disks that can lose power answer flushes and do not perform them: the scenario must then fail, or it proves nothing
     #[arg(long)]
     disks_lie: bool,
@@ -162,24 +169,48 @@ fn run(args: &RunArgs) -> Result<bool> {
     let scratch = tempfile::Builder::new().prefix("lab.").tempdir()?;
     let top = args.log.clone().unwrap_or_else(|| scratch.path().to_owned());
     println!("kernel {}, seed {}, files in {}", kernel.version, args.seed, top.display());
-    let mut passed = true;
-    for scenario in &chosen {
-        let folder = top.join(scenario.name);
-        if folder.exists() {
-            bail!("{} is there already", folder.display());
-        }
-        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        let mut lab = Lab::new(&kernel, &cache()?, twinlog.clone(), fs::canonicalize(&folder)?)?;
-        lab.seed = args.seed;
-        lab.rounds = args.rounds.unwrap_or(lab.rounds);
-        lab.disks_lie = args.disks_lie;
-        lab.accelerator = args.accelerator.clone().unwrap_or(lab.accelerator);
-        passed &= report(scenario, &lab, args.keep)?;
-    }
+    let labs =
+        chosen.iter().map(|scenario| prepare(args, scenario, &kernel, &twinlog, &top)).collect::<Result<Vec<_>>>()?;
+    let passed = run_all(chosen.into_iter().zip(labs).collect(), args)?;
     if !passed || args.keep {
         let _ = scratch.keep();
     }
     Ok(passed)
+}
+
+/// What a scenario runs with, in a folder of its own.
+fn prepare(args: &RunArgs, scenario: &Scenario, kernel: &Kernel, twinlog: &Path, top: &Path) -> Result<Lab> {
+    let folder = top.join(scenario.name);
+    if folder.exists() {
+        bail!("{} is there already", folder.display());
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let mut lab = Lab::new(kernel, &cache()?, twinlog.to_owned(), fs::canonicalize(&folder)?)?;
+    lab.seed = args.seed;
+    lab.rounds = args.rounds.unwrap_or(lab.rounds);
+    lab.disks_lie = args.disks_lie;
+    lab.accelerator = args.accelerator.clone().unwrap_or(lab.accelerator);
+    Ok(lab)
+}
+
+/// Runs as many at a time as are wanted. Whether all passed; one that cannot be tested here ends the run.
+fn run_all(labs: Vec<(&Scenario, Lab)>, args: &RunArgs) -> Result<bool> {
+    let queue = Mutex::new(labs.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        let mut passed = true;
+        while let Some((scenario, lab)) = next() {
+            passed &= report(scenario, &lab, args.keep)?;
+        }
+        Ok(passed)
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..args.jobs).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_fold(true, |passed, worker| {
+            let result: Result<bool> = worker.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Ok(passed & result?)
+        })
+    })
 }
 
 /// Runs one and says how it went.

@@ -34,9 +34,9 @@ pub(super) fn ext4(lab: &Lab) -> Result<()> {
         replayed += records;
         guest.tell("killed")?;
         let steps = guest.event("alive", PATIENCE)?;
-        println!(
-            "  round {round}: killed after {pause} ms, {records} records replayed; the guest goes on, {steps} steps"
-        );
+        lab.say(format_args!(
+            "round {round}: killed after {pause} ms, {records} records replayed; the guest goes on, {steps} steps"
+        ));
     }
     guest.tell("stop")?;
     guest.succeed(PATIENCE)?;

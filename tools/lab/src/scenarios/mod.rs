@@ -23,7 +23,7 @@ use crate::{
 };
 use anyhow::Result;
 use std::{
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
@@ -193,6 +193,12 @@ impl Lab {
             modules: Modules::find(&kernel.modules)?,
             kernel: kernel.bootable(cache)?,
         })
+    }
+
+    /// Tells people how the scenario fares, beside others that run at the same time.
+    fn say(&self, what: impl fmt::Display) {
+        let name = self.folder.file_name().unwrap_or_default();
+        println!("{}: {what}", name.display());
     }
 
     /// Packs a guest's file system.

@@ -43,7 +43,7 @@ fn serve(lab: &Lab, size: &str, mut contents: Contents, argument: &str) -> Resul
     contents.files.insert("lab/settings".to_owned(), settings.into_bytes());
     contents.binaries.push(lab.own.clone());
     let mut guest = lab.boot("guest", &contents)?;
-    give_back(&mut guest, &node, |_| Ok(()))?;
+    give_back(lab, &mut guest, &node, |_| Ok(()))?;
     guest.succeed(PATIENCE)?;
     let status = node.status();
     if status["status"]["pool"]["checksum_errors"] != 0 {
@@ -53,7 +53,7 @@ fn serve(lab: &Lab, size: &str, mut contents: Contents, argument: &str) -> Resul
 }
 
 /// Watches the pool while the payload fills the volume and gives the space back. Once it is filled, `look` sees the node's status.
-pub(super) fn give_back(guest: &mut Guest, node: &Node, look: impl Fn(&Value) -> Result<()>) -> Result<()> {
+pub(super) fn give_back(lab: &Lab, guest: &mut Guest, node: &Node, look: impl Fn(&Value) -> Result<()>) -> Result<()> {
     guest.event("filled", PATIENCE)?;
     look(&node.status())?;
     let full = allocated_bytes(node)?;
@@ -63,7 +63,7 @@ pub(super) fn give_back(guest: &mut Guest, node: &Node, look: impl Fn(&Value) ->
     if full < left + FREED_BYTES {
         bail!("the guest gave back more than {FREED_BYTES} bytes; of {full} allocated ones {left} are left");
     }
-    println!("  {full} bytes allocated; {left} when the guest had given space back");
+    lab.say(format_args!("{full} bytes allocated; {left} when the guest had given space back"));
     guest.tell("end")
 }
 

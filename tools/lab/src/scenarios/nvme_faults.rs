@@ -52,7 +52,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     bench.expect_well()?;
     let interrupts: u64 = bench.ask("interrupts", "interrupts")?.trim().parse()?;
     ensure!(interrupts > 0, "the reactors wait for the controller's interrupts, and there were none");
-    println!("  well: {interrupts} interrupts");
+    lab.say(format_args!("well: {interrupts} interrupts"));
     bench.slow()?;
     bench.reads_fail()?;
     bench.writes_fail()?;
@@ -191,7 +191,7 @@ impl<'a> Bench<'a> {
         self.run("randrw", "4", &[EXIT_DONE])?;
         self.pace("iops-total", 0)?;
         self.run("randrw", "1", &[EXIT_DONE])?;
-        println!("  slow: every request was answered");
+        self.lab.say("slow: every request was answered");
         Ok(())
     }
 
@@ -202,7 +202,7 @@ impl<'a> Bench<'a> {
         let codes = self.run("randread", "2", &[EXIT_DONE, EXIT_FAILED])?;
         ensure!(codes.contains(&EXIT_FAILED), "every read was answered: nothing was tested");
         let status = self.await_status(&["DEGRADED", SERIAL, "read of block", "the medium failed"])?;
-        println!("  reads fail: {status}");
+        self.lab.say(format_args!("reads fail: {status}"));
         self.put_on(WELL)?;
         self.run("randrw", "2", &[EXIT_DONE])?;
         self.prove()
@@ -213,7 +213,7 @@ impl<'a> Bench<'a> {
         let loads = self.begin("randwrite", "600")?;
         self.put_on(WRITES_FAIL)?;
         let status = self.await_status(&["STOPPED", SERIAL, "write of block", "the medium failed"])?;
-        println!("  writes fail: {status}");
+        self.lab.say(format_args!("writes fail: {status}"));
         self.put_on(WELL)?;
         self.mend(loads)
     }
@@ -223,10 +223,10 @@ impl<'a> Bench<'a> {
         let loads = self.begin("randrw", "600")?;
         self.pace("bps-total", 1)?;
         let status = self.await_status(&["DEGRADED", SERIAL, "it has not answered an operation for"])?;
-        println!("  no answer: {status}");
+        self.lab.say(format_args!("no answer: {status}"));
         let status = self.await_status(&[SERIAL, "it was reset 1 time"])?;
         self.pace("bps-total", 0)?;
-        println!("  no answer: {status}");
+        self.lab.say(format_args!("no answer: {status}"));
         self.mend(loads)
     }
 
@@ -236,7 +236,7 @@ impl<'a> Bench<'a> {
         thread::sleep(LOOK);
         self.guest.unplug(SERIAL)?;
         let status = self.await_status(&[SERIAL, "the controller is gone"])?;
-        println!("  taken out: {status}");
+        self.lab.say(format_args!("taken out: {status}"));
         self.ask("stop", "stopped")?;
         self.end(loads, &[EXIT_FAILED, EXIT_LOST])?;
         // QEMU takes it apart once the guest has let it go.

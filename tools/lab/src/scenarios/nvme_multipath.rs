@@ -62,6 +62,7 @@ const PHASES: [Phase; 9] = [
 ];
 
 struct Stage<'a> {
+    lab: &'a Lab,
     pair: &'a mut Pair,
     guest: &'a mut Guest,
     /// When the node that is to blame was harmed.
@@ -96,11 +97,11 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     guest.event("ready", PATIENCE)?;
     let phases = || (0..lab.rounds).flat_map(|_| &PHASES);
     for phase in phases() {
-        let mut stage = Stage { pair: &mut pair, guest: &mut guest, harmed_at: SystemTime::now() };
+        let mut stage = Stage { lab, pair: &mut pair, guest: &mut guest, harmed_at: SystemTime::now() };
         stage.perform(phase).with_context(|| phase.name)?;
     }
     guest.tell("end")?;
-    give_back(&mut guest, &pair)?;
+    give_back(lab, &mut guest, &pair)?;
     guest.event("grow", PATIENCE)?;
     pair.ask(0, &json!({ "call": "volume-resize", "name": "ext", "size_bytes": GROWN_MIB * MIB }))?;
     guest.succeed(PATIENCE)?;
@@ -108,7 +109,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
 }
 
 /// Watches the pools while the guest removes what it has written.
-fn give_back(guest: &mut Guest, pair: &Pair) -> Result<()> {
+fn give_back(lab: &Lab, guest: &mut Guest, pair: &Pair) -> Result<()> {
     let volumes = [(0, "vol-a"), (0, "ext"), (1, "xfs")];
     let measure = || volumes.iter().map(|(node, name)| pair.allocated_bytes(*node, name)).collect::<Result<Vec<_>>>();
     guest.event("filled", PATIENCE)?;
@@ -117,7 +118,7 @@ fn give_back(guest: &mut Guest, pair: &Pair) -> Result<()> {
     guest.event("emptied", PATIENCE)?;
     for ((left, full), (_, name)) in measure()?.into_iter().zip(full).zip(volumes) {
         ensure!(full >= left + FREED_BYTES, "of {full} bytes of {name} {left} are left");
-        println!("  {name}: {full} bytes allocated; {left} when the guest had given space back");
+        lab.say(format_args!("{name}: {full} bytes allocated; {left} when the guest had given space back"));
     }
     guest.tell("go on")
 }
@@ -131,12 +132,12 @@ impl Stage<'_> {
         let server = server.map(address).unwrap_or_default();
         self.guest.tell(&format!("harmed {server}"))?;
         let harmed = self.guest.event("seen", PATIENCE)?;
-        println!("  {}: I/O paused for {harmed}", phase.name);
+        self.lab.say(format_args!("{}: I/O paused for {harmed}", phase.name));
         (phase.mend)(self)?;
         self.pair.wait_until_home()?;
         self.guest.tell("mended")?;
         let mended = self.guest.event("done", PATIENCE)?;
-        println!("    made good: I/O paused for {mended}");
+        self.lab.say(format_args!("{}, made good: I/O paused for {mended}", phase.name));
         Ok(())
     }
 
@@ -148,13 +149,13 @@ impl Stage<'_> {
         let owner = until(&|event| event["event"] == "register" && event["fields"]["pool"] == NAMES[1 - node])?;
         let serves = until(&|event| event["event"] == "the pool serves")?;
         let words = |seconds: Option<f64>| seconds.map_or("?".to_owned(), |seconds| format!("{seconds:.3} s"));
-        println!(
-            "    node {}: misses its partner after {}, is the owner after {}, serves after {}",
+        self.lab.say(format_args!(
+            "node {}: misses its partner after {}, is the owner after {}, serves after {}",
             NAMES[node],
             words(lost),
             words(owner),
             words(serves)
-        );
+        ));
         Ok(Some(node))
     }
 

@@ -131,9 +131,9 @@ impl Site<'_> {
         guests.iter_mut().try_for_each(|guest| order(guest, "in-step"))?;
         load.goes_on(PAUSE_MS[0])?;
         let how = if hangs { "stood still" } else { "lost its power" };
-        println!(
-            "  round {round}: a {how} after {pause} ms of load, b had its pool after {taken:.1?}, and gave it back"
-        );
+        self.lab.say(format_args!(
+            "round {round}: a {how} after {pause} ms of load, b had its pool after {taken:.1?}, and gave it back"
+        ));
         Ok(())
     }
 

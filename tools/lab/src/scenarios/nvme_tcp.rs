@@ -44,7 +44,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     let options = ["--single", "--nvme", &port.to_string(), "--reactors", "2"];
     let node = Node::start_with(&lab.twinlog, &lab.folder.join("node"), "256MiB", &options)?;
     let mut guest = machine(lab, &contents(lab, PAYLOAD, &format!("port={port}\n")))?.boot()?;
-    give_back(&mut guest, &node, |status| {
+    give_back(lab, &mut guest, &node, |status| {
         let hosts = &status["status"]["hosts"];
         let is_seen = hosts[0]["host"] == HOST && hosts[0]["queues"] == 2 && hosts[1].is_null();
         if is_seen { Ok(()) } else { bail!("the node should show one host with two queues: {hosts}") }
@@ -67,8 +67,8 @@ const WRONG: &str = "DHHC-1:00:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQHMnzFi:
 /// A host with a secret, at a node that has another one to prove.
 pub(super) fn authentication(lab: &Lab) -> Result<()> {
     if lab.modules.resolve(&["nvme_auth"]).is_err() {
-        println!(
-            "  not tested: this kernel's host cannot authenticate itself; Debian 12's backports (6.12) can: --kernel DIR"
+        lab.say(
+            "not tested: this kernel's host cannot authenticate itself; Debian 12's backports (6.12) can: --kernel DIR",
         );
         return Ok(());
     }

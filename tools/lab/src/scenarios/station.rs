@@ -121,7 +121,7 @@ impl<'a> Station<'a> {
         let running = self.boot()?;
         self.prove()?;
         drop(running);
-        println!("  together: {total}");
+        self.lab.say(format_args!("together: {total}"));
         if total.lost == 0 {
             bail!("no cut lost anything: nothing was tested");
         }
@@ -220,7 +220,7 @@ impl<'a> Station<'a> {
         running.guest.cut()?;
         let loss = self.switched_off(running, load, round)?;
         let events = (self.journal_bytes() - before) / EVENT_BYTES;
-        println!("  round {round}: cut {moment}; {events} events in the journal; {loss}");
+        self.lab.say(format_args!("round {round}: cut {moment}; {events} events in the journal; {loss}"));
         Ok(loss)
     }
 
@@ -260,10 +260,13 @@ impl<'a> Station<'a> {
             // What was answered is in it, what was not is announced: nothing is answered before the disks go on.
             fs::copy(self.journal(), remains.path("journal"))?;
             self.power.reset();
-            println!("  cut point {number}: {moment}; {} events in the journal", self.journal_bytes() / EVENT_BYTES);
+            self.lab.say(format_args!(
+                "cut point {number}: {moment}; {} events in the journal",
+                self.journal_bytes() / EVENT_BYTES
+            ));
             for ((drive, mut disk), lossy_count) in self.drives.iter().zip(disks).zip(&mut lossy_count) {
                 let loss = disk.cut(&mut self.random, loses_all(number))?;
-                println!("    {}: {loss}", drive.name);
+                self.lab.say(format_args!("cut point {number}: {}: {loss}", drive.name));
                 *lossy_count += u32::from(loss.lost > 0);
             }
             remains.prove(&self.pool()).with_context(|| format!("cut point {number}"))?;
@@ -274,13 +277,14 @@ impl<'a> Station<'a> {
         let moment = self.hold(&running, at(count + 1), CAPTURE_PAUSE_MS_MAX)?;
         running.guest.cut()?;
         let loss = self.switched_off(running, load, count + 1)?;
-        println!("  the power is cut {moment}: {loss}");
+        self.lab.say(format_args!("the power is cut {moment}: {loss}"));
         self.machine = again;
         running = self.boot()?;
         self.prove()?;
         drop(running);
         let lossy = self.drives.iter().zip(&lossy_count).map(|(drive, count)| format!("{count} from {}", drive.name));
-        println!("  {count} cut points; something was lost at {}", lossy.collect::<Vec<_>>().join(", "));
+        self.lab
+            .say(format_args!("{count} cut points; something was lost at {}", lossy.collect::<Vec<_>>().join(", ")));
         if lossy_count.contains(&0) {
             bail!("a disk never lost anything: it was not tested");
         }
