@@ -230,11 +230,13 @@ impl<L: LogMemory> Shard<L> {
             return self.reply(request, Err(VolumeError::OutOfRange));
         }
         // A change is judged when it enters the lane, in the order of the lane; the rest now.
-        if matches!(request.kind, Kind::Change { .. }) {
-            self.line_up(request);
-        } else if !self.allows(&request) {
+        let is_change = matches!(request.kind, Kind::Change { .. });
+        let is_judged = !is_change || planted::is("reservation-judged-on-arrival");
+        if is_judged && !self.allows(&request) {
             let id = self.requests.insert(request);
             self.refuse_when_stable(id, VolumeError::ReservationConflict);
+        } else if is_change {
+            self.line_up(request);
         } else {
             let id = self.requests.insert(request);
             self.advance(io, id);

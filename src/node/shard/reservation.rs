@@ -151,7 +151,7 @@ impl<L: LogMemory> Shard<L> {
         }
         let is_theirs = |request: &Request| {
             let is_open = match &request.kind {
-                Kind::Change { change, .. } => !matches!(change, Change::Done),
+                Kind::Change { change, .. } => !matches!(change, Change::Done) || planted::is("ended-though-performed"),
                 _ => request.verdict.is_none(),
             };
             is_open && request.volume == volume && request.host.is_some_and(|host| hosts.contains(&host))

@@ -580,7 +580,7 @@ impl<L: LogMemory> Controller<L> {
         side.is_fenced = false;
         side.replies = if is_mirrored { Replies::Mirrored } else { Replies::Alone };
         // A pair never takes both its nodes for lost: what that would end, a host can end itself, and what fences a host off is not given up on a guess.
-        let is_power_on = false;
+        let is_power_on = planted::is("takeover-loses-power");
         opener.begin(side.slot, Grant { role: side.role(), epoch, is_mirrored, is_power_on });
         true
     }

@@ -61,7 +61,7 @@ pub(crate) const fn claims_bug(name: &'static str, what: &'static str) -> Bug {
 }
 
 /// Every bug.
-pub const BUGS: [Bug; 52] = [
+pub const BUGS: [Bug; 54] = [
     bug("acknowledge-early", "a change is answered when it was appended, not when it is durable"),
     claims_bug("answers-wait-for-disks", "a change is answered when a consistency point contains it"),
     claims_bug("any-log-taken", "a lane is taken whose header names another pool"),
@@ -92,6 +92,7 @@ pub const BUGS: [Bug; 52] = [
     bug("offline-volume-answers", "a volume that is offline takes requests"),
     lane_bug("overwrite-in-flight", "the ring is written where a persist is under way"),
     bug("performs-later-records-of-an-offline-volume", "recovery holds only the records that it cannot perform"),
+    bug("preemption-not-counted", "the generation stays when a host is preempted"),
     bug("read-unstable", "a read is answered before what it returns is durable"),
     bug("reap-leaks-nodes", "nodes of freed subtrees are never freed"),
     bug("record-body-not-checked", "a record is performed whatever its payload's checksum"),
@@ -103,6 +104,7 @@ pub const BUGS: [Bug; 52] = [
     bug("replies-lost-at-stop", "requests in flight are not answered when the pool stops"),
     bug("reservation-decided-for-anybody", "a command about a reservation is decided as one host's, whoever sends it"),
     bug("reservation-forgotten", "changes are admitted without space"),
+    bug("reservation-judged-on-arrival", "what waits is performed although its host was preempted meanwhile"),
     bug("reservation-not-enforced", "a reservation keeps nobody out"),
     bug("reservation-not-in-cp", "a reservation alone does not make a volume dirty"),
     bug("resize-keeps-tail", "shrinking frees nothing"),

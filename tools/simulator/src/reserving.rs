@@ -33,30 +33,46 @@ impl Reserving {
         reserving.prng.chance(1, 4).then_some(reserving)
     }
 
-    /// Now and then a command about the reservation, in the place of another request.
-    pub(crate) fn draw_deed(&mut self, volume: ObjectId) -> Option<Ask> {
+    /// Now and then a command about the reservation, in the place of another request, which goes to `node` of a pair.
+    pub(crate) fn draw_deed(&mut self, volume: ObjectId, node: Option<usize>) -> Option<Ask> {
         if !self.prng.chance(1, 6) {
             return None;
         }
-        let (host, deed) = (draw_host(&mut self.prng), Deed::draw(&mut self.prng));
-        let is_possible = self.accounts.entry(volume).or_default().may_begin(host, deed);
+        let host = draw_host(&mut self.prng);
+        let host = self.at_home(host, node);
+        let deed = Deed::draw(&mut self.prng);
+        let account = self.accounts.entry(volume).or_default();
+        // What is under way is of interest when its host is preempted.
+        let victim = account.busy_host().filter(|_| self.prng.chance(3, 4));
+        let deed = victim.map_or(deed, |victim| deed.aimed_at(victim));
+        let is_possible = account.may_begin(host, deed);
         is_possible.then_some(Ask::Reserve(host, deed))
     }
 
-    /// Whose a request is; 0: nobody's that can register.
-    pub(crate) fn host_of(&mut self, ask: &Ask) -> u8 {
-        match ask {
-            Ask::Reserve(host, _) => *host,
-            _ => u8::try_from(self.prng.below(u64::from(HOSTS) + 1)).expect("a few"),
+    /// Whose a request to `node` of a pair is; 0: nobody's that can register.
+    pub(crate) fn host_of(&mut self, ask: &Ask, node: Option<usize>) -> u8 {
+        if let Ask::Reserve(host, _) = ask {
+            return *host;
         }
+        let host = u8::try_from(self.prng.below(u64::from(HOSTS) + 1)).expect("a few");
+        self.at_home(host, node)
+    }
+
+    /// The first host is seldom at the second node, and the second one seldom at the first: who writes over both in turn has its changes refused as late.
+    fn at_home(&mut self, host: u8, node: Option<usize>) -> u8 {
+        let other = match (node, host) {
+            (Some(0), 2) => 1,
+            (Some(1), 1) => 2,
+            _ => return host,
+        };
+        if self.prng.chance(7, 8) { other } else { host }
     }
 
     pub(crate) fn begin(&mut self, (id, host): (u64, u8), volume: ObjectId, ask: &Ask, write: Option<WriteId>) {
         let account = self.accounts.entry(volume).or_default();
         match ask {
             Ask::Reserve(host, deed) => account.begin(id, *host, *deed),
-            ask if is_change(ask) => account.attempt(id, host, write),
-            _ => {}
+            ask => account.attempt(id, host, is_change(ask).then_some(write)),
         }
     }
 
@@ -78,15 +94,15 @@ impl Reserving {
                 return Ok(());
             }
             (_, Answer::Refused(Refusal::Reserved)) => Heard::Refused,
+            (_, Answer::Refused(Refusal::Preempted)) => Heard::Aborted,
+            // It never happens.
             (_, Answer::Refused(_)) => Heard::Nothing,
             (_, Answer::Reservation(state)) => Heard::State(state.clone()),
             _ => Heard::Done,
         };
         let judged = match ask {
             Ask::Reserve(..) => account.end(id, &heard),
-            ask if is_change(ask) => account.end_attempt(id, &heard),
-            _ if heard == Heard::Refused => Err(format!("{ask:?} was refused: nobody is kept from reading here")),
-            _ => Ok(()),
+            _ => account.end_attempt(id, &heard),
         };
         let what = judged.map_err(|what| Violation { oracle: Oracle::Reservations, what });
         account.bar().into_iter().for_each(|write| model.doubt_write(write));
@@ -100,9 +116,9 @@ impl Reserving {
         }
     }
 
-    /// Whoever had requests in hand of which nobody hears is gone: they have been done or never will be.
-    pub(crate) fn settle(&mut self) {
-        self.accounts.values_mut().for_each(Account::settle);
+    /// Whoever had requests in hand of which nobody hears is gone: they have been done or never will be. The start of a node alone is a loss of power.
+    pub(crate) fn settle(&mut self, loses_power: bool) {
+        self.accounts.values_mut().for_each(|account| account.settle(loses_power));
     }
 }
 

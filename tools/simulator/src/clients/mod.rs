@@ -6,9 +6,14 @@
 pub mod nbd;
 pub mod nvme;
 
-use std::{cell::RefCell, collections::VecDeque, ops::Range, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+    rc::Rc,
+};
 use twinlog::{
-    base::ObjectId,
+    base::{HostId, ObjectId, Pass},
     format::reservation::Reservation,
     node::request::{
         DataRun, Extent, Payload, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply, VolumeRequest,
@@ -125,9 +130,14 @@ pub enum Refusal {
     ShuttingDown,
     /// A reservation forbids it.
     Reserved,
+    /// Its host was preempted, and what it had under way was ended.
+    Preempted,
+    /// A host's change that has not come straight to the owner was without a pass.
+    Late,
 }
 
-/// Requests and replies of one reactor, without a protocol.
+/// Requests and replies of one reactor, without a protocol. It is every host's connection: what is submitted arrives at once, so a pass serves for whatever is submitted
+/// after the refusal that brought it.
 pub struct Port {
     state: RefCell<PortState>,
     waker: SimWaker,
@@ -139,6 +149,10 @@ struct PortState {
     incoming: VecDeque<VolumeReply>,
     in_flight: usize,
     is_stopping: bool,
+    /// What hosts may use for their changes of a volume.
+    passes: BTreeMap<(HostId, ObjectId), Pass>,
+    /// Whose changes are under way.
+    changes: BTreeMap<u64, (HostId, ObjectId)>,
 }
 
 impl Port {
@@ -173,7 +187,11 @@ impl Port {
         };
         let tag = RequestTag { session: 0, request: id };
         let host = host_id(host);
-        self.state.borrow_mut().outgoing.push_back(VolumeRequest { tag, volume, host, pass: None, operation });
+        let mut state = self.state.borrow_mut();
+        let key = host.filter(|_| operation.is_change()).map(|host| (host, volume));
+        let pass = key.and_then(|key| state.passes.get(&key).copied());
+        state.changes.extend(key.map(|key| (id, key)));
+        state.outgoing.push_back(VolumeRequest { tag, volume, host, pass, operation });
         self.waker.wake();
         true
     }
@@ -181,7 +199,12 @@ impl Port {
     /// The next answer, with the id of its request.
     #[must_use]
     pub fn answer(&self) -> Option<(u64, Answer)> {
-        let reply = self.state.borrow_mut().incoming.pop_front()?;
+        let mut state = self.state.borrow_mut();
+        let reply = state.incoming.pop_front()?;
+        let key = state.changes.remove(&reply.tag.request);
+        if let Err(VolumeError::Late(pass)) = &reply.result {
+            state.passes.insert(key.expect("a host's change"), *pass);
+        }
         let answer = match reply.result {
             Ok(ReplyData::Done) => Answer::Done,
             Ok(ReplyData::Data(runs)) => Answer::Data(bytes_of(&runs)),
@@ -195,10 +218,10 @@ impl Port {
                 | VolumeError::Stopped(_)
                 | VolumeError::Interrupted(_)
                 | VolumeError::Offline(_)
-                | VolumeError::RegistrantsFull
-                | VolumeError::Late(_)
-                | VolumeError::Preempted => Refusal::Failed(error.to_string()),
+                | VolumeError::RegistrantsFull => Refusal::Failed(error.to_string()),
                 VolumeError::ReservationConflict | VolumeError::ReservationInvalid => Refusal::Reserved,
+                VolumeError::Preempted => Refusal::Preempted,
+                VolumeError::Late(_) => Refusal::Late,
                 VolumeError::Unserved(_) => Refusal::Unserved,
                 VolumeError::ShuttingDown => Refusal::ShuttingDown,
             }),

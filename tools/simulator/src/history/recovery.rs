@@ -124,7 +124,7 @@ impl History {
     /// What was lost has happened or not, and who has registered is asked.
     fn report_reservations(&mut self) -> Result<(), Halt> {
         let Some(reserving) = &mut self.reserving else { return Ok(()) };
-        reserving.settle();
+        reserving.settle(true);
         let volumes: Vec<ObjectId> = self.model.volumes().keys().copied().collect();
         for volume in volumes {
             self.until(|history| history.fly(0, volume, Ask::Reserve(1, Deed::Report), true))?;

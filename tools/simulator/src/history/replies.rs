@@ -234,8 +234,9 @@ impl History {
             Refusal::NoSpace => (false, true),
             Refusal::ShuttingDown => (self.is_stopping, true),
             // Whether it was right is known already.
-            Refusal::Reserved => (self.reserving.is_some(), true),
-            Refusal::Unserved => (false, false),
+            Refusal::Reserved | Refusal::Preempted => (self.reserving.is_some(), true),
+            // Every change comes straight to the owner here.
+            Refusal::Late | Refusal::Unserved => (false, false),
             Refusal::Failed(_) if self.offline == Some(flying.volume) => (true, true),
             Refusal::Failed(_) => {
                 let has_fault = self.excuse.read || self.excuse.stop || has_stopped || self.is_damaged();

@@ -217,7 +217,7 @@ impl History {
             _ if self.setup.is_nbd => Ask::Flush,
             _ => Ask::Status(self.draw_range(size_bytes, size_bytes.min(64 * BLOCK))),
         };
-        let deed = self.reserving.as_mut().and_then(|reserving| reserving.draw_deed(volume));
+        let deed = self.reserving.as_mut().and_then(|reserving| reserving.draw_deed(volume, None));
         let ask = deed.unwrap_or(ask);
         self.fly(session, volume, ask, false)
     }
@@ -227,7 +227,7 @@ impl History {
         let begun = ask.begin(&mut self.model, volume);
         self.next_id += 1;
         let id = self.next_id;
-        let host = self.reserving.as_mut().map_or(0, |reserving| reserving.host_of(&ask));
+        let host = self.reserving.as_mut().map_or(0, |reserving| reserving.host_of(&ask, None));
         let is_sent = if self.setup.is_nbd {
             let session = self.sessions[session].as_mut().expect("the caller connected it");
             session.send(id, &ask);

@@ -27,14 +27,16 @@ const KINDS: [ReservationKind; 3] =
 /// What a host does; its key is its number, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Deed {
-    /// Registers.
-    Register,
+    /// Registers; whether what it does from then on survives the loss of power.
+    Register(bool),
     /// Ends its registration.
     Unregister,
     /// Acquires.
     Acquire(ReservationKind),
     /// Preempts a host.
     Preempt(u8, ReservationKind),
+    /// The same, and ends what that host has under way.
+    Abort(u8, ReservationKind),
     /// Releases.
     Release(ReservationKind),
     /// Ends everybody's registration.
@@ -49,13 +51,25 @@ impl Deed {
     pub fn draw(prng: &mut Prng) -> Self {
         let kind = *prng.pick(&KINDS);
         match prng.below(24) {
-            0..=7 => Self::Register,
+            0..=5 => Self::Register(true),
+            6 | 7 => Self::Register(false),
             8 | 9 => Self::Unregister,
             10..=15 => Self::Acquire(kind),
-            16..=19 => Self::Preempt(draw_host(prng), kind),
+            16 | 17 => Self::Preempt(draw_host(prng), kind),
+            18 | 19 => Self::Abort(draw_host(prng), kind),
             20 | 21 => Self::Release(kind),
             22 => Self::Clear,
             _ => Self::Report,
+        }
+    }
+
+    /// The same; who preempts, preempts `victim`.
+    #[must_use]
+    pub fn aimed_at(self, victim: u8) -> Self {
+        match self {
+            Self::Preempt(_, kind) => Self::Preempt(victim, kind),
+            Self::Abort(_, kind) => Self::Abort(victim, kind),
+            other => other,
         }
     }
 
@@ -63,14 +77,17 @@ impl Deed {
     #[must_use]
     pub fn command(self, host: u8) -> Option<ReservationCommand> {
         let key = u64::from(host);
-        let register = |action| ReservationCommand::Register { action, persists: Some(true) };
+        let register = |action, persists| ReservationCommand::Register { action, persists };
+        let preempt = |victim, kind, aborts| {
+            let preempted = u64::from(victim);
+            ReservationCommand::Preempt { key, preempted, kind, aborts }
+        };
         Some(match self {
-            Self::Register => register(RegisterAction::Register { key }),
-            Self::Unregister => register(RegisterAction::Unregister { current: Some(key) }),
+            Self::Register(persists) => register(RegisterAction::Register { key }, Some(persists)),
+            Self::Unregister => register(RegisterAction::Unregister { current: Some(key) }, None),
             Self::Acquire(kind) => ReservationCommand::Acquire { key, kind },
-            Self::Preempt(victim, kind) => {
-                ReservationCommand::Preempt { key, preempted: u64::from(victim), kind, aborts: false }
-            }
+            Self::Preempt(victim, kind) => preempt(victim, kind, false),
+            Self::Abort(victim, kind) => preempt(victim, kind, true),
             Self::Release(kind) => ReservationCommand::Release { key, kind },
             Self::Clear => ReservationCommand::Clear { key },
             Self::Report => return None,
@@ -125,10 +142,11 @@ impl State {
     fn after(&self, host: u8, deed: Deed) -> (bool, Self) {
         let mut next = self.clone();
         let is_registered = self.registered.contains(&host);
-        let counts = matches!(deed, Deed::Register | Deed::Unregister | Deed::Preempt(..) | Deed::Clear);
+        let counts = !matches!(deed, Deed::Acquire(_) | Deed::Release(_) | Deed::Report);
         let is_done = match deed {
             Deed::Report => true,
-            Deed::Register => {
+            Deed::Register(persists) => {
+                next.persists = persists;
                 next.registered.insert(host);
                 true
             }
@@ -144,7 +162,7 @@ impl State {
                 }
                 Some((held, _)) => held == kind && self.is_holder(host),
             },
-            Deed::Preempt(victim, kind) => {
+            Deed::Preempt(victim, kind) | Deed::Abort(victim, kind) => {
                 let is_of_holder = self.held.is_some_and(|(_, holder)| holder == Some(victim));
                 if is_of_holder && victim != host {
                     next.leave(victim);
@@ -172,8 +190,13 @@ impl State {
             return (false, self.clone());
         }
         next.generation += u32::from(counts);
-        next.persists |= matches!(deed, Deed::Register | Deed::Unregister);
         (true, next)
+    }
+
+    fn lose_power(&mut self) {
+        if !self.persists {
+            (self.held, self.registered) = (None, BTreeSet::new());
+        }
     }
 
     /// As the engine reports it.
@@ -196,6 +219,8 @@ pub enum Heard {
     Done,
     /// Refused because of the reservation.
     Refused,
+    /// Not done, as its host was preempted.
+    Aborted,
     /// Refused for another reason, and never done.
     Nothing,
     /// The reservation.
@@ -216,13 +241,16 @@ struct Explanation {
     ended: BTreeMap<u64, Ended>,
 }
 
-/// A change of data under way.
+/// What a host has under way with the volume's data.
 #[derive(Clone, Copy, Debug)]
 struct Attempt {
     host: u8,
+    /// Else it reads, which nobody is kept from here.
+    is_change: bool,
     write: Option<WriteId>,
     may_be_done: bool,
     may_be_refused: bool,
+    may_be_aborted: bool,
     /// Since it began, an answer has told that its host is kept out.
     is_barred: bool,
     is_lost: bool,
@@ -234,6 +262,8 @@ pub struct Account {
     explanations: BTreeSet<Explanation>,
     pending: BTreeMap<u64, (u8, Deed)>,
     lost: BTreeSet<u64>,
+    /// Commands that one under way, or that was, may have ended.
+    abortable: BTreeSet<u64>,
     attempts: BTreeMap<u64, Attempt>,
 }
 
@@ -243,6 +273,7 @@ impl Default for Account {
             explanations: BTreeSet::from([Explanation::default()]),
             pending: BTreeMap::new(),
             lost: BTreeSet::new(),
+            abortable: BTreeSet::new(),
             attempts: BTreeMap::new(),
         }
     }
@@ -256,8 +287,8 @@ impl Account {
         if self.pending.len() >= PENDING_MAX {
             return false;
         }
-        let barred: BTreeSet<u8> =
-            self.attempts.values().filter(|attempt| attempt.is_barred).map(|attempt| attempt.host).collect();
+        let barred = self.attempts.values().filter(|attempt| attempt.is_barred);
+        let barred: BTreeSet<u8> = barred.map(|attempt| attempt.host).collect();
         if barred.is_empty() {
             return true;
         }
@@ -266,9 +297,16 @@ impl Account {
         !after.states().iter().any(|state| barred.iter().any(|&host| state.may_write(host)))
     }
 
+    /// The host that has had a change under way for the longest time, of those that can be preempted.
+    #[must_use]
+    pub fn busy_host(&self) -> Option<u8> {
+        self.attempts.values().find(|attempt| attempt.is_change && attempt.host > 0).map(|attempt| attempt.host)
+    }
+
     /// A command begins.
     pub fn begin(&mut self, id: u64, host: u8, deed: Deed) {
         self.pending.insert(id, (host, deed));
+        self.look_for_aborts();
         self.look_at_attempts();
     }
 
@@ -280,6 +318,7 @@ impl Account {
         let Some(&(host, deed)) = self.pending.get(&id) else { return Ok(()) };
         let fits = |explanation: &Explanation| match (heard, explanation.ended.get(&id)) {
             (Heard::Nothing, ended) => ended.is_none(),
+            (Heard::Aborted, ended) => ended.is_none() && self.abortable.contains(&id),
             (_, None) => false,
             (Heard::Done, Some(ended)) => ended.is_done,
             (Heard::Refused, Some(ended)) => !ended.is_done,
@@ -289,7 +328,6 @@ impl Account {
         if explained.is_empty() {
             return Err(format!("{deed:?} of host {host} was answered {heard:?}, and {}", self.tell()));
         }
-        self.pending.remove(&id);
         self.lost.remove(&id);
         self.explanations = explained;
         self.forget(id);
@@ -306,23 +344,37 @@ impl Account {
         }
     }
 
-    /// What was lost has happened by now, or never will.
-    pub fn settle(&mut self) {
+    /// What was lost has happened by now, or never will. With the power goes what does not survive that.
+    pub fn settle(&mut self, loses_power: bool) {
         self.attempts.retain(|_, attempt| !attempt.is_lost);
-        if self.lost.is_empty() {
-            return;
+        if !self.lost.is_empty() {
+            self.explanations = self.reachable();
+            std::mem::take(&mut self.lost).into_iter().for_each(|id| self.forget(id));
         }
-        self.explanations = self.reachable();
-        for id in std::mem::take(&mut self.lost) {
-            self.pending.remove(&id);
-            self.forget(id);
+        if loses_power {
+            assert!(self.pending.is_empty(), "nobody waits for an answer");
+            let without = |mut explanation: Explanation| {
+                explanation.state.lose_power();
+                explanation
+            };
+            self.explanations = std::mem::take(&mut self.explanations).into_iter().map(without).collect();
         }
     }
 
-    /// A host begins to change data.
-    pub fn attempt(&mut self, id: u64, host: u8, write: Option<WriteId>) {
-        let (may_be_done, may_be_refused, is_barred, is_lost) = (false, false, false, false);
-        self.attempts.insert(id, Attempt { host, write, may_be_done, may_be_refused, is_barred, is_lost });
+    /// A host begins to change data, or to read it.
+    pub fn attempt(&mut self, id: u64, host: u8, change: Option<Option<WriteId>>) {
+        let attempt = Attempt {
+            host,
+            is_change: change.is_some(),
+            write: change.flatten(),
+            may_be_done: false,
+            may_be_refused: false,
+            may_be_aborted: false,
+            is_barred: false,
+            is_lost: false,
+        };
+        self.attempts.insert(id, attempt);
+        self.look_for_aborts();
         self.look_at_attempts();
     }
 
@@ -333,24 +385,27 @@ impl Account {
     pub fn end_attempt(&mut self, id: u64, heard: &Heard) -> Result<(), String> {
         let Some(attempt) = self.attempts.remove(&id) else { return Ok(()) };
         let is_right = match heard {
-            Heard::Done => attempt.may_be_done,
-            Heard::Refused => attempt.may_be_refused,
+            Heard::Done => attempt.may_be_done || !attempt.is_change,
+            Heard::Refused => attempt.may_be_refused && attempt.is_change,
+            Heard::Aborted => attempt.may_be_aborted,
             Heard::Nothing | Heard::State(_) => true,
         };
         if is_right {
             return Ok(());
         }
-        Err(format!("a change of host {} was answered {heard:?}, and {}", attempt.host, self.tell()))
+        let what = if attempt.is_change { "change" } else { "read" };
+        Err(format!("a {what} of host {} was answered {heard:?}, and {}", attempt.host, self.tell()))
     }
 
     /// Changes under way whose host is kept out for certain, and was not before: what has not been done of them never will be.
     pub fn bar(&mut self) -> Vec<WriteId> {
-        if self.attempts.is_empty() {
+        if !self.has_changes() {
             return Vec::new();
         }
         let states = self.states();
-        let is_new =
-            |attempt: &&mut Attempt| !attempt.is_barred && !states.iter().any(|state| state.may_write(attempt.host));
+        let is_new = |attempt: &&mut Attempt| {
+            attempt.is_change && !attempt.is_barred && !states.iter().any(|state| state.may_write(attempt.host))
+        };
         let barred = self.attempts.values_mut().filter(is_new);
         barred
             .filter_map(|attempt| {
@@ -360,8 +415,23 @@ impl Account {
             .collect()
     }
 
+    fn has_changes(&self) -> bool {
+        self.attempts.values().any(|attempt| attempt.is_change)
+    }
+
+    /// What is under way beside a command that ends it.
+    fn look_for_aborts(&mut self) {
+        for &(_, deed) in self.pending.values() {
+            let Deed::Abort(victim, _) = deed else { continue };
+            let theirs = self.attempts.values_mut().filter(|attempt| attempt.host == victim);
+            theirs.for_each(|attempt| attempt.may_be_aborted = true);
+            let theirs = self.pending.iter().filter(|(_, (host, _))| *host == victim);
+            self.abortable.extend(theirs.map(|(&id, _)| id));
+        }
+    }
+
     fn look_at_attempts(&mut self) {
-        if self.attempts.is_empty() {
+        if !self.has_changes() {
             return;
         }
         let states = self.states();
@@ -382,6 +452,8 @@ impl Account {
     }
 
     fn forget(&mut self, id: u64) {
+        self.pending.remove(&id);
+        self.abortable.remove(&id);
         let without = |mut explanation: Explanation| {
             explanation.ended.remove(&id);
             explanation
@@ -423,11 +495,11 @@ mod tests {
     #[test]
     fn what_was_lost_may_have_happened_and_what_was_answered_has() {
         let mut account = Account::default();
-        account.begin(1, 1, Deed::Register);
-        account.begin(2, 2, Deed::Register);
+        account.begin(1, 1, Deed::Register(true));
+        account.begin(2, 2, Deed::Register(true));
         assert!(account.end(1, &DONE).is_ok());
         account.lose(2);
-        account.settle();
+        account.settle(false);
         let mut other = account.clone();
         for (account, heard) in [(&mut account, &DONE), (&mut other, &REFUSED)] {
             account.begin(3, 2, Deed::Acquire(WriteExclusive));
@@ -442,20 +514,21 @@ mod tests {
     #[test]
     fn a_host_that_was_preempted_writes_nothing_more() {
         let mut account = Account::default();
-        for (id, host, deed) in [(1, 1, Deed::Register), (2, 2, Deed::Register), (3, 1, Deed::Acquire(WriteExclusive))]
+        for (id, host, deed) in
+            [(1, 1, Deed::Register(true)), (2, 2, Deed::Register(true)), (3, 1, Deed::Acquire(WriteExclusive))]
         {
             account.begin(id, host, deed);
             assert!(account.end(id, &DONE).is_ok());
         }
-        account.attempt(4, 1, Some(WriteId(4)));
+        account.attempt(4, 1, Some(Some(WriteId(4))));
         account.begin(5, 2, Deed::Preempt(1, WriteExclusive));
-        account.attempt(6, 1, None);
+        account.attempt(6, 1, Some(None));
         assert!(account.bar().is_empty(), "the preemption may come later");
         assert!(account.end(5, &DONE).is_ok());
         assert_eq!(account.bar(), [WriteId(4)], "and it is over");
-        assert!(!account.may_begin(1, Deed::Register) || !account.may_begin(2, Deed::Clear));
-        account.attempt(7, 1, None);
-        account.attempt(8, 2, None);
+        assert!(!account.may_begin(1, Deed::Register(true)) || !account.may_begin(2, Deed::Clear));
+        account.attempt(7, 1, Some(None));
+        account.attempt(8, 2, Some(None));
         assert!(account.end_attempt(4, &DONE).is_ok() && account.end_attempt(6, &REFUSED).is_ok());
         assert!(account.end_attempt(7, &DONE).is_err() && account.end_attempt(8, &REFUSED).is_err());
         let registered = BTreeSet::from([2]);
@@ -466,5 +539,43 @@ mod tests {
         assert!(account.end(9, &Heard::State(Box::new(state.reported()))).is_ok());
         let twice = State { generation: 4, ..state };
         assert!(again.end(9, &Heard::State(Box::new(twice.reported()))).is_err(), "something happened twice");
+    }
+    #[test]
+    fn what_a_preempted_host_has_under_way_may_be_ended_and_nothing_else() {
+        let mut account = Account::default();
+        for (id, host) in [(1, 1), (2, 2)] {
+            account.begin(id, host, Deed::Register(true));
+            assert!(account.end(id, &DONE).is_ok());
+        }
+        for (id, host, change) in [(3, 1, Some(None)), (4, 1, None), (5, 3, Some(None))] {
+            account.attempt(id, host, change);
+        }
+        account.begin(6, 1, Deed::Report);
+        account.begin(7, 2, Deed::Preempt(1, WriteExclusive));
+        assert!(account.clone().end(6, &Heard::Aborted).is_err(), "that one ends nothing");
+        assert!(account.end(7, &DONE).is_ok());
+        account.begin(8, 1, Deed::Register(true));
+        account.begin(9, 2, Deed::Abort(1, WriteExclusive));
+        assert!(account.end(6, &Heard::Aborted).is_ok() && account.end(8, &Heard::Aborted).is_ok());
+        assert!(account.end(9, &REFUSED).is_ok(), "nobody was there to be preempted");
+        assert!(account.end_attempt(3, &Heard::Aborted).is_ok() && account.end_attempt(4, &Heard::Aborted).is_ok());
+        assert!(account.end_attempt(5, &Heard::Aborted).is_err());
+        account.attempt(10, 1, None);
+        assert!(account.end_attempt(10, &Heard::Aborted).is_err(), "it came later");
+    }
+
+    #[test]
+    fn what_does_not_persist_goes_with_the_power() {
+        for persists in [true, false] {
+            let mut account = Account::default();
+            account.begin(1, 1, Deed::Register(persists));
+            assert!(account.end(1, &DONE).is_ok());
+            account.settle(false);
+            account.begin(2, 1, Deed::Acquire(WriteExclusive));
+            assert!(account.end(2, &DONE).is_ok(), "a takeover is no loss of power");
+            account.settle(true);
+            account.begin(3, 1, Deed::Release(WriteExclusive));
+            assert_eq!(account.end(3, &DONE).is_ok(), persists);
+        }
     }
 }

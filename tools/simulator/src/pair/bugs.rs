@@ -9,7 +9,7 @@
 //! | `mirror-gap-accepted` | a session keeps the order of frames, and after a lost path the owner goes on where the mirror has acknowledged |
 //! | `offline-refused-as-elsewhere` | the other node waits with what it was asked until the volume is back, unless nobody brings it back: less than once in a thousand histories |
 //! | `record-epoch-not-compared` | as the first; without both a stale tail rises (`named.rs`) |
-//! | `refusal-forgotten` | no history of the pair has reservations, and in none is its pool full |
+//! | `refusal-forgotten` | a request must be on two paths, its refusal overtake the second one, and what forbade it end before that arrives: once in some 1500 histories |
 //! | `request-epoch-not-compared` | a request that arrives when its pool has gone there and back is older than those that have taken its slot in this session; only before the first of them it is performed |
 //! | `ring-reused-before-mirrored` | the mirror refuses what lies more than a ring ahead, and is brought in step anew |
 //! | `seam-*` | what is lost or overtaken between the halves of an interconnect is said again, or refused and brought in step anew; every interleaving of the halves shows each of them |
@@ -18,7 +18,7 @@
 use crate::bank::{Bug, bug, controller_bug, lane_bug};
 
 /// Every bug.
-pub const BUGS: [Bug; 57] = [
+pub const BUGS: [Bug; 65] = [
     bug("accept-loss-skips-one", "of what is given up only the first record is, and the others are performed"),
     bug("alone-before-stale", "replies leave without the mirror before the register says stale"),
     bug("answered-when-sent", "a change is answered when it was sent to the owner"),
@@ -28,10 +28,13 @@ pub const BUGS: [Bug; 57] = [
     bug("discard-skipped", "what an ownership that is over has left in a log is not discarded"),
     bug("earlier-session-not-awaited", "a session's requests begin while those of an earlier one are under way"),
     controller_bug("early-acknowledgement-dropped", "what is acknowledged before the mirror is attached is not heard"),
+    bug("ended-though-performed", "preempt and abort ends what is in the lane already"),
     bug("fence-epoch-not-compared", "what a fence has found counts in later epochs"),
     bug("fence-failed-for-ever", "a fence that has failed is not tried again"),
     bug("fence-not-awaited", "a takeover does not wait for the fence"),
     bug("forgets-offline-at-cp", "a consistency point does not say that a volume is offline"),
+    bug("forwarded-host-forgotten", "the owner does not hear whose a forwarded request is"),
+    bug("forwarded-not-held-against-reservations", "forwarded requests are performed whoever has reserved the volume"),
     bug("giveback-without-drain", "a pool is handed over without a last consistency point"),
     bug("held-names-forgotten", "recovery does not remember the names in the records that it holds"),
     bug("held-passed-when-read", "a held record counts as performed when it has been read"),
@@ -57,11 +60,15 @@ pub const BUGS: [Bug; 57] = [
     bug("online-before-cp", "a volume is said to be online when its held records have been performed"),
     bug("open-without-claim", "an owner opens its pool without a new epoch"),
     bug("performs-later-records-of-an-offline-volume", "recovery holds only the records that it cannot perform"),
+    bug("preemption-not-counted", "the generation stays when a host is preempted"),
     lane_bug("record-epoch-not-compared", "recovery performs records of an epoch before the consistency point's"),
     controller_bug("refusal-forgotten", "a change that was refused is performed when it arrives again"),
     bug("replay-forgets-names", "recovery does not remember the names in the records"),
+    bug("replay-skips-reservations", "recovery does not perform records of reservations"),
     controller_bug("request-epoch-not-compared", "a request of an ownership that is over is performed"),
     bug("resend-forgets", "what was on its way when the interconnect was cut is not sent again"),
+    bug("reservation-judged-on-arrival", "what waits is performed although its host was preempted meanwhile"),
+    bug("reservation-not-in-cp", "a reservation alone does not make a volume dirty"),
     lane_bug("ring-reused-before-mirrored", "the ring is reused before the mirror has what lies there"),
     controller_bug("seam-bound-not-kept", "the halves of an interconnect send each other more than there is room for"),
     controller_bug("seam-generation-not-compared", "what was sent before a loss was heard of goes over another path"),
@@ -75,6 +82,7 @@ pub const BUGS: [Bug; 57] = [
     bug("stable-without-mirror", "a change is answered before the mirror has it"),
     controller_bug("stale-while-the-lock-is-held", "an owner gives its mirror up although its partner's process lives"),
     bug("superblocks-unordered", "open and commit do not wait for one superblock before they write the next"),
+    bug("takeover-loses-power", "a takeover ends reservations like the loss of power"),
     bug("takeover-while-stale", "a takeover is decided although the register says stale"),
     bug("unknown-is-done", "a change of the register whose end nobody knows counts as made"),
     bug("void-log-kept", "a former owner takes its log for a mirror"),

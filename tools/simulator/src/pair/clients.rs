@@ -4,7 +4,7 @@ use super::{
     History, found, lines,
     setup::{DISK_BLOCKS, REACTORS_MAX},
     site::{NAMES, Process, pool_id, slot_of},
-    watch::{Flying, Order, Phase},
+    watch::{Flying, Order, Phase, Watch},
 };
 use crate::{
     clients::{Answer, Ask, Refusal, withdraw},
@@ -93,9 +93,9 @@ impl History {
         let is_busy = is_verifying || self.pools[pool].order.is_some();
         match &mut self.pools[pool].phase {
             Phase::Reading(left) => match left.front().cloned() {
-                Some((volume, range)) => {
+                Some((volume, ask)) => {
                     if self.pools[pool].depth(node) < 4 + self.setup.depth
-                        && self.fly(pool, node, volume, Ask::Read(range), true)
+                        && self.fly(pool, node, volume, ask, true)
                         && let Phase::Reading(left) = &mut self.pools[pool].phase
                     {
                         left.pop_front();
@@ -287,6 +287,8 @@ impl History {
             }
             _ => Ask::Flush,
         };
+        let deed = self.pools[pool].reserving.as_mut().and_then(|reserving| reserving.draw_deed(volume, Some(node)));
+        let ask = deed.unwrap_or(ask);
         self.fly(pool, node, volume, ask, false);
     }
 
@@ -296,18 +298,22 @@ impl History {
         let begun = ask.begin(model, volume);
         self.next_id += 1;
         let id = self.next_id;
+        let host = self.pools[pool].reserving.as_mut().map_or(0, |reserving| reserving.host_of(&ask, Some(node)));
         let process = self.processes[node].as_ref().expect("it serves");
         let since = process.clock();
         let reactor = index(self.prng.below(process.node.reactor_count() as u64));
         let outside = slot_of(node, pool).outside(volume);
-        if !process.node.port(reactor).submit(&self.site.blocks[node], (id, 0), outside, &ask) {
+        if !process.node.port(reactor).submit(&self.site.blocks[node], (id, host), outside, &ask) {
             let model = &mut self.pools[pool].model;
             withdraw(model, begun);
             return false;
         }
         let (write, began) = begun;
-        self.note(|_| format!("  {id}: {ask:?} of {}:{volume} at {}", NAMES[pool], NAMES[node]));
+        self.note(|_| format!("  {id}: {ask:?} of {}:{volume} at {} by host {host}", NAMES[pool], NAMES[node]));
         let watch = &mut self.pools[pool];
+        if let Some(reserving) = &mut watch.reserving {
+            reserving.begin((id, host), volume, &ask, write);
+        }
         let services = watch.services;
         let is_local = watch.server == Some(node);
         let (parted, has_outlived) = (None, false);
@@ -368,7 +374,10 @@ impl History {
                 self.tell(lines::FORWARDED_OUTLIVED, is_done);
             }
         }
-        let model = &mut self.pools[pool].model;
+        let Watch { model, reserving, .. } = &mut self.pools[pool];
+        if let Some(reserving) = reserving {
+            reserving.end(id, flying.volume, (&flying.ask, &answer), model)?;
+        }
         match (answer, &flying.ask) {
             (Answer::Refused(refusal), _) => self.refused(pool, (id, &flying), &refusal),
             (Answer::Done, Ask::Write(..) | Ask::Discard(..) | Ask::Zero(..)) => {
@@ -377,7 +386,7 @@ impl History {
                 self.figures.answered_changes += 1;
                 Ok(())
             }
-            (Answer::Done, Ask::Flush) => {
+            (Answer::Done, Ask::Flush | Ask::Reserve(..)) | (Answer::Reservation(_), Ask::Reserve(..)) => {
                 model.end(flying.began);
                 Ok(())
             }
@@ -489,7 +498,11 @@ impl History {
             Refusal::Failed(_) if is_offline => (true, true),
             Refusal::Failed(_) => (is_leaving || is_held_up || self.is_excused(pool), false),
             Refusal::Unserved => (self.may_be_unserved(pool, flying), false),
-            Refusal::Beyond | Refusal::NoSpace | Refusal::Reserved => (false, true),
+            // Whether it was right is known already.
+            Refusal::Reserved | Refusal::Preempted => (watch.reserving.is_some(), true),
+            // It lay at a node that did not serve the pool, when it came.
+            Refusal::Late => (watch.reserving.is_some() && (!flying.is_local || is_leaving), true),
+            Refusal::Beyond | Refusal::NoSpace => (false, true),
         };
         if !is_excused {
             let what = format!("pool {}: {:?} was refused without a fault: {refusal:?}", NAMES[pool], flying.ask);
@@ -515,9 +528,8 @@ impl History {
             Some(_) => {}
             None => watch.model.end(flying.began),
         }
-        if let (Ask::Read(range), true, Phase::Reading(left)) = (&flying.ask, flying.is_verification, &mut watch.phase)
-        {
-            left.push_back((flying.volume, range.clone()));
+        if let (true, Phase::Reading(left)) = (flying.is_verification, &mut watch.phase) {
+            left.push_back((flying.volume, flying.ask.clone()));
         }
         Ok(())
     }

@@ -39,6 +39,7 @@ mod watch;
 use crate::{
     fault::Tally,
     history::{self, Figures, Oracle, Outcome, Violation},
+    reserving::Reserving,
 };
 use ambush::{Ambush, Moment};
 use arbiter::Reach;
@@ -138,6 +139,8 @@ impl History {
     fn new(seed: u64, setup: PairSetup, watch: history::Watch) -> Self {
         let site = Site::new(seed, &setup);
         let answers_last = !setup.troubles.contains(&Trouble::Forced);
+        let hosts = |pool| setup.has_hosts().then(|| Reserving::draw(seed ^ pool)).flatten();
+        let pools = [0, 1].map(|pool| Watch::new(answers_last, hosts(pool)));
         let history = Self {
             prng: Prng::new(seed ^ 0x5EED),
             setup,
@@ -147,7 +150,7 @@ impl History {
             paused_at: [Nanos(0); 2],
             well_since: None,
             may_start: [true; 2],
-            pools: [Watch::new(answers_last), Watch::new(answers_last)],
+            pools,
             stories: [Story::default(); 2],
             looks: [None, None],
             ambush: None,

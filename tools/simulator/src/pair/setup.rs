@@ -188,6 +188,11 @@ pub(super) struct PairSetup {
 }
 
 impl PairSetup {
+    /// Whether hosts may reserve volumes: where nothing that was answered is given up or held.
+    pub(super) fn has_hosts(&self) -> bool {
+        !self.troubles.contains(&Trouble::Forced) && !self.troubles.contains(&Trouble::Rot)
+    }
+
     /// Draws a history.
     #[must_use]
     pub(super) fn draw(prng: &mut Prng) -> Self {

@@ -1,7 +1,13 @@
 //! One pool as its clients and the world outside see it: who serves it, what is in flight, what its volumes may hold.
 
 use super::held::Aftermath;
-use crate::{clients::Ask, model::Model, pattern::WriteId, setup::BLOCK};
+use crate::{
+    clients::Ask,
+    model::{Model, reservation::Deed},
+    pattern::WriteId,
+    reserving::Reserving,
+    setup::BLOCK,
+};
 use crossbeam_channel::Receiver;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -53,8 +59,8 @@ pub(super) enum Order {
 /// How far clients are with a pool that is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Every byte is read, and nothing else is done.
-    Reading(VecDeque<(ObjectId, Range<u64>)>),
+    /// Every byte is read, and every reservation reported; nothing else is done.
+    Reading(VecDeque<(ObjectId, Ask)>),
     /// The pool is checked.
     Checking,
     /// Clients work.
@@ -70,6 +76,8 @@ pub(super) struct Watch {
     /// Which nodes have its devices open.
     pub(super) open_at: [bool; 2],
     pub(super) flying: BTreeMap<u64, Flying>,
+    /// In histories with hosts that reserve its volumes.
+    pub(super) reserving: Option<Reserving>,
     pub(super) order: Option<(Order, Receiver<AdminReply>)>,
     /// A volume that was being made when the pool was closed.
     pub(super) uncertain: Option<(String, u64)>,
@@ -101,13 +109,14 @@ pub(super) struct Watch {
 
 impl Watch {
     /// A pool without volumes. `answers_last`: nothing that was answered is ever given up.
-    pub(super) fn new(answers_last: bool) -> Self {
+    pub(super) fn new(answers_last: bool, reserving: Option<Reserving>) -> Self {
         Self {
             model: Model::new(answers_last),
             server: None,
             phase: Phase::Working,
             open_at: [false; 2],
             flying: BTreeMap::new(),
+            reserving,
             order: None,
             uncertain: None,
             answered: 0,
@@ -137,17 +146,18 @@ impl Watch {
         }
     }
 
-    /// What is to be read when the pool was opened: every volume but one that is offline.
-    pub(super) fn everything_but(&self, offline: Option<ObjectId>) -> VecDeque<(ObjectId, Range<u64>)> {
-        let ids = self.model.volumes().keys().filter(|id| Some(**id) != offline);
-        ids.flat_map(|&id| self.parts_of(id)).collect()
+    /// What is to be asked when the pool was opened: every byte and the reservation of every volume but one that is offline.
+    pub(super) fn everything_but(&self, offline: Option<ObjectId>) -> VecDeque<(ObjectId, Ask)> {
+        let ids = || self.model.volumes().keys().filter(|id| Some(**id) != offline);
+        let reports = self.reserving.iter().flat_map(|_| ids().map(|&id| (id, Ask::Reserve(1, Deed::Report))));
+        reports.chain(ids().flat_map(|&id| self.parts_of(id))).collect()
     }
 
     /// A volume in parts that are read.
-    pub(super) fn parts_of(&self, id: ObjectId) -> Vec<(ObjectId, Range<u64>)> {
+    pub(super) fn parts_of(&self, id: ObjectId) -> Vec<(ObjectId, Ask)> {
         let step = 16 * BLOCK;
         let size_bytes = self.model.volumes().get(&id).map_or(0, |volume| volume.size_bytes);
-        let part = |first: u64| (id, first * step..((first + 1) * step).min(size_bytes));
+        let part = |first: u64| (id, Ask::Read(first * step..((first + 1) * step).min(size_bytes)));
         (0..size_bytes.div_ceil(step)).map(part).collect()
     }
 
@@ -177,6 +187,9 @@ impl Watch {
         for flying in self.flying.values().filter(|flying| is_lost(flying) && flying.write.is_none()) {
             self.model.end(flying.began);
         }
+        for (&id, flying) in self.flying.iter().filter(|(_, flying)| is_lost(flying)) {
+            self.reserving.iter_mut().for_each(|reserving| reserving.lose(id, flying.volume));
+        }
         self.flying.retain(|_, flying| !is_lost(flying));
     }
 
@@ -186,6 +199,7 @@ impl Watch {
         self.services += 1;
         let waiting = self.waiting();
         self.model.crash_beside(crate::model::Loss::Unanswered, &waiting);
+        self.reserving.iter_mut().for_each(|reserving| reserving.settle(false));
     }
 
     /// Changes that somebody waits for.
