@@ -93,7 +93,26 @@ pub struct Decided {
     pub next: Option<Reservation>,
     /// Hosts of which what is under way ends.
     pub aborted: Vec<HostId>,
+    /// What hosts are to be told, the one that has asked never.
+    pub notices: Vec<(HostId, Notice)>,
 }
+
+/// What a host is told of what another one has done (section 8.19.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Its registration was preempted.
+    RegistrationPreempted,
+    /// A reservation in which it had a part was released, or has become one of another kind.
+    ReservationReleased,
+    /// Registrations and reservation were cleared.
+    ReservationPreempted,
+}
+
+/// Kinds that let registrants in, with one holder.
+const OF_REGISTRANTS: [ReservationKind; 2] =
+    [ReservationKind::WriteExclusiveRegistrants, ReservationKind::ExclusiveAccessRegistrants];
+/// Kinds that all registrants hold.
+const OF_ALL: [ReservationKind; 2] = [ReservationKind::WriteExclusiveAll, ReservationKind::ExclusiveAccessAll];
 
 /// Why a command is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,8 +194,40 @@ impl Reservation {
             }
             ReservationCommand::SetPersistence(persists) => next.persists = persists,
         }
+        let notices = self.notices(&next, host, command);
         let next = Some(next).filter(|next| next != self);
-        Ok(Decided { next, aborted })
+        Ok(Decided { next, aborted, notices })
+    }
+
+    /// Who is told what when a command of `host` has made `next` of this state (sections 8.19.3 to 8.19.8).
+    fn notices(&self, next: &Self, host: HostId, command: ReservationCommand) -> Vec<(HostId, Notice)> {
+        let others = |state: &Self| -> Vec<HostId> {
+            state.registrants.iter().map(|registrant| registrant.host).filter(|other| *other != host).collect()
+        };
+        let all = |state: &Self, notice: Notice| -> Vec<(HostId, Notice)> {
+            others(state).into_iter().map(|other| (other, notice)).collect()
+        };
+        let kind = self.held.map(|held| held.kind);
+        let is_kind = |kinds: &[ReservationKind]| kind.is_some_and(|kind| kinds.contains(&kind));
+        let is_released = next.held.is_none();
+        match command {
+            ReservationCommand::Preempt { .. } => {
+                let gone = others(self).into_iter().filter(|other| next.registrant(*other).is_none());
+                let mut notices: Vec<_> = gone.map(|other| (other, Notice::RegistrationPreempted)).collect();
+                if kind.is_some() && next.held.map(|held| held.kind) != kind {
+                    notices.extend(all(next, Notice::ReservationReleased));
+                }
+                notices
+            }
+            ReservationCommand::Register { .. } if is_released && is_kind(&OF_REGISTRANTS) => {
+                all(next, Notice::ReservationReleased)
+            }
+            ReservationCommand::Release { .. } if is_released && (is_kind(&OF_REGISTRANTS) || is_kind(&OF_ALL)) => {
+                all(next, Notice::ReservationReleased)
+            }
+            ReservationCommand::Clear { .. } => all(self, Notice::ReservationPreempted),
+            _ => Vec::new(),
+        }
     }
 
     /// Both nodes have lost power: what does not survive that is gone.

@@ -15,7 +15,8 @@ use super::{
     admin::{AdminCall, AdminReply, AdminRequest},
     memory::MemoryShares,
     request::{
-        OfflineAt, Reach, RequestTag, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService, VolumeShape,
+        OfflineAt, Reach, RequestTag, ReservationNotice, VolumeError, VolumeInfo, VolumeReply, VolumeRequest,
+        VolumeService, VolumeShape,
     },
     shard::{Shard, ShardOptions, ShardOwners},
 };
@@ -753,5 +754,9 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Engine<D, L> {
 
     fn poll_reply(&mut self) -> Option<VolumeReply> {
         self.replies.pop_front()
+    }
+
+    fn poll_notice(&mut self) -> Option<ReservationNotice> {
+        self.shards.iter_mut().find_map(Shard::next_notice)
     }
 }

@@ -17,8 +17,8 @@ use super::{
     engine::{Engine, EngineParts},
     forward::ForwardPort,
     request::{
-        FORWARDED_SESSION, OfflineAt, Reach, VolumeError, VolumeInfo, VolumeReply, VolumeRequest, VolumeService,
-        VolumeShape, WAITED_SESSION,
+        FORWARDED_SESSION, OfflineAt, Reach, ReservationNotice, VolumeError, VolumeInfo, VolumeReply, VolumeRequest,
+        VolumeService, VolumeShape, WAITED_SESSION,
     },
 };
 use crate::{base::ObjectId, cp::message::Grant};
@@ -551,5 +551,12 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Pools<D, L> {
     fn poll_reply(&mut self) -> Option<VolumeReply> {
         // The hub answers after the pools' turn, and before the front ends'.
         self.replies.pop_front().or_else(|| self.port.as_mut().and_then(ForwardPort::poll))
+    }
+
+    fn poll_notice(&mut self) -> Option<ReservationNotice> {
+        PoolSlot::ALL.into_iter().find_map(|slot| {
+            let notice = self.engine_mut(slot)?.poll_notice()?;
+            Some(ReservationNotice { volume: slot.outside(notice.volume), ..notice })
+        })
     }
 }

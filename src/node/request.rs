@@ -6,7 +6,7 @@
 use crate::{
     base::{BlockSize, HostId, LaneIndex, Lsn, ObjectId, Pass, limits::REGISTRANTS_MAX},
     format::reservation::Reservation,
-    fs::reservation::ReservationCommand,
+    fs::reservation::{Notice, ReservationCommand},
 };
 use std::{fmt, ops::Range, time::Duration};
 use thiserror::Error;
@@ -335,6 +335,17 @@ pub enum Reach {
     Nobody,
 }
 
+/// A host is to be told of what another one has done with a volume's reservation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReservationNotice {
+    /// The host.
+    pub host: HostId,
+    /// The volume.
+    pub volume: ObjectId,
+    /// What.
+    pub notice: Notice,
+}
+
 /// What a node offers its front ends.
 pub trait VolumeService {
     /// Where payloads come from.
@@ -376,4 +387,7 @@ pub trait VolumeService {
 
     /// The next reply for this front end, if one is ready.
     fn poll_reply(&mut self) -> Option<VolumeReply>;
+
+    /// What a host is to be told, wherever it is connected, of a reservation that is stable. Each is taken by the front end of one reactor.
+    fn poll_notice(&mut self) -> Option<ReservationNotice>;
 }

@@ -213,6 +213,15 @@ impl Server {
         self.clients.len()
     }
 
+    /// Hands what hosts are to be told of reservations to their controllers, at whichever reactor: those look by themselves.
+    fn notify<S: VolumeService>(&self, service: &mut S) {
+        while let Some(notice) = service.poll_notice() {
+            if let Some(NvmeTcp { target, .. }) = &self.nvme_tcp {
+                target.notify(&notice);
+            }
+        }
+    }
+
     /// Does one bounded turn: accepts clients, delivers what `service` has answered, and lets each session that can move do so.
     /// Returns whether anything moved; if nothing did, nothing will before `net` or `service` has news, or `now` has grown by a quarter
     /// of a second (for time-outs only).
@@ -221,6 +230,7 @@ impl Server {
         self.notice_openings(net, service);
         progressed |= self.announce(net, service, now);
         progressed |= self.accept(net, now);
+        self.notify(service);
         progressed |= self.deliver(net, service, now);
         let mut ready = std::mem::take(&mut self.ready);
         net.poll(&mut ready);

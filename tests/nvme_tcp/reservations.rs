@@ -1,6 +1,7 @@
 //! Reservation commands of two hosts, byte by byte.
 
 use crate::host::{Answer, BLOCK, Bench, Queue, op};
+use std::time::Duration;
 
 /// Types, as RTYPE says them.
 const WRITE_EXCLUSIVE: u32 = 1;
@@ -142,8 +143,103 @@ fn namespaces_and_features_tell_of_reservations() {
     assert_eq!(bench.ask(admin, op::SET, &[persistence | 1 << 31, 0], 1, 0).status, 2, "nothing is saved");
     assert_eq!(bench.ask(admin, op::SET, &[mask, 0b1110], 1, 0).status, 0);
     assert_eq!(bench.ask(admin, op::GET, &[mask], 1, 0).result, 0b1110);
+    assert_eq!(bench.ask(admin, op::GET, &[mask], 3, 0).result, 0, "of another namespace");
+    assert_eq!(bench.ask(admin, op::GET, &[mask], u32::MAX, 0).status, 2);
+    assert_eq!(bench.ask(admin, op::GET, &[mask], 2, 0).status, 0x0b);
+    assert_eq!(bench.ask(admin, op::SET, &[mask, 0], 2, 0).status, 0x0b);
+    assert_eq!(bench.ask(admin, op::SET, &[mask, 0b100], u32::MAX, 0).status, 0);
+    assert_eq!([1, 3].map(|id| bench.ask(admin, op::GET, &[mask], id, 0).result), [0b100; 2]);
+    assert_eq!(bench.ask(admin, op::GET, &[mask | 3 << 8], 1, 0).result, 0b110);
     assert_eq!(bench.ask(admin, op::LOG, &[15 << 16 | 0x80], 0, 64).data, vec![0; 64]);
     assert_eq!(hosts.report(2, 64).data[9], 1);
+}
+
+/// Event and log page that say that a host may read of its reservations.
+const EVENT: u64 = 0x0080_0006;
+const LOG: u32 = 15 << 16 | 0x80;
+
+impl Hosts {
+    /// A host asks to be told.
+    fn listen(&mut self, host: usize) {
+        let admin = &mut self.admin[host - 1];
+        let entry = admin.entry(op::EVENT);
+        let request = admin.capsule(entry, None, false);
+        self.bench.net.client_send(admin.connection, &request);
+        self.bench.serve(admin);
+    }
+
+    /// What a host was told by now.
+    fn told(&mut self, host: usize) -> Option<u64> {
+        self.bench.pass(Duration::from_millis(300));
+        let admin = &mut self.admin[host - 1];
+        self.bench.serve(admin);
+        admin.answers.pop_first().map(|(_, event)| event.result)
+    }
+
+    /// The page that a host reads: count, kind, how many are behind it, namespace.
+    fn page(&mut self, host: usize) -> [u64; 4] {
+        let page = self.bench.ask(&mut self.admin[host - 1], op::LOG, &[LOG], 0, 64).data;
+        let number =
+            |range: std::ops::Range<usize>| page[range].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        assert_eq!((number(10..12), &page[16..]), (0, &[0; 48][..]));
+        [number(0..8), number(8..9), number(9..10), number(12..16)]
+    }
+}
+
+#[test]
+fn a_host_is_told_of_what_others_do_with_its_registration() {
+    let mut hosts = hosts(false);
+    assert_eq!((hosts.register(1, 5), hosts.register(2, 6)), (0, 0));
+    (1..=2).for_each(|host| hosts.listen(host));
+    assert_eq!((hosts.told(1), hosts.told(2)), (None, None));
+    let registrants_only = 3 << 8;
+    assert_eq!(hosts.reserve(1, op::ACQUIRE, registrants_only, &[5, 0]), 0);
+    assert_eq!(hosts.reserve(1, op::RELEASE, registrants_only, &[5]), 0);
+    assert_eq!((hosts.told(1), hosts.told(2)), (None, Some(EVENT)), "not who has done it");
+    // Told once, until the page was read; then of what is behind it.
+    hosts.listen(2);
+    assert_eq!(hosts.reserve(1, op::RELEASE, 1, &[5]), 0, "clear");
+    assert_eq!(hosts.told(2), None);
+    assert_eq!(hosts.page(2), [1, 2, 1, 1]);
+    assert_eq!(hosts.told(2), Some(EVENT));
+    assert_eq!((hosts.page(2), hosts.page(2), hosts.page(1)), ([2, 3, 0, 1], [0; 4], [0; 4]));
+    hosts.listen(2);
+    assert_eq!(hosts.told(2), None);
+    assert_eq!((hosts.register(1, 5), hosts.register(2, 6)), (0, 0));
+    assert_eq!(hosts.reserve(2, op::ACQUIRE, WRITE_EXCLUSIVE << 8, &[6, 0]), 0);
+    assert_eq!(hosts.reserve(1, op::ACQUIRE, EXCLUSIVE_ACCESS << 8 | 1, &[5, 6]), 0, "preempt");
+    assert_eq!(hosts.told(2), Some(EVENT));
+    assert_eq!(hosts.page(2), [3, 1, 0, 1]);
+}
+
+#[test]
+fn what_a_host_masks_it_is_not_told_and_a_reset_forgets_all() {
+    let mut hosts = hosts(false);
+    let clear = |hosts: &mut Hosts| {
+        assert_eq!((hosts.register(1, 5), hosts.register(2, 6)), (0, 0));
+        assert_eq!(hosts.reserve(1, op::RELEASE, 1, &[5]), 0);
+    };
+    hosts.listen(2);
+    let mask = |hosts: &mut Hosts, bits| {
+        assert_eq!(hosts.bench.ask(&mut hosts.admin[1], op::SET, &[0x82, bits], 1, 0).status, 0);
+    };
+    mask(&mut hosts, 1 << 3);
+    clear(&mut hosts);
+    assert_eq!((hosts.told(2), hosts.page(2)), (None, [0; 4]));
+    mask(&mut hosts, 1 << 1);
+    clear(&mut hosts);
+    assert_eq!(hosts.told(2), Some(EVENT));
+    // Nobody reads: the newest that waits tells how many were lost.
+    (0..70).for_each(|_| clear(&mut hosts));
+    assert_eq!(hosts.page(2), [1, 3, 63, 1]);
+    (0..62).for_each(|_| assert_eq!(hosts.page(2)[1], 3));
+    assert_eq!((hosts.page(2), hosts.page(2)), ([71, 3, 0, 1], [0; 4]));
+    clear(&mut hosts);
+    for configuration in [0, 0x0046_0001] {
+        assert_eq!(hosts.bench.set_property(&mut hosts.admin[1], 0x14, configuration).status, 0);
+    }
+    assert_eq!(hosts.page(2), [0; 4]);
+    assert_eq!(hosts.bench.ask(&mut hosts.admin[1], op::GET, &[0x82], 1, 0).result, 0);
 }
 
 /// A volume's blocks are nothing that a reservation command touches.

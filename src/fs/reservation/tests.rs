@@ -215,7 +215,7 @@ fn random_commands_keep_the_invariants() {
             let number = u8::try_from(prng.between(1, 4)).expect("small");
             let command = any_command(&mut prng);
             let before = state.clone();
-            let Ok(Decided { next, aborted }) = state.decide(host(number), command) else { continue };
+            let Ok(Decided { next, aborted, notices }) = state.decide(host(number), command) else { continue };
             state = next.unwrap_or(state);
             assert_eq!(state.check(), Ok(()), "{command:?} of {number} on {before:?}");
             assert_eq!(Reservation::read(&state.to_bytes()), Ok(state.clone()));
@@ -227,11 +227,54 @@ fn random_commands_keep_the_invariants() {
             );
             assert_eq!(state.generation, before.generation + u32::from(counts), "{command:?}");
             assert!(aborted.iter().all(|host| before.registrant(*host).is_some() && state.registrant(*host).is_none()));
+            assert!(notices.iter().all(|(told, _)| *told != host(number) && before.registrant(*told).is_some()));
             // Others than the one that asks lose their registration by preemption and clearing alone.
             let may_lose = matches!(command, ReservationCommand::Preempt { .. } | ReservationCommand::Clear { .. });
             for registrant in before.registrants.iter().filter(|registrant| registrant.host != host(number)) {
                 assert!(may_lose || state.registrant(registrant.host) == Some(registrant), "{command:?}");
             }
         }
+    }
+}
+
+/// Hosts 1 to 3 have registered with their numbers as keys, and host 1 holds it.
+fn three(kind: ReservationKind) -> Reservation {
+    let registrants = (1..=3).map(|number| Registrant { host: host(number), key: u64::from(number) }).collect();
+    let held = Some(Held { kind, holder: (!kind.is_of_all()).then(|| host(1)) });
+    Reservation { held, registrants, ..Reservation::default() }
+}
+
+/// Who does what while host 1 holds it in a way, and who is told.
+type Case = (ReservationKind, u8, ReservationCommand, &'static [(u8, Notice)]);
+
+#[test]
+fn the_others_are_told_of_what_concerns_them() {
+    use Notice::{RegistrationPreempted as Gone, ReservationPreempted as Cleared, ReservationReleased as Released};
+    use ReservationKind::{ExclusiveAccess, WriteExclusive, WriteExclusiveAll, WriteExclusiveRegistrants};
+    let preempt = |key: u64, preempted, kind| ReservationCommand::Preempt { key, preempted, kind, aborts: false };
+    let release = |kind| ReservationCommand::Release { key: 1, kind };
+    let unregister = |key| {
+        let action = RegisterAction::Unregister { current: Some(key) };
+        ReservationCommand::Register { action, persists: None }
+    };
+    let cases: [Case; 13] = [
+        (WriteExclusive, 2, preempt(2, 1, WriteExclusive), &[(1, Gone)]),
+        (WriteExclusive, 2, preempt(2, 1, ExclusiveAccess), &[(1, Gone), (3, Released)]),
+        (WriteExclusive, 2, preempt(2, 3, WriteExclusive), &[(3, Gone)]),
+        (WriteExclusive, 1, preempt(1, 1, ExclusiveAccess), &[(2, Released), (3, Released)]),
+        (WriteExclusive, 2, preempt(2, 2, WriteExclusive), &[]),
+        (WriteExclusiveAll, 2, preempt(2, 0, WriteExclusive), &[(1, Gone), (3, Gone)]),
+        (WriteExclusive, 1, release(WriteExclusive), &[]),
+        (WriteExclusiveRegistrants, 1, release(WriteExclusiveRegistrants), &[(2, Released), (3, Released)]),
+        (WriteExclusiveAll, 1, release(WriteExclusiveAll), &[(2, Released), (3, Released)]),
+        (WriteExclusive, 1, unregister(1), &[]),
+        (WriteExclusiveRegistrants, 1, unregister(1), &[(2, Released), (3, Released)]),
+        (WriteExclusiveRegistrants, 2, unregister(2), &[]),
+        (WriteExclusive, 2, ReservationCommand::Clear { key: 2 }, &[(1, Cleared), (3, Cleared)]),
+    ];
+    for (kind, number, command, told) in cases {
+        let decided = three(kind).decide(host(number), command).expect("it is done");
+        let expected: Vec<_> = told.iter().map(|&(number, notice)| (host(number), notice)).collect();
+        assert_eq!(decided.notices, expected, "{kind:?}: {command:?} of {number}");
     }
 }

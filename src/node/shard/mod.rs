@@ -52,7 +52,7 @@ use crate::{
     fs::volume::Volume,
     node::{
         figures::VolumeFigures,
-        request::{VolumeError, VolumeReply, VolumeRequest},
+        request::{ReservationNotice, VolumeError, VolumeReply, VolumeRequest},
     },
     pool::io::{Io, IoEvent, Tag},
 };
@@ -149,6 +149,8 @@ pub struct Shard<L: LogMemory> {
     throttled_until: Nanos,
     zero_block: Option<SharedBlock>,
     replies: VecDeque<(Origin, VolumeReply)>,
+    /// What hosts are to be told, and behind which record.
+    notices: VecDeque<(Lsn, ReservationNotice)>,
     messages: VecDeque<ToCoordinator>,
     now: Nanos,
     wall_clock_ns: u64,
@@ -192,6 +194,7 @@ impl<L: LogMemory> Shard<L> {
             throttled_until: Nanos(0),
             zero_block: None,
             replies: VecDeque::new(),
+            notices: VecDeque::new(),
             messages: VecDeque::new(),
             now: Nanos(0),
             wall_clock_ns: 0,

@@ -14,16 +14,19 @@ use super::{
     request::{Change, Kind, Request, Source},
 };
 use crate::{
-    base::{HostId, Lsn, ObjectId, planted},
+    base::{HostId, Lsn, ObjectId, limits::REGISTRANTS_MAX, planted},
     format::{
         object::registrant_parts,
         record::{Draft, RecordKind},
         reservation::Reservation,
     },
     fs::reservation::{Decided, Refused, ReservationCommand},
-    node::request::{FORWARDED_SESSION, ReplyData, VolumeError},
+    node::request::{FORWARDED_SESSION, ReplyData, ReservationNotice, VolumeError},
 };
 use twinlog_device::LogMemory;
+
+/// Notices that wait until they are stable, or for the front end: eight commands that all registrants of a volume hear of.
+const NOTICES_MAX: usize = 8 * REGISTRANTS_MAX;
 
 /// Blocks of the object table that a consistency point copies for one record of it: itself, and the nodes above (128^3 blocks are more than there can be).
 const TABLE_PATH_BLOCKS: u64 = 4;
@@ -85,7 +88,7 @@ impl<L: LogMemory> Shard<L> {
         let Kind::Change { change, durable } = &mut request.kind else { unreachable!("only changes are appended") };
         let decided = match change {
             Change::Reserve(command) => decide(before, request.host, *command)?,
-            Change::SetReservation(next) => Decided { next: Some((**next).clone()), aborted: Vec::new() },
+            Change::SetReservation(next) => Decided { next: Some((**next).clone()), ..Decided::default() },
             _ => unreachable!("the caller looked"),
         };
         // What is to survive the loss of power is answered when it does, like a write with force unit access.
@@ -97,7 +100,23 @@ impl<L: LogMemory> Shard<L> {
         let Kind::Change { change, .. } = &mut request.kind else { unreachable!("looked at before") };
         *change = Change::Done;
         self.abort(request.volume, &decided.aborted);
+        for (host, notice) in decided.notices {
+            // Who takes none of them has no hosts to tell.
+            self.notices.truncate(NOTICES_MAX - 1);
+            self.notices.push_back((request.lsn, ReservationNotice { host, volume: request.volume, notice }));
+        }
         Ok(())
+    }
+
+    /// What a host is to be told next, when it is stable.
+    pub fn next_notice(&mut self) -> Option<ReservationNotice> {
+        let State::Serving(lane) = &self.state else { return None };
+        let (lsn, notice) = *self.notices.front()?;
+        if lsn > lane.stable() {
+            return None;
+        }
+        self.notices.pop_front();
+        Some(notice)
     }
 
     /// Promises the space of a new state, appends its record, and makes it the volume's. Returns the position after the record.

@@ -14,6 +14,7 @@ use super::{
     access::{ACCESS_CHANGE, AccessView},
     controllers::{Claim, QUEUES_MAX},
     io,
+    notices::Notices,
     target::{GROUPS, NAMESPACE_MAX, NAMESPACES_MAX, Namespace, Target},
     wire::{
         command::{Command, Connect, Status, fabrics, feature, opcode},
@@ -81,6 +82,9 @@ const KNOWN_FEATURES: [u8; 12] = [
     feature::RESERVATION_PERSISTENCE,
 ];
 
+/// Those that are set for each namespace alone.
+const OF_NAMESPACES: [u8; 2] = [feature::RESERVATION_NOTICE_MASK, feature::RESERVATION_PERSISTENCE];
+
 /// Log pages by kind of controller.
 const LOGS: [&[u8]; 2] = [
     &[
@@ -121,24 +125,27 @@ mod bits {
     pub(super) const SHUTDOWN_COMPLETE: u32 = 0b10 << 2;
 }
 
-/// What an event is about. Its bit is the same in OAES and in the event configuration (base 2.0, figure 275).
+/// What an event is about. Its bit is the same in OAES and in the event configuration (base 2.0, figure 275); without one it is always sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Event {
     bit: u32,
-    /// Type notice, its information, and the log page (base 2.0, section 5.2.1).
+    /// Type, information, and the log page (base 2.0, section 5.2.1).
     result: u32,
     page: u8,
 }
 
 /// The events, the more urgent first; the last one is of discovery controllers, the others are of I/O controllers.
-const EVENTS: [Event; 3] = [
+const EVENTS: [Event; 4] = [
     Event { bit: 1 << 11, result: 0x000c_0302, page: log::id::ACCESS },
     Event { bit: 1 << 8, result: 0x0004_0002, page: log::id::CHANGED_NAMESPACES },
+    // Of the I/O command set; what the host does not want to hear it masks.
+    Event { bit: 0, result: 0x0080_0006, page: log::id::RESERVATION },
     Event { bit: 1 << 31, result: 0x0070_f002, page: log::id::DISCOVERY },
 ];
 const ACCESS_CHANGED: usize = 0;
 const NAMESPACES_CHANGED: usize = 1;
-const DISCOVERY_CHANGED: usize = 2;
+const RESERVATION_CHANGED: usize = 2;
+const DISCOVERY_CHANGED: usize = 3;
 
 /// An event of one kind, as far as it is the host's business.
 #[derive(Clone, Copy, Debug, Default)]
@@ -192,7 +199,6 @@ struct Kept {
     temperature: u32,
     recovery: u32,
     atomicity: u32,
-    notices: u32,
 }
 
 impl Kept {
@@ -203,7 +209,6 @@ impl Kept {
             feature::TEMPERATURE_THRESHOLD => &mut self.temperature,
             feature::ERROR_RECOVERY => &mut self.recovery,
             feature::WRITE_ATOMICITY => &mut self.atomicity,
-            feature::RESERVATION_NOTICE_MASK => &mut self.notices,
             _ => return None,
         })
     }
@@ -236,6 +241,7 @@ pub(super) struct Admin {
     /// Commands that have failed, the newest first.
     errors: VecDeque<ErrorEntry>,
     kept: Kept,
+    reservations: Notices,
 }
 
 impl Admin {
@@ -261,6 +267,7 @@ impl Admin {
             generation: 0,
             errors: VecDeque::new(),
             kept: Kept::default(),
+            reservations: Notices::default(),
         }
     }
 
@@ -309,6 +316,7 @@ impl Admin {
         if !self.is_enabled() {
             return;
         }
+        self.collect_notifications(target);
         if self.is_discovery {
             let before = std::mem::replace(&mut self.generation, target.generation());
             self.notices[DISCOVERY_CHANGED].is_pending |= self.generation != before;
@@ -347,6 +355,15 @@ impl Admin {
         count
     }
 
+    /// Takes what the host is to be told of reservations.
+    fn collect_notifications(&mut self, target: &Target) {
+        let (new, lost) = target.controllers.collect_notifications(&self.claim);
+        for notification in new {
+            self.notices[RESERVATION_CHANGED].is_pending |= self.reservations.add(notification);
+        }
+        self.reservations.lose(lost);
+    }
+
     /// The pools are reached by `access` now.
     pub(super) fn set_access(&mut self, access: AccessView) {
         let before = std::mem::replace(&mut self.access, access);
@@ -368,7 +385,7 @@ impl Admin {
     /// An event request that can be answered: its id, and the result.
     pub(super) fn next_event(&mut self) -> Option<(u16, u64)> {
         let is_due = |(event, notice): &(Event, &mut Notice)| {
-            notice.is_pending && !notice.is_told && self.events & event.bit != 0
+            notice.is_pending && !notice.is_told && self.events & event.bit == event.bit
         };
         let (event, notice) = EVENTS.into_iter().zip(&mut self.notices).find(is_due)?;
         if self.event_requests.is_empty() {
@@ -399,8 +416,8 @@ impl Admin {
             opcode::KEEP_ALIVE => Answer::result(0),
             opcode::IDENTIFY => self.identify(target, service, command).into(),
             opcode::GET_LOG_PAGE => self.log_page(target, service, command).into(),
-            opcode::GET_FEATURES => self.get_features(command).into(),
-            opcode::SET_FEATURES => self.set_features(command).into(),
+            opcode::GET_FEATURES => self.get_features(target, service, command).into(),
+            opcode::SET_FEATURES => self.set_features(target, service, command).into(),
             opcode::ASYNC_EVENT_REQUEST if self.event_requests.len() >= EVENT_REQUESTS_MAX => {
                 Answer::Done(Status::TOO_MANY_EVENT_REQUESTS, 0)
             }
@@ -488,6 +505,7 @@ impl Admin {
         self.event_requests.clear();
         self.abort = None;
         (self.events, self.notices, self.kept) = (0, Default::default(), Kept::default());
+        self.reservations = Notices::default();
         (self.group_changes, self.access_changes) = ([0; GROUPS], 0);
         self.changed.clear();
     }
@@ -611,7 +629,10 @@ impl Admin {
             log::id::FEATURES => log::features(&KNOWN_FEATURES),
             log::id::MANAGEMENT => log::management(),
             log::id::CHANGED_NAMESPACES => self.changed_namespaces(),
-            log::id::RESERVATION => log::reservation(),
+            log::id::RESERVATION => {
+                self.collect_notifications(target);
+                self.reservations.page()
+            }
             // Bit 0 of the specific field: the groups only.
             log::id::ACCESS => log::access(self.access_changes, &self.groups(target, service, word & 1 << 8 == 0)),
             _ => log::discovery(target.generation(), &target.ports(), ENTRIES_MAX),
@@ -623,6 +644,10 @@ impl Admin {
             if event == NAMESPACES_CHANGED {
                 self.changed.clear();
             }
+        }
+        if page == log::id::RESERVATION && offset == 0 {
+            self.reservations.pass();
+            self.notices[RESERVATION_CHANGED].is_pending = !self.reservations.is_empty();
         }
         // A page is as long as it is: what was asked for beyond its end is zero.
         let wanted = usize::try_from((count + 1) * log::DWORD_BYTES).map_err(|_| Status::INVALID_FIELD)?;
@@ -657,14 +682,19 @@ impl Admin {
         identify::namespace_list(self.changed.iter().copied())
     }
 
-    fn get_features(&mut self, command: &Command) -> Result<Answer, Status> {
+    fn get_features<S: VolumeService>(
+        &mut self,
+        target: &Target,
+        service: &S,
+        command: &Command,
+    ) -> Result<Answer, Status> {
         let [id, select, ..] = command.word(10).to_le_bytes();
         // Current, default and saved values, and what can be done with them.
         match select & 0b111 {
             0 => {}
             // Changeable, and whether for each namespace alone.
             3 => {
-                let is_own = u32::from(id == feature::RESERVATION_PERSISTENCE) << 1;
+                let is_own = u32::from(OF_NAMESPACES.contains(&id)) << 1;
                 return Ok(Answer::result(if self.is_changeable(id)? { 1 << 2 | is_own } else { 0 }));
             }
             _ => return Err(Status::INVALID_FIELD),
@@ -674,6 +704,14 @@ impl Admin {
         }
         let count = u32::from(QUEUES_MAX - 1);
         Ok(match id {
+            feature::RESERVATION_NOTICE_MASK if !self.is_discovery => {
+                let namespace = command.namespace.get();
+                if namespace == u32::MAX {
+                    return Err(Status::INVALID_FIELD);
+                }
+                target.find(service, namespace).ok_or(Status::INVALID_NAMESPACE)?;
+                Answer::result(self.reservations.mask(namespace))
+            }
             feature::KEEP_ALIVE_TIMER => Answer::result(self.keep_alive_ms),
             feature::ASYNC_EVENT_CONFIGURATION => Answer::result(self.events),
             feature::HOST_IDENTIFIER => Answer::Data(self.host_id.to_vec()),
@@ -689,13 +727,18 @@ impl Admin {
             feature::KEEP_ALIVE_TIMER | feature::ASYNC_EVENT_CONFIGURATION => Ok(true),
             feature::HOST_IDENTIFIER => Ok(false),
             _ if self.is_discovery => Err(Status::INVALID_FIELD),
-            feature::NUMBER_OF_QUEUES | feature::RESERVATION_PERSISTENCE => Ok(true),
+            feature::NUMBER_OF_QUEUES | feature::RESERVATION_PERSISTENCE | feature::RESERVATION_NOTICE_MASK => Ok(true),
             feature::VOLATILE_WRITE_CACHE => Ok(false),
             _ => self.kept.place(id).map(|_| true).ok_or(Status::INVALID_FIELD),
         }
     }
 
-    fn set_features(&mut self, command: &Command) -> Result<Answer, Status> {
+    fn set_features<S: VolumeService>(
+        &mut self,
+        target: &Target,
+        service: &S,
+        command: &Command,
+    ) -> Result<Answer, Status> {
         let [id, ..] = command.word(10).to_le_bytes();
         let value = command.word(11);
         if command.word(10) >> 31 != 0 {
@@ -716,6 +759,7 @@ impl Admin {
         match id {
             feature::KEEP_ALIVE_TIMER => self.keep_alive_ms = value,
             feature::ASYNC_EVENT_CONFIGURATION => self.events = value,
+            feature::RESERVATION_NOTICE_MASK => self.mask(&target.namespaces(service), command)?,
             // Number of queues: less one of each kind; 0xffff is none that can be.
             _ => {
                 let (submission, completion) = (value & 0xffff, value >> 16);
@@ -727,6 +771,20 @@ impl Admin {
             }
         }
         Ok(Answer::result(0))
+    }
+}
+
+impl Admin {
+    /// The host does not want to hear of some things, in one namespace or in all that there are.
+    fn mask(&mut self, namespaces: &[Namespace], command: &Command) -> Result<(), Status> {
+        let there: Vec<u32> = namespaces.iter().map(|namespace| namespace.id).collect();
+        let id = command.namespace.get();
+        let set = if id == u32::MAX { there.clone() } else { vec![id] };
+        if !set.iter().all(|id| there.contains(id)) {
+            return Err(Status::INVALID_NAMESPACE);
+        }
+        self.reservations.set_masks(&there, &set, command.word(11));
+        Ok(())
     }
 }
 

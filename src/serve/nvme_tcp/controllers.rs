@@ -11,11 +11,14 @@
 //! free --claim--> claimed --enable--> alive (a life, and a bit for each I/O queue) --disable--> claimed --release--> free
 //! ```
 
-use super::wire::{
-    command::{Command, NAME_BYTES_MAX, Status},
-    log::{ERRORS_MAX, ErrorEntry},
+use super::{
+    notices::NOTIFICATIONS_MAX,
+    wire::{
+        command::{Command, NAME_BYTES_MAX, Status},
+        log::{ERRORS_MAX, ErrorEntry, Notification},
+    },
 };
-use crate::node::admin::HostStatus;
+use crate::{base::HostId, node::admin::HostStatus};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use twinlog_device::Nanos;
@@ -64,6 +67,11 @@ struct Place {
     /// Commands that have failed, and the newest of those that the admin queue has not collected.
     error_count: AtomicU64,
     errors: (Sender<ErrorEntry>, Receiver<ErrorEntry>),
+    /// The host's identifier; zeroes while there is none.
+    host_id: [AtomicU64; 2],
+    /// What the host is to be told, and how much of it found no room here.
+    notifications: (Sender<Notification>, Receiver<Notification>),
+    lost: AtomicU64,
 }
 
 impl Place {
@@ -78,6 +86,9 @@ impl Place {
             abort: AtomicU64::new(0),
             error_count: AtomicU64::new(0),
             errors: bounded(ERRORS_MAX),
+            host_id: [const { AtomicU64::new(0) }; 2],
+            notifications: bounded(NOTIFICATIONS_MAX),
+            lost: AtomicU64::new(0),
         }
     }
 
@@ -162,13 +173,42 @@ impl Controllers {
         place.error_count.store(0, Ordering::Relaxed);
         place.is_discovery.store(u32::from(is_discovery), Ordering::Relaxed);
         place.silent_at.store(0, Ordering::Relaxed);
+        place.host_id.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         place.host.store(host, Ordering::Release);
         let offset = u16::try_from(index).expect("fewer than 2^16");
         Some(Claim { index, controller: self.first + offset })
     }
 
+    /// The host of a controller with namespaces, by the name that reservations know it by.
+    pub(super) fn name_host(&self, claim: &Claim, host: HostId) {
+        for (word, number) in self.places[claim.index].host_id.iter().zip(words_of(host)) {
+            word.store(number, Ordering::Release);
+        }
+    }
+
+    /// Each controller of the host that lives is to tell it this.
+    pub(super) fn notify(&self, host: HostId, notification: Notification) {
+        let words = words_of(host);
+        for place in &self.places {
+            let is_theirs = place.host_id.iter().zip(words).all(|(word, own)| word.load(Ordering::Acquire) == own);
+            let is_alive = life_of(place.state.load(Ordering::Acquire)) != 0;
+            if is_theirs && is_alive && place.notifications.0.try_send(notification).is_err() {
+                place.lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What the controller's host is to be told, and how much of what came later was lost.
+    pub(super) fn collect_notifications(&self, claim: &Claim) -> (Vec<Notification>, u64) {
+        let place = &self.places[claim.index];
+        let lost = place.lost.swap(0, Ordering::Relaxed);
+        (place.notifications.1.try_iter().take(NOTIFICATIONS_MAX).collect(), lost)
+    }
+
     /// Begins a life, without I/O queues.
     pub(super) fn enable(&self, claim: &Claim) {
+        // What an earlier life has left.
+        self.collect_notifications(claim);
         let life = self.lives.fetch_add(1, Ordering::Relaxed);
         self.places[claim.index].state.store(u64::from(life) << LIFE_SHIFT, Ordering::Release);
     }
@@ -307,6 +347,11 @@ impl Controllers {
         };
         self.places.iter().zip(self.first..).filter_map(status).collect()
     }
+}
+
+fn words_of(host: HostId) -> [u64; 2] {
+    let [high, low] = [0, 8].map(|at| host.bytes()[at..at + 8].try_into().expect("half of it"));
+    [u64::from_le_bytes(high), u64::from_le_bytes(low)]
 }
 
 fn life_of(state: u64) -> u32 {

@@ -24,6 +24,7 @@ mod gate;
 mod health;
 mod hosts;
 mod io;
+mod notices;
 mod session;
 mod target;
 pub mod wire;

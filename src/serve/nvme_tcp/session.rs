@@ -653,6 +653,9 @@ impl Session {
             0 if connect.controller != u16::MAX => return Err(ConnectFault::data(16)),
             0 => {
                 let claim = self.target.controllers.claim(&connect.host, host, is_discovery).ok_or(busy)?;
+                if let Some(host) = HostId::new(connect.host_id).filter(|_| !is_discovery) {
+                    self.target.controllers.name_host(&claim, host);
+                }
                 let admin = Admin::new(claim, connect, is_discovery, self.access, self.now);
                 let controller = admin.controller();
                 admin.tell_heard(&self.target);

@@ -15,15 +15,16 @@ use super::{
     hosts::{Host, Hosts},
     wire::{
         command::Status,
-        log::{Access, Port, Subsystem},
+        log::{Access, Notification, Port, Subsystem},
     },
 };
 use crate::{
     base::{BlockSize, ObjectId, PoolId, checksum},
+    fs::reservation::Notice,
     node::{
         admin::{HostStatus, NamespaceStatus, NvmeTcpStatus},
         pools::{PARTNER_BIT, PoolSlot},
-        request::{Reach, VolumeInfo, VolumeService, VolumeShape},
+        request::{Reach, ReservationNotice, VolumeInfo, VolumeService, VolumeShape},
     },
 };
 use std::{net::SocketAddr, ops::Range, sync::Arc};
@@ -247,6 +248,17 @@ impl Target {
         let slot = if is_home { PoolSlot::Home } else { PoolSlot::Partner };
         let volume = slot.outside(ObjectId(place / 2 + 1));
         Namespace::new(id, volume, service.shape(volume)?).filter(|_| id <= NAMESPACE_MAX)
+    }
+
+    /// A host is to be told of a reservation, at each of its controllers.
+    pub(in crate::serve) fn notify(&self, notice: &ReservationNotice) {
+        let Some(namespace) = self.id_of(notice.volume) else { return };
+        let kind = match notice.notice {
+            Notice::RegistrationPreempted => 1,
+            Notice::ReservationReleased => 2,
+            Notice::ReservationPreempted => 3,
+        };
+        self.controllers.notify(notice.host, Notification { namespace, kind });
     }
 
     /// All namespaces, in order.

@@ -3,14 +3,17 @@
 //! It keeps the contract of [`VolumeService`] to the letter and in the worst way: replies come in an order drawn from a seed, as many
 //! turns late as the test says, and reads wait while the pool of blocks is empty.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+};
 use twinlog::{
     base::{BlockSize, HostId, LaneIndex, Lsn, ObjectId, Pass, Prng, limits::BLOCK_BYTES},
     format::reservation::Reservation,
     fs::reservation::{Access, Refused, ReservationCommand},
     node::request::{
-        DataRun, Extent, OfflineAt, Reach, ReplyData, VolumeError, VolumeInfo, VolumeOperation, VolumeReply,
-        VolumeRequest, VolumeService, VolumeShape,
+        DataRun, Extent, OfflineAt, Reach, ReplyData, ReservationNotice, VolumeError, VolumeInfo, VolumeOperation,
+        VolumeReply, VolumeRequest, VolumeService, VolumeShape,
     },
 };
 use twinlog_device::{BlockBytes, BlockPool};
@@ -93,6 +96,8 @@ pub(crate) struct MemoryService {
     pub(crate) openings: [u64; 2],
     /// The pass without which changes are refused, by a node behind this one.
     pub(crate) pass: Option<Pass>,
+    /// What hosts are to be told.
+    pub(crate) notices: VecDeque<ReservationNotice>,
     /// Requests submitted so far.
     pub(crate) submitted_count: u64,
 }
@@ -124,6 +129,7 @@ impl MemoryService {
             reach: Reach::Here,
             openings: [1, 0],
             pass: None,
+            notices: VecDeque::new(),
             submitted_count: 0,
         }
     }
@@ -283,6 +289,9 @@ impl MemoryService {
             Refused::Full => VolumeError::RegistrantsFull,
         })?;
         *place = decided.next.unwrap_or_else(|| place.clone());
+        let volume = ObjectId(index as u64);
+        let notice = |(host, notice)| ReservationNotice { host, volume, notice };
+        self.notices.extend(decided.notices.into_iter().map(notice));
         Ok(ReplyData::Done)
     }
 
@@ -419,6 +428,10 @@ impl VolumeService for MemoryService {
 
     fn has_handed_on(&self) -> bool {
         true
+    }
+
+    fn poll_notice(&mut self) -> Option<ReservationNotice> {
+        self.notices.pop_front()
     }
 
     fn poll_reply(&mut self) -> Option<VolumeReply> {

@@ -4,8 +4,8 @@ use super::*;
 use crate::{
     base::{ForwardId, HostId},
     format::reservation::{Reservation, ReservationKind},
-    fs::reservation::{RegisterAction, ReservationCommand},
-    node::request::FORWARDED_SESSION,
+    fs::reservation::{Notice, RegisterAction, ReservationCommand},
+    node::request::{FORWARDED_SESSION, ReservationNotice},
 };
 use ReservationKind::{ExclusiveAccess, WriteExclusive};
 
@@ -230,4 +230,18 @@ fn planted_bugs_of_reservations_are_found() {
         planted::choose("");
         assert!(is_found, "{bug}");
     }
+}
+
+#[test]
+fn a_host_that_was_preempted_is_told_when_the_preemption_is_answered() {
+    let machine = Machine::new(37, &[4096], 1, MIB);
+    let mut node = machine.start(1);
+    let volume = node.create("vol", MIB);
+    held(&mut node, volume, WriteExclusive);
+    assert_eq!(node.engines[0].poll_notice(), None);
+    let request = node.begin_as(2, volume, VolumeOperation::Reserve(preempt(ExclusiveAccess, false)));
+    assert_eq!(node.engines[0].poll_notice(), None, "nothing is stable yet");
+    assert!(node.end(request).is_ok());
+    let notice = ReservationNotice { host: host(1), volume, notice: Notice::RegistrationPreempted };
+    assert_eq!((node.engines[0].poll_notice(), node.engines[0].poll_notice()), (Some(notice), None));
 }

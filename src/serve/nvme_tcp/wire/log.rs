@@ -140,10 +140,35 @@ pub fn smart(health: &Health) -> Vec<u8> {
     smart.as_bytes().to_vec()
 }
 
-/// Reservation notification (section 5.16.1.25): an empty page, which says that there is none. Hosts are not told of what others do.
+/// What has become of a namespace's reservation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notification {
+    /// The namespace.
+    pub namespace: u32,
+    /// Registration preempted 1, reservation released 2, reservation preempted 3.
+    pub kind: u8,
+}
+
+/// The same in a controller's queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotificationEntry {
+    /// Its number, never zero.
+    pub count: u64,
+    /// What it says.
+    pub notification: Notification,
+}
+
+/// Reservation Notification (section 5.16.1.25): the oldest one, and how many wait behind it; a page of zeroes says that there is none.
 #[must_use]
-pub fn reservation() -> Vec<u8> {
-    vec![0; 64]
+pub fn reservation(oldest: Option<&NotificationEntry>, behind: usize) -> Vec<u8> {
+    let mut page = Vec::with_capacity(64);
+    if let Some(NotificationEntry { count, notification }) = oldest {
+        page.extend(count.to_le_bytes());
+        page.extend([notification.kind, u8::try_from(behind).unwrap_or(u8::MAX), 0, 0]);
+        page.extend(notification.namespace.to_le_bytes());
+    }
+    page.resize(64, 0);
+    page
 }
 
 /// Firmware slots (section 5.16.1.4): one, which runs.
