@@ -28,7 +28,7 @@ pub use log::{DurabilityClass, LogCompletion, LogInfo, LogMemory};
 pub use net::{Accepted, ConnectionFailure, ConnectionId, ConnectionState, Lent, NetAddress, Network, Unread};
 pub use platform::{Nanos, Platform, Wait};
 pub use prng::Prng;
-pub use twinlog_memory::{BLOCK_BYTES, BlockBuf, BlockBytes, BlockPool, Loan, SharedBlock, Shares};
+pub use twinlog_memory::{BLOCK_BYTES, BlockBuf, BlockBytes, BlockPool, Loan, SharedBlock, Shares, prefer_huge_pages};
 
 /// The caller's name for an operation in flight: returned with its completion, unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

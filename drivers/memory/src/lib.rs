@@ -35,7 +35,7 @@
 #![expect(unsafe_code, reason = "hands out disjoint parts of one mapping, which safe Rust cannot express")]
 
 use crossbeam_queue::ArrayQueue;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::{
     fmt,
     mem::ManuallyDrop,
@@ -53,6 +53,18 @@ pub const BLOCK_BYTES: usize = 4096;
 
 /// Bytes of a huge page.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Asks the kernel for transparent huge pages behind `bytes`, as far as they cover whole pages: one page fault and one entry of the processor's
+/// table of addresses for [`HUGE_PAGE_BYTES`] instead of 512. A kernel that has none keeps small pages.
+pub fn prefer_huge_pages(bytes: &mut [u8]) {
+    let base = NonNull::from(&mut *bytes).cast::<u8>();
+    let before = base.as_ptr().align_offset(BLOCK_BYTES).min(bytes.len());
+    let length_bytes = (bytes.len() - before) / BLOCK_BYTES * BLOCK_BYTES;
+    // SAFETY: the offset lies in the slice or at its end.
+    let first = unsafe { base.add(before) };
+    // SAFETY: the pages lie in the slice, which is borrowed; which pages the kernel takes does not change what they hold.
+    let _refused = unsafe { madvise(first.cast(), length_bytes, MmapAdvise::MADV_HUGEPAGE) };
+}
 
 /// The bytes of one block.
 pub type BlockBytes = [u8; BLOCK_BYTES];
@@ -152,6 +164,13 @@ impl BlockPool {
     pub fn in_huge_pages(block_count: u32) -> std::io::Result<Self> {
         let flags = MapFlags::MAP_HUGETLB | MapFlags::MAP_HUGE_2MB | MapFlags::MAP_POPULATE;
         Self::map(block_count, HUGE_PAGE_BYTES, flags)
+    }
+
+    /// Asks the kernel for transparent huge pages ([`prefer_huge_pages`]). Memory is then taken in their size when it is first used.
+    pub fn prefer_huge_pages(&self) {
+        let (base, length_bytes) = (self.0.base.cast(), self.0.length_bytes.get());
+        // SAFETY: the mapping is ours; which pages the kernel takes does not change what they hold.
+        let _refused = unsafe { madvise(base, length_bytes, MmapAdvise::MADV_HUGEPAGE) };
     }
 
     fn map(block_count: u32, page_bytes: usize, flags: MapFlags) -> std::io::Result<Self> {
@@ -515,6 +534,20 @@ mod tests {
 
     fn pool(block_count: u32) -> BlockPool {
         BlockPool::new(block_count).expect("a small mapping")
+    }
+
+    #[test]
+    fn huge_pages_change_no_bytes() {
+        let pool = pool(2 * 512);
+        let mut block = pool.allocate_zeroed().expect("all are free");
+        block[4095] = 7;
+        pool.prefer_huge_pages();
+        assert_eq!((block[0], block[4095]), (0, 7));
+        let mut bytes = vec![7; 3 * HUGE_PAGE_BYTES];
+        for range in [0..0, 1..2, 5..4096, 1..3 * HUGE_PAGE_BYTES] {
+            prefer_huge_pages(&mut bytes[range]);
+        }
+        assert!(bytes.iter().all(|&byte| byte == 7));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 #![expect(clippy::disallowed_types, reason = "one log at a time uses a region: nobody waits")]
 
 use std::sync::{Arc, Mutex, PoisonError};
-use twinlog_device::{DurabilityClass, LogCompletion, LogInfo, LogMemory, Token};
+use twinlog_device::{DurabilityClass, LogCompletion, LogInfo, LogMemory, Token, prefer_huge_pages};
 
 /// Operations that may wait for the next poll: the persists that the contract of [`LogMemory::persist`] allows.
 const OPERATIONS_MAX: usize = 8;
@@ -25,7 +25,8 @@ impl MemoryRegion {
     #[must_use]
     pub fn new(name: &str, size_bytes: u64) -> Self {
         assert!(size_bytes > 0 && size_bytes.is_multiple_of(4096), "a region has whole blocks");
-        let bytes = vec![0; usize::try_from(size_bytes).expect("a 64-bit machine")];
+        let mut bytes = vec![0; usize::try_from(size_bytes).expect("a 64-bit machine")];
+        prefer_huge_pages(&mut bytes);
         Self { name: name.to_owned(), bytes: Arc::new(Mutex::new(bytes)), size_bytes }
     }
 }

@@ -186,11 +186,18 @@ impl RunningNode {
     }
 }
 
+/// The memory of a node.
+fn memory(config: &NodeConfig) -> Result<BlockPool, Failure> {
+    let blocks = u32::try_from(config.memory.limit.bytes() / BLOCK_BYTES).expect("bounded by the configuration");
+    let blocks = BlockPool::new(blocks).map_err(no_memory)?;
+    blocks.prefer_huge_pages();
+    Ok(blocks)
+}
+
 /// Opens everything that the configuration names and starts the reactors: they recover the pool, then serve; a pair's when they own it.
 pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
-    let blocks = u32::try_from(config.memory.limit.bytes() / BLOCK_BYTES).expect("bounded by the configuration");
     let partner = config.partner_pool.as_ref().zip(config.mirror.as_ref());
-    let blocks = BlockPool::new(blocks).map_err(no_memory)?;
+    let blocks = memory(config)?;
     let identity = reservation::Identity::of(config)?;
     let reactor_count = u16::try_from(config.reactors.count).expect("bounded by the configuration");
     let devices =
