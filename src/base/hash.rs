@@ -6,7 +6,7 @@ use std::{
     collections::{HashMap, HashSet},
     hash::BuildHasherDefault,
 };
-use xxhash_rust::xxh3::Xxh3Default;
+use twox_hash::XxHash3_64;
 
 /// A hash map with a fixed hasher.
 pub type FixedMap<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
@@ -22,9 +22,7 @@ impl std::hash::Hasher for IdHasher {
         self.0
     }
     fn write(&mut self, bytes: &[u8]) {
-        let mut hasher = Xxh3Default::new();
-        hasher.update(bytes);
-        self.write_u64(hasher.digest());
+        self.write_u64(XxHash3_64::oneshot(bytes));
     }
     fn write_u64(&mut self, word: u64) {
         // Fibonacci hashing: 2^64 divided by the golden ratio; the fold brings the mixed high bits to the table's index bits.

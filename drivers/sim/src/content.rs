@@ -15,7 +15,7 @@ use crate::{
 };
 use std::collections::{BTreeMap, VecDeque};
 use twinlog_device::{BLOCK_BYTES, BlockBytes, BlockRange, Persistence, Prng, SharedBlock};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use twox_hash::XxHash3_64;
 
 /// Blocks of one area of the sparse block table: 256 bytes of table for the first block that is written near by.
 const AREA_BLOCKS: u64 = 64;
@@ -242,7 +242,7 @@ impl Content {
             if self.pages.same_bytes(slot.durable, PageId::ZERO) {
                 return sum;
             }
-            sum.wrapping_add(xxh3_64_with_seed(self.pages.bytes(slot.durable), slot.block))
+            sum.wrapping_add(XxHash3_64::oneshot_with_seed(slot.block, self.pages.bytes(slot.durable)))
         })
     }
 

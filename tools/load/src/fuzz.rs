@@ -99,7 +99,7 @@ pub fn journal(data: &[u8]) -> bool {
 
 fn mend_journal(file: &mut [u8]) {
     let (head, records) = file.split_at_mut(HEADER_BYTES);
-    let sum = xxhash_rust::xxh3::xxh3_64(&head[..56]);
+    let sum = twox_hash::XxHash3_64::oneshot(&head[..56]);
     head[56..].copy_from_slice(&sum.to_le_bytes());
     let Some(header) = head.first_chunk::<HEADER_BYTES>().and_then(decode_header) else { return };
     for (number, record) in records.chunks_exact_mut(RECORD_BYTES).enumerate() {

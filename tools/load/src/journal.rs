@@ -25,7 +25,7 @@ use std::{
     path::Path,
 };
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use twox_hash::XxHash3_64;
 
 use crate::{
     model::{CELLS_LIMIT, Change, Model, Promise, Region},
@@ -278,7 +278,7 @@ pub(crate) fn encode_header(header: &Header) -> [u8; HEADER_BYTES] {
     for (at, field) in [header.run, header.seed, offset, size_bytes, cell_bytes, flags].into_iter().enumerate() {
         bytes[8 + at * 8..16 + at * 8].copy_from_slice(&field.to_le_bytes());
     }
-    let sum = xxh3_64(&bytes[..56]);
+    let sum = XxHash3_64::oneshot(&bytes[..56]);
     bytes[56..].copy_from_slice(&sum.to_le_bytes());
     bytes
 }
@@ -287,7 +287,7 @@ pub(crate) fn decode_header(bytes: &[u8; HEADER_BYTES]) -> Option<Header> {
     let field = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at * 8 + byte]));
     let region = Region { offset: field(3), size_bytes: field(4), cell_bytes: field(5) };
     let sound = &bytes[..8] == MAGIC
-        && field(7) == xxh3_64(&bytes[..56])
+        && field(7) == XxHash3_64::oneshot(&bytes[..56])
         && field(6) <= FLAG_BLANK
         && (STAMP_BYTES as u64..=32 << 20).contains(&region.cell_bytes)
         && region.size_bytes.is_multiple_of(region.cell_bytes)
@@ -349,7 +349,7 @@ fn decode_record(header: &Header, number: u64, bytes: &[u8; RECORD_BYTES]) -> Op
 }
 
 pub(crate) fn record_checksum(header: &Header, number: u64, bytes: &[u8]) -> u64 {
-    xxh3_64_with_seed(bytes, mix(header.run ^ mix(number)))
+    XxHash3_64::oneshot_with_seed(mix(header.run ^ mix(number)), bytes)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 //!
 //! Little-endian. A sector has 512 bytes, or is as long as the cell where cells are no multiple of that (unaligned workloads).
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use twox_hash::XxHash3_64;
 
 use crate::{
     prng::mix,
@@ -85,7 +85,7 @@ fn stamp_sector(sector: &mut [u8], run: u64, address: u64, version: u64) {
 /// The sums of header and body in one. The body's is unseeded, because XXH3 derives a new secret for each seed of a long input. Never
 /// zero for a sector of zeroes (tested).
 fn checksum(header: &[u8], body: &[u8]) -> u64 {
-    mix(xxh3_64(body) ^ xxh3_64_with_seed(header, bytes(body.len())))
+    mix(XxHash3_64::oneshot(body) ^ XxHash3_64::oneshot_with_seed(bytes(body.len()), header))
 }
 
 #[cfg(test)]
