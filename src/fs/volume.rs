@@ -191,7 +191,9 @@ impl Volume {
         if is_freed {
             return missing(range.start).or_else(|| missing(last));
         }
-        (range.start / span(1)..=last / span(1)).find_map(|node| missing((node * span(1)).max(range.start)))
+        // Where something was written since the last freeze, the path was at hand then.
+        let indices = (range.start / span(1)..=last / span(1)).map(|node| (node * span(1)).max(range.start));
+        indices.filter(|&index| !self.active.copies_path(index)).find_map(missing)
     }
 
     /// The first block at or after `index` that a generation in memory has written: below it, the tree's holes are holes.

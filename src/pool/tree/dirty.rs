@@ -2,11 +2,12 @@
 //!
 //! # Invariants
 //!
-//! 1. A block is looked up in `blocks` first, then in `holes`: a block written after its range was freed is in both.
-//! 2. Freeing a range removes its blocks from `blocks`: a block written before is only in `holes`.
+//! 1. A block is looked up in `leaves` first, then in `holes`: a block written after its range was freed is in both.
+//! 2. Freeing a range removes its blocks from `leaves`: a block written before is only in `holes`. No leaf is empty.
 //! 3. `reserved_blocks` is never less than the blocks that writing this generation to disk takes: one per block, and one per tree
 //!    node on the path to any block or to either end of a range.
 
+use super::leaf::Leaf;
 use crate::base::{Lsn, limits::TREE_FANOUT};
 use std::{collections::BTreeMap, ops::Range};
 use twinlog_device::SharedBlock;
@@ -34,7 +35,9 @@ pub enum DirtyLookup<'a> {
 /// Changes of one generation to one object.
 #[derive(Debug, Default)]
 pub struct Dirty {
-    blocks: BTreeMap<u64, DirtyBlock>,
+    /// Written blocks, by the node of level 1 that they lie below.
+    leaves: BTreeMap<u64, Leaf>,
+    block_count: u64,
     /// Start to end of disjoint ranges that do not touch.
     holes: BTreeMap<u64, u64>,
     holes_lsn: Lsn,
@@ -45,7 +48,7 @@ impl Dirty {
     /// What this generation knows of block `index`.
     #[must_use]
     pub fn lookup(&self, index: u64) -> DirtyLookup<'_> {
-        if let Some(block) = self.blocks.get(&index) {
+        if let Some(block) = self.leaves.get(&leaf_of(index)).and_then(|leaf| leaf.get(child_of(index))) {
             return DirtyLookup::Block(block);
         }
         if self.hole_covers(&(index..index + 1)) { DirtyLookup::Hole(self.holes_lsn) } else { DirtyLookup::Unknown }
@@ -54,26 +57,33 @@ impl Dirty {
     /// Blocks that must be reserved before `insert(index, ..)`, in a tree of `levels` node levels.
     #[must_use]
     pub fn insert_cost(&self, index: u64, levels: u8) -> u64 {
-        let mut around = self.blocks.range(index..);
-        let next = around.next().map(|(&key, _)| key);
-        if next == Some(index) {
-            return 0;
+        let number = leaf_of(index);
+        if let Some(leaf) = self.leaves.get(&number) {
+            return u64::from(!leaf.has(child_of(index)));
         }
-        let previous = self.blocks.range(..index).next_back().map(|(&key, _)| key);
-        let shares = |other: Option<u64>, span: u64| other.is_some_and(|other| other / span == index / span);
+        let previous = self.leaves.range(..number).next_back().map(|(&other, _)| other);
+        let next = self.leaves.range(number..).next().map(|(&other, _)| other);
+        let shares = |other: Option<u64>, span: u64| other.is_some_and(|other| other / span == number / span);
         let mut span = 1;
         let mut cost = 1;
         for _ in 0..levels {
-            span *= TREE_FANOUT;
             cost += u64::from(!shares(previous, span) && !shares(next, span));
+            span *= TREE_FANOUT;
         }
         cost
+    }
+
+    /// Whether a block below the same node of level 1 was written: a consistency point copies every node on the way to `index` in any case.
+    #[must_use]
+    pub fn copies_path(&self, index: u64) -> bool {
+        self.leaves.contains_key(&leaf_of(index))
     }
 
     /// Records that `index` now holds `block`.
     pub fn insert(&mut self, index: u64, block: DirtyBlock, levels: u8) {
         self.reserved_blocks += self.insert_cost(index, levels);
-        self.blocks.insert(index, block);
+        let leaf = self.leaves.entry(leaf_of(index)).or_default();
+        self.block_count += u64::from(leaf.insert(child_of(index), block));
     }
 
     /// Blocks that must be reserved before `free`: the paths to both ends of the range.
@@ -87,10 +97,7 @@ impl Dirty {
         assert!(range.start < range.end, "a freed range is not empty");
         self.reserved_blocks += Self::free_cost(levels);
         self.holes_lsn = lsn;
-        let covered: Vec<u64> = self.blocks.range(range.clone()).map(|(&index, _)| index).collect();
-        for index in covered {
-            self.blocks.remove(&index);
-        }
+        self.remove_blocks(range);
         let mut merged = range.clone();
         while let Some((&start, &end)) = self.holes.range(..=merged.end).next_back() {
             if end < merged.start {
@@ -100,6 +107,17 @@ impl Dirty {
             self.holes.remove(&start);
         }
         self.holes.insert(merged.start, merged.end);
+    }
+
+    fn remove_blocks(&mut self, range: &Range<u64>) {
+        let touched: Vec<u64> = self.leaves.range(leaves_of(range)).map(|(&number, _)| number).collect();
+        for number in touched {
+            let leaf = self.leaves.get_mut(&number).expect("seen above");
+            self.block_count -= leaf.remove(&children_of(number, range));
+            if leaf.is_empty() {
+                self.leaves.remove(&number);
+            }
+        }
     }
 
     /// Whether every block of `range` was freed (blocks written since do not count).
@@ -127,19 +145,25 @@ impl Dirty {
 
     /// Written blocks in `range`, ascending.
     pub fn blocks_in(&self, range: Range<u64>) -> impl Iterator<Item = (u64, &DirtyBlock)> + '_ {
-        self.blocks.range(range).map(|(&index, block)| (index, block))
+        self.leaves.range(leaves_of(&range)).flat_map(move |(&number, leaf)| {
+            let blocks = leaf.blocks_in(children_of(number, &range));
+            blocks.map(move |(child, block)| (number * TREE_FANOUT + u64::from(child), block))
+        })
     }
 
     /// The first written block at or after `index`.
     #[must_use]
     pub fn next_block(&self, index: u64) -> Option<u64> {
-        self.blocks.range(index..).next().map(|(&index, _)| index)
+        self.leaves.range(leaf_of(index)..).find_map(|(&number, leaf)| {
+            let from = if number == leaf_of(index) { child_of(index) } else { 0 };
+            leaf.next(from).map(|child| number * TREE_FANOUT + u64::from(child))
+        })
     }
 
     /// Written blocks.
     #[must_use]
     pub fn block_count(&self) -> u64 {
-        self.blocks.len() as u64
+        self.block_count
     }
 
     /// Blocks reserved for writing this generation.
@@ -151,8 +175,30 @@ impl Dirty {
     /// Whether nothing was changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.blocks.is_empty() && self.holes.is_empty()
+        self.leaves.is_empty() && self.holes.is_empty()
     }
+}
+
+/// The node of level 1 above block `index`.
+fn leaf_of(index: u64) -> u64 {
+    index / TREE_FANOUT
+}
+
+/// Which child of that node the block is.
+fn child_of(index: u64) -> u32 {
+    u32::try_from(index % TREE_FANOUT).expect("below the fan-out")
+}
+
+/// The nodes of level 1 above `range`.
+fn leaves_of(range: &Range<u64>) -> Range<u64> {
+    leaf_of(range.start)..range.end.div_ceil(TREE_FANOUT)
+}
+
+/// The children of node `number` that lie in `range`, which meets it.
+fn children_of(number: u64, range: &Range<u64>) -> Range<u32> {
+    let small = |index: u64| u32::try_from(index.min(TREE_FANOUT)).expect("at most the fan-out");
+    let first = number * TREE_FANOUT;
+    small(range.start.saturating_sub(first))..small(range.end - first)
 }
 
 #[cfg(test)]
@@ -187,6 +233,9 @@ mod tests {
         }
     }
 
+    /// Blocks below three nodes and a part of a fourth.
+    const SIZE: u64 = 3 * TREE_FANOUT + 20;
+
     #[test]
     fn lookups_agree_with_a_plain_map() {
         let pool = BlockPool::new(2).expect("a small mapping");
@@ -196,17 +245,17 @@ mod tests {
             let mut dirty = Dirty::default();
             let mut model = BTreeMap::new();
             for step in 0..60 {
-                let start = prng.below(60);
-                if prng.chance(1, 2) {
+                let start = prng.below(SIZE - 4);
+                if prng.chance(3, 4) {
                     dirty.insert(start, DirtyBlock { data: data.clone(), lsn: Lsn(step) }, 1);
                     model.insert(start, true);
                 } else {
-                    let end = prng.between(start + 1, 64);
+                    let end = prng.between(start + 1, SIZE);
                     dirty.free(&(start..end), Lsn(step), 1);
                     model.extend((start..end).map(|index| (index, false)));
                 }
             }
-            for index in 0..64 {
+            for index in 0..SIZE {
                 let seen = match dirty.lookup(index) {
                     DirtyLookup::Unknown => None,
                     DirtyLookup::Hole(_) => Some(false),
@@ -214,9 +263,14 @@ mod tests {
                 };
                 assert_eq!(seen, model.get(&index).copied(), "block {index}");
             }
-            let from = prng.below(64);
-            let holes: u64 = dirty.holes_in(from..64).map(|hole| hole.end - hole.start).sum();
-            assert_eq!(holes, (from..64).filter(|&index| dirty.hole_covers(&(index..index + 1))).count() as u64);
+            let written = |range: Range<u64>| range.filter(|index| model.get(index) == Some(&true)).collect::<Vec<_>>();
+            let from = prng.below(SIZE);
+            let to = prng.between(from, SIZE + 200);
+            assert_eq!(dirty.blocks_in(from..to).map(|(index, _)| index).collect::<Vec<_>>(), written(from..to));
+            assert_eq!(dirty.next_block(from), written(from..SIZE).first().copied());
+            assert_eq!(dirty.block_count(), written(0..SIZE).len() as u64);
+            let holes: u64 = dirty.holes_in(from..SIZE).map(|hole| hole.end - hole.start).sum();
+            assert_eq!(holes, (from..SIZE).filter(|&index| dirty.hole_covers(&(index..index + 1))).count() as u64);
         }
     }
 }

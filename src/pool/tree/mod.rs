@@ -1,6 +1,7 @@
 //! Block trees: the one structure that everything in a pool hangs on. Read by walking, changed by copy on write.
 
 pub mod dirty;
+mod leaf;
 pub mod update;
 pub mod walk;
 
