@@ -148,4 +148,60 @@ disconnect
 dmesg | grep -i nvme
 dmesg | grep -i -e 'I/O error' -e 'EXT4-fs error' -e 'nvme.*\(fail\|error\|timeout\|time out\|invalid\|support\|bug\|mismatch\|reset\|reconnect\|duplicate\|ignor\)' |
     grep -v 'sector 524288' >/tmp/errors && fail "the kernel complains: $(cat /tmp/errors)"
+
+# path_of HOST: the controller of the host of that name, when it has its namespace. What goes there goes to no other path.
+path_of() {
+    for try in $(seq 300); do
+        for folder in /sys/class/nvme/nvme*; do
+            [ "$(cat "$folder/hostnqn") $(cat "$folder/state")" = "$1 live" ] || continue
+            ls "$folder" | grep -q '^nvme.*n' && echo "/dev/${folder##*/}" && return
+        done
+        sleep 0.1
+    done
+    fail "no path of $1: $(dmesg | tail -5)" >&2
+}
+# connect_as HOST ID: as the tools do, which take a second host in one machine for the first one.
+connect_as() {
+    echo "transport=tcp,traddr=$host,trsvcid=$port,nqn=$nqn,hostnqn=$1,hostid=$2,nr_io_queues=1,reconnect_delay=1" >/dev/nvme-fabrics
+}
+write_as() { nvme io-passthru "$1" -o 1 -n 1 -l 4096 -w -i /tmp/pattern; }
+read_as() { nvme io-passthru "$1" -o 2 -n 1 -l 4096 -r >/dev/null; }
+# reserved PATH FIELD=VALUE...: what the report says there.
+reserved() {
+    nvme resv-report "$1" -n 1 --eds -o json >/tmp/reservation
+    shift
+    says reservation "$@"
+}
+
+step "two hosts reserve a namespace"
+own=$(cat /etc/nvme/hostnqn)
+connect_as "$own" "$(cat /etc/nvme/hostid)"
+connect_as "$other" "$other_id"
+one=$(path_of "$own")
+two=$(path_of "$other")
+nvme resv-register "$one" -n 1 --nrkey=0xa1 --rrega=0 --cptpl=3
+nvme resv-register "$two" -n 1 --nrkey=0xa2 --rrega=0 --cptpl=3
+nvme resv-acquire "$one" -n 1 --crkey=0xa1 --rtype=1 --racqa=0
+reserved "$two" gen=2 rtype=1 regctl=2 ptpls=1
+write_as "$one"
+read_as "$two"
+fails "eservation" write_as "$two"
+step "the node dies and comes back"
+event reserved
+await back
+[ "$(path_of "$own") $(path_of "$other")" = "$one $two" ] || fail "paths have other names"
+reserved "$one" gen=2 rtype=1 regctl=2 ptpls=1
+fails "eservation" write_as "$two"
+step "the other host preempts"
+nvme resv-acquire "$two" -n 1 --crkey=0xa2 --prkey=0xa1 --rtype=1 --racqa=1
+reserved "$one" gen=3 rtype=1 regctl=1
+write_as "$two"
+fails "eservation" write_as "$one"
+nvme get-log "$one" --log-id=0x80 --log-len=64 -b >/tmp/notice
+same "a registration was preempted" "$(dd if=/tmp/notice bs=1 skip=8 count=1 2>/dev/null | tr '\001' p)" p
+nvme resv-release "$two" -n 1 --crkey=0xa2 --rtype=1 --rrela=0
+write_as "$one"
+nvme resv-release "$two" -n 1 --crkey=0xa2 --rrela=1
+reserved "$two" gen=4 rtype=0 regctl=0
+disconnect
 exit 0

@@ -18,6 +18,10 @@ const AUTHENTICATION: &str = include_str!("../../guest/nvme-auth.sh");
 const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:5f0a2c1e-9d3b-4f52-8a7e-3c1d2b4a5968";
 const HOST_ID: &str = "5f0a2c1e-9d3b-4f52-8a7e-3c1d2b4a5968";
 
+/// Another host, in the same guest.
+const OTHER: &str = "nqn.2014-08.org.nvmexpress:uuid:0c7d2f4a-6b1e-4d83-9f50-7a2e8c5b1d36";
+const OTHER_ID: &str = "0c7d2f4a-6b1e-4d83-9f50-7a2e8c5b1d36";
+
 /// What a guest that is a host of NVMe/TCP has.
 pub(super) fn contents(lab: &Lab, payload: &'static str, settings: &str) -> Contents {
     // The initiator asks for the checksum of digests at run time, and ext4 for its own.
@@ -42,8 +46,9 @@ pub(super) fn machine(lab: &Lab, contents: &Contents) -> Result<Machine> {
 pub(super) fn run(lab: &Lab) -> Result<()> {
     let port = free_port()?;
     let options = ["--single", "--nvme", &port.to_string(), "--reactors", "2"];
-    let node = Node::start_with(&lab.twinlog, &lab.folder.join("node"), "256MiB", &options)?;
-    let mut guest = machine(lab, &contents(lab, PAYLOAD, &format!("port={port}\n")))?.boot()?;
+    let mut node = Node::start_with(&lab.twinlog, &lab.folder.join("node"), "256MiB", &options)?;
+    let settings = format!("port={port}\nother={OTHER}\nother_id={OTHER_ID}\n");
+    let mut guest = machine(lab, &contents(lab, PAYLOAD, &settings))?.boot()?;
     give_back(lab, &mut guest, &node, |status| {
         let hosts = &status["status"]["hosts"];
         let is_seen = hosts[0]["host"] == HOST && hosts[0]["queues"] == 2 && hosts[1].is_null();
@@ -51,6 +56,9 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     })?;
     guest.event("resize", PATIENCE)?;
     node.run(&["volume", "resize", "vol-a", "512MiB"])?;
+    guest.event("reserved", PATIENCE)?;
+    node.kill()?;
+    guest.tell("back")?;
     guest.succeed(PATIENCE)?;
     let status = node.status();
     if !status["status"]["hosts"].is_null() || status["status"]["pool"]["checksum_errors"] != 0 {
