@@ -179,7 +179,10 @@ impl ForwardPort {
 /// Memory that a request holds while it is under way.
 fn held_bytes(operation: &VolumeOperation) -> u64 {
     match operation {
-        VolumeOperation::Write { payload, .. } => payload.range().end - payload.range().start,
+        VolumeOperation::Write { payload, .. } | VolumeOperation::CompareAndWrite { payload, .. } => {
+            let range = payload.range();
+            range.end - range.start
+        }
         VolumeOperation::Read(range) => range.end - range.start,
         _ => 0,
     }

@@ -44,6 +44,9 @@ pub struct VolumeRequest {
     pub operation: VolumeOperation,
 }
 
+/// SHA-256 of bytes.
+pub type ContentSum = [u8; 32];
+
 /// What can be done with a volume. Ranges are in bytes, at most [`REQUEST_BYTES_MAX`](crate::base::limits::REQUEST_BYTES_MAX)
 /// for `Read`, `Write` and `Cache`, unlimited within the volume for the rest; any alignment; never empty.
 #[derive(Debug)]
@@ -52,6 +55,16 @@ pub enum VolumeOperation {
     Read(Range<u64>),
     /// Replaces the bytes. With `durable` (FUA) the reply means: survives power loss of everything.
     Write {
+        /// The new bytes and where they go.
+        payload: Payload,
+        /// Force unit access.
+        durable: bool,
+    },
+    /// Replaces the bytes if they are what the client expects, else fails with [`VolumeError::Differs`] and changes nothing. It is one change: nothing comes
+    /// between the look and the write. The payload lies in one block of the pool: no more is atomic to those who read.
+    CompareAndWrite {
+        /// SHA-256 of what the bytes are to be before.
+        expected: ContentSum,
         /// The new bytes and where they go.
         payload: Payload,
         /// Force unit access.
@@ -94,8 +107,14 @@ impl VolumeOperation {
     /// Whether it leaves a record.
     #[must_use]
     pub fn is_change(&self) -> bool {
-        use VolumeOperation::{Discard, Reserve, Write, WriteZeroes};
-        matches!(self, Write { .. } | Discard { .. } | WriteZeroes { .. } | Reserve(_))
+        use VolumeOperation::{CompareAndWrite, Discard, Reserve, Write, WriteZeroes};
+        matches!(self, Write { .. } | CompareAndWrite { .. } | Discard { .. } | WriteZeroes { .. } | Reserve(_))
+    }
+
+    /// Whether bytes of the volume come with it, or are returned.
+    #[must_use]
+    pub fn carries_bytes(&self) -> bool {
+        matches!(self, Self::Read(_) | Self::Write { .. } | Self::CompareAndWrite { .. })
     }
 }
 
@@ -264,6 +283,9 @@ pub enum VolumeError {
     /// So many hosts have registered with the volume that there is no room for one more.
     #[error("{REGISTRANTS_MAX} hosts have registered with the volume, and there is no room for one more")]
     RegistrantsFull,
+    /// The bytes are not what a compare-and-write expects: nothing was written.
+    #[error("the volume holds other bytes than the client expects")]
+    Differs,
     /// Another host has preempted this one and wanted its commands to end.
     #[error("another host has preempted this one, and ended its commands")]
     Preempted,

@@ -25,6 +25,7 @@ use tempfile::TempDir;
 
 pub(crate) mod disk;
 pub(crate) mod nbd;
+pub(crate) mod nvme;
 pub(crate) mod pair;
 pub(crate) mod witness;
 

@@ -185,7 +185,18 @@ fn nvme_tcp_sessions() -> Vec<Vec<u8>> {
     let mut abort = nvme_entry(8, 0, 0, 0, 0);
     abort[42] = 0x0c;
     let aborts = bytes![capsule(&abort, &[]), io(8, 1, 0, 0, 0, &[])];
+    // Halves of fused operations: two that belong together, then one whose second does not come, and one whose first is missing.
+    let fused = |opcode, fuse, in_capsule| {
+        let mut entry = nvme_entry(opcode, 3, 0, 4096, if in_capsule { 1 } else { 0x5a });
+        entry[1] |= fuse;
+        capsule(&entry, if in_capsule { &[0; 4096] } else { &[] })
+    };
+    let pair = bytes![fused(5, 1, true), fused(1, 2, true)];
+    let halves =
+        bytes![fused(5, 1, true), write, fused(1, 2, false), fused(5, 1, false), fused(1, 2, true), fused(5, 1, true)];
     let scripts = [
+        bytes![pair, read],
+        bytes![pair, halves, pair],
         bytes![write, read],
         bytes![asked, answer, read],
         bytes![rest, trim, read],
@@ -208,11 +219,11 @@ fn frames() -> Vec<Vec<u8>> {
         offline: Some((LaneIndex(3), Lsn(77_056))),
         name: "vol".to_owned(),
     };
-    let request = |kind, length_bytes| Request {
+    let request = |kind: RequestKind, length_bytes| Request {
         id: 7,
         volume: ObjectId(3),
         host: HostId::new([8; 16]),
-        pass: (kind == RequestKind::Write).then_some(Pass { epoch: Epoch(3), number: 1 }),
+        pass: kind.is_change().then_some(Pass { epoch: Epoch(3), number: 1 }),
         kind,
         durable: true,
         may_free: false,
@@ -241,6 +252,7 @@ fn frames() -> Vec<Vec<u8>> {
         (Message::Ask, vec![]),
         (Message::Volumes(Volumes { total_count: 9, first: 7, entries: vec![entry] }), vec![]),
         (Message::Request(request(RequestKind::Write, 100)), vec![5; 100]),
+        (Message::Request(request(RequestKind::CompareAndWrite, 512)), vec![6; 32 + 512]),
         (Message::Request(request(RequestKind::Flush, 0)), vec![]),
         (Message::Request(request(RequestKind::Reserve, 0)), write_command(ReservationCommand::Clear { key: 7 })),
         (reply(ReplyContent::Reservation), reservation().to_bytes()),

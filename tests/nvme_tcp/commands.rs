@@ -163,6 +163,7 @@ fn the_engine_s_errors_have_the_protocol_s_numbers() {
         (VolumeError::ReservationInvalid, 0x02),
         (VolumeError::RegistrantsFull, 0x06),
         (VolumeError::Preempted, 0x1b),
+        (VolumeError::Differs, 0x285),
     ];
     let (mut bench, _admin, mut io) = start(false);
     for (error, status) in errors {

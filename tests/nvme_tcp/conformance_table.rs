@@ -231,7 +231,7 @@ pub(crate) const CONTROLLER: &[Field] = &[
     both(514, 2, "MAXCMD", 128),
     each(516, 4, "NN", 0xffff_fffd, 0),
     each(520, 2, "ONCS: compare, dataset management, write zeroes, reservations, verify", 0xad, 0),
-    both(522, 2, "FUSES", 0),
+    each(522, 2, "FUSES: compare and write", 1, 0),
     both(524, 1, "FNA", 0),
     each(525, 1, "VWC: there is one; flush of one namespace", 0b101, 0),
     both(526, 4, "AWUN, AWUPF", 0),

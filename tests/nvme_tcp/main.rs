@@ -10,6 +10,7 @@ mod authentication;
 mod commands;
 mod conformance;
 mod conformance_table;
+mod fused;
 mod host;
 mod late;
 mod logs;

@@ -9,7 +9,9 @@
 //! ```
 
 use crate::common::{
-    self, command, load_tool, number, outcome,
+    self, command, load_tool, number,
+    nvme::{BLOCK, DIFFERS, Host},
+    outcome,
     pair::{Pair, prove},
     pause_ms,
 };
@@ -18,6 +20,7 @@ use std::{
     fs,
     path::Path,
     process::{Child, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
 };
 use twinlog::base::Prng;
 
@@ -187,4 +190,100 @@ fn a_host_follows_a_pool_that_is_moved() {
     assert_eq!(report["pauses"].as_array().map(Vec::len), Some(0), "no path was lost: {report}");
     pair.until_ok();
     prove(&uri, &journal).unwrap_or_else(|said| panic!("{said}\n{}", pair.said()));
+}
+
+/// A host at each node, numbered from 1, for a volume.
+fn hosts_of(pair: &Pair, volume: &str) -> [Host; 2] {
+    let uri = uri(pair, volume, "");
+    let (place, options) = uri.split_once('?').expect("a URI with options");
+    let subsystem = place.rsplit('/').next().expect("the part behind the addresses");
+    let namespace = options.split('&').find_map(|option| option.strip_prefix("nsid=")?.parse().ok());
+    let namespace: u32 = namespace.expect("the namespace is named");
+    let ports = fs::read_to_string(pair.dir().join("nvme-ports")).expect("up has written it");
+    let addresses: Vec<&str> = ports.lines().take(2).collect();
+    [(addresses[0], 1), (addresses[1], 2)].map(|(address, number)| {
+        Host::connect(address, subsystem, (number, namespace)).unwrap_or_else(|error| panic!("{address}: {error}"))
+    })
+}
+
+/// The block that a counter lies in.
+fn block_of(count: u64) -> Vec<u8> {
+    count.to_le_bytes().repeat(BLOCK / 8)
+}
+
+/// Whether a status says that the path is to blame: the command was not performed, and is to be sent again.
+fn is_of_path(status: u16) -> bool {
+    (0x300..0x400).contains(&status)
+}
+
+/// A counter's value.
+fn count_at(host: &mut Host) -> u64 {
+    loop {
+        match host.read(0).expect("the node lives") {
+            Ok(block) => {
+                let count = u64::from_le_bytes(*block.first_chunk().expect("a block"));
+                assert_eq!(block, block_of(count), "a block is whole");
+                return count;
+            }
+            Err(status) => assert!(is_of_path(status), "{status:#x}"),
+        }
+        pause_ms(5);
+    }
+}
+
+/// What becomes of a compare-and-write by which a counter goes from `expected` to `new`; sent again while the path is to blame.
+fn exchange(host: &mut Host, expected: u64, new: u64) -> [u16; 2] {
+    loop {
+        let statuses = host.compare_and_write(0, &block_of(expected), &block_of(new)).expect("the node lives");
+        if !is_of_path(statuses[0]) {
+            return statuses;
+        }
+        assert_eq!(statuses[1], DIFFERS[1]);
+        pause_ms(5);
+    }
+}
+
+#[test]
+fn both_nodes_compare_and_write_the_same_block() {
+    let pair = Pair::start();
+    let mut hosts = hosts_of(&pair, "vol-a");
+    let start = count_at(&mut hosts[1]);
+    assert_eq!(start, 0);
+    for count in 0..20 {
+        let at = usize::try_from(count % 2).expect("small");
+        assert_eq!(exchange(&mut hosts[at], count, count + 1), [0, 0], "{count}");
+        assert_eq!(exchange(&mut hosts[at], count, 99), DIFFERS, "{count}");
+        assert_eq!(exchange(&mut hosts[1 - at], count, 99), DIFFERS, "{count}");
+        assert_eq!((count_at(&mut hosts[0]), count_at(&mut hosts[1])), (count + 1, count + 1));
+    }
+}
+
+/// The host at the node that forwards counts; the node that serves is killed under it. What had been performed there is known by its name: nothing is compared
+/// with what it has written itself, and each step of the counter is answered once.
+#[test]
+fn a_counter_loses_no_step_when_the_node_that_serves_is_killed() {
+    let pair = Pair::start();
+    let [mut local, mut remote] = hosts_of(&pair, "vol-a");
+    let is_over = AtomicBool::new(false);
+    let steps = std::thread::scope(|scope| {
+        let counting = scope.spawn(|| {
+            let mut count = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                assert_eq!(exchange(&mut remote, count, count + 1), [0, 0], "step {count}: nobody else counts");
+                count += 1;
+            }
+            count
+        });
+        pause_ms(700);
+        pair.signal("a", "KILL");
+        pair.until_served_again("a", "b");
+        pause_ms(300);
+        is_over.store(true, Ordering::Relaxed);
+        counting.join().expect("every step was answered")
+    });
+    assert!(steps > 0 && count_at(&mut remote) == steps, "{steps} steps");
+    assert!(local.read(0).is_err(), "its node was killed");
+    pair.until_ok();
+    let [mut local, mut remote] = hosts_of(&pair, "vol-a");
+    assert_eq!((count_at(&mut local), count_at(&mut remote)), (steps, steps));
 }

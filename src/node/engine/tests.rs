@@ -25,6 +25,7 @@ use twinlog_sim::{
     Agenda, Fault, FaultPlan, LogMedium, LogShape, MediumConfig, SimDisk, SimLog, SimMedium, SimPlatform, SimWorld,
 };
 
+mod compare;
 mod damage;
 mod forwarded;
 mod grow;

@@ -6,6 +6,7 @@
 
 use super::{
     Shard, State,
+    compare::compare,
     loan::borrow_for_change,
     request::{Change, Kind, Request, Source},
 };
@@ -45,15 +46,15 @@ pub(super) enum Obstacle {
     Space,
     /// It cannot be done.
     Refused(VolumeError),
-    /// A reservation forbids it: that can be told when the record that says so is stable.
+    /// What the lane holds forbids it, a reservation or bytes that are not what the client expects: that can be told when it is stable.
     Forbidden(VolumeError),
 }
 
 /// Old content of a block at the edge of an unaligned range.
-type Old = Option<SharedBlock>;
+pub(super) type Old = Option<SharedBlock>;
 
 /// How a change reads what it needs to know.
-struct Reading<'a, D> {
+pub(super) struct Reading<'a, D> {
     io: &'a mut Io<D>,
     tag: Tag,
     /// What has been read for it.
@@ -296,6 +297,7 @@ impl<L: LogMemory> Shard<L> {
         if range.end > volume.record().size_bytes {
             return Err(Obstacle::Refused(VolumeError::OutOfRange));
         }
+        compare(volume, &range, request.expected.as_ref(), &mut reading)?;
         let part = next_part(change, &range);
         if matches!(change, Change::Discard(_)) && whole_blocks(&part).is_empty() {
             *change = Change::Done;
@@ -599,7 +601,7 @@ pub(super) fn whole_blocks(range: &Range<u64>) -> Range<u64> {
 }
 
 /// The bytes of block `index` that lie in `range`.
-fn within(range: &Range<u64>, index: u64) -> Range<usize> {
+pub(super) fn within(range: &Range<u64>, index: u64) -> Range<usize> {
     let first = index * BLOCK_BYTES;
     let small = |number: u64| usize::try_from(number).expect("inside a block");
     small(range.start.max(first) - first)..small(range.end.min(first + BLOCK_BYTES) - first)
@@ -644,24 +646,25 @@ fn old_edges<D: BlockDevice>(
         if is_whole || edges.last().is_some_and(|(known, _)| *known == index) {
             continue;
         }
-        match volume.overlay(index) {
-            Overlay::Hole(_) => edges.push((index, None)),
-            Overlay::Block(block, _) => edges.push((index, Some(block))),
-            Overlay::Below => match old_block(volume, index, reading)? {
-                Some(old) => edges.push((index, old)),
-                None => is_complete = false,
-            },
+        match old_block(volume, index, reading)? {
+            Some(old) => edges.push((index, old)),
+            None => is_complete = false,
         }
     }
     if is_complete { Ok(edges) } else { Err(Obstacle::Fetch) }
 }
 
-/// The old content of a block on disk: `None` while something is on its way.
-fn old_block<D: BlockDevice>(
+/// The old content of a block: `None` while something is on its way.
+pub(super) fn old_block<D: BlockDevice>(
     volume: &Volume,
     index: u64,
     reading: &mut Reading<'_, D>,
 ) -> Result<Option<Old>, Obstacle> {
+    match volume.overlay(index) {
+        Overlay::Hole(_) => return Ok(Some(None)),
+        Overlay::Block(block, _) => return Ok(Some(Some(block))),
+        Overlay::Below => {}
+    }
     match volume.below(|key| reading.known(key), index) {
         Below::Hole(_) => return Ok(Some(None)),
         Below::Missing(node) => reading.fetch(volume, index, &node)?,

@@ -25,6 +25,7 @@
 //!    memory](super::memory).
 
 mod change;
+mod compare;
 mod loan;
 mod mirror;
 mod online;

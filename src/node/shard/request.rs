@@ -1,12 +1,14 @@
 //! Requests under way in a shard.
 
-use super::Shard;
+use super::{Shard, compare::compare_early};
 use crate::{
     base::{ForwardId, HostId, Lsn, ObjectId, ReactorIndex, planted},
     cp::message::{ToCoordinator, VolumeChange},
     format::{reference::BlockKey, reservation::Reservation},
     fs::reservation::{Access, ReservationCommand},
-    node::request::{Extent, FORWARDED_SESSION, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply},
+    node::request::{
+        ContentSum, Extent, FORWARDED_SESSION, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply,
+    },
     pool::io::Io,
 };
 use std::{collections::BTreeMap, ops::Range};
@@ -113,6 +115,8 @@ pub(super) struct Request {
     pub(super) kind: Kind,
     pub(super) started: Nanos,
     pub(super) bytes: u64,
+    /// What a change is to find in its range: it is performed only then.
+    pub(super) expected: Option<ContentSum>,
     /// Blocks that were fetched for it, or could not be.
     pub(super) arrived: BTreeMap<BlockKey, Result<SharedBlock, String>>,
     pub(super) is_woken: bool,
@@ -135,12 +139,16 @@ impl Request {
     pub(super) fn new(source: Source, volume: ObjectId, operation: VolumeOperation, started: Nanos) -> Self {
         let length = |range: &Range<u64>| range.end - range.start;
         let change = |change, durable| Kind::Change { change, durable };
+        let expected = match &operation {
+            VolumeOperation::CompareAndWrite { expected, .. } => Some(*expected),
+            _ => None,
+        };
         let (kind, bytes) = match operation {
             VolumeOperation::Read(range) => {
                 (Kind::Read { slots: Vec::new(), is_hint: false, range: range.clone() }, length(&range))
             }
             VolumeOperation::Cache(range) => (Kind::Read { slots: Vec::new(), is_hint: true, range }, 0),
-            VolumeOperation::Write { payload, durable } => {
+            VolumeOperation::Write { payload, durable } | VolumeOperation::CompareAndWrite { payload, durable, .. } => {
                 let range = payload.range();
                 let bytes = length(&range);
                 (change(Change::Write(range, payload.into_blocks().into_iter()), durable), bytes)
@@ -168,6 +176,7 @@ impl Request {
             kind,
             started,
             bytes,
+            expected,
             arrived: BTreeMap::new(),
             loan: None,
             is_woken: false,
@@ -216,7 +225,7 @@ impl Request {
 
 impl<L: LogMemory> Shard<L> {
     /// Starts a request.
-    pub(super) fn begin<D: BlockDevice>(&mut self, io: &mut Io<D>, request: Request) {
+    pub(super) fn begin<D: BlockDevice>(&mut self, io: &mut Io<D>, mut request: Request) {
         let Some(volume) = self.volumes.get(&request.volume) else {
             if matches!(request.kind, Kind::Change { change: Change::Volume(VolumeChange::Create { .. }), .. }) {
                 return self.line_up(request);
@@ -236,6 +245,7 @@ impl<L: LogMemory> Shard<L> {
             let id = self.requests.insert(request);
             self.refuse_when_stable(id, VolumeError::ReservationConflict);
         } else if is_change {
+            compare_early(volume, &mut request);
             self.line_up(request);
         } else {
             let id = self.requests.insert(request);

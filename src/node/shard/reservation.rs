@@ -53,10 +53,13 @@ impl<L: LogMemory> Shard<L> {
         volume.is_none_or(|volume| volume.reservation().allows(request.host, access))
     }
 
-    /// A request is refused because of a reservation.
+    /// A request is refused because of a reservation, or of what the bytes are.
     pub(super) fn refuse_when_stable(&mut self, id: u64, error: VolumeError) {
         let Some(request) = self.requests.get_mut(id) else { return };
-        request.lsn = self.volumes.get(&request.volume).map_or(Lsn(0), |volume| volume.reservation_lsn());
+        request.lsn = match &self.state {
+            State::Serving(lane) if error == VolumeError::Differs => lane.appended(),
+            _ => self.volumes.get(&request.volume).map_or(Lsn(0), |volume| volume.reservation_lsn()),
+        };
         request.verdict = Some(error);
         let lsn = request.lsn;
         self.stable_waiters.insert((lsn, id));

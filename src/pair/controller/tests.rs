@@ -4,6 +4,7 @@
 use super::*;
 
 mod commands;
+mod compare;
 mod forward;
 mod late;
 mod opening;

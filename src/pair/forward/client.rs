@@ -93,7 +93,7 @@ struct Entry {
 impl Entry {
     fn sent_bytes(&self) -> u64 {
         match &self.operation {
-            Some(operation @ (VolumeOperation::Read(_) | VolumeOperation::Write { .. })) => {
+            Some(operation) if operation.carries_bytes() => {
                 let part = next_part(operation);
                 part.end - part.start
             }
@@ -234,7 +234,7 @@ impl Client {
                 let id = ForwardId::of(name.id).expect("changes have such names");
                 contained.get(lane).is_some_and(|changes| changes.contains(id))
             });
-            if is_contained && !planted::is("names-forgotten-at-takeover") {
+            if is_contained && !is_forgotten(entry.operation.as_ref()) {
                 self.part_is_done(key, Ok(ReplyData::Done), now);
             } else {
                 self.forget_name(key);
@@ -427,6 +427,12 @@ impl Client {
             self.lots[entry.slot.index()].free[lane].push(place);
         }
     }
+}
+
+/// Planted bugs.
+fn is_forgotten(operation: Option<&VolumeOperation>) -> bool {
+    let is_compared = matches!(operation, Some(VolumeOperation::CompareAndWrite { .. }));
+    planted::is("names-forgotten-at-takeover") || (is_compared && planted::is("compared-again"))
 }
 
 /// A name for a request; `None` while every slot of a change's lane is taken.

@@ -35,7 +35,7 @@ pub(super) fn next_part(operation: &VolumeOperation) -> Range<u64> {
         | VolumeOperation::Discard { range, .. }
         | VolumeOperation::WriteZeroes { range, .. }
         | VolumeOperation::BlockStatus { range, .. } => range.clone(),
-        VolumeOperation::Write { payload, .. } => payload.range(),
+        VolumeOperation::Write { payload, .. } | VolumeOperation::CompareAndWrite { payload, .. } => payload.range(),
         VolumeOperation::Flush | VolumeOperation::Reserve(_) | VolumeOperation::Reservation => 0..0,
     }
 }
@@ -50,6 +50,7 @@ pub(super) fn request_of(
     let (kind, durable) = match operation {
         VolumeOperation::Read(_) => (RequestKind::Read, false),
         VolumeOperation::Write { durable, .. } => (RequestKind::Write, *durable),
+        VolumeOperation::CompareAndWrite { durable, .. } => (RequestKind::CompareAndWrite, *durable),
         VolumeOperation::Flush => (RequestKind::Flush, false),
         VolumeOperation::Discard { durable, .. } => (RequestKind::Discard, *durable),
         // Its records are in one lane: what makes the last one survive power loss does so for all before it.
@@ -81,6 +82,7 @@ pub(super) fn request_of(
     };
     let bytes = match operation {
         VolumeOperation::Write { payload, .. } => payload.to_vec(),
+        VolumeOperation::CompareAndWrite { expected, payload, .. } => [&expected[..], &payload.to_vec()].concat(),
         VolumeOperation::Reserve(command) => write_command(*command),
         _ => Vec::new(),
     };
@@ -93,7 +95,9 @@ pub(super) fn name_of(request: &Request, slots: usize) -> Result<Option<ForwardI
     let one_record = request.offset_bytes / BLOCK_BYTES * BLOCK_BYTES + CHANGE_BYTES_MAX >= end;
     let id = ForwardId::of(request.id);
     match request.kind {
-        RequestKind::Write => id.filter(|id| id.slot() < slots && one_record).map(Some).ok_or(()),
+        RequestKind::Write | RequestKind::CompareAndWrite => {
+            id.filter(|id| id.slot() < slots && one_record).map(Some).ok_or(())
+        }
         RequestKind::WriteZeroes => {
             id.filter(|id| id.slot() < slots && (one_record || request.may_free)).map(Some).ok_or(())
         }
@@ -120,6 +124,12 @@ pub(super) fn operation_of(request: &Request, bytes: &[u8], blocks: &BlockPool) 
             let mut payload = Payload::allocate(blocks, range)?;
             payload.fill(0, bytes);
             VolumeOperation::Write { payload, durable }
+        }
+        RequestKind::CompareAndWrite => {
+            let (expected, bytes) = bytes.split_first_chunk().expect("checked where it was read");
+            let mut payload = Payload::allocate(blocks, range)?;
+            payload.fill(0, bytes);
+            VolumeOperation::CompareAndWrite { expected: *expected, payload, durable }
         }
         RequestKind::Flush => VolumeOperation::Flush,
         RequestKind::Discard => VolumeOperation::Discard { range, durable },
@@ -178,6 +188,7 @@ pub(super) fn reply_of(id: u64, result: Result<ReplyData, VolumeError>) -> (Repl
                 VolumeError::ReservationInvalid => return bare_reply(id, ReplyStatus::ReservationInvalid),
                 VolumeError::RegistrantsFull => return bare_reply(id, ReplyStatus::RegistrantsFull),
                 VolumeError::Preempted => return bare_reply(id, ReplyStatus::Preempted),
+                VolumeError::Differs => return bare_reply(id, ReplyStatus::Differs),
                 VolumeError::Late(pass) => {
                     let (status, content) = (ReplyStatus::Late, ReplyContent::Pass);
                     return (Reply { id, status, content, detail: 0 }, write_pass(*pass));
@@ -228,6 +239,7 @@ pub(super) fn result_of(
         ReplyStatus::ReservationInvalid => VolumeError::ReservationInvalid,
         ReplyStatus::RegistrantsFull => VolumeError::RegistrantsFull,
         ReplyStatus::Preempted => VolumeError::Preempted,
+        ReplyStatus::Differs => VolumeError::Differs,
         ReplyStatus::Late => VolumeError::Late(pass_of(bytes)?),
     };
     Some(Err(error))
@@ -316,6 +328,28 @@ mod tests {
     }
 
     #[test]
+    fn a_compare_and_write_survives_the_round_trip() {
+        let blocks = BlockPool::new(BLOCKS).expect("a small mapping");
+        let sender = Sender { host: HostId::new([9; 16]), pass: Some(Pass { epoch: Epoch(2), number: 1 }) };
+        let (expected, range) = ([3; 32], 4096 + 512..4096 + 1024);
+        let payload = payload(&blocks, range.clone());
+        let compare = VolumeOperation::CompareAndWrite { expected, payload, durable: true };
+        let id = ForwardId::new(9, 3);
+        let (request, bytes) = request_of(id.bits(), (ObjectId(4), sender), &compare);
+        assert!(compare.is_change() && request.kind.is_change());
+        assert!(name_of(&request, 4) == Ok(Some(id)) && name_of(&request, 3).is_err());
+        assert_eq!((request.host, request.pass), (sender.host, sender.pass));
+        let Some(VolumeOperation::CompareAndWrite { expected: sum, payload: arrived, durable: true }) =
+            operation_of(&request, &bytes, &blocks)
+        else {
+            panic!("a durable compare-and-write")
+        };
+        assert_eq!((sum, arrived.range(), arrived.to_vec()), (expected, range, bytes[32..].to_vec()));
+        let (reply, sent) = reply_of(id.bits(), Ok(ReplyData::Done));
+        assert!(matches!(result_of(&compare, (&reply, &sent), None), Some(Ok(ReplyData::Done))));
+    }
+
+    #[test]
     fn reservations_survive_the_round_trip() {
         let blocks = BlockPool::new(BLOCKS).expect("a small mapping");
         let sender = Sender { host: HostId::new([9; 16]), pass: Some(Pass { epoch: Epoch(2), number: 1 }) };
@@ -351,6 +385,7 @@ mod tests {
             VolumeError::ReservationInvalid,
             VolumeError::RegistrantsFull,
             VolumeError::Preempted,
+            VolumeError::Differs,
             VolumeError::Late(Pass { epoch: Epoch(3), number: 9 }),
         ] {
             let (reply, bytes) = reply_of(1, Err(error.clone()));

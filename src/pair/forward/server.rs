@@ -21,7 +21,7 @@ use crate::{
     },
     pair::{
         interconnect::{Interconnect, Message},
-        wire::{Reply, ReplyStatus, Request},
+        wire::{Reply, ReplyStatus, Request, RequestKind},
     },
 };
 use std::{
@@ -261,7 +261,9 @@ impl Server {
                 return true;
             }
         }
-        if name.is_some_and(|name| opened.contained[lane].contains(name)) && !planted::is("name-not-compared") {
+        let is_compared_again = request.kind == RequestKind::CompareAndWrite && planted::is("compared-again");
+        let is_performed_again = planted::is("name-not-compared") || is_compared_again;
+        if name.is_some_and(|name| opened.contained[lane].contains(name)) && !is_performed_again {
             self.say(slot, epoch, bare_reply(request.id, ReplyStatus::Done));
             return true;
         }
@@ -287,11 +289,7 @@ impl Server {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        node::sweep::ReactorSweeps,
-        pair::{forward::stub::Sent, wire::RequestKind},
-        reactor::Waker,
-    };
+    use crate::{node::sweep::ReactorSweeps, pair::forward::stub::Sent, reactor::Waker};
     use twinlog_device::BlockPool;
     use twinlog_sim::{SimDisk, SimLog};
 
@@ -319,7 +317,8 @@ mod tests {
     /// What lies at this node's connections may be an earlier change of the same client.
     #[test]
     fn a_change_waits_for_a_sweep_that_is_ordered_when_it_comes() {
-        for change in [RequestKind::Write, RequestKind::Discard, RequestKind::WriteZeroes, RequestKind::Reserve] {
+        use RequestKind::{CompareAndWrite, Discard, Reserve, Write, WriteZeroes};
+        for change in [Write, CompareAndWrite, Discard, WriteZeroes, Reserve] {
             waits_for_a_sweep(change);
         }
     }

@@ -54,7 +54,7 @@ use zerocopy::{
 };
 
 /// Version of this layout.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = size_of::<RawHeader>();

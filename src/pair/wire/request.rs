@@ -8,7 +8,10 @@ use super::{
     take,
 };
 use crate::{
-    base::{Epoch, HostId, ObjectId, Pass, limits::VOLUME_BYTES_MAX},
+    base::{
+        Epoch, HostId, ObjectId, Pass,
+        limits::{BLOCK_BYTES, VOLUME_BYTES_MAX},
+    },
     format::reservation::Reservation,
 };
 use std::mem::size_of;
@@ -16,6 +19,9 @@ use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
     little_endian::{U16, U32, U64},
 };
+
+/// Bytes of the SHA-256 in front of the payload of a [`RequestKind::CompareAndWrite`].
+const SUM_BYTES: u64 = 32;
 
 /// Most extents of a reply.
 pub const EXTENTS_MAX: usize = 4096;
@@ -42,6 +48,8 @@ pub enum RequestKind {
     Reserve = 8,
     /// Returns who has.
     Reservation = 9,
+    /// Replaces the bytes, which lie in one block of the pool, if they are what is expected: the payload is the SHA-256 of that, and the new bytes.
+    CompareAndWrite = 10,
 }
 
 impl RequestKind {
@@ -49,13 +57,13 @@ impl RequestKind {
     #[must_use]
     pub fn is_change(self) -> bool {
         match self {
-            Self::Write | Self::Discard | Self::WriteZeroes | Self::Reserve => true,
+            Self::Write | Self::CompareAndWrite | Self::Discard | Self::WriteZeroes | Self::Reserve => true,
             Self::Read | Self::Flush | Self::BlockStatus | Self::Cache | Self::Reservation => false,
         }
     }
 
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Read,
         Self::Write,
         Self::Flush,
@@ -65,11 +73,12 @@ impl RequestKind {
         Self::Cache,
         Self::Reserve,
         Self::Reservation,
+        Self::CompareAndWrite,
     ];
 
     /// Whether the bytes themselves travel, in one direction or the other.
     fn carries_bytes(self) -> bool {
-        matches!(self, Self::Read | Self::Write)
+        matches!(self, Self::Read | Self::Write | Self::CompareAndWrite)
     }
 
     /// Whether it is about the volume as a whole.
@@ -192,6 +201,7 @@ impl Request {
     fn check(&self, payload_bytes: u64) -> Result<(), FrameError> {
         let payload_wanted = match self.kind {
             RequestKind::Write => self.length_bytes,
+            RequestKind::CompareAndWrite => self.length_bytes.saturating_add(SUM_BYTES),
             RequestKind::Reserve => COMMAND_BYTES as u64,
             _ => 0,
         };
@@ -203,6 +213,9 @@ impl Request {
         need(end.is_some_and(|end| end <= VOLUME_BYTES_MAX), "a request beyond any volume")?;
         let is_short = self.length_bytes <= PAYLOAD_BYTES_MAX as u64;
         need(is_short || !self.kind.carries_bytes(), "a request that is forwarded in parts")?;
+        let within = self.offset_bytes % BLOCK_BYTES;
+        let is_one_block = self.length_bytes <= BLOCK_BYTES - within;
+        need(is_one_block || self.kind != RequestKind::CompareAndWrite, "more bytes than are compared at once")?;
         need(!self.may_free || self.kind == RequestKind::WriteZeroes, "a flag of another request")?;
         let wants_extents = self.kind == RequestKind::BlockStatus;
         need(wants_extents == (self.extents_max > 0), "extents of another request, or none")?;
@@ -242,6 +255,8 @@ pub enum ReplyStatus {
     Preempted = 12,
     /// The change may be late: it is not performed, and the payload is a pass for what comes later.
     Late = 13,
+    /// The bytes are not what a compare-and-write expects: nothing was written.
+    Differs = 14,
 }
 
 impl ReplyStatus {
@@ -252,7 +267,7 @@ impl ReplyStatus {
     }
 
     /// Every status.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Done,
         Self::NoSuchVolume,
         Self::OutOfRange,
@@ -267,6 +282,7 @@ impl ReplyStatus {
         Self::RegistrantsFull,
         Self::Preempted,
         Self::Late,
+        Self::Differs,
     ];
 }
 

@@ -90,6 +90,7 @@ fn samples() -> Vec<(Message, Vec<u8>)> {
         (Message::MirrorWrite { lane, start: Lsn(1 << 40), end: Lsn((1 << 40) + 128) }, vec![2; 128]),
         empty(Message::Volumes(Volumes { total_count: 9, first: 7, entries: vec![entry(1), entry(2)] })),
         (request(RequestKind::Write, 1000), vec![5; 1000]),
+        (request(RequestKind::CompareAndWrite, 512), vec![6; 32 + 512]),
         empty(request(RequestKind::Flush, 0)),
         (request(RequestKind::Reserve, 0), write_command(ReservationCommand::Clear { key: 7 })),
         empty(request(RequestKind::Reservation, 0)),
@@ -327,13 +328,13 @@ fn messages_that_cannot_be_meant_are_refused() {
     assert_eq!(change(Kind::PoolState, 18, 1), "reserved bytes are not zero");
     assert_eq!(change(Kind::Volumes, 4, 8), "more volumes than there are");
     assert_eq!(change(Kind::Volumes, 8 + 15, 0x80), "a volume that cannot be");
-    assert_eq!(change(Kind::Request, 32, 10), "an unknown request");
+    assert_eq!(change(Kind::Request, 32, 11), "an unknown request");
     assert_eq!(change(Kind::Request, 34, 4), "an unknown flag of a request");
     assert_eq!(change(Kind::Request, 34, 2), "a flag of another request");
     assert_eq!(change(Kind::Request, 24, 0), "a payload that is not the request's");
     assert_eq!(change(Kind::Request, 23, 0x80), "a request beyond any volume");
     assert_eq!(change(Kind::Request, 36, 1), "extents of another request, or none");
-    assert_eq!(change(Kind::Reply, 16, 14), "an unknown kind of reply");
+    assert_eq!(change(Kind::Reply, 16, 15), "an unknown kind of reply");
     assert_eq!(change(Kind::Reply, 16, 1), "a payload that is not the reply's");
     assert_eq!(change(Kind::Reply, 8, 1), "a detail that is not the reply's");
 }
@@ -373,6 +374,12 @@ fn every_bound_can_be_reached_and_not_passed() {
         malformed(&encode(&request(RequestKind::Read, length + 1), &[], &[], Seal::default())),
         "a request that is forwarded in parts"
     );
+    let compared = |bytes: u64| {
+        let payload = vec![6; usize::try_from(32 + bytes).expect("short")];
+        encode(&request(RequestKind::CompareAndWrite, bytes), &payload, &[], Seal::default())
+    };
+    assert!(decode(&compared(4096 - 513), Seal::default()).is_ok());
+    assert_eq!(malformed(&compared(4096 - 512)), "more bytes than are compared at once");
     assert!(
         decode(&encode(&request(RequestKind::Discard, 1 << 49), &[], &[], Seal::default()), Seal::default()).is_ok()
     );

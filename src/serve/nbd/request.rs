@@ -58,6 +58,7 @@ impl Failure {
             VolumeError::ReservationConflict
             | VolumeError::ReservationInvalid
             | VolumeError::RegistrantsFull
+            | VolumeError::Differs
             | VolumeError::Preempted => ErrorCode::NotPermitted,
         };
         let offset = match error {

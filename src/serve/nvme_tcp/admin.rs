@@ -595,6 +595,7 @@ impl Admin {
         controller.namespace_max = U32::new(NAMESPACE_MAX);
         controller.namespaces_max = U32::new(u32::try_from(NAMESPACES_MAX).expect("a list"));
         controller.commands = U16::new(io::OPTIONAL_COMMANDS);
+        controller.fused = U16::new(io::FUSED_OPERATIONS);
         // There is a cache to be flushed, and one namespace at a time.
         controller.write_cache = 0b101;
         controller.command_capsule = U32::new((64 + IN_CAPSULE_BYTES_MAX) / 16);

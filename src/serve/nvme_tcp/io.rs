@@ -5,7 +5,7 @@
 use super::{
     target::Target,
     wire::{
-        command::{Command, RANGE_BYTES, Status, feature, opcode, ranges},
+        command::{Command, Fuse, RANGE_BYTES, Status, feature, opcode, ranges},
         reservation,
     },
 };
@@ -44,8 +44,13 @@ pub(super) const COMMANDS: [(u8, bool); 11] = [
     (opcode::RESERVATION_RELEASE, false),
 ];
 
-/// Fused operations (bits 1:0) and metadata by an SGL segment (bit 7).
-const UNSUPPORTED_FLAGS: u8 = 0b1000_0011;
+/// FUSES: compare and write (base 2.0, figure 275).
+pub(super) const FUSED_OPERATIONS: u16 = 1 << 0;
+/// Blocks of a compare and write, at most: what ACWU says, which counts from 0.
+const FUSED_BLOCKS_MAX: u64 = 1;
+
+/// Metadata by an SGL segment (bit 7).
+const UNSUPPORTED_FLAGS: u8 = 0b1000_0000;
 /// Dword 12 of reads and writes.
 const FORCE_UNIT_ACCESS: u32 = 1 << 30;
 /// Dword 12 of write zeroes.
@@ -112,7 +117,7 @@ pub(super) enum Transfer {
 impl Request {
     /// Decides what `command` asks for.
     pub(super) fn new<S: VolumeService>(target: &Target, service: &S, command: &Command) -> Result<Self, Status> {
-        if command.flags & UNSUPPORTED_FLAGS != 0 {
+        if command.flags & UNSUPPORTED_FLAGS != 0 || !is_fusable(command) {
             return Err(Status::INVALID_FIELD);
         }
         if !COMMANDS.iter().any(|(opcode, _)| *opcode == command.opcode) {
@@ -153,6 +158,9 @@ impl Request {
         let is_transfer = matches!(work, Work::Read | Work::Write { .. } | Work::Compare);
         if is_transfer && range.end - range.start > TRANSFER_BYTES_MAX {
             return Err(Status::INVALID_FIELD);
+        }
+        if command.fuse() != Fuse::Alone && command.blocks().1 > FUSED_BLOCKS_MAX {
+            return Err(Status::ATOMIC_UNIT_EXCEEDED);
         }
         Ok(Self { volume: namespace.volume, sectors: (range.end - range.start) / SECTOR_BYTES, range, work })
     }
@@ -264,6 +272,16 @@ impl Request {
     }
 }
 
+/// Whether the command may be the part of a fused operation that it says it is: a compare and a write are fused, and nothing else.
+fn is_fusable(command: &Command) -> bool {
+    match command.fuse() {
+        Fuse::Alone => true,
+        Fuse::First => command.opcode == opcode::COMPARE,
+        Fuse::Second => command.opcode == opcode::WRITE,
+        Fuse::Reserved => false,
+    }
+}
+
 /// The status for the engine's error.
 pub(super) fn status_of(error: &VolumeError) -> Status {
     match error {
@@ -277,6 +295,7 @@ pub(super) fn status_of(error: &VolumeError) -> Status {
         VolumeError::ReservationInvalid => Status::INVALID_FIELD,
         VolumeError::RegistrantsFull => Status::INTERNAL_ERROR,
         VolumeError::Preempted => Status::PREEMPTED,
+        VolumeError::Differs => Status::COMPARE_FAILURE,
         // The host reads how its paths stand, and keeps the command until one leads there.
         VolumeError::Unserved(_) => Status::ACCESS_INACCESSIBLE,
         // Another path may lead there; with none, the host asks again.

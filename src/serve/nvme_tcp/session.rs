@@ -24,6 +24,7 @@
 //! A host may be silent for as long as its keep-alive time-out says; without one, for ever. It may not rest where others wait for it: see [`Patience`].
 
 mod authenticate;
+mod fused;
 mod late;
 
 use super::{
@@ -49,12 +50,13 @@ use super::{
 };
 use crate::{
     base::{HostId, ObjectId, checksum, limits::CONNECTION_BYTES_MAX},
-    node::request::{Payload, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeRequest, VolumeService},
+    node::request::{Payload, ReplyData, RequestTag, VolumeError, VolumeRequest, VolumeService},
     serve::{
         slots::Slots,
         turn::{Next, Pace, Patience, Ran, Turn, each_run, runs_bytes, send_runs},
     },
 };
+use fused::{Half, Pairing};
 use sha2::{Digest as _, Sha256};
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use twinlog_device::{ConnectionState, Nanos, Unread};
@@ -93,6 +95,8 @@ struct Active {
     position: u64,
     /// A volume has been asked for all of it, or the first of its steps.
     is_submitted: bool,
+    /// Whether it is half of a fused operation.
+    half: Half,
     /// Something went wrong on the way: the status to answer with once nothing is in flight.
     failure: Option<Status>,
 }
@@ -101,8 +105,13 @@ impl Active {
     /// Whether the volume is still to be asked for something, and nothing is to come from the host before.
     fn is_due(&self) -> bool {
         let Job::Volume(request) = &self.job else { return false };
-        let has_come = self.received_bytes >= self.expected_bytes && self.failure.is_none();
-        has_come && (!self.is_submitted || request.has_steps())
+        let is_left = !self.is_submitted || request.has_steps();
+        self.has_come() && self.failure.is_none() && is_left
+    }
+
+    /// Whether all its data is there.
+    fn has_come(&self) -> bool {
+        self.received_bytes >= self.expected_bytes
     }
 
     /// Which volume it is about, if it is about one.
@@ -178,6 +187,7 @@ pub(in crate::serve) struct Session {
     host_id: Option<HostId>,
     intake: Intake,
     commands: Slots<Active>,
+    pairing: Pairing,
     /// Commands that were taken.
     command_count: u64,
     to_submit: VecDeque<u16>,
@@ -214,6 +224,7 @@ impl Session {
             fetching: None,
             intake: Intake::Header,
             commands: Slots::default(),
+            pairing: Pairing::default(),
             command_count: 0,
             to_submit: VecDeque::new(),
             to_receive: VecDeque::new(),
@@ -266,6 +277,7 @@ impl Session {
             return Ran { progressed: true, next };
         }
         self.open_gates(turn);
+        self.stop_waiting_for_half(turn);
         match self.steps(turn, now) {
             // The next turn brings it forward.
             Ran { next: Next::Rest | Next::Again, .. } if self.gates.is_counting() => {
@@ -453,7 +465,9 @@ impl Session {
         if self.commands.len() >= usize::from(self.entries) {
             return Err(Fatal::Sequence);
         }
-        let planned = self.plan(turn, command).and_then(|(job, transfer)| {
+        let is_paired = self.check_half(turn, command);
+        let planned = is_paired.and_then(|()| self.plan(turn, command)).and_then(|(job, transfer)| {
+            self.check_fit(command, &job)?;
             let data = Data::of(command, transfer, unit.data_bytes)?;
             Ok((job, data))
         });
@@ -471,6 +485,7 @@ impl Session {
             }
             Err(status) if unit.data_bytes == 0 => {
                 self.take(turn, unit);
+                self.refuse_half(turn, command, status);
                 self.answer(turn, command, status, 0);
                 return Ok(Pace::Went);
             }
@@ -487,6 +502,7 @@ impl Session {
             number: self.command_count + 1,
             position: turn.net.received_bytes(turn.connection) - turn.input().len() as u64,
             is_submitted: false,
+            half: Half::None,
             failure,
         };
         if matches!(data, Data::InCapsule(_)) && !Self::furnish(turn.service, &mut active, &mut self.write_bytes) {
@@ -495,6 +511,10 @@ impl Session {
         self.take(turn, unit);
         self.command_count += 1;
         let slot = self.commands.insert(active);
+        match failure {
+            Some(status) => self.refuse_half(turn, command, status),
+            None => self.join_halves(command, slot),
+        }
         match data {
             Data::InCapsule(_) => self.expect(unit, slot),
             Data::Asked(_) => self.to_receive.push_back(slot),
@@ -632,7 +652,7 @@ impl Session {
                     Err(status) => self.finish(turn, slot, status, 0),
                 }
             }
-            _ => self.to_submit.push_back(slot),
+            _ => self.line_up(slot),
         }
     }
 
@@ -729,7 +749,7 @@ impl Session {
         let Role::Io(member) = self.role else { return };
         let Some(id) = self.target.controllers.wanted_abort(member) else { return };
         let is_it = |slot: &u16| self.commands.get(*slot).is_some_and(|active| active.command.id.get() == id);
-        let slot = self.to_submit.iter().chain(&self.to_receive).copied().find(is_it);
+        let slot = self.abortable().find(is_it);
         if let Some(slot) = slot {
             self.to_submit.retain(|waiting| *waiting != slot);
             self.to_receive.retain(|waiting| *waiting != slot);
@@ -742,7 +762,7 @@ impl Session {
     fn submit_next<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> bool {
         let Some(&slot) = self.to_submit.front() else { return false };
         let Some(pass) = self.pass_of(turn, slot) else {
-            self.to_submit.pop_front();
+            self.to_submit.retain(|waiting| *waiting != slot);
             return true;
         };
         let unsent_bytes = turn.unsent_bytes();
@@ -758,12 +778,7 @@ impl Session {
         active.is_submitted = true;
         let volume = request.volume;
         let operation = match request.work {
-            Work::Write { durable } => {
-                let Sink::Blocks(payload) = std::mem::replace(&mut active.sink, Sink::Nowhere) else {
-                    unreachable!("its data has come")
-                };
-                Some(VolumeOperation::Write { payload, durable })
-            }
+            Work::Write { durable } => Some(self.take_write(slot, durable)),
             _ => request.next(),
         };
         let Some(operation) = operation else {
@@ -805,7 +820,7 @@ impl Session {
 
     /// Whether volumes were asked for everything of the commands up to `newest` whose data has come.
     pub(in crate::serve) fn has_submitted(&self, newest: u64) -> bool {
-        !self.commands.iter().any(|active| active.number <= newest && active.is_due())
+        !self.commands.iter().any(|active| active.number <= newest && self.is_due(active))
     }
 
     /// Takes the engine's reply to a request of this session.
@@ -827,7 +842,7 @@ impl Session {
                 let volume = request.volume;
                 self.refused(turn, slot, (volume, pass));
             }
-            Err(error) => self.finish(turn, slot, io::status_of(&error), 0),
+            Err(error) => self.finish_failed(turn, slot, &error),
             Ok(_) if request.has_steps() => self.to_submit.push_back(slot),
             Ok(ReplyData::Data(runs)) if request.work == Work::Compare => {
                 let Sink::Compared(expected) = std::mem::replace(&mut active.sink, Sink::Nowhere) else {
@@ -865,7 +880,7 @@ impl Session {
                 }
                 _ => self.finish(turn, slot, Status::SUCCESS, u64::from(state.persists)),
             },
-            Ok(_) => self.finish(turn, slot, Status::SUCCESS, 0),
+            Ok(_) => self.finish_done(turn, slot),
         }
         Next::Again
     }
@@ -902,6 +917,7 @@ impl Session {
             self.tally.performed(request);
         }
         self.answer(turn, &active.command, status, result);
+        self.end_half(turn, (slot, active.half), status);
     }
 
     /// Answers a command, and remembers how it went.

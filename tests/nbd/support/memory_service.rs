@@ -3,6 +3,7 @@
 //! It keeps the contract of [`VolumeService`] to the letter and in the worst way: replies come in an order drawn from a seed, as many
 //! turns late as the test says, and reads wait while the pool of blocks is empty.
 
+use sha2::{Digest as _, Sha256};
 use std::{
     collections::{BTreeMap, VecDeque},
     ops::Range,
@@ -243,12 +244,13 @@ impl MemoryService {
                 }
                 Ok(ReplyData::Done)
             }
-            VolumeOperation::Write { payload, durable } => {
-                let range = payload.range();
-                let first = range.start % BLOCK_BYTES;
-                let whole: Vec<u8> = payload.into_blocks().iter().flat_map(|block| block.to_vec()).collect();
-                let within = small(first)..small(first + range.end - range.start);
-                self.write(index, range.start, whole[within].to_vec(), durable, size_bytes);
+            VolumeOperation::CompareAndWrite { expected, payload, .. }
+                if Sha256::digest(read_bytes(&self.volumes[index].blocks, &payload.range()))[..] != expected =>
+            {
+                Err(VolumeError::Differs)
+            }
+            VolumeOperation::Write { payload, durable } | VolumeOperation::CompareAndWrite { payload, durable, .. } => {
+                self.write(index, payload.range().start, payload.to_vec(), durable, size_bytes);
                 Ok(ReplyData::Done)
             }
             VolumeOperation::Discard { mut range, durable } => {
@@ -453,7 +455,7 @@ fn small(number: u64) -> usize {
 
 fn range_of(operation: &VolumeOperation) -> Range<u64> {
     match operation {
-        VolumeOperation::Write { payload, .. } => payload.range(),
+        VolumeOperation::Write { payload, .. } | VolumeOperation::CompareAndWrite { payload, .. } => payload.range(),
         VolumeOperation::Flush | VolumeOperation::Reserve(_) | VolumeOperation::Reservation => 0..0,
         VolumeOperation::Read(range)
         | VolumeOperation::Cache(range)

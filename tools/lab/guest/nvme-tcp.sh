@@ -73,7 +73,7 @@ done
 step "field by field, as nvme-cli reads it"
 nvme id-ctrl "$controller" -o json >/tmp/id-ctrl
 says id-ctrl cmic=10 mdts=8 ver=131072 oaes=2304 ctratt=1 cntrltype=1 aerl=3 frmw=3 lpa=38 elpe=63 kas=10 anatt=10 anacap=71 anagrpmax=2 nanagrpid=2 \
-    sqes=102 cqes=68 maxcmd=128 oncs=173 fuses=0 vwc=5 sgls=3145729 mnan=1024 ioccsz=1028 iorcsz=1 icdoff=0 msdbd=1 "subnqn=$nqn"
+    sqes=102 cqes=68 maxcmd=128 oncs=173 fuses=1 vwc=5 sgls=3145729 mnan=1024 ioccsz=1028 iorcsz=1 icdoff=0 msdbd=1 "subnqn=$nqn"
 nvme id-ns "$device" -o json >/tmp/id-ns
 says id-ns nsze=65536 ncap=65536 nuse=65536 nsfeat=9 nlbaf=1 flbas=0 nmic=1 dlfeat=9 anagrpid=1 ds=12 rescap=255
 nvme ana-log "$controller" -o json >/tmp/ana-log

@@ -69,6 +69,8 @@ pub const BUGS: [Bug; 54] = [
     bug("cache-ignores-birth", "cached blocks are known by address only"),
     bug("checksum-not-verified", "a block is served whatever its checksum"),
     bug("commit-without-flush", "the superblock is written before what it reaches is durable"),
+    bug("compare-not-done", "a compare-and-write does not compare"),
+    bug("compared-when-it-comes", "a compare-and-write is compared before those in front of it are performed"),
     bug("cp-waiters-forgotten", "flushes that wait for a consistency point are not answered"),
     bug("delete-not-in-cp", "the object table keeps deleted volumes"),
     bug("discard-a-block-too-long", "a discard frees a block more"),

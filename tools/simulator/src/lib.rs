@@ -6,6 +6,7 @@
 //! clients   a port to the engine without a protocol, and an NBD client of its own
 //! pattern   bytes that tell which write they are from
 //! model     the oracle of data: linearizable, nothing answered lost, nothing half applied
+//! exchanging clients that compare and write
 //! reserving hosts that reserve volumes, and what is made of their answers
 //! needs     what records in a log need of a volume's tree, so that it can rot
 //! fault     classes of faults, what excuses an error, how often each fired and mattered
@@ -23,6 +24,7 @@
 pub mod bank;
 pub mod clients;
 pub mod cluster;
+mod exchanging;
 pub mod fault;
 pub mod history;
 pub mod model;

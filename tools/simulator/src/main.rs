@@ -159,8 +159,10 @@ fn print(summary: &Summary) {
         figures.lives, figures.recoveries, figures.replayed_records, figures.checks, figures.turns
     );
     println!(
-        "{} answered changes, {} reads, {} MiB compared; {} disks joined; {} histories ended refused, for damage that was named",
+        "{} answered changes, {} of them compare-and-writes and {} refused since the bytes differed; {} reads, {} MiB compared; {} disks joined; {} histories ended refused, for damage that was named",
         figures.answered_changes,
+        figures.exchanges,
+        figures.differences,
         figures.reads,
         figures.verified_bytes >> 20,
         figures.joined_disks,

@@ -23,7 +23,8 @@
 //!    *lasting* write has overwritten: one that a flush, FUA or a consistency point has made durable.
 //! 5. A change of at most one record is atomic across a crash: bytes of a write that was not answered, and in the same range bytes that
 //!    it has certainly overwritten, are a change half applied.
-//! 6. A change that was refused never happens: nothing may have read it before. Nor does one that was given up ([`Model::give_up`]).
+//! 6. A compare-and-write is a read and a write with nothing in between: see `exchange.rs`.
+//! 7. A change that was refused never happens: nothing may have read it before. Nor does one that was given up ([`Model::give_up`]).
 //!
 //! Rules 1 to 3 decide: where every write has bytes of its own, they refuse exactly the histories that no order of operations explains. Two writes
 //! cannot be put in order when each had to come before the other, and that is all that can go wrong with a register (Gibbons and Korach, Testing shared
@@ -32,6 +33,7 @@
 //!
 //! Different writes can have the same bytes (zeroes). A read that fits several candidates proves only what is true of all of them.
 
+mod exchange;
 mod given_up;
 pub mod reservation;
 
@@ -54,6 +56,8 @@ pub enum DataOracle {
     Undone,
     /// A change that had been read was performed once more, over what is newer.
     Twice,
+    /// A compare-and-write was answered as no order explains.
+    Exchanged,
 }
 
 impl fmt::Display for DataOracle {
@@ -65,6 +69,7 @@ impl fmt::Display for DataOracle {
             Self::Corrupt => "corrupt data",
             Self::Undone => "refused change read",
             Self::Twice => "change performed twice",
+            Self::Exchanged => "comparison wrong",
         })
     }
 }
@@ -113,10 +118,23 @@ struct Write {
     is_pending: bool,
     /// It was asked for again and is not answered: it may happen once more, whatever was read.
     is_repeated: bool,
+    /// It was, and may have happened twice.
+    was_asked_again: bool,
+    /// Of an exchange: whose bytes it is to find.
+    expected: Option<WriteId>,
+    /// Of an exchange that has found them: whatever was asked for since comes after it. `u64::MAX`: nothing is known.
+    bound: u64,
     /// It ended with an error, or a crash found it unanswered or lost the log that it was in: settled, and it may have never happened.
     is_doubtful: bool,
     /// It never happens: it was refused or given up.
     is_void: bool,
+}
+
+impl Write {
+    /// Whatever was asked for from then on comes after it.
+    fn precedes_from(&self) -> u64 {
+        self.settled.min(self.bound)
+    }
 }
 
 /// A volume's possible content.
@@ -148,8 +166,10 @@ pub struct Model {
     gone: BTreeMap<ObjectId, VolumeModel>,
     writes: Vec<Write>,
     now: u64,
-    /// Submission times of reads in flight.
+    /// Submission times of reads in flight, and of exchanges.
     reads: Vec<u64>,
+    /// Exchanges that were done.
+    exchanged: Vec<exchange::Exchanged>,
     /// Whether an answer alone makes a change outlive every crash.
     answers_last: bool,
     /// Writes that were not settled, or not lasting, at the last crash: judged when everything has been read again.
@@ -177,6 +197,9 @@ impl Model {
             was_read: false,
             is_pending: false,
             is_repeated: false,
+            was_asked_again: false,
+            expected: None,
+            bound: u64::MAX,
             is_doubtful: false,
             is_void: false,
         };
@@ -186,6 +209,7 @@ impl Model {
             writes: vec![zeroes],
             now: 0,
             reads: Vec::new(),
+            exchanged: Vec::new(),
             answers_last,
             at_crash: Vec::new(),
             recovered_at: 0,
@@ -245,6 +269,9 @@ impl Model {
             was_read: false,
             is_pending: true,
             is_repeated: false,
+            was_asked_again: false,
+            expected: None,
+            bound: u64::MAX,
             is_doubtful: false,
             is_void: false,
         };
@@ -280,7 +307,7 @@ impl Model {
             let mut has_changed = false;
             for candidate in &mut segment.candidates {
                 let is_news = candidate.dead_at > by || (is_lasting && !candidate.is_buried);
-                if is_news && candidate.write != id && writes[index(candidate.write)].settled <= submitted {
+                if is_news && candidate.write != id && writes[index(candidate.write)].precedes_from() <= submitted {
                     candidate.dead_at = candidate.dead_at.min(by);
                     candidate.is_buried |= is_lasting;
                     has_changed = true;
@@ -303,7 +330,7 @@ impl Model {
     /// A write was refused: it never happens.
     ///
     /// # Errors
-    /// It had been read (rule 6).
+    /// It had been read (rule 7).
     pub fn refuse_write(&mut self, id: WriteId) -> Result<(), DataFault> {
         let Write { volume, range, was_read, .. } = &self.writes[index(id)];
         if *was_read {
@@ -326,6 +353,7 @@ impl Model {
         self.tick();
         let write = &mut self.writes[index(id)];
         (write.settled, write.was_read, write.is_repeated) = (u64::MAX, false, true);
+        write.was_asked_again = true;
         let range = write.range.clone();
         let Some(volume) = self.volumes.get_mut(&write.volume) else { return };
         for segment in volume.cut(&range) {
@@ -354,6 +382,7 @@ impl Model {
 
     /// A write was not submitted after all.
     pub fn withdraw(&mut self, id: WriteId) {
+        self.end_looking(id);
         let write = &mut self.writes[index(id)];
         (write.is_pending, write.is_void) = (false, true);
         let (volume, range) = (write.volume, write.range.clone());
@@ -450,10 +479,12 @@ impl Model {
             }
             // Rule 2. Where several fit, what is true of each.
             let of_found = || found.iter().map(|id| &writes[index(*id)]);
-            let since = began.max(of_found().map(|write| write.submitted).min().unwrap_or(0));
+            let asked = of_found().map(|write| write.submitted).min().unwrap_or(0);
             let by = of_found().map(|write| write.settled).max().unwrap_or(u64::MAX).max(lost_at).min(now);
             for candidate in segment.candidates.iter_mut().filter(|candidate| candidate.dead_at > by) {
-                if writes[index(candidate.write)].settled <= since && !found.contains(&candidate.write) {
+                let other = &writes[index(candidate.write)];
+                let came_before = other.settled <= began || other.precedes_from() <= asked;
+                if came_before && !found.contains(&candidate.write) {
                     candidate.dead_at = by;
                 }
             }
@@ -477,6 +508,7 @@ impl Model {
         self.crashed_at = now;
         if loss == Loss::NotLasting {
             self.lost_at = now;
+            self.forget_exchanges();
         }
         self.gone.clear();
         for (id, write) in (0..).zip(&mut self.writes) {
@@ -492,6 +524,9 @@ impl Model {
             if write.is_pending {
                 write.is_pending = false;
                 write.settled = write.settled.min(now);
+                if write.expected.is_some() {
+                    self.reads.retain(|read| *read != write.submitted);
+                }
             }
         }
         let answers_last = self.answers_last;

@@ -42,6 +42,16 @@ pub fn fill(id: WriteId, offset: u64, bytes: &mut [u8]) {
     }
 }
 
+/// The bytes of write `id` in `range` of a volume; of write 0 zeroes.
+#[must_use]
+pub fn content(id: WriteId, range: &std::ops::Range<u64>) -> Vec<u8> {
+    let mut bytes = vec![0; index(range.end - range.start)];
+    if id != WriteId(0) {
+        fill(id, range.start, &mut bytes);
+    }
+    bytes
+}
+
 /// Whether `bytes` at `offset` are those of write `id`, filled as `fill`.
 #[must_use]
 pub fn matches(id: WriteId, fill: Fill, offset: u64, bytes: &[u8]) -> bool {

@@ -124,5 +124,5 @@ impl Reserving {
 
 /// Whether it changes the volume, in the eyes of a reservation.
 fn is_change(ask: &Ask) -> bool {
-    matches!(ask, Ask::Write(..) | Ask::Discard(..) | Ask::Zero(..) | Ask::Flush)
+    matches!(ask, Ask::Write(..) | Ask::Exchange(..) | Ask::Discard(..) | Ask::Zero(..) | Ask::Flush)
 }

@@ -34,7 +34,7 @@ impl Session {
             !volume.is_some_and(|volume| gates.are_counting(volume))
         };
         let open: Vec<u16> = self.parked.extract_if(.., is_open).collect();
-        open.into_iter().for_each(|slot| self.finish(turn, slot, AGAIN, 0));
+        open.into_iter().for_each(|slot| self.finish(turn, self.blamed(slot), AGAIN, 0));
     }
 
     /// What a command's change is submitted with; `None`: it is not, and is answered now or soon.
@@ -44,9 +44,9 @@ impl Session {
         if !request.is_change() {
             return Some(None);
         }
-        match self.gates.judge(request.volume, active.position) {
+        match self.gates.judge(request.volume, self.beginning_of(active)) {
             Verdict::Passes(pass) => return Some(pass),
-            Verdict::Late => self.finish(turn, slot, AGAIN, 0),
+            Verdict::Late => self.finish(turn, self.blamed(slot), AGAIN, 0),
             Verdict::LateSoon => self.park(slot),
         }
         None
@@ -61,7 +61,7 @@ impl Session {
         (volume, pass): (ObjectId, Pass),
     ) {
         self.gates.begin_pass(volume, pass, turn.net.unread_bytes(turn.connection));
-        if self.gates.are_counting(volume) { self.park(slot) } else { self.finish(turn, slot, AGAIN, 0) }
+        if self.gates.are_counting(volume) { self.park(slot) } else { self.finish(turn, self.blamed(slot), AGAIN, 0) }
     }
 
     /// A command that is refused when its gate is known. Its memory is free at once.

@@ -12,7 +12,7 @@ use zerocopy::{
 pub struct Command {
     /// What to do.
     pub opcode: u8,
-    /// Bits 1:0 fused operation, bits 7:6 PRP or SGL.
+    /// Bits 1:0 fused operation ([`Command::fuse`]), bits 7:6 PRP or SGL.
     pub flags: u8,
     /// Its id, until it is answered.
     pub id: U16,
@@ -143,6 +143,10 @@ impl Status {
     pub const INTERNAL_ERROR: Self = Self::generic(0x06);
     /// Aborted because the host asked for it.
     pub const ABORTED: Self = Self(0x07);
+    /// The other command of the fused operation failed.
+    pub const FUSED_FAILED: Self = Self(0x09);
+    /// There is no other command of the fused operation.
+    pub const FUSED_MISSING: Self = Self::generic(0x0a);
     /// No such namespace.
     pub const INVALID_NAMESPACE: Self = Self::generic(0x0b);
     /// Not now.
@@ -151,6 +155,8 @@ impl Status {
     pub const DATA_LENGTH_INVALID: Self = Self::generic(0x0f);
     /// A descriptor of a type that may not be here.
     pub const DESCRIPTOR_INVALID: Self = Self::generic(0x11);
+    /// A compare-and-write of more than is done at once.
+    pub const ATOMIC_UNIT_EXCEEDED: Self = Self::generic(0x14);
     /// Data in the capsule does not begin where it should.
     pub const OFFSET_INVALID: Self = Self::generic(0x16);
     /// Another host has preempted this one and ended its commands.
@@ -213,6 +219,19 @@ impl Status {
     pub fn is_success(self) -> bool {
         self == Self::SUCCESS
     }
+}
+
+/// FUSE: a command's part in a fused operation (base 2.0, section 3.4.2 and figure 87).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fuse {
+    /// None.
+    Alone,
+    /// The first command of two.
+    First,
+    /// The second.
+    Second,
+    /// A value that is reserved.
+    Reserved,
 }
 
 /// A Connect, both parts (base 2.0, section 6.3).
@@ -280,6 +299,17 @@ impl Command {
     #[must_use]
     pub fn parse(bytes: &[u8; 64]) -> Self {
         Self::read_from_bytes(bytes).expect("an entry has 64 bytes")
+    }
+
+    /// Whether it is half of a fused operation.
+    #[must_use]
+    pub fn fuse(&self) -> Fuse {
+        match self.flags & 0b11 {
+            0 => Fuse::Alone,
+            1 => Fuse::First,
+            2 => Fuse::Second,
+            _ => Fuse::Reserved,
+        }
     }
 
     /// Dword 10 to 15, by its number.

@@ -91,13 +91,15 @@ pub struct Controller {
     pub namespace_max: U32,
     /// ONCS.
     pub commands: U16,
-    fused: U16,
+    /// FUSES: bit 0, compare and write.
+    pub fused: U16,
     format: u8,
     /// VWC.
     pub write_cache: u8,
     atomic: [U16; 2],
     vendor_io: u8,
     protection: u8,
+    /// ACWU: most blocks of a compare and write, less one: one block.
     atomic_compare: U16,
     copy: U16,
     /// SGLS.
@@ -127,6 +129,7 @@ const _: () = assert!(offset_of!(Controller, multipath) == 76 && offset_of!(Cont
 const _: () = assert!(offset_of!(Controller, kind) == 111 && offset_of!(Controller, admin_commands) == 256);
 const _: () = assert!(offset_of!(Controller, keep_alive) == 320 && offset_of!(Controller, access_change_s) == 342);
 const _: () = assert!(offset_of!(Controller, entry_bytes_log) == 512 && offset_of!(Controller, descriptors) == 536);
+const _: () = assert!(offset_of!(Controller, fused) == 522 && offset_of!(Controller, atomic_compare) == 532);
 const _: () = assert!(offset_of!(Controller, subsystem) == 768 && offset_of!(Controller, command_capsule) == 1792);
 const _: () = assert!(offset_of!(Controller, descriptors_max) == 1803 && offset_of!(Controller, power) == 2048);
 

@@ -6,6 +6,7 @@
 pub mod nbd;
 pub mod nvme;
 
+use sha2::{Digest as _, Sha256};
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
@@ -40,6 +41,8 @@ pub enum Ask {
     Read(Range<u64>),
     /// Write the pattern of an id.
     Write(Range<u64>, WriteId, bool),
+    /// Write the pattern of the second id if the bytes, which lie in one block, are those of the first one.
+    Exchange(Range<u64>, WriteId, WriteId, bool),
     /// Free.
     Discard(Range<u64>, bool),
     /// Zero; the middle flag: blocks may be freed.
@@ -65,6 +68,7 @@ impl Ask {
         match self {
             Self::Read(range)
             | Self::Write(range, ..)
+            | Self::Exchange(range, ..)
             | Self::Discard(range, _)
             | Self::Zero(range, ..)
             | Self::Status(range) => range.clone(),
@@ -77,6 +81,10 @@ impl Ask {
         match self {
             Self::Write(range, id, _) => {
                 *id = model.begin_write(volume, range.clone(), Fill::Pattern);
+                (Some(*id), 0)
+            }
+            Self::Exchange(range, expected, id, _) => {
+                *id = model.begin_exchange(volume, range.clone(), *expected);
                 (Some(*id), 0)
             }
             Self::Discard(range, _) => {
@@ -134,6 +142,8 @@ pub enum Refusal {
     Preempted,
     /// A host's change that has not come straight to the owner was without a pass.
     Late,
+    /// The bytes are not what is expected.
+    Differs,
 }
 
 /// Requests and replies of one reactor, without a protocol. It is every host's connection: what is submitted arrives at once, so a pass serves for whatever is submitted
@@ -168,14 +178,13 @@ impl Port {
         let operation = match ask.clone() {
             Ask::Read(range) => VolumeOperation::Read(range),
             Ask::Write(range, write, durable) => {
-                let Some(mut payload) = Payload::allocate(blocks, range.clone()) else { return false };
-                let mut position = 0;
-                while position < range.end - range.start {
-                    let part = payload.part_mut(position);
-                    pattern::fill(write, range.start + position, part);
-                    position += part.len() as u64;
-                }
+                let Some(payload) = payload_of(blocks, range, write) else { return false };
                 VolumeOperation::Write { payload, durable }
+            }
+            Ask::Exchange(range, expected, write, durable) => {
+                let expected = Sha256::digest(pattern::content(expected, &range)).into();
+                let Some(payload) = payload_of(blocks, range, write) else { return false };
+                VolumeOperation::CompareAndWrite { expected, payload, durable }
             }
             Ask::Discard(range, durable) => VolumeOperation::Discard { range, durable },
             Ask::Zero(range, may_free, durable) => VolumeOperation::WriteZeroes { range, may_free, durable },
@@ -224,10 +233,23 @@ impl Port {
                 VolumeError::Late(_) => Refusal::Late,
                 VolumeError::Unserved(_) => Refusal::Unserved,
                 VolumeError::ShuttingDown => Refusal::ShuttingDown,
+                VolumeError::Differs => Refusal::Differs,
             }),
         };
         Some((reply.tag.request, answer))
     }
+}
+
+/// The pattern of a write, as the engine wants it; `None` while memory is short.
+fn payload_of(blocks: &BlockPool, range: Range<u64>, write: WriteId) -> Option<Payload> {
+    let mut payload = Payload::allocate(blocks, range.clone())?;
+    let mut position = 0;
+    while position < range.end - range.start {
+        let part = payload.part_mut(position);
+        pattern::fill(write, range.start + position, part);
+        position += part.len() as u64;
+    }
+    Some(payload)
 }
 
 fn bytes_of(runs: &[DataRun]) -> Vec<u8> {

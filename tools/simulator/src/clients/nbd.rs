@@ -121,7 +121,7 @@ impl Session {
                 pattern::fill(*write, range.start, &mut bytes);
                 (fua(*durable), 1, range.clone(), bytes)
             }
-            Ask::Flush | Ask::Status(_) | Ask::Reserve(..) => (0, 3, 0..0, Vec::new()),
+            Ask::Flush | Ask::Status(_) | Ask::Reserve(..) | Ask::Exchange(..) => (0, 3, 0..0, Vec::new()),
             Ask::Discard(range, durable) => (fua(*durable), 4, range.clone(), Vec::new()),
             Ask::Zero(range, may_free, durable) => {
                 (fua(*durable) | if *may_free { 0 } else { NO_HOLE }, 6, range.clone(), Vec::new())

@@ -16,11 +16,18 @@ const QUEUE_SIZE: u16 = 31;
 
 const WRITE: u8 = 1;
 const READ: u8 = 2;
+const COMPARE: u8 = 5;
 const WRITE_ZEROES: u8 = 8;
 const FLUSH: u8 = 0;
 const FABRICS: u8 = 0x7f;
 const DEALLOCATE: u32 = 1 << 25;
 const FORCE_UNIT_ACCESS: u32 = 1 << 30;
+/// The part of a command in a fused operation.
+const FIRST: u8 = 1;
+const SECOND: u8 = 2;
+/// What the first and the second of two fused commands are answered if the bytes differ.
+const DIFFERS: [u16; 2] = [0x285, FUSED_FAILED];
+const FUSED_FAILED: u16 = 9;
 
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +49,9 @@ struct Waiting {
     wants_data: bool,
     /// Of a write: what is sent when it is asked for.
     payload: Vec<u8>,
+    /// Of the first of two fused commands: how it has ended, for its second.
+    first: Option<u16>,
+    is_first: bool,
 }
 
 /// One connection.
@@ -180,28 +190,46 @@ impl Session {
         capsule(entry, &data, 0)
     }
 
-    /// Sends a command. `Reserve` is not asked this way.
+    /// Sends a command, or two that are fused. `Reserve` is not asked this way.
     pub fn send(&mut self, id: u64, ask: &Ask) {
         let (opcode, range, flags) = match ask {
             Ask::Read(range) => (READ, range.clone(), 0),
-            Ask::Write(range, _, durable) => (WRITE, range.clone(), if *durable { FORCE_UNIT_ACCESS } else { 0 }),
+            Ask::Write(range, _, durable) | Ask::Exchange(range, _, _, durable) => {
+                (WRITE, range.clone(), if *durable { FORCE_UNIT_ACCESS } else { 0 })
+            }
             Ask::Zero(range, may_free, _) => (WRITE_ZEROES, range.clone(), if *may_free { DEALLOCATE } else { 0 }),
             Ask::Flush | Ask::Status(_) | Ask::Discard(..) | Ask::Reserve(..) => (FLUSH, 0..0, 0),
         };
+        let fuse = match ask {
+            Ask::Exchange(range, expected, ..) => {
+                self.send_one((id, COMPARE, FIRST), range, 0, pattern::content(*expected, range));
+                SECOND
+            }
+            _ => 0,
+        };
+        let payload = match ask {
+            Ask::Write(range, write, _) | Ask::Exchange(range, _, write, _) => pattern::content(*write, range),
+            _ => Vec::new(),
+        };
+        self.send_one((id, opcode, fuse), &range, flags, payload);
+        self.io.as_mut().expect("it is open").push();
+    }
+
+    fn send_one(&mut self, (id, opcode, fuse): (u64, u8, u8), range: &Range<u64>, flags: u32, payload: Vec<u8>) {
         let command = self.next_command;
         let mut entry = self.entry(opcode);
         entry[4..8].copy_from_slice(&self.namespace.to_le_bytes());
         entry[40..48].copy_from_slice(&(range.start / BLOCK).to_le_bytes());
         let count = u32::try_from((range.end - range.start) / BLOCK).expect("volumes are small");
         entry[48..52].copy_from_slice(&(count.saturating_sub(1) | flags).to_le_bytes());
-        let payload = payload_of(ask, &range);
         let wants_data = opcode == READ;
         let transfer = if wants_data { index(range.end - range.start) } else { payload.len() };
-        let bytes = capsule(entry, if self.in_capsule { &payload } else { &[] }, transfer);
-        self.waiting.insert(command, Waiting { id, data: Vec::new(), wants_data, payload });
-        let io = self.io.as_mut().expect("it is open");
-        io.output.extend(bytes);
-        io.push();
+        let mut bytes = capsule(entry, if self.in_capsule { &payload } else { &[] }, transfer);
+        // The entry begins behind the head of its unit.
+        bytes[8 + 1] |= fuse;
+        let is_first = fuse == FIRST;
+        self.waiting.insert(command, Waiting { id, data: Vec::new(), wants_data, payload, first: None, is_first });
+        self.io.as_mut().expect("it is open").output.extend(bytes);
     }
 
     /// Takes what has arrived; finished commands go to the end of `answers`.
@@ -295,6 +323,23 @@ impl Session {
 
     fn finish(&mut self, command: u16, status: u16, answers: &mut Vec<(u64, Answer)>) -> Result<(), String> {
         let waiting = self.waiting.remove(&command).ok_or("an answer to nothing that was asked")?;
+        if waiting.is_first {
+            // Its second one has the next number, and is answered after it.
+            let second = self.waiting.get_mut(&command.wrapping_add(1)).ok_or("a first half is answered too late")?;
+            second.first = Some(status);
+            return Ok(());
+        }
+        let statuses = waiting.first.map(|first| [first, status]);
+        let status = match statuses {
+            Some(DIFFERS) => {
+                answers.push((waiting.id, Answer::Refused(Refusal::Differs)));
+                return Ok(());
+            }
+            Some([0, status]) if status != FUSED_FAILED => status,
+            Some([first, FUSED_FAILED]) if first != 0 => first,
+            Some(statuses) => return Err(format!("fused commands were answered with {statuses:x?}")),
+            None => status,
+        };
         let answer = match status {
             0 if waiting.wants_data => Answer::Data(waiting.data),
             0 => Answer::Done,
@@ -311,11 +356,4 @@ impl Session {
 /// Status code type and status code.
 fn status_of(response: &[u8]) -> u16 {
     word16(&response[22..]) >> 1 & 0x7ff
-}
-
-fn payload_of(ask: &Ask, range: &Range<u64>) -> Vec<u8> {
-    let Ask::Write(_, write, _) = ask else { return Vec::new() };
-    let mut bytes = vec![0; index(range.end - range.start)];
-    pattern::fill(*write, range.start, &mut bytes);
-    bytes
 }

@@ -24,6 +24,7 @@ mod work;
 use crate::{
     clients::{Ask, nbd},
     cluster::{Cluster, Machine, Node},
+    exchanging::Exchanging,
     fault::{Class, Damage, Excuse, Tally},
     model::{DataOracle, Loss, Model},
     pattern::WriteId,
@@ -131,6 +132,10 @@ pub struct Figures {
     pub lives: u64,
     /// Changes that were answered with success.
     pub answered_changes: u64,
+    /// Of these, compare-and-writes.
+    pub exchanges: u64,
+    /// Compare-and-writes that found other bytes.
+    pub differences: u64,
     /// Reads that were compared.
     pub reads: u64,
     /// Bytes that were compared.
@@ -154,6 +159,8 @@ impl Figures {
     pub fn add(&mut self, other: &Self) {
         self.lives += other.lives;
         self.answered_changes += other.answered_changes;
+        self.exchanges += other.exchanges;
+        self.differences += other.differences;
         self.reads += other.reads;
         self.verified_bytes += other.verified_bytes;
         self.replayed_records += other.replayed_records;
@@ -303,6 +310,8 @@ pub struct History {
     watch: Watch,
     /// In histories with hosts that reserve volumes.
     reserving: Option<Reserving>,
+    /// In half of those whose clients have more than NBD.
+    exchanging: Option<Exchanging>,
 }
 
 /// Runs the history of `seed`.
@@ -326,8 +335,10 @@ impl History {
         let cluster = Cluster::new(seed, &setup);
         let model = Model::new(setup.answers_last());
         let reserving = setup.has_hosts().then(|| Reserving::draw(seed)).flatten();
+        let exchanging = (!setup.is_nbd).then(|| Exchanging::draw(seed)).flatten();
         let history = Self {
             reserving,
+            exchanging,
             prng: Prng::new(seed ^ 0x5EED),
             sessions: (0..setup.sessions).map(|_| None).collect(),
             setup,

@@ -163,6 +163,11 @@ impl History {
                         self.model.end_write(write, *durable);
                         self.figures.answered_changes += 1;
                     }
+                    (Ask::Exchange(_, _, _, durable), Some(write)) => {
+                        self.model.end_exchange(write, *durable)?;
+                        self.figures.answered_changes += 1;
+                        self.figures.exchanges += 1;
+                    }
                     (Ask::Flush, _) => {
                         self.model.flushed(Some(flying.volume), flying.began);
                         self.model.end(flying.began);
@@ -237,6 +242,7 @@ impl History {
             Refusal::Reserved | Refusal::Preempted => (self.reserving.is_some(), true),
             // Every change comes straight to the owner here.
             Refusal::Late | Refusal::Unserved => (false, false),
+            Refusal::Differs => (matches!(flying.ask, Ask::Exchange(..)), true),
             Refusal::Failed(_) if self.offline == Some(flying.volume) => (true, true),
             Refusal::Failed(_) => {
                 let has_fault = self.excuse.read || self.excuse.stop || has_stopped || self.is_damaged();
@@ -247,6 +253,10 @@ impl History {
             return Err(found(Oracle::Error, format!("{:?} was refused without a fault: {refusal:?}", flying.ask)));
         }
         match flying.write {
+            Some(write) if refusal == Refusal::Differs => {
+                self.figures.differences += 1;
+                self.model.differs(write)?;
+            }
             Some(write) if never_happens => self.model.refuse_write(write)?,
             Some(_) => {}
             None => self.model.end(flying.began),

@@ -218,7 +218,11 @@ impl History {
             _ => Ask::Status(self.draw_range(size_bytes, size_bytes.min(64 * BLOCK))),
         };
         let deed = self.reserving.as_mut().and_then(|reserving| reserving.draw_deed(volume, None));
-        let ask = deed.unwrap_or(ask);
+        let exchange = self.exchanging.as_mut().and_then(|exchanging| {
+            let are_whole = self.setup.is_uniform;
+            exchanging.draw_ask(&self.model, volume, are_whole)
+        });
+        let ask = deed.or(exchange).unwrap_or(ask);
         self.fly(session, volume, ask, false)
     }
 

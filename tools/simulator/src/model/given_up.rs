@@ -35,6 +35,7 @@ impl Model {
             self.writes[index(*write)].is_void = true;
         }
         self.at_crash.retain(|write| !given_up.contains(write));
+        self.forget_exchanges();
         let writes = &self.writes;
         let Some(volume) = self.volumes.get_mut(&id) else { return };
         volume.segments = vec![Segment { start: 0, end: u64::MAX, candidates: vec![Candidate::new(WriteId(0))] }];

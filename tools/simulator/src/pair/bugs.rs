@@ -18,13 +18,14 @@
 use crate::bank::{Bug, bug, controller_bug, lane_bug};
 
 /// Every bug.
-pub const BUGS: [Bug; 65] = [
+pub const BUGS: [Bug; 66] = [
     bug("accept-loss-skips-one", "of what is given up only the first record is, and the others are performed"),
     bug("alone-before-stale", "replies leave without the mirror before the register says stale"),
     bug("answered-when-sent", "a change is answered when it was sent to the owner"),
     bug("asked-again-by-a-new-name", "what is asked for again gets a new name"),
     bug("attached-by-words-only", "a mirror whose word came before the engine is never attached"),
     bug("closed-pool-answers", "a pool that closes answers what becomes stable in the same turn"),
+    bug("compared-again", "a compare-and-write that is asked for again is compared with what it has written"),
     bug("discard-skipped", "what an ownership that is over has left in a log is not discarded"),
     bug("earlier-session-not-awaited", "a session's requests begin while those of an earlier one are under way"),
     controller_bug("early-acknowledgement-dropped", "what is acknowledged before the mirror is attached is not heard"),

@@ -288,7 +288,10 @@ impl History {
             _ => Ask::Flush,
         };
         let deed = self.pools[pool].reserving.as_mut().and_then(|reserving| reserving.draw_deed(volume, Some(node)));
-        let ask = deed.unwrap_or(ask);
+        let model = &self.pools[pool].model;
+        let exchange = self.exchanging.as_mut();
+        let exchange = exchange.and_then(|exchanging| exchanging.draw_ask(model, volume, self.setup.is_uniform));
+        let ask = deed.or(exchange).unwrap_or(ask);
         self.fly(pool, node, volume, ask, false);
     }
 
@@ -385,6 +388,13 @@ impl History {
                 self.pools[pool].answered += 1;
                 self.figures.answered_changes += 1;
                 Ok(())
+            }
+            (Answer::Done, Ask::Exchange(..)) => {
+                let what = model.end_exchange(flying.write.expect("it is a change"), false);
+                self.pools[pool].answered += 1;
+                self.figures.answered_changes += 1;
+                self.figures.exchanges += 1;
+                what.map_err(|(oracle, what)| found(Oracle::Data(oracle), format!("pool {}: {what}", NAMES[pool])))
             }
             (Answer::Done, Ask::Flush | Ask::Reserve(..)) | (Answer::Reservation(_), Ask::Reserve(..)) => {
                 model.end(flying.began);
@@ -503,6 +513,7 @@ impl History {
             // It lay at a node that did not serve the pool, when it came.
             Refusal::Late => (watch.reserving.is_some() && (!flying.is_local || is_leaving), true),
             Refusal::Beyond | Refusal::NoSpace => (false, true),
+            Refusal::Differs => (matches!(flying.ask, Ask::Exchange(..)), true),
         };
         if !is_excused {
             let what = format!("pool {}: {:?} was refused without a fault: {refusal:?}", NAMES[pool], flying.ask);
@@ -520,6 +531,10 @@ impl History {
             watch.refused_in = Some(watch.services);
         }
         match flying.write {
+            Some(write) if *refusal == Refusal::Differs => {
+                self.figures.differences += 1;
+                watch.model.differs(write).map_err(|(oracle, what)| found(Oracle::Data(oracle), what))?;
+            }
             Some(write) if never_happens => {
                 watch.model.refuse_write(write).map_err(|(oracle, what)| found(Oracle::Data(oracle), what))?;
             }

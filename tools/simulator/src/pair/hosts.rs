@@ -19,6 +19,7 @@ use super::{
 use crate::bank::{Bug, Finder, bug, controller_bug};
 use crate::{
     clients::{Answer, Ask, Refusal, nbd, nvme},
+    exchanging::Exchanging,
     fault::Tally,
     history::{self, Figures, Oracle, Outcome, Violation},
     model::Model,
@@ -96,6 +97,8 @@ struct Command {
     sent: Option<Nanos>,
     /// It was sent on another one before.
     is_repeated: bool,
+    /// It has been sent.
+    was_sent: bool,
 }
 
 /// A path of a host.
@@ -176,6 +179,8 @@ struct History {
     changes_hands: bool,
     order: Option<Receiver<AdminReply>>,
     model: Model,
+    /// Hosts of NVMe/TCP compare and write, in half of the histories.
+    exchanging: Option<Exchanging>,
     volume: ObjectId,
     size_bytes: u64,
     hosts: Vec<Host>,
@@ -194,6 +199,7 @@ pub fn run(seed: u64, watch: history::Watch) -> Outcome {
     let mut site = Site::new(seed, &setup);
     let processes = [site.start(0), site.start(1)];
     let mut history = History {
+        exchanging: (setup.sessions == Sessions::Hosts).then(|| Exchanging::draw(seed)).flatten(),
         changes_hands: setup.sessions == Sessions::Hosts && prng.chance(1, 2),
         order: None,
         hosts: (0..u8::try_from(prng.between(1, 3)).expect("few"))
@@ -409,7 +415,10 @@ impl History {
             self.leave(host, false);
         }
         if works && self.hosts[host].commands.len() < self.setup.depth && self.prng.chance(1, 4) {
+            let exchange = self.exchanging.as_mut();
+            let exchange = exchange.and_then(|exchanging| exchanging.draw_ask(&self.model, self.volume, true));
             let ask = self.draw_ask();
+            let ask = exchange.unwrap_or(ask);
             self.begin(host, ask);
         }
         self.send(host);
@@ -516,7 +525,15 @@ impl History {
         self.next_id += 1;
         let id = self.next_id;
         self.note(|_| format!("  {id}: host {host}: {ask:?}"));
-        self.hosts[host].commands.push(Command { id, ask, write, began, sent: None, is_repeated: false });
+        self.hosts[host].commands.push(Command {
+            id,
+            ask,
+            write,
+            began,
+            sent: None,
+            is_repeated: false,
+            was_sent: false,
+        });
     }
 
     /// Sends what is not on its way.
@@ -525,7 +542,8 @@ impl History {
         let host = &mut self.hosts[number];
         let Some(session) = host.session.as_mut().filter(|session| session.is_open()) else { return };
         for command in host.commands.iter_mut().filter(|command| command.sent.is_none()) {
-            if let Some(write) = command.write.filter(|_| std::mem::replace(&mut command.is_repeated, true)) {
+            command.is_repeated |= std::mem::replace(&mut command.was_sent, true);
+            if let Some(write) = command.write.filter(|_| command.is_repeated) {
                 self.model.ask_again(write);
             }
             session.send(command.id, &command.ask);
@@ -545,9 +563,24 @@ impl History {
             self.hosts[host].commands[position].sent = None;
             return Ok(());
         }
-        let Command { ask, write, began, .. } = self.hosts[host].commands.remove(position);
+        let Command { ask, write, began, is_repeated, .. } = self.hosts[host].commands.remove(position);
         self.note(|_| format!("  {id}: {ask:?} is answered"));
         match (answer, write, ask) {
+            (Answer::Done, Some(write), Ask::Exchange(..)) => {
+                let result = self.model.end_exchange(write, false);
+                self.figures.answered_changes += 1;
+                self.figures.exchanges += 1;
+                result.map_err(|(oracle, what)| found(Oracle::Data(oracle), what))
+            }
+            (Answer::Refused(Refusal::Differs), Some(write), Ask::Exchange(..)) => {
+                self.figures.differences += 1;
+                if is_repeated {
+                    // Where it was sent first it may have been performed: then what differs is its own.
+                    self.model.differs_when_repeated(write);
+                    return Ok(());
+                }
+                self.model.differs(write).map_err(|(oracle, what)| found(Oracle::Data(oracle), what))
+            }
             (Answer::Done, Some(write), _) => {
                 self.model.end_write(write, false);
                 self.figures.answered_changes += 1;

@@ -37,6 +37,7 @@ mod trouble;
 mod watch;
 
 use crate::{
+    exchanging::Exchanging,
     fault::Tally,
     history::{self, Figures, Oracle, Outcome, Violation},
     reserving::Reserving,
@@ -80,6 +81,8 @@ fn found(oracle: Oracle, what: impl Into<String>) -> Violation {
 /// A history being run.
 pub struct History {
     setup: PairSetup,
+    /// In half of the histories.
+    exchanging: Option<Exchanging>,
     site: Site,
     prng: Prng,
     processes: [Option<Process>; 2],
@@ -142,6 +145,7 @@ impl History {
         let hosts = |pool| setup.has_hosts().then(|| Reserving::draw(seed ^ pool)).flatten();
         let pools = [0, 1].map(|pool| Watch::new(answers_last, hosts(pool)));
         let history = Self {
+            exchanging: Exchanging::draw(seed),
             prng: Prng::new(seed ^ 0x5EED),
             setup,
             site,
