@@ -195,14 +195,16 @@ fn a_host_follows_a_pool_that_is_moved() {
 /// A host at each node, numbered from 1, for a volume.
 fn hosts_of(pair: &Pair, volume: &str) -> [Host; 2] {
     let uri = uri(pair, volume, "");
-    let (place, options) = uri.split_once('?').expect("a URI with options");
-    let subsystem = place.rsplit('/').next().expect("the part behind the addresses");
+    let (_, options) = uri.split_once('?').expect("a URI with options");
+    let subsystem = pair.until("the node has a subsystem", || {
+        Some(pair.status("a")?["status"]["nvme_tcp"]["subsystem"].as_str()?.to_owned())
+    });
     let namespace = options.split('&').find_map(|option| option.strip_prefix("nsid=")?.parse().ok());
     let namespace: u32 = namespace.expect("the namespace is named");
     let ports = fs::read_to_string(pair.dir().join("nvme-ports")).expect("up has written it");
     let addresses: Vec<&str> = ports.lines().take(2).collect();
     [(addresses[0], 1), (addresses[1], 2)].map(|(address, number)| {
-        Host::connect(address, subsystem, (number, namespace)).unwrap_or_else(|error| panic!("{address}: {error}"))
+        Host::connect(address, &subsystem, (number, namespace)).unwrap_or_else(|error| panic!("{address}: {error}"))
     })
 }
 
