@@ -61,7 +61,7 @@ pub(crate) const fn claims_bug(name: &'static str, what: &'static str) -> Bug {
 }
 
 /// Every bug.
-pub const BUGS: [Bug; 54] = [
+pub const BUGS: [Bug; 56] = [
     bug("acknowledge-early", "a change is answered when it was appended, not when it is durable"),
     claims_bug("answers-wait-for-disks", "a change is answered when a consistency point contains it"),
     claims_bug("any-log-taken", "a lane is taken whose header names another pool"),
