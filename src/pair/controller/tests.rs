@@ -531,6 +531,14 @@ impl Pair {
         pair
     }
 
+    /// One whose node 0 serves `vol-a`, which node 1 knows.
+    fn with_volume(seed: u64) -> Self {
+        let mut pair = Self::started(seed);
+        pair.create(0, "vol-a");
+        pair.until("the volume is listed", |pair| pair.node(1).pools.volume("vol-a").is_some());
+        pair
+    }
+
     /// Ends a node's process: what it had in memory is gone, its portions and the disks keep what they have.
     fn kill(&mut self, node: usize) {
         if let Some(dead) = self.nodes[node].take() {

@@ -24,17 +24,10 @@ impl Pair {
     }
 }
 
-fn started(seed: u64) -> Pair {
-    let mut pair = Pair::started(seed);
-    pair.create(0, "vol-a");
-    pair.until("the volume is listed", |pair| pair.node(1).pools.volume("vol-a").is_some());
-    pair
-}
-
 /// The reply is lost, another client of the other node changes what was written, and then it is asked for again: it was performed, so it is not compared again.
 #[test]
 fn what_is_asked_for_again_is_not_compared_again() {
-    let mut pair = started(71);
+    let mut pair = Pair::with_volume(71);
     assert_eq!(pair.exchange(1, 9, 1), Some(VolumeError::Differs));
     let lost = pair.begin_exchange(1, 0, 3);
     for _ in 0..3 {
@@ -54,7 +47,7 @@ fn what_is_asked_for_again_is_not_compared_again() {
 #[test]
 fn of_those_that_race_through_a_takeover_one_wins() {
     for turns in (0..40).step_by(3) {
-        let mut pair = started(200 + turns);
+        let mut pair = Pair::with_volume(200 + turns);
         let requests: Vec<_> = (10..16).map(|new| (new, pair.begin_exchange(1, 0, new))).collect();
         pair.turns(turns);
         pair.kill(0);

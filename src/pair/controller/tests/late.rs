@@ -22,17 +22,10 @@ impl Pair {
     }
 }
 
-fn started(seed: u64) -> Pair {
-    let mut pair = Pair::started(seed);
-    pair.create(0, "vol-a");
-    pair.until("the volume is listed", |pair| pair.node(1).pools.volume("vol-a").is_some());
-    pair
-}
-
 /// The host has gone to the owner, which has answered it there: what it left at the other node is refused whenever it is found, and what it sends there later is not.
 #[test]
 fn what_was_left_where_it_is_forwarded_is_not_performed_after_what_the_owner_has_answered() {
-    let mut pair = started(61);
+    let mut pair = Pair::with_volume(61);
     let pass = pair.pass_for(1, 1);
     assert_eq!((pair.write_with(1, Some(pass), 1), pair.read(0, "vol-a", 0)), (Ok(()), 1));
     // Others, and clients without an identity, end nobody's pass.
@@ -54,7 +47,7 @@ fn what_was_left_where_it_is_forwarded_is_not_performed_after_what_the_owner_has
 /// The change is with the interconnect when its host goes to the owner.
 #[test]
 fn what_is_on_its_way_to_the_owner_is_refused_there() {
-    let mut pair = started(62);
+    let mut pair = Pair::with_volume(62);
     let pass = pair.pass_for(1, 1);
     pair.wire.borrow_mut().is_late = Some(|message| matches!(message, Message::Request { .. }));
     let operation = pair.block(1, 1);
@@ -70,7 +63,7 @@ fn what_is_on_its_way_to_the_owner_is_refused_there() {
 /// The change waits for an owner when its host goes to the one that there is, and that one dies.
 #[test]
 fn what_has_waited_for_a_takeover_is_not_performed_after_what_the_former_owner_has_answered() {
-    let mut pair = started(63);
+    let mut pair = Pair::with_volume(63);
     let pass = pair.pass_for(1, 1);
     pair.wire.borrow_mut().is_late = Some(|message| matches!(message, Message::Request { .. }));
     let operation = pair.block(1, 1);
@@ -94,7 +87,7 @@ fn what_has_waited_for_a_takeover_is_not_performed_after_what_the_former_owner_h
 /// It is older than what the owner has answered since, and is not performed a second time.
 #[test]
 fn a_change_that_was_performed_is_answered_although_its_pass_has_ended() {
-    let mut pair = started(64);
+    let mut pair = Pair::with_volume(64);
     let pass = pair.pass_for(1, 1);
     pair.wire.borrow_mut().is_late = Some(|message| matches!(message, Message::Reply { .. }));
     let operation = pair.block(1, 1);

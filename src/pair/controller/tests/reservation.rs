@@ -86,9 +86,7 @@ impl Pair {
 
 #[test]
 fn a_reservation_holds_at_both_nodes_through_takeover_and_giveback() {
-    let mut pair = Pair::started(51);
-    pair.create(0, "vol-a");
-    pair.until("the volume is listed", |pair| pair.node(1).pools.volume("vol-a").is_some());
+    let mut pair = Pair::with_volume(51);
     assert_eq!(pair.reserve(0, 1, register(1)), None);
     assert_eq!(pair.reserve(1, 2, register(2)), None, "through the node that does not serve");
     assert_eq!(pair.reserve(1, 2, ReservationCommand::Acquire { key: 2, kind: WriteExclusive }), None);
@@ -120,9 +118,7 @@ fn a_reservation_holds_at_both_nodes_through_takeover_and_giveback() {
 #[test]
 fn a_command_that_outlives_the_owner_is_performed_once() {
     for turns in (0..40).step_by(3) {
-        let mut pair = Pair::started(100 + turns);
-        pair.create(0, "vol-a");
-        pair.until("the volume is listed", |pair| pair.node(1).pools.volume("vol-a").is_some());
+        let mut pair = Pair::with_volume(100 + turns);
         let pass = pair.pass_for(1, 3);
         let request = pair.begin_as(1, 3, Some(pass), VolumeOperation::Reserve(register(5)));
         pair.turns(turns);
@@ -139,9 +135,7 @@ fn a_command_that_outlives_the_owner_is_performed_once() {
 /// A change is asked for twice, as after a lost path, is refused, and its client is told. Then the volume is free, and what was asked the second time arrives.
 #[test]
 fn what_was_refused_is_not_performed_when_it_arrives_again() {
-    let mut pair = Pair::started(52);
-    pair.create(0, "vol-a");
-    pair.until("the volume is listed", |pair| pair.node(1).pools.volume("vol-a").is_some());
+    let mut pair = Pair::with_volume(52);
     assert_eq!(pair.reserve(0, 1, register(1)), None);
     assert_eq!(pair.reserve(0, 1, ReservationCommand::Acquire { key: 1, kind: WriteExclusive }), None);
     pair.wire.borrow_mut().is_late = Some(|message| matches!(message, Message::Request { .. }));
