@@ -200,6 +200,8 @@ fn a_host_is_told_of_what_others_do_with_its_registration() {
     hosts.listen(2);
     assert_eq!(hosts.reserve(1, op::RELEASE, 1, &[5]), 0, "clear");
     assert_eq!(hosts.told(2), None);
+    let too_long = [LOG, 4];
+    assert_eq!(hosts.bench.ask(&mut hosts.admin[1], op::LOG, &too_long, 0, 64).status, 2);
     assert_eq!(hosts.page(2), [1, 2, 1, 1]);
     assert_eq!(hosts.told(2), Some(EVENT));
     assert_eq!((hosts.page(2), hosts.page(2), hosts.page(1)), ([2, 3, 0, 1], [0; 4], [0; 4]));

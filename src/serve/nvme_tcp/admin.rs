@@ -618,6 +618,11 @@ impl Admin {
         let keeps_event = word & 1 << 15 != 0;
         let count = u64::from(command.word(11) & 0xffff) << 16 | u64::from(word >> 16);
         let offset = u64::from(command.word(13)) << 32 | u64::from(command.word(12));
+        // A read that fails takes nothing off a page.
+        let wanted = usize::try_from((count + 1) * log::DWORD_BYTES).map_err(|_| Status::INVALID_FIELD)?;
+        if wanted > usize::try_from(io::TRANSFER_BYTES_MAX).expect("a megabyte") {
+            return Err(Status::INVALID_FIELD);
+        }
         let content = match page {
             log::id::SUPPORTED => log::supported(LOGS[usize::from(self.is_discovery)]),
             log::id::ERRORS => {
@@ -651,10 +656,6 @@ impl Admin {
             self.notices[RESERVATION_CHANGED].is_pending = !self.reservations.is_empty();
         }
         // A page is as long as it is: what was asked for beyond its end is zero.
-        let wanted = usize::try_from((count + 1) * log::DWORD_BYTES).map_err(|_| Status::INVALID_FIELD)?;
-        if wanted > usize::try_from(io::TRANSFER_BYTES_MAX).expect("a megabyte") {
-            return Err(Status::INVALID_FIELD);
-        }
         let mut data = content.to_vec();
         data.resize(wanted, 0);
         Ok(Answer::Data(data))
@@ -773,9 +774,7 @@ impl Admin {
         }
         Ok(Answer::result(0))
     }
-}
 
-impl Admin {
     /// The host does not want to hear of some things, in one namespace or in all that there are.
     fn mask(&mut self, namespaces: &[Namespace], command: &Command) -> Result<(), Status> {
         let there: Vec<u32> = namespaces.iter().map(|namespace| namespace.id).collect();
