@@ -143,6 +143,31 @@ mount -t ext4 "$device" /mnt
 (cd /mnt && find . -type f | sort | xargs sha256sum) | cmp - /tmp/sums || fail "files have changed"
 umount /mnt
 e2fsck -fn "$device" >/tmp/check 2>&1 || fail "the file system is damaged: $(cat /tmp/check)"
+
+step "a new volume in blocks of 512 bytes"
+event fine
+fine=${device%1}2
+for try in $(seq 100); do
+    [ -b "$fine" ] && break
+    sleep 0.1
+done
+same "its blocks" "$(cat /sys/block/"${fine##*/}"/queue/logical_block_size /sys/block/"${fine##*/}"/queue/physical_block_size | tr '\n' ' ')" "512 4096 "
+dd if=/tmp/pattern of="$fine" bs=512 seek=3 count=1 oflag=direct 2>/dev/null
+dd if="$fine" bs=512 skip=3 count=1 iflag=direct 2>/dev/null | cmp -n 512 - /tmp/pattern || fail "one block of it"
+mkfs.ext4 -q -b 1024 "$fine"
+mount -t ext4 "$fine" /mnt
+cp -a /bin /etc /lab /mnt/
+umount /mnt
+mount -t ext4 "$fine" /mnt
+diff -r /lab /mnt/lab || fail "files have changed"
+umount /mnt
+e2fsck -fn "$fine" >/tmp/check 2>&1 || fail "the file system is damaged: $(cat /tmp/check)"
+event deleted
+for try in $(seq 100); do
+    [ -b "$fine" ] || break
+    sleep 0.1
+done
+[ ! -b "$fine" ] || fail "the volume is still there"
 disconnect
 
 dmesg | grep -i nvme

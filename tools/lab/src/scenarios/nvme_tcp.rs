@@ -56,6 +56,10 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     })?;
     guest.event("resize", PATIENCE)?;
     node.run(&["volume", "resize", "vol-a", "512MiB"])?;
+    guest.event("fine", PATIENCE)?;
+    node.run(&["volume", "create", "fine", "64MiB", "--block-size", "512"])?;
+    guest.event("deleted", PATIENCE)?;
+    node.run(&["volume", "delete", "fine", "--yes"])?;
     guest.event("reserved", PATIENCE)?;
     node.kill()?;
     guest.tell("back")?;
