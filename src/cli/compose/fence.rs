@@ -3,14 +3,13 @@
 //! | kind | confirms when |
 //! |---|---|
 //! | `lock` | the partner's process has ended: its lock in the mailbox is free |
-//! | `process` | the process of this machine that holds that lock was killed and has ended: [`super::process`] |
+//! | `process` | the process of this machine that holds that lock was killed and has ended: [`twinlog_fence::Holder`] |
 //! | `lease` | the partner has given no sign of life at the arbiter for as long as a lease lasts: [`super::partner_beats`] |
 //! | `reservation` | its lease has ended, as above, and it has lost the reservation of the pool's namespaces: [`super::reservation`] |
-//! | `command` | the program of `fence_command` has ended with 0 in time: [`super::command`] |
+//! | `command` | the program of `fence_command` has ended with 0 in time: [`twinlog_fence::Agent`] |
 
 use super::{
     Shared,
-    command::{self, Outcome},
     registers::{ArbiterFence, ArbiterFences},
     reservation,
 };
@@ -20,6 +19,7 @@ use std::{
     io,
     sync::{Arc, atomic::Ordering},
     thread::Builder,
+    time::Duration,
 };
 use twinlog::{
     base::{Epoch, PoolId},
@@ -31,6 +31,22 @@ use twinlog::{
     },
     reactor::Waker,
 };
+use twinlog_fence::{Agent, Outcome};
+
+/// Asks whether the command of a configuration could do its work; the partner is left alone.
+pub(crate) fn try_fence(config: &PairConfig) -> io::Result<Outcome> {
+    agent(config).start("monitor").map(|mut running| running.wait())
+}
+
+/// The command of a configuration.
+fn agent(config: &PairConfig) -> Agent<'_> {
+    Agent {
+        command: &config.fence_command,
+        options: &config.fence_options,
+        partner: &config.partner,
+        limit: Duration::from_secs(config.fence_limit_s),
+    }
+}
 
 /// A fence that is being tried.
 struct Trial {
@@ -117,7 +133,7 @@ impl Fences {
 
     fn start_command(&self) -> io::Result<()> {
         tracing::warn!(partner = self.config.partner, command = ?self.config.fence_command, "fencing the partner");
-        let mut running = command::start(&self.config, "off")?;
+        let mut running = agent(&self.config).start("off")?;
         self.spawn(move || running.wait())
     }
 

@@ -13,7 +13,6 @@
 //! 5. Nothing counts that is found in a file which its path does not lead to any more: the other node may have opened another one there. Registers, beats and
 //!    locks of a file that was removed or replaced fail with that reason, a change that was being made at that moment is not known to be made.
 
-use super::process::Holder;
 use crate::cli::pause;
 use nix::{
     errno::Errno,
@@ -39,6 +38,7 @@ use twinlog::{
     pair::arbiter::SwapOutcome,
 };
 use twinlog_device::{BlockBuf, BlockBytes, BlockPool};
+use twinlog_fence::Holder;
 
 /// How often a block that is not whole is read again before it counts as damaged: a write of a sector takes far less.
 const READS_MAX: u32 = 20;

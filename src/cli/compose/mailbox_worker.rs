@@ -15,7 +15,6 @@
 use super::{
     mailbox_file::MailboxFile,
     partner_beats::{self, Beats},
-    process::Holder,
     registers::{ArbiterFence, Call, Reply, Worker, fenced, now},
 };
 use std::{
@@ -33,6 +32,7 @@ use twinlog::{
         witness::{BeatRequest, PartnerBeat},
     },
 };
+use twinlog_fence::Holder;
 
 /// How long a change of a register is tried while another process has its lock. That holds it for two flushes of a disk.
 const SWAP_WAIT_MAX: Duration = Duration::from_secs(1);

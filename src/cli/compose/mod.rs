@@ -29,7 +29,6 @@
     reason = "taken only when a device joins the pool, never while requests are served"
 )]
 
-mod command;
 mod devices;
 mod fence;
 mod interconnect;
@@ -42,15 +41,14 @@ mod pair;
 mod partner_beats;
 mod platform;
 mod powers;
-mod process;
 mod registers;
 mod reservation;
 mod storage;
 mod witness_client;
 mod witness_server;
 
-pub(crate) use command::try_fence;
 pub(crate) use devices::Devices;
+pub(crate) use fence::try_fence;
 pub(crate) use interconnect::{has_thread as has_interconnect_thread, words as interconnect_words};
 pub(crate) use offline::{
     DaxNode, NewPool, check, create_log_file, create_pool, create_portion, persistence_domain, random_id, try_direct,

@@ -7,19 +7,19 @@
 //! 2. What it prints, to standard output or error, is kept up to [`OUTPUT_BYTES_MAX`], the end of it. A process that it leaves behind with these open holds
 //!    nobody up.
 
-use crate::cli::pause;
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
 use std::{
+    collections::BTreeMap,
     io::{self, PipeReader, Read, Write, pipe},
     os::unix::process::CommandExt,
     process::{Child, Command, ExitStatus, Stdio},
+    thread,
     time::Duration,
 };
-use twinlog::control::config::PairConfig;
 
 /// Bytes of output that are kept: a screen of text.
 const OUTPUT_BYTES_MAX: usize = 2048;
@@ -30,51 +30,64 @@ const KILL_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// How a command has ended.
 #[derive(Debug)]
-pub(crate) struct Outcome {
+pub struct Outcome {
     /// With 0, in time.
-    pub(crate) confirmed: bool,
+    pub confirmed: bool,
     /// How, and what it printed.
-    pub(crate) said: String,
+    pub said: String,
+}
+
+/// A command as it is configured.
+#[derive(Clone, Copy, Debug)]
+pub struct Agent<'a> {
+    /// The program, and its arguments; at least the program.
+    pub command: &'a [String],
+    /// What it is told besides what is said of the machine that is meant.
+    pub options: &'a BTreeMap<String, String>,
+    /// The machine that is meant.
+    pub partner: &'a str,
+    /// How long it may take.
+    pub limit: Duration,
 }
 
 /// A command that runs.
-pub(super) struct Running {
+#[derive(Debug)]
+pub struct Running {
     child: Child,
     input: String,
     output: PipeReader,
     limit: Duration,
 }
 
-/// Asks whether the command of a configuration could do its work; the partner is left alone.
-pub(crate) fn try_fence(config: &PairConfig) -> io::Result<Outcome> {
-    start(config, "monitor").map(|mut running| running.wait())
-}
+impl Agent<'_> {
+    /// Starts the command, to do `action`: `off`, or `monitor`, which leaves the machine alone.
+    ///
+    /// # Errors
+    ///
+    /// No program is named, or it cannot be started.
+    pub fn start(&self, action: &str) -> io::Result<Running> {
+        let (program, arguments) = self.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+        let (output, writer) = pipe()?;
+        fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let mut command = Command::new(program);
+        // A group of its own, which can be killed as one.
+        command.args(arguments).process_group(0).stdin(Stdio::piped()).stdout(writer.try_clone()?).stderr(writer);
+        let child = command.spawn()?;
+        Ok(Running { child, input: self.input(action), output, limit: self.limit })
+    }
 
-/// Starts the command of a configuration.
-pub(super) fn start(config: &PairConfig, action: &str) -> io::Result<Running> {
-    let (program, arguments) = config.fence_command.split_first().expect("the configuration was checked");
-    let (output, writer) = pipe()?;
-    fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    let mut command = Command::new(program);
-    // A group of its own, which can be killed as one.
-    command.args(arguments).process_group(0).stdin(Stdio::piped()).stdout(writer.try_clone()?).stderr(writer);
-    let child = command.spawn()?;
-    Ok(Running { child, input: input(config, action), output, limit: Duration::from_secs(config.fence_limit_s) })
-}
-
-/// What it reads. Agents name the machine that is meant by `plug`, older ones by `port`; a cluster manager adds `nodename`.
-fn input(config: &PairConfig, action: &str) -> String {
-    let given = &config.fence_options;
-    let partner = config.partner.as_str();
-    let own = [("action", action), ("nodename", partner), ("plug", partner), ("port", partner)];
-    let own = own.into_iter().filter(|(key, _)| !given.contains_key(*key));
-    let given = given.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-    own.chain(given).map(|(key, value)| format!("{key}={value}\n")).collect()
+    /// What it reads. Agents name the machine that is meant by `plug`, older ones by `port`; a cluster manager adds `nodename`.
+    fn input(&self, action: &str) -> String {
+        let own = [("action", action), ("nodename", self.partner), ("plug", self.partner), ("port", self.partner)];
+        let own = own.into_iter().filter(|(key, _)| !self.options.contains_key(*key));
+        let given = self.options.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        own.chain(given).map(|(key, value)| format!("{key}={value}\n")).collect()
+    }
 }
 
 impl Running {
     /// Waits until it has ended, or its time is over.
-    pub(super) fn wait(&mut self) -> Outcome {
+    pub fn wait(&mut self) -> Outcome {
         if let Some(mut input) = self.child.stdin.take() {
             // A program that does not read its input needs none of it.
             let _unread = input.write_all(self.input.as_bytes());
@@ -92,6 +105,7 @@ impl Running {
     }
 
     /// Follows it for some time; its status, if it has ended.
+    #[expect(clippy::disallowed_methods, reason = "on a thread that has nothing else to do")]
     fn ended(&mut self, limit: Duration, printed: &mut Vec<u8>) -> io::Result<Option<ExitStatus>> {
         let mut waited = Duration::ZERO;
         loop {
@@ -100,7 +114,7 @@ impl Running {
             if status.is_some() || waited >= limit {
                 return Ok(status);
             }
-            pause(POLL);
+            thread::sleep(POLL);
             waited += POLL;
         }
     }
@@ -137,11 +151,11 @@ mod tests {
     use std::{fs, path::Path};
 
     fn outcome(script: &str, limit_s: u64, options: &[(&str, &str)]) -> Outcome {
-        let mut config = PairConfig::on_one_machine("b");
-        config.fence_command = ["sh", "-c", script].map(str::to_owned).into();
-        config.fence_limit_s = limit_s;
-        config.fence_options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        start(&config, "off").expect("sh starts").wait()
+        let command = ["sh", "-c", script].map(str::to_owned);
+        let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let limit = Duration::from_secs(limit_s);
+        let agent = Agent { command: &command, options: &options, partner: "b", limit };
+        agent.start("off").expect("sh starts").wait()
     }
 
     #[test]
@@ -152,6 +166,12 @@ mod tests {
             assert!(outcome.said.lines().any(|said| said.ends_with(line)), "{line} in {}", outcome.said);
         }
         assert!(!outcome.said.contains("port=b"));
+    }
+
+    #[test]
+    fn no_command_is_none() {
+        let agent = Agent { command: &[], options: &BTreeMap::new(), partner: "b", limit: Duration::from_secs(1) };
+        assert_eq!(agent.start("off").expect_err("nothing to start").kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]
@@ -173,7 +193,7 @@ mod tests {
         // It may not have been waited for yet.
         let is_gone = || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z ")) || !stat.exists();
         while !is_gone() {
-            std::thread::yield_now();
+            thread::yield_now();
         }
     }
 

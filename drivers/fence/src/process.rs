@@ -18,7 +18,8 @@ use std::{
 };
 
 /// A process that holds a lock.
-pub(super) struct Holder {
+#[derive(Debug)]
+pub struct Holder {
     handle: OwnedFd,
     /// Number and name, for people.
     name: String,
@@ -27,7 +28,11 @@ pub(super) struct Holder {
 impl Holder {
     /// Every other process of this machine that has locked exactly these bytes of `file` for itself. This process must have a lock of its own on the file: the
     /// kernel's words for it say how the file is called in such lists.
-    pub(super) fn find(file: &File, bytes: &Range<u64>) -> io::Result<Vec<Self>> {
+    ///
+    /// # Errors
+    ///
+    /// This process has no lock on the file, or the kernel shows no processes.
+    pub fn find(file: &File, bytes: &Range<u64>) -> io::Result<Vec<Self>> {
         let own = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
         let place = own.lines().find_map(Lock::parse).map(|lock| lock.file.to_owned());
         let place = place.ok_or_else(|| io::Error::other("this process has no lock on the file"))?;
@@ -50,12 +55,17 @@ impl Holder {
         holds(process, place, bytes).then_some(Self { handle, name })
     }
 
-    pub(super) fn name(&self) -> &str {
+    /// Its number and its program's name, for people.
+    pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Ends it by SIGKILL, which a stopped process does not survive either.
-    pub(super) fn kill(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// It is another user's.
+    pub fn kill(&self) -> io::Result<()> {
         match pidfd_send_signal(&self.handle, Signal::KILL) {
             // It has ended already.
             Err(rustix::io::Errno::SRCH) => Ok(()),
@@ -64,7 +74,7 @@ impl Holder {
     }
 
     /// Whether it has ended, with all its threads.
-    pub(super) fn has_ended(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         let mut handles = [PollFd::new(self.handle.as_fd(), PollFlags::POLLIN)];
         poll(&mut handles, PollTimeout::ZERO).is_ok_and(|ready| ready == 1)
     }
@@ -109,11 +119,6 @@ impl<'a> Lock<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::{
-        fcntl::{FcntlArg, fcntl},
-        libc,
-    };
-    use std::process::Command;
 
     #[test]
     fn locks_are_read_as_the_kernel_writes_them() {
@@ -125,45 +130,5 @@ mod tests {
         {
             assert!(Lock::parse(other).is_none(), "{other}");
         }
-    }
-
-    fn lock(file: &File, bytes: &Range<u64>) {
-        let narrow = |value: i32| i16::try_from(value).expect("lock constants are small");
-        let place = |value: u64| i64::try_from(value).expect("small");
-        let lock = libc::flock {
-            l_type: narrow(libc::F_WRLCK),
-            l_whence: narrow(libc::SEEK_SET),
-            l_start: place(bytes.start),
-            l_len: place(bytes.end - bytes.start),
-            l_pid: 0,
-        };
-        fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).expect("nobody has it");
-    }
-
-    #[test]
-    fn only_the_holder_of_that_very_lock_is_found_and_killed() {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join("file");
-        let (mine, theirs, nobodys) = (0..10, 10..20, 20..30);
-        let file = File::create(&path).expect("made");
-        Holder::find(&file, &theirs).err().expect("what is not locked here cannot be recognised");
-        lock(&file, &mine);
-        // A process that inherits an open file has its locks too.
-        let other = File::options().write(true).open(&path).expect("there");
-        lock(&other, &theirs);
-        let mut child = Command::new("sleep").arg("60").stdin(other).spawn().expect("coreutils' sleep starts");
-        assert!(Holder::find(&file, &nobodys).expect("looked").is_empty());
-        assert!(Holder::find(&file, &mine).expect("looked").is_empty(), "not itself");
-        let found = Holder::find(&file, &theirs).expect("looked");
-        let [holder] = &found[..] else { panic!("one process holds it, not {}", found.len()) };
-        assert!(holder.name().contains(&child.id().to_string()), "{}", holder.name());
-        assert!(!holder.has_ended());
-        holder.kill().expect("a child of ours");
-        while !holder.has_ended() {
-            std::thread::yield_now();
-        }
-        assert!(!child.wait().expect("a child of ours").success());
-        holder.kill().expect("it has ended, and nobody else is meant");
-        assert!(Holder::find(&file, &theirs).expect("looked").is_empty());
     }
 }
