@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -69,6 +70,36 @@ def first_read(path, export):
             return len(answers.read(16 + 4096)) == 16 + 4096
         except OSError:
             return False
+
+
+def silent_host(port, subsystem):
+    """The sockets of a host of NVMe/TCP that has connected, with an admin queue and one for I/O, and has nothing to ask."""
+    host = b"nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000001"
+
+    def capsule(entry, data=b""):
+        return struct.pack("<BBBBI", 4, 0, 72, 72 if data else 0, 72 + len(data)) + entry + data
+
+    def ask(stream, what, bytes_before):
+        stream.sendall(what)
+        answer = stream.makefile("rb").read(bytes_before + 24)
+        if len(answer) < bytes_before + 24:
+            raise RuntimeError("the target hung up on a host")
+        result, status = struct.unpack_from("<I10xH", answer, bytes_before + 8)
+        if status >> 1:
+            raise RuntimeError(f"the target refuses a host with status {status >> 1:#x}")
+        return result
+
+    def connect(queue, controller):
+        stream = socket.create_connection(("127.0.0.1", port), 60)
+        initialize = struct.pack("<BBBBI120x", 0, 0, 128, 0, 128)
+        entry = struct.pack("<BB2xB27xI3xBHHHB17x", 0x7F, 0x40, 1, 1024, 1, 0, queue, 31, 0)
+        data = struct.pack("<16sH238x256s256s256x", bytes(15) + b"\1", controller, subsystem.encode(), host)
+        return stream, ask(stream, initialize + capsule(entry, data), 128) & 0xFFFF
+
+    admin, controller = connect(0, 0xFFFF)
+    # CC: 64-byte entries, 16-byte completions, enabled.
+    ask(admin, capsule(struct.pack("<BB42xIQ8x", 0x7F, 0x40, 0x14, 0x460001)), 0)
+    return [admin, connect(1, controller)[0]]
 
 
 def wait_for(path, export, process, limit_s=120):
@@ -183,6 +214,10 @@ class TwinlogTcp(Twinlog):
     def uri(self):
         return f"{self.scheme}://127.0.0.1:{self.port}/" + ("vol-a" if self.scheme == "nbd" else "")
 
+    @property
+    def subsystem(self):
+        return re.findall(r'subsystem="([^"]*)"', (self.folder / "log").read_text())[-1]
+
 
 def huge_pages():
     """Options of SPDK's programs: huge pages if the machine has set some aside."""
@@ -194,7 +229,7 @@ def huge_pages():
 class SpdkTarget(Server):
     """SPDK's NVMe/TCP target with a block device in memory."""
 
-    NQN = "nqn.2016-06.io.spdk:peer"
+    NQN = subsystem = "nqn.2016-06.io.spdk:peer"
 
     def __init__(self):
         super().__init__("SPDK, memory bdev", "nvmf_tgt", None)
@@ -543,9 +578,20 @@ def figure_idle(bench):
                 client.close()
             bench.load(server, "--rw", "randrw", "--bs", "4k-256k", "--qd", 64)
             rows["loaded"].append(memory_bytes(server.node()) / MIB)
+    hosts = {}
+    for server in [TwinlogTcp("Twinlog", "nvme-tcp"), SpdkTarget()]:
+        for _ in range(bench.rounds if server.available() else 0):
+            with bench.serving(server, 128 * MIB):
+                streams = silent_host(server.port, server.subsystem)
+                time.sleep(2)
+                hosts.setdefault(server.name, []).append(share_of_core(server.node(), bench.seconds))
+                for stream in streams:
+                    stream.close()
     print("\n### Idle\n\n| what | median (min–max) |\n|---|---|")
     print(f"| processor, no client | {cell(rows['alone'], ' % of a core', 100, 2)} |")
     print(f"| processor, four silent connections | {cell(rows['connected'], ' % of a core', 100, 2)} |")
+    for name, row in hosts.items():
+        print(f"| processor, one NVMe/TCP host, silent: {name} | {cell(row, ' % of a core', 100, 2)} |")
     print(f"| largest resident memory, before any request | {cell(rows['start'], ' MiB', 1, 0)} |")
     print(f"| largest resident memory, after mixed load at depth 64 | {cell(rows['loaded'], ' MiB', 1, 0)} |")
 
