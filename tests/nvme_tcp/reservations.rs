@@ -244,6 +244,30 @@ fn what_a_host_masks_it_is_not_told_and_a_reset_forgets_all() {
     assert_eq!(hosts.bench.ask(&mut hosts.admin[1], op::GET, &[0x82], 1, 0).result, 0);
 }
 
+/// What is refused because of where its data should go has told nothing.
+#[test]
+fn a_page_that_has_no_place_to_go_keeps_what_it_has_to_tell() {
+    let mut hosts = hosts(false);
+    assert_eq!((hosts.register(1, 5), hosts.register(2, 6)), (0, 0));
+    hosts.listen(2);
+    assert_eq!(hosts.reserve(1, op::RELEASE, 1, &[5]), 0, "clear");
+    assert_eq!(hosts.told(2), Some(EVENT));
+    hosts.listen(2);
+    // Bytes, kind: of no data, too short, in the capsule, another controller's, none known.
+    for (bytes, kind, status) in
+        [(0_u32, 0x5a, 0x0f), (60, 0x5a, 0x0f), (64, 0x01, 0x11), (64, 0x40, 0x11), (64, 0, 0x11)]
+    {
+        let admin = &mut hosts.admin[1];
+        let mut entry = admin.entry(op::LOG);
+        entry[32..36].copy_from_slice(&bytes.to_le_bytes());
+        entry[39] = kind;
+        entry[40..44].copy_from_slice(&LOG.to_le_bytes());
+        assert_eq!(hosts.bench.run(admin, entry, None, false).status, status, "{bytes} bytes, kind {kind:#x}");
+    }
+    assert_eq!(hosts.told(2), None, "it has not read the page yet");
+    assert_eq!(hosts.page(2), [1, 3, 0, 1]);
+}
+
 /// A volume's blocks are nothing that a reservation command touches.
 #[test]
 fn what_a_registrant_writes_stays_through_reservations() {

@@ -17,7 +17,7 @@ use super::{
     notices::Notices,
     target::{GROUPS, NAMESPACE_MAX, NAMESPACES_MAX, Namespace, Target},
     wire::{
-        command::{Command, Connect, Status, fabrics, feature, opcode},
+        command::{Command, Connect, IN_TRANSPORT, Status, fabrics, feature, opcode},
         identify::{self, cns},
         log::{self, AccessGroup, ErrorEntry, Health},
         reservation,
@@ -623,6 +623,7 @@ impl Admin {
         if wanted > usize::try_from(io::TRANSFER_BYTES_MAX).expect("a megabyte") {
             return Err(Status::INVALID_FIELD);
         }
+        check_room(command, wanted)?;
         let content = match page {
             log::id::SUPPORTED => log::supported(LOGS[usize::from(self.is_discovery)]),
             log::id::ERRORS => {
@@ -785,6 +786,15 @@ impl Admin {
         }
         self.reservations.set_masks(&there, &set, command.word(11));
         Ok(())
+    }
+}
+
+/// Whether a log page of `wanted` bytes has where to go (TCP transport 1.0, section 3.5).
+fn check_room(command: &Command, wanted: usize) -> Result<(), Status> {
+    match command.data.kind {
+        IN_TRANSPORT if command.data.length.get() as usize >= wanted => Ok(()),
+        IN_TRANSPORT => Err(Status::DATA_LENGTH_INVALID),
+        _ => Err(Status::DESCRIPTOR_INVALID),
     }
 }
 
