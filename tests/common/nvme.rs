@@ -1,5 +1,5 @@
 //! A host of NVMe/TCP on two sockets, an admin queue and an I/O queue, that waits for each answer. Written from the specifications, for what other hosts do
-//! not send: commands that are fused.
+//! not send: commands that are fused, and reservations of which it is told what others do with them.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -16,14 +16,37 @@ const WRITE: u8 = 1;
 const READ: u8 = 2;
 const COMPARE: u8 = 5;
 const FABRICS: u8 = 0x7f;
+const LOG_PAGE: u8 = 2;
+const EVENT_REQUEST: u8 = 0x0c;
+
+/// Reservation commands.
+pub(crate) const REGISTER: u8 = 0x0d;
+pub(crate) const ACQUIRE: u8 = 0x11;
+pub(crate) const RELEASE: u8 = 0x15;
+
+/// The result of an event request: the page of reservation notifications has something.
+pub(crate) const RESERVATION_EVENT: u32 = 0x0080_0006;
+
+/// The page of reservation notifications: which it is, and how long.
+const NOTIFICATION_PAGE: u8 = 0x80;
+const NOTIFICATION_BYTES: usize = 64;
+
+/// What a host was told of a reservation.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Notification {
+    pub(crate) count: u64,
+    pub(crate) kind: u8,
+    /// How many more wait.
+    pub(crate) behind: u8,
+    pub(crate) namespace: u32,
+}
 
 /// A connection to one node.
 pub(crate) struct Host {
-    /// Keeps the controller.
-    _admin: TcpStream,
+    admin: TcpStream,
     io: TcpStream,
     next_command: u16,
-    namespace: u32,
+    pub(crate) namespace: u32,
 }
 
 /// A unit: its kind, its header and its data.
@@ -103,7 +126,7 @@ impl Host {
         assert_eq!(status_of(&receive(&mut admin)?), 0, "the controller is enabled");
         let mut io = socket(address)?;
         connect(&mut io, 1, controller, (subsystem, host))?;
-        Ok(Self { _admin: admin, io, next_command: 1, namespace })
+        Ok(Self { admin, io, next_command: 1, namespace })
     }
 
     /// The entry of a command for one block; `fuse` is its part in a fused operation.
@@ -132,5 +155,39 @@ impl Host {
         self.io.write_all(&[first, second].concat())?;
         let answers = [receive(&mut self.io)?, receive(&mut self.io)?];
         Ok(answers.map(|answer| status_of(&answer)))
+    }
+
+    /// A reservation command with its dword 10 and its keys. Returns the status.
+    pub(crate) fn reserve(&mut self, opcode: u8, options: u32, keys: &[u64]) -> io::Result<u16> {
+        let mut entry = self.entry(opcode, 0, 0);
+        entry[40..44].copy_from_slice(&options.to_le_bytes());
+        let data: Vec<u8> = keys.iter().flat_map(|key| key.to_le_bytes()).collect();
+        self.io.write_all(&capsule(entry, &data, 0))?;
+        Ok(status_of(&receive(&mut self.io)?))
+    }
+
+    /// Asks to be told of the next event.
+    pub(crate) fn listen(&mut self) -> io::Result<()> {
+        let entry = self.entry(EVENT_REQUEST, 0, 0);
+        self.admin.write_all(&capsule(entry, &[], 0))
+    }
+
+    /// Waits for the event that it has asked for, with nothing else under way; its result.
+    pub(crate) fn told(&mut self) -> io::Result<u32> {
+        let unit = receive(&mut self.admin)?;
+        assert_eq!(status_of(&unit), 0, "an event");
+        Ok(u32::from_le_bytes(*unit.header.first_chunk().expect("a result")))
+    }
+
+    /// Takes the oldest notification off the log page; `None`: there is none. No event is asked for then.
+    pub(crate) fn notification(&mut self) -> io::Result<Option<Notification>> {
+        let mut entry = self.entry(LOG_PAGE, 0, NOTIFICATION_PAGE);
+        entry[42] = u8::try_from(NOTIFICATION_BYTES / 4 - 1).expect("short");
+        self.admin.write_all(&capsule(entry, &[], NOTIFICATION_BYTES))?;
+        let page = receive(&mut self.admin)?.data;
+        assert_eq!(page.len(), NOTIFICATION_BYTES, "a page");
+        let count = u64::from_le_bytes(*page.first_chunk().expect("eight bytes"));
+        let namespace = u32::from_le_bytes(*page[12..].first_chunk().expect("four bytes"));
+        Ok((count > 0).then_some(Notification { count, kind: page[8], behind: page[9], namespace }))
     }
 }

@@ -18,6 +18,7 @@ mod kill;
 mod netns;
 mod nvme;
 mod pair;
+mod reservations;
 mod trouble;
 mod up;
 mod witness;

@@ -193,7 +193,7 @@ fn a_host_follows_a_pool_that_is_moved() {
 }
 
 /// A host at each node, numbered from 1, for a volume.
-fn hosts_of(pair: &Pair, volume: &str) -> [Host; 2] {
+pub(crate) fn hosts_of(pair: &Pair, volume: &str) -> [Host; 2] {
     let uri = uri(pair, volume, "");
     let (_, options) = uri.split_once('?').expect("a URI with options");
     let subsystem = pair.until("the node has a subsystem", || {
@@ -214,7 +214,7 @@ fn block_of(count: u64) -> Vec<u8> {
 }
 
 /// Whether a status says that the path is to blame: the command was not performed, and is to be sent again.
-fn is_of_path(status: u16) -> bool {
+pub(crate) fn is_of_path(status: u16) -> bool {
     (0x300..0x400).contains(&status)
 }
 
