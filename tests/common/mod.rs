@@ -30,7 +30,7 @@ pub(crate) mod pair;
 pub(crate) mod witness;
 
 /// How long a target may take to answer, or to die. Only a limit: a good one needs a fraction of a second.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Seconds that one foreign program may run.
 const PROGRAM_SECONDS_MAX: &str = "240";

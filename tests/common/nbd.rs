@@ -27,7 +27,7 @@ pub(crate) const HOLE: u32 = 1;
 pub(crate) const ZERO: u32 = 2;
 
 /// A server that neither takes nor gives anything for so long has hung.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
 const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;

@@ -19,6 +19,7 @@ finish() {
 }
 
 for module in /lab/modules/*.ko; do
+    [ -e "$module" ] || continue # everything is built in
     options=
     case $module in *-nbd.ko) options="nbds_max=2" ;; esac
     insmod "$module" $options || finish 120
@@ -34,8 +35,16 @@ port() {
     done
     finish 121
 }
-log=$(port lab.log)
-control=$(port lab.control)
+# A kernel in user mode has serial lines, and networks of another name; it is told so by this variable.
+if [ -n "${user_mode:-}" ]; then
+    control=/dev/ttyS0
+    log=/dev/ttyS1
+    for line in $control $log; do stty -F $line raw -echo; done
+    for device in /sys/class/net/vec*; do ip link set "${device##*/}" name "eth${device##*vec}"; done
+else
+    log=$(port lab.log)
+    control=$(port lab.control)
+fi
 
 ip link set lo up
 if [ -e /sys/class/net/eth0 ]; then

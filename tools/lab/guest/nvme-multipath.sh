@@ -73,7 +73,10 @@ nvme connect-all -t tcp -a "$second" -s "$port" -i 2 --hdr-digest --data-digest 
 # Each node serves the volume of its own pool and forwards to the other's.
 await_states " 2 non-optimized; 2 optimized;"
 nvme list-subsys
-for controller in /sys/class/nvme/nvme*; do same "queues" "$(cat "$controller/queue_count")" 3; done
+# An admin queue, and two for I/O, or one for each processor.
+queues=$(nproc)
+[ "$queues" -le 2 ] || queues=2
+for controller in /sys/class/nvme/nvme*; do same "queues" "$(cat "$controller/queue_count")" $((queues + 1)); done
 
 step "new volumes appear"
 raw=

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Programs by the Debian package that brings them, where the names differ.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 13] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -18,6 +18,7 @@ const PACKAGES: [(&str, &str); 12] = [
     ("mkfs.xfs", "xfsprogs"),
     ("xfs_repair", "xfsprogs"),
     ("xz", "xz-utils"),
+    ("ip", "iproute2"),
     ("ldd", "libc-bin"),
     ("setpriv", "util-linux"),
     ("strip", "binutils"),

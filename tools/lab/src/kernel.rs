@@ -26,10 +26,10 @@ const PAYLOAD_LENGTH: usize = 0x24c;
 pub struct Kernel {
     /// Such as `6.1.0-9-amd64`.
     pub version: String,
-    /// `vmlinuz`.
+    /// `vmlinuz`; of a kernel in user mode, its program.
     pub image: PathBuf,
-    /// The folder with `kernel/` and `modules.builtin`.
-    pub modules: PathBuf,
+    /// The folder with `kernel/` and `modules.builtin`; none of a kernel in user mode, which has everything built in.
+    pub modules: Option<PathBuf>,
 }
 
 /// The newest kernel in the first of `folders` that holds one.
@@ -57,7 +57,7 @@ fn newest(folder: &Path) -> Option<Kernel> {
             .find(|place| place.join("kernel").is_dir())?;
         // A kernel that only root may read (so on Ubuntu) is of no use to others.
         fs::File::open(entry.path()).ok()?;
-        Some(Kernel { version, image: entry.path(), modules })
+        Some(Kernel { version, image: entry.path(), modules: Some(modules) })
     });
     kernels.max_by_key(|kernel| order(&kernel.version))
 }
@@ -80,6 +80,14 @@ pub fn unpack(folder: &Path) -> Result<Kernel> {
     let text = host::output(Command::new("apt-cache").args(["depends", "--important", PACKAGE]))?;
     let package = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
     let package = package.with_context(|| format!("apt knows no {PACKAGE}: run apt-get update"))?;
+    let download = download(package, folder)?;
+    // Whole or not at all: renamed when complete.
+    fs::rename(download.path().join("tree"), folder).with_context(|| format!("making {}", folder.display()))?;
+    newest(folder).with_context(|| format!("{package} holds no kernel"))
+}
+
+/// Downloads a package and unpacks it into `tree` of a new folder beside `folder`, which goes with the value.
+pub(crate) fn download(package: &str, folder: &Path) -> Result<tempfile::TempDir> {
     let parent = folder.parent().context("a folder for the kernel has a parent")?;
     fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
     let download = tempfile::tempdir_in(parent)?;
@@ -88,21 +96,21 @@ pub fn unpack(folder: &Path) -> Result<Kernel> {
     host::output(Command::new("apt-get").args(plain).current_dir(download.path()))?;
     let file = fs::read_dir(download.path())?.flatten().map(|entry| entry.path()).next();
     let file = file.with_context(|| format!("apt-get downloaded nothing for {package}"))?;
-    // Whole or not at all: renamed when complete.
-    let tree = download.path().join("tree");
-    host::output(Command::new("dpkg-deb").arg("-x").args([&file, &tree]))?;
-    fs::rename(&tree, folder).with_context(|| format!("making {}", folder.display()))?;
-    newest(folder).with_context(|| format!("{package} holds no kernel"))
+    host::output(Command::new("dpkg-deb").arg("-x").args([&file, &download.path().join("tree")]))?;
+    Ok(download)
 }
 
 impl Kernel {
-    /// A file that QEMU boots: the ELF kernel inside the image, unpacked into `folder`, which saves the guest the unpacking under
+    /// A file that QEMU boots, or a program: the ELF kernel inside the image, unpacked into `folder`, which saves the guest the unpacking under
     /// emulation; or the image itself where its packing is unknown.
     ///
     /// # Errors
     ///
     /// The image cannot be read, or the result not written.
     pub fn bootable(&self, folder: &Path) -> Result<PathBuf> {
+        if self.modules.is_none() {
+            return Ok(self.image.clone());
+        }
         let unpacked = folder.join(format!("vmlinux-{}", self.version));
         if newer(&unpacked, &self.image) {
             return Ok(unpacked);
@@ -207,7 +215,7 @@ mod tests {
         };
         let path = folder.path().join("vmlinuz");
         fs::write(&path, image(&packed)).unwrap();
-        let kernel = Kernel { version: "1".into(), image: path.clone(), modules: "/".into() };
+        let kernel = Kernel { version: "1".into(), image: path.clone(), modules: Some("/".into()) };
         let unpacked = kernel.bootable(&folder.path().join("cache")).unwrap();
         assert_eq!(fs::read(&unpacked).unwrap(), elf);
         // Another packing, or none: the image is booted as it is.

@@ -11,6 +11,7 @@
 //! | [`machine`], [`console`] | QEMU from start to end; how a guest ended |
 //! | [`disk`] | a guest's disk that loses, when the power is cut, what was not flushed |
 //! | [`node`], [`pair`] | a Twinlog node beside the guests; two, of which each can be harmed apart |
+//! | [`user_mode`] | a kernel that is a process, in place of QEMU |
 //! | [`relay`] | a connection that can be cut |
 //! | [`scenarios`] | what is tested |
 //! | [`guest`] | tools that run inside a guest |
@@ -29,3 +30,4 @@ pub mod pair;
 pub mod random;
 pub mod relay;
 pub mod scenarios;
+pub mod user_mode;

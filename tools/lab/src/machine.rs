@@ -1,4 +1,4 @@
-//! One virtual machine: QEMU with software emulation, from start to end.
+//! One virtual machine: QEMU with software emulation, or a kernel in [user mode](user_mode), from start to end.
 //!
 //! Two virtual serial ports join it to the lab: `lab.log` takes what the payload prints, `lab.control` carries lines both ways (the guest's
 //! events, the lab's answers). The kernel's console goes to a file, and so does the result, see [`console`].
@@ -8,7 +8,7 @@
 
 use crate::{
     console::{self, Outcome},
-    host,
+    host, user_mode,
 };
 use anyhow::{Context as _, Result, bail};
 use nix::{
@@ -49,6 +49,8 @@ const NVDIMM_LABEL_BYTES: u64 = 2 << 20;
 pub struct Machine {
     /// The kernel: an ELF file or a compressed image.
     pub kernel: PathBuf,
+    /// Whether it is a program, which needs no QEMU: see [`user_mode`].
+    pub is_user_mode: bool,
     /// The archive made by [`crate::initramfs`].
     pub initramfs: PathBuf,
     /// QEMU's accelerator.
@@ -57,6 +59,8 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Processors.
     pub processors: u32,
+    /// Networks: this machine is 10.0.2.2 in the first, 10.0.3.2 in the second.
+    pub networks: usize,
     /// Ports of the host's loopback that lead to ports of the guest.
     pub forwarded: Vec<(u16, u16)>,
     /// Whether PCI devices are confined by an IOMMU.
@@ -98,6 +102,7 @@ impl Nvdimms {
 /// A running guest.
 #[derive(Debug)]
 pub struct Guest {
+    is_user_mode: bool,
     process: Arc<Mutex<Child>>,
     folder: PathBuf,
     lines: Receiver<String>,
@@ -126,10 +131,6 @@ impl Machine {
     fn command(&self) -> Result<Command> {
         let qemu = &host::programs(&["qemu-system-x86_64", "setpriv"])?[0];
         let folder = self.folder.display();
-        let mut forwarding = String::from("user,id=net");
-        for (host, guest) in &self.forwarded {
-            forwarding += &format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}");
-        }
         let mut command = host::mortal(qemu);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         // The IOMMU's interrupts are emulated with the rest, and it comes before what it confines.
@@ -156,7 +157,14 @@ impl Machine {
         command.args(["-device", "virtserialport,chardev=log,name=lab.log"]);
         command.args(["-chardev", &format!("socket,id=control,path={folder}/control")]);
         command.args(["-device", "virtserialport,chardev=control,name=lab.control"]);
-        command.args(["-netdev", &forwarding, "-device", "virtio-net-pci,netdev=net"]);
+        for number in 0..self.networks {
+            let mut network = format!("user,id=net{number},net=10.0.{}.0/24", 2 + number);
+            if number == 0 {
+                let forward = |(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}");
+                network.extend(self.forwarded.iter().copied().map(forward));
+            }
+            command.args(["-netdev", &network, "-device", &format!("virtio-net-pci,netdev=net{number}")]);
+        }
         command.args(&self.devices);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
         // On a loaded machine the timer that the kernel tries its interrupts with is late, and with an IOMMU it gives up.
@@ -172,6 +180,14 @@ impl Machine {
     /// QEMU is missing or refuses its arguments.
     pub fn boot(&self) -> Result<Guest> {
         fs::create_dir_all(&self.folder).with_context(|| format!("making {}", self.folder.display()))?;
+        let (process, control) = if self.is_user_mode { user_mode::start(self)? } else { self.start()? };
+        let (is_user_mode, folder) = (self.is_user_mode, self.folder.clone());
+        let lines = listen(control.try_clone()?);
+        Ok(Guest { is_user_mode, process: Arc::new(Mutex::new(process)), folder, lines, control })
+    }
+
+    /// Starts QEMU; the control line.
+    fn start(&self) -> Result<(Child, UnixStream)> {
         let path = self.folder.join("control");
         // The last guest's, if this one has been switched off and on.
         let _ = fs::remove_file(&path);
@@ -181,17 +197,15 @@ impl Machine {
         let mut command = self.command()?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let mut process = command.spawn().context("starting qemu")?;
-        let control = match accept(&listener, &mut process) {
-            Ok(control) => control,
+        match accept(&listener, &mut process) {
+            Ok(control) => Ok((process, control)),
             Err(error) => {
                 let _ = process.kill();
                 let _ = process.wait();
                 let said = fs::read_to_string(self.folder.join("qemu.log")).unwrap_or_default();
-                return Err(error.context(said.trim().to_owned()));
+                Err(error.context(said.trim().to_owned()))
             }
-        };
-        let lines = listen(control.try_clone()?);
-        Ok(Guest { process: Arc::new(Mutex::new(process)), folder: self.folder.clone(), lines, control })
+        }
     }
 }
 
@@ -276,6 +290,18 @@ impl Guest {
     /// QEMU does not do it.
     pub fn unplug(&self, device: &str) -> Result<()> {
         self.order("device_del", &json!({ "id": device }))
+    }
+
+    /// Cuts one of its networks, or mends it. Nobody is told.
+    ///
+    /// # Errors
+    ///
+    /// QEMU, or the system, does not do it.
+    pub fn link(&self, network: usize, is_up: bool) -> Result<()> {
+        if self.is_user_mode {
+            return user_mode::link(network, is_up);
+        }
+        self.order("set_link", &json!({ "name": format!("net{network}"), "up": is_up }))
     }
 
     /// Gives QEMU an order over its monitor (QMP).
@@ -378,7 +404,7 @@ impl Guest {
         let console = fs::read(self.folder.join("console.log")).unwrap_or_default();
         match (console::outcome(&console), status.code()) {
             // isa-debug-exit makes odd numbers; anything else is an end that the guest did not ask for.
-            (Some(Outcome::Exit(code)), Some(number)) if number % 2 == 1 => Outcome::Exit(code),
+            (Some(Outcome::Exit(code)), Some(number)) if self.is_user_mode || number % 2 == 1 => Outcome::Exit(code),
             (Some(Outcome::Panic(words)), _) => Outcome::Panic(words),
             _ => Outcome::Died(format!("{status}, signal {:?}", status.signal())),
         }

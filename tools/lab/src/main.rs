@@ -15,6 +15,7 @@ use twinlog_lab::{
     guest, host,
     kernel::{self, Kernel},
     scenarios::{self, Lab, SCENARIOS, Scenario},
+    user_mode,
 };
 
 /// This machine lacks something, or the arguments are wrong: nothing was tested.
@@ -39,7 +40,11 @@ enum Action {
     /// Run scenarios
     Run(RunArgs),
     /// Download Debian's kernel package and unpack it for guests; installs nothing
-    Kernel,
+    Kernel {
+        /// Build a kernel that is a process, from Debian's package of its source: a quarter of an hour
+        #[arg(long)]
+        user_mode: bool,
+    },
     /// Tools for use inside a guest
     #[command(hide = true, subcommand)]
     Guest(guest::Tool),
@@ -74,6 +79,9 @@ struct RunArgs {
     /// Folder with boot/vmlinuz-* and lib/modules [default: what `kernel` has unpacked, else /]
     #[arg(long, value_name = "DIR")]
     kernel: Option<PathBuf>,
+    /// Boot the kernel that `kernel --user-mode` has built, a process without emulation, in place of QEMU; as root
+    #[arg(long, conflicts_with_all = ["kernel", "accelerator"])]
+    user_mode: bool,
     /// QEMU's accelerator; only software emulation has been tried
     #[arg(long)]
     accelerator: Option<String>,
@@ -86,7 +94,7 @@ fn main() -> ExitCode {
             Ok(true)
         }
         Action::Run(args) => run(&args),
-        Action::Kernel => unpack(),
+        Action::Kernel { user_mode } => unpack(user_mode),
         Action::Guest(tool) => guest::run(&tool).map(|()| true),
     };
     match result {
@@ -112,8 +120,10 @@ fn cache() -> Result<PathBuf> {
     Ok(target.join("lab"))
 }
 
-fn unpack() -> Result<bool> {
-    let kernel = kernel::unpack(&cache()?.join("kernel"))?;
+fn unpack(is_user_mode: bool) -> Result<bool> {
+    let cache = cache()?;
+    let kernel =
+        if is_user_mode { user_mode::build(&cache.join("user-mode"))? } else { kernel::unpack(&cache.join("kernel"))? };
     println!("{} {}", kernel.version, kernel.image.display());
     Ok(true)
 }
@@ -163,9 +173,18 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
 fn run(args: &RunArgs) -> Result<bool> {
     let chosen = chosen(&args.names)?;
     let programs: Vec<&str> = chosen.iter().flat_map(|scenario| scenario.programs).copied().collect();
-    host::programs(&[&["qemu-system-x86_64", "busybox", "dash", "ldd", "setpriv", "strip"][..], &programs].concat())?;
-    let kernel = scenarios::kernel(args.kernel.as_deref(), &cache()?)?;
+    host::programs(&[&["busybox", "dash", "ldd", "setpriv", "strip"][..], &programs].concat())?;
+    let kernel = if args.user_mode {
+        user_mode::check(&chosen, args.jobs)?;
+        user_mode::find(&cache()?.join("user-mode"))?
+    } else {
+        host::programs(&["qemu-system-x86_64"])?;
+        scenarios::kernel(args.kernel.as_deref(), &cache()?)?
+    };
     let twinlog = twinlog(args.twinlog.as_ref())?;
+    if args.user_mode {
+        user_mode::join_networks()?;
+    }
     let scratch = tempfile::Builder::new().prefix("lab.").tempdir()?;
     let top = args.log.clone().unwrap_or_else(|| scratch.path().to_owned());
     println!("kernel {}, seed {}, files in {}", kernel.version, args.seed, top.display());

@@ -12,8 +12,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// The modules of one kernel.
-#[derive(Debug)]
+/// The modules of one kernel. By default it loads none, and has everything built in.
+#[derive(Debug, Default)]
 pub struct Modules {
     files: BTreeMap<String, PathBuf>,
     builtin: BTreeSet<String>,
@@ -94,6 +94,7 @@ impl Modules {
     pub fn resolve(&self, wanted: &[&str]) -> Result<Vec<Module>> {
         let mut ordered = Vec::new();
         let mut seen = BTreeSet::new();
+        let wanted = if self.files.is_empty() { &[] } else { wanted };
         for name in wanted {
             self.add(&name.replace('-', "_"), &mut seen, &mut ordered)?;
         }

@@ -20,7 +20,7 @@ use std::{
 
 const POLL: Duration = Duration::from_millis(20);
 /// Making, starting, recovering and stopping a node are short; a loaded machine is slow.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The running node with its supervisor.
 #[derive(Debug)]

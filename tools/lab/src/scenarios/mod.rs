@@ -172,6 +172,7 @@ pub struct Lab {
     pub own: PathBuf,
     modules: Modules,
     kernel: PathBuf,
+    is_user_mode: bool,
 }
 
 impl Lab {
@@ -190,7 +191,8 @@ impl Lab {
             disks_lie: false,
             accelerator: "tcg,thread=multi,tb-size=256".to_owned(),
             own: std::env::current_exe()?,
-            modules: Modules::find(&kernel.modules)?,
+            modules: kernel.modules.as_deref().map(Modules::find).transpose()?.unwrap_or_default(),
+            is_user_mode: kernel.modules.is_none(),
             kernel: kernel.bootable(cache)?,
         })
     }
@@ -209,10 +211,12 @@ impl Lab {
         contents.pack(&self.modules, &initramfs)?;
         Ok(Machine {
             kernel: self.kernel.clone(),
+            is_user_mode: self.is_user_mode,
             initramfs,
             accelerator: self.accelerator.clone(),
             memory_mib: 512,
             processors: 1,
+            networks: 1,
             forwarded: Vec::new(),
             has_iommu: false,
             kernel_arguments: String::new(),

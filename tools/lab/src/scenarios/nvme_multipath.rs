@@ -1,7 +1,7 @@
 //! The kernel's NVMe/TCP initiator in a guest with a path to each node of a pair on the host, while everything between and behind the paths breaks and is
 //! mended.
 //!
-//! The guest has a network for each node. The lab runs the nodes, see [`Pair`]; it kills, stops and ends them, cuts a network of the guest's by QEMU, and the
+//! The guest has a network for each node. The lab runs the nodes, see [`Pair`]; it kills, stops and ends them, cuts a network of the guest's, and the
 //! interconnect by its relay. For each [`Phase`] the guest puts load on both pools and says how long they paused, twice: when it is harmed and goes on, and when
 //! all is mended.
 
@@ -20,8 +20,6 @@ use std::{
 
 const PAYLOAD: &str = include_str!("../../guest/nvme-multipath.sh");
 
-/// QEMU's names of the guest's networks, in the order of the nodes.
-const NETWORKS: [&str; 2] = ["net", "second"];
 const MIB: u64 = 1 << 20;
 /// Of the volumes that hold file systems: ext4 in the first pool, xfs in the other, for which this is about the smallest.
 const EXT_MIB: u64 = 256;
@@ -85,9 +83,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     contents.programs.extend(["resize2fs", "mkfs.xfs", "xfs_repair"]);
     let mut machine = nvme_tcp::machine(lab, &contents)?;
     // Both networks end at this machine; the guest sends each node's packets through one of them.
-    let second = format!("user,id={},net=10.0.3.0/24", NETWORKS[1]);
-    let device = format!("virtio-net-pci,netdev={}", NETWORKS[1]);
-    machine.devices.extend(["-netdev".to_owned(), second, "-device".to_owned(), device]);
+    machine.networks = NAMES.len();
     let mut guest = machine.boot()?;
     guest.event("connected", PATIENCE)?;
     for (node, name, size_mib) in [(0, "ext", EXT_MIB), (1, "xfs", XFS_MIB)] {
@@ -160,7 +156,7 @@ impl Stage<'_> {
     }
 
     fn link(&self, node: usize, is_up: bool) -> Result<()> {
-        self.guest.order("set_link", &json!({ "name": NETWORKS[node], "up": is_up }))
+        self.guest.link(node, is_up)
     }
 }
 
