@@ -61,7 +61,7 @@ pub(crate) const fn claims_bug(name: &'static str, what: &'static str) -> Bug {
 }
 
 /// Every bug.
-pub const BUGS: [Bug; 56] = [
+pub const BUGS: &[Bug] = &[
     bug("acknowledge-early", "a change is answered when it was appended, not when it is durable"),
     claims_bug("answers-wait-for-disks", "a change is answered when a consistency point contains it"),
     claims_bug("any-log-taken", "a lane is taken whose header names another pool"),
@@ -149,7 +149,7 @@ pub fn choose(name: &str) -> anyhow::Result<()> {
 }
 
 fn known(name: &str) -> anyhow::Result<Bug> {
-    let mut all = BUGS.iter().chain(&pair::bugs::BUGS).chain(&pair::hosts::BUGS);
+    let mut all = BUGS.iter().chain(pair::bugs::BUGS).chain(pair::hosts::bugs::BUGS);
     all.find(|known| known.name == name).copied().with_context(|| format!("no planted bug is called {name}"))
 }
 
@@ -169,9 +169,9 @@ pub fn run(plan: Plan, only: Option<&str>, mut tell: impl FnMut(&Row)) -> anyhow
     let tasks: Vec<Task> = match only {
         // By name it is hunted even where a test finds it sooner.
         Some(name) => vec![Task::Hunt(Bug { finder: Finder::Histories, ..known(name)? })],
-        None if plan.mode == Mode::Pair => pair::bugs::BUGS.into_iter().map(Task::Hunt).collect(),
-        None if plan.mode == Mode::Hosts => pair::hosts::BUGS.into_iter().map(Task::Hunt).collect(),
-        None => BUGS.into_iter().map(Task::Hunt).chain(Weakness::ALL.map(Task::Weaken)).collect(),
+        None if plan.mode == Mode::Pair => pair::bugs::BUGS.iter().copied().map(Task::Hunt).collect(),
+        None if plan.mode == Mode::Hosts => pair::hosts::bugs::BUGS.iter().copied().map(Task::Hunt).collect(),
+        None => BUGS.iter().copied().map(Task::Hunt).chain(Weakness::ALL.map(Task::Weaken)).collect(),
     };
     let next = AtomicUsize::new(0);
     let mut rows = Vec::new();

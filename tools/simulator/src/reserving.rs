@@ -7,7 +7,7 @@ use crate::{
     history::{Oracle, Violation},
     model::{
         Model,
-        reservation::{Account, Deed, HOSTS, Heard, draw_host},
+        reservation::{Account, Deed, HOSTS, Heard, PENDING_MAX, draw_host},
     },
     pattern::WriteId,
 };
@@ -40,6 +40,25 @@ impl Reserving {
         }
         let host = draw_host(&mut self.prng);
         let host = self.at_home(host, node);
+        self.draw_deed_of(host, volume)
+    }
+
+    /// The same of a host whose commands may have to be sent again: there are fewer of them.
+    pub(crate) fn draw_own_deed(&mut self, host: u8, volume: ObjectId) -> Option<Ask> {
+        let has_room = self.under_way(volume) < PENDING_MAX / 2;
+        if self.prng.chance(1, 6) && has_room { self.draw_deed_of(host, volume) } else { None }
+    }
+
+    /// Whether so many commands can be sent again now that all their orders can still be tried.
+    pub(crate) fn has_room_for(&self, again: usize, volume: ObjectId) -> bool {
+        self.under_way(volume) + again <= PENDING_MAX
+    }
+
+    fn under_way(&self, volume: ObjectId) -> usize {
+        self.accounts.get(&volume).map_or(0, Account::under_way)
+    }
+
+    fn draw_deed_of(&mut self, host: u8, volume: ObjectId) -> Option<Ask> {
         let deed = Deed::draw(&mut self.prng);
         let account = self.accounts.entry(volume).or_default();
         // What is under way is of interest when its host is preempted.
@@ -107,6 +126,25 @@ impl Reserving {
         let what = judged.map_err(|what| Violation { oracle: Oracle::Reservations, what });
         account.bar().into_iter().for_each(|write| model.doubt_write(write));
         what
+    }
+
+    /// A command that is not answered is sent again, and what was sent before is called `copy`: it may be done too.
+    pub(crate) fn ask_again(&mut self, (id, copy): (u64, u64), volume: ObjectId) {
+        if let Some(account) = self.accounts.get_mut(&volume) {
+            account.ask_again(id, copy);
+        }
+    }
+
+    /// A request for the volume's bytes is sent again: the answer will be about that. Returns whether it may still be done.
+    pub(crate) fn attempt_again(&mut self, id: u64, volume: ObjectId) -> bool {
+        self.accounts.get_mut(&volume).is_none_or(|account| account.attempt_again(id))
+    }
+
+    /// A command has come back undone.
+    pub(crate) fn come_back(&mut self, id: u64, volume: ObjectId) {
+        if let Some(account) = self.accounts.get_mut(&volume) {
+            account.come_back(id);
+        }
     }
 
     /// Nobody hears what becomes of a request.

@@ -1,7 +1,10 @@
 //! An NVMe/TCP host on two simulated connections, an admin queue and an I/O queue, written from the specifications and not from the server's codec.
 
+mod reservation;
+
 use super::{Answer, Ask, Refusal};
 use crate::{
+    model::reservation::Deed,
     pattern,
     setup::{BLOCK, index},
 };
@@ -41,12 +44,32 @@ enum Stage {
     Closed,
 }
 
+/// Statuses about a reservation: it keeps the host out; the host was preempted, and what it had under way ended; it is not of the type that was named.
+const CONFLICT: u16 = 0x83;
+const PREEMPTED: u16 = 0x1b;
+const INVALID_FIELD: u16 = 0x02;
+/// Nobody serves the volume: the one status of a path after which a command may have been performed.
+const INACCESSIBLE: u16 = 0x302;
+
+/// What a command is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum About {
+    /// The volume's bytes, which the host wants to have.
+    Bytes,
+    /// The volume, of which it wants nothing but a word.
+    Volume,
+    /// The reservation.
+    Reservation,
+    /// The same: who has registered.
+    Report,
+}
+
 /// A command that waits for its end.
 struct Waiting {
     id: u64,
-    /// Of a read.
+    /// What was read.
     data: Vec<u8>,
-    wants_data: bool,
+    about: About,
     /// Of a write: what is sent when it is asked for.
     payload: Vec<u8>,
     /// Of the first of two fused commands: how it has ended, for its second.
@@ -190,8 +213,12 @@ impl Session {
         capsule(entry, &data, 0)
     }
 
-    /// Sends a command, or two that are fused. `Reserve` is not asked this way.
+    /// Sends a command, or two that are fused. A deed is this host's, whoever it names.
     pub fn send(&mut self, id: u64, ask: &Ask) {
+        if let Ask::Reserve(_, deed) = ask {
+            self.send_deed(id, *deed);
+            return;
+        }
         let (opcode, range, flags) = match ask {
             Ask::Read(range) => (READ, range.clone(), 0),
             Ask::Write(range, _, durable) | Ask::Exchange(range, _, _, durable) => {
@@ -222,14 +249,31 @@ impl Session {
         entry[40..48].copy_from_slice(&(range.start / BLOCK).to_le_bytes());
         let count = u32::try_from((range.end - range.start) / BLOCK).expect("volumes are small");
         entry[48..52].copy_from_slice(&(count.saturating_sub(1) | flags).to_le_bytes());
-        let wants_data = opcode == READ;
-        let transfer = if wants_data { index(range.end - range.start) } else { payload.len() };
+        let about = if opcode == READ { About::Bytes } else { About::Volume };
+        let transfer = if about == About::Bytes { index(range.end - range.start) } else { payload.len() };
         let mut bytes = capsule(entry, if self.in_capsule { &payload } else { &[] }, transfer);
         // The entry begins behind the head of its unit.
         bytes[8 + 1] |= fuse;
         let is_first = fuse == FIRST;
-        self.waiting.insert(command, Waiting { id, data: Vec::new(), wants_data, payload, first: None, is_first });
+        self.waiting.insert(command, Waiting { id, data: Vec::new(), about, payload, first: None, is_first });
         self.io.as_mut().expect("it is open").output.extend(bytes);
+    }
+
+    fn send_deed(&mut self, id: u64, deed: Deed) {
+        let reservation::Encoded { opcode, words, data: payload } = reservation::encode(deed, self.host + 1);
+        let command = self.next_command;
+        let mut entry = self.entry(opcode);
+        entry[4..8].copy_from_slice(&self.namespace.to_le_bytes());
+        entry[40..44].copy_from_slice(&words[0].to_le_bytes());
+        entry[44..48].copy_from_slice(&words[1].to_le_bytes());
+        let is_report = deed == Deed::Report;
+        let about = if is_report { About::Report } else { About::Reservation };
+        let transfer = if is_report { reservation::REPORT_BYTES } else { payload.len() };
+        let bytes = capsule(entry, if self.in_capsule { &payload } else { &[] }, transfer);
+        self.waiting.insert(command, Waiting { id, data: Vec::new(), about, payload, first: None, is_first: false });
+        let io = self.io.as_mut().expect("it is open");
+        io.output.extend(bytes);
+        io.push();
     }
 
     /// Takes what has arrived; finished commands go to the end of `answers`.
@@ -341,9 +385,16 @@ impl Session {
             None => status,
         };
         let answer = match status {
-            0 if waiting.wants_data => Answer::Data(waiting.data),
+            0 if waiting.about == About::Bytes => Answer::Data(waiting.data),
+            0 if waiting.about == About::Report => {
+                Answer::Reservation(Box::new(reservation::reservation_of(&waiting.data)?))
+            }
             0 => Answer::Done,
-            // The path is to blame: it is sent again.
+            CONFLICT => Answer::Refused(Refusal::Reserved),
+            PREEMPTED => Answer::Refused(Refusal::Preempted),
+            INVALID_FIELD if waiting.about == About::Reservation => Answer::Refused(Refusal::Reserved),
+            INACCESSIBLE => Answer::Refused(Refusal::Unserved),
+            // The path is to blame: it was not performed, and is sent again.
             0x300..=0x3ff => Answer::Refused(Refusal::Failed(format!("status {status:#x}"))),
             0x81 => Answer::Refused(Refusal::NoSpace),
             _ => return Err(format!("status {status:#x}")),

@@ -138,9 +138,9 @@ impl Model {
         self.refuse_write(id)
     }
 
-    /// An exchange that was asked for again, on another path, was refused because the bytes differ: it has happened by now or never will, as who asked for it
-    /// can find out by reading.
-    pub fn differs_when_repeated(&mut self, id: WriteId) {
+    /// A write that was asked for again, on another path, was refused, because bytes differ or a reservation forbids it: it has happened by now or never will,
+    /// as who asked for it can find out by reading.
+    pub fn refused_when_repeated(&mut self, id: WriteId) {
         self.doubt_write(id);
         self.end_looking(id);
     }

@@ -18,7 +18,7 @@ use crate::pattern::WriteId;
 pub const HOSTS: u8 = 3;
 
 /// Commands of one volume that may be under way or lost: their orders are all tried.
-const PENDING_MAX: usize = 4;
+pub const PENDING_MAX: usize = 4;
 
 /// Kinds that hosts want: with those that forbid reads, the verification of all bytes would need a holder.
 const KINDS: [ReservationKind; 3] =
@@ -228,7 +228,7 @@ pub enum Heard {
 }
 
 /// How a command that is taken for done has ended, and the state that it has found.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Ended {
     is_done: bool,
     found: State,
@@ -262,6 +262,8 @@ pub struct Account {
     explanations: BTreeSet<Explanation>,
     pending: BTreeMap<u64, (u8, Deed)>,
     lost: BTreeSet<u64>,
+    /// Of commands that were sent again: what was sent before, each under a number of its own, and the command whose answer it waits for.
+    left: BTreeMap<u64, u64>,
     /// Commands that one under way, or that was, may have ended.
     abortable: BTreeSet<u64>,
     attempts: BTreeMap<u64, Attempt>,
@@ -273,6 +275,7 @@ impl Default for Account {
             explanations: BTreeSet::from([Explanation::default()]),
             pending: BTreeMap::new(),
             lost: BTreeSet::new(),
+            left: BTreeMap::new(),
             abortable: BTreeSet::new(),
             attempts: BTreeMap::new(),
         }
@@ -280,6 +283,12 @@ impl Default for Account {
 }
 
 impl Account {
+    /// Commands under way or lost, each as often as it was sent.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.pending.len()
+    }
+
     /// Whether a command may begin. None does that could let a host in again which is kept out with changes under way: whether those are done before it was
     /// kept out, or after it was let in, could not be told.
     #[must_use]
@@ -331,7 +340,40 @@ impl Account {
         self.lost.remove(&id);
         self.explanations = explained;
         self.forget(id);
+        // What was sent before has been done beside it, or never will be.
+        for copy in self.left_of(id) {
+            self.lost.remove(&copy);
+            self.left.remove(&copy);
+            self.forget(copy);
+        }
         Ok(())
+    }
+
+    /// A command that is not answered is sent again, over another path. What was sent before is called `copy` from now on: it may be done too, until the
+    /// command is answered.
+    pub fn ask_again(&mut self, id: u64, copy: u64) {
+        let Some(&deed) = self.pending.get(&id) else { return };
+        self.pending.insert(copy, deed);
+        self.lost.insert(copy);
+        self.left.insert(copy, id);
+        let renamed = |mut explanation: Explanation| {
+            if explanation.ended.remove(&id).is_some() {
+                explanation.ended.insert(copy, Ended::default());
+            }
+            explanation
+        };
+        self.explanations = std::mem::take(&mut self.explanations).into_iter().map(renamed).collect();
+        self.look_for_aborts();
+        self.look_at_attempts();
+    }
+
+    /// A command has come back undone from the path on which it was sent last.
+    pub fn come_back(&mut self, id: u64) {
+        self.explanations = self.reachable().into_iter().filter(|way| !way.ended.contains_key(&id)).collect();
+    }
+
+    fn left_of(&self, id: u64) -> Vec<u64> {
+        self.left.iter().filter(|(_, of)| **of == id).map(|(&copy, _)| copy).collect()
     }
 
     /// Nobody hears what becomes of a command or a change.
@@ -376,6 +418,16 @@ impl Account {
         self.attempts.insert(id, attempt);
         self.look_for_aborts();
         self.look_at_attempts();
+    }
+
+    /// It is not answered, and is sent again over another path: the answer will be about that. Returns whether it may still be done.
+    pub fn attempt_again(&mut self, id: u64) -> bool {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return true };
+        (attempt.may_be_done, attempt.may_be_refused, attempt.may_be_aborted) = (false, false, false);
+        let is_barred = attempt.is_barred;
+        self.look_for_aborts();
+        self.look_at_attempts();
+        !is_barred
     }
 
     /// That has ended.
@@ -471,9 +523,13 @@ impl Account {
                     continue;
                 }
                 let (is_done, state) = from.state.after(host, deed);
-                let found = from.state.clone();
                 let mut ended = from.ended.clone();
-                ended.insert(id, Ended { is_done, found });
+                match self.left.get(&id) {
+                    // Of those that nobody hears of, which are all the same, the oldest comes first.
+                    Some(of) if self.has_older_copy(&from, (id, *of)) => continue,
+                    Some(_) => ended.insert(id, Ended::default()),
+                    None => ended.insert(id, Ended { is_done, found: from.state.clone() }),
+                };
                 let next = Explanation { state, ended };
                 if reached.insert(next.clone()) {
                     todo.push(next);
@@ -481,6 +537,12 @@ impl Account {
             }
         }
         reached
+    }
+
+    /// Whether a copy of the same command was sent before `copy`, and is not done.
+    fn has_older_copy(&self, explanation: &Explanation, (copy, of): (u64, u64)) -> bool {
+        let mut older = self.left.range(..copy).filter(|(_, other)| **other == of);
+        older.any(|(older, _)| !explanation.ended.contains_key(older))
     }
 }
 
@@ -577,5 +639,70 @@ mod tests {
             account.begin(3, 1, Deed::Release(WriteExclusive));
             assert_eq!(account.end(3, &DONE).is_ok(), persists);
         }
+    }
+
+    #[test]
+    fn what_is_sent_again_may_be_done_at_both_places_until_it_is_answered() {
+        let held = Some((WriteExclusive, Some(1)));
+        let state = |generation| State { generation, persists: true, registered: BTreeSet::from([1]), held };
+        let reported = |generation| Heard::State(Box::new(state(generation).reported()));
+        let mut account = Account::default();
+        account.begin(1, 1, Deed::Register(true));
+        account.ask_again(1, 2);
+        account.ask_again(1, 3);
+        assert!(account.end(1, &DONE).is_ok());
+        account.begin(4, 1, Deed::Acquire(WriteExclusive));
+        assert!(account.end(4, &DONE).is_ok());
+        for generation in 0..5 {
+            let mut account = account.clone();
+            account.begin(5, 2, Deed::Report);
+            let is_possible = account.end(5, &reported(generation)).is_ok();
+            assert_eq!(is_possible, (1..=3).contains(&generation), "done {generation} times");
+        }
+        // Once it is answered, nothing more happens: what a report has said stays.
+        account.begin(5, 2, Deed::Report);
+        assert!(account.end(5, &reported(1)).is_ok());
+        account.begin(6, 2, Deed::Report);
+        assert!(account.end(6, &reported(2)).is_err());
+    }
+
+    #[test]
+    fn what_comes_back_was_not_done_and_may_have_been_before() {
+        let mut account = Account::default();
+        account.begin(1, 1, Deed::Register(true));
+        account.come_back(1);
+        assert!(account.explanations.iter().all(|explanation| explanation.state == State::default()));
+        account.begin(2, 1, Deed::Acquire(WriteExclusive));
+        assert!(account.end(2, &DONE).is_ok(), "by then it may have been sent again");
+        let mut account = Account::default();
+        account.begin(1, 1, Deed::Register(true));
+        account.ask_again(1, 3);
+        account.come_back(1);
+        account.begin(4, 2, Deed::Report);
+        let registered = State { generation: 1, persists: true, registered: BTreeSet::from([1]), held: None };
+        assert!(account.end(4, &Heard::State(Box::new(registered.reported()))).is_ok(), "what was sent first was done");
+    }
+
+    #[test]
+    fn what_a_preempted_host_sends_again_is_not_done() {
+        let mut account = Account::default();
+        for (id, host, deed) in
+            [(1, 1, Deed::Register(true)), (2, 2, Deed::Register(true)), (3, 1, Deed::Acquire(WriteExclusive))]
+        {
+            account.begin(id, host, deed);
+            assert!(account.end(id, &DONE).is_ok());
+        }
+        account.attempt(4, 1, Some(Some(WriteId(4))));
+        assert!(account.attempt_again(4), "nobody keeps it out");
+        account.begin(5, 2, Deed::Abort(1, WriteExclusive));
+        assert!(account.end(5, &DONE).is_ok());
+        let mut once = account.clone();
+        assert!(once.end_attempt(4, &DONE).is_ok(), "it was sent before");
+        assert_eq!(account.bar(), [WriteId(4)]);
+        assert!(!account.attempt_again(4));
+        assert!(
+            account.clone().end_attempt(4, &DONE).is_err() && account.clone().end_attempt(4, &Heard::Aborted).is_err()
+        );
+        assert!(account.end_attempt(4, &REFUSED).is_ok());
     }
 }

@@ -5,18 +5,22 @@
 //! Hosts of NVMe/TCP go from any node to the other one, and pools change hands beneath them. Clients of NBD have no identity by which the owner could know what they have left at the
 //! node that forwards: they prefer the node where the pool is at home, go back there when nothing is under way, and have no history in which that changes.
 //!
+//! In one of four histories hosts of NVMe/TCP reserve the volume, over whichever path they use (`hosts/reserve.rs`).
+//!
 //! # Invariants
 //!
 //! 1. Everything goes through the real sessions over a simulated network.
 //! 2. A command that is sent again may be performed at each of its places, until it is answered; then never more.
+
+#[cfg(feature = "planted-bugs")]
+pub mod bugs;
+mod reserve;
 
 use super::{
     found,
     setup::{FenceKind, PairSetup, Sessions},
     site::{NAMES, Process, Site, target},
 };
-#[cfg(feature = "planted-bugs")]
-use crate::bank::{Bug, Finder, bug, controller_bug};
 use crate::{
     clients::{Answer, Ask, Refusal, nbd, nvme},
     exchanging::Exchanging,
@@ -24,6 +28,7 @@ use crate::{
     history::{self, Figures, Oracle, Outcome, Violation},
     model::Model,
     pattern::WriteId,
+    reserving::Reserving,
     setup::{BLOCK, index},
 };
 use crossbeam_channel::Receiver;
@@ -34,33 +39,6 @@ use twinlog::{
 };
 use twinlog_device::{Nanos, Prng, Wait};
 use twinlog_sim::Agenda;
-
-/// A bug of a session, or of the server around it.
-#[cfg(feature = "planted-bugs")]
-const fn session_bug(name: &'static str, what: &'static str) -> Bug {
-    Bug { name, what, finder: Finder::Test("cargo test --features planted-bugs --test nvme_tcp planted") }
-}
-
-/// Planted bugs of what keeps commands from being late. Those that histories find too seldom have a test that does.
-#[cfg(feature = "planted-bugs")]
-pub const BUGS: [Bug; 10] = [
-    controller_bug("abandoned-is-performed", "what waits for an owner is performed although its client has gone"),
-    controller_bug("change-not-swept", "a change from the partner is performed in front of what lies unread here"),
-    session_bug("connection-not-held", "commands of a new connection are taken in front of what lies unread at others"),
-    session_bug("opening-not-noticed", "what had arrived before a node took a pool over is performed after it"),
-    controller_bug(
-        "overlapping-change-overtakes",
-        "a change that waits for a block is overtaken by a later one of the same bytes",
-    ),
-    session_bug("pass-for-all-that-lies-here", "a pass is used for what had arrived before it was given"),
-    bug("pass-not-looked-at", "what a host has left at the node that forwards is performed whatever it was answered"),
-    controller_bug("pass-outlives-direct-change", "what a host is answered at the owner does not end its pass"),
-    controller_bug("repeated-change-overtakes", "a change that is asked for again overtakes the one that was left"),
-    controller_bug(
-        "waited-needs-no-pass",
-        "what has waited for a takeover is performed whatever the former owner answered",
-    ),
-];
 
 /// The volume.
 const VOLUME: &str = "shared";
@@ -80,11 +58,16 @@ const STARVED: &str = "reactor stands still";
 const GIVEN_UP_THERE: &str = "host gives up the path that forwards";
 /// The pool goes to the other node.
 const HANDED_OVER: &str = "pool changes hands";
+/// A command about the reservation lies at a path that was given up, and is sent again.
+const RESERVED_AGAIN: &str = "reservation command is sent again";
+/// A reservation keeps a host out.
+const KEPT_OUT: &str = "reservation keeps a host out";
 
 /// Names of everything that is counted.
 #[must_use]
 pub fn tally() -> Tally {
-    Tally::of([GIVEN_UP, GIVEN_UP_THERE, FOUND_LATE, PAUSED, STARVED, HANDED_OVER].into_iter())
+    let all = [GIVEN_UP, GIVEN_UP_THERE, FOUND_LATE, PAUSED, STARVED, HANDED_OVER, RESERVED_AGAIN, KEPT_OUT];
+    Tally::of(all.into_iter())
 }
 
 /// A command that is not answered.
@@ -99,6 +82,8 @@ struct Command {
     is_repeated: bool,
     /// It has been sent.
     was_sent: bool,
+    /// It lies where it was sent last, and may be performed there.
+    is_left: bool,
 }
 
 /// A path of a host.
@@ -181,6 +166,8 @@ struct History {
     model: Model,
     /// Hosts of NVMe/TCP compare and write, in half of the histories.
     exchanging: Option<Exchanging>,
+    /// They reserve the volume, in a quarter of them.
+    reserving: Option<Reserving>,
     volume: ObjectId,
     size_bytes: u64,
     hosts: Vec<Host>,
@@ -200,6 +187,7 @@ pub fn run(seed: u64, watch: history::Watch) -> Outcome {
     let processes = [site.start(0), site.start(1)];
     let mut history = History {
         exchanging: (setup.sessions == Sessions::Hosts).then(|| Exchanging::draw(seed)).flatten(),
+        reserving: (setup.sessions == Sessions::Hosts).then(|| Reserving::draw(seed)).flatten(),
         changes_hands: setup.sessions == Sessions::Hosts && prng.chance(1, 2),
         order: None,
         hosts: (0..u8::try_from(prng.between(1, 3)).expect("few"))
@@ -281,6 +269,7 @@ impl History {
         self.until("every command is answered", |history| history.hosts.iter().all(|host| host.commands.is_empty()))?;
         let everything = Ask::Read(0..self.size_bytes);
         (0..self.hosts.len()).for_each(|host| self.begin(host, everything.clone()));
+        self.report_all();
         self.until("everything is read", |history| history.hosts.iter().all(|host| host.commands.is_empty()))
     }
 
@@ -418,7 +407,7 @@ impl History {
             let exchange = self.exchanging.as_mut();
             let exchange = exchange.and_then(|exchanging| exchanging.draw_ask(&self.model, self.volume, true));
             let ask = self.draw_ask();
-            let ask = exchange.unwrap_or(ask);
+            let ask = self.draw_deed(host).or(exchange).unwrap_or(ask);
             self.begin(host, ask);
         }
         self.send(host);
@@ -456,7 +445,7 @@ impl History {
     /// The host is at no path: what was not answered is to be sent again.
     fn leave(&mut self, host: usize, keeps: bool) {
         let host = &mut self.hosts[host];
-        host.commands.iter_mut().for_each(|command| command.sent = None);
+        host.commands.iter_mut().for_each(|command| command.is_left |= command.sent.take().is_some());
         let session = host.session.take();
         host.left.extend(session.filter(|_| keeps));
     }
@@ -480,7 +469,7 @@ impl History {
             return;
         }
         let is_late = |command: &Command| command.sent.is_some_and(|sent| now.since(sent) > host.time_out);
-        if !host.commands.iter().any(is_late) {
+        if !host.commands.iter().any(is_late) || !self.may_send_again(number) {
             return;
         }
         let has_changes = host.commands.iter().any(|command| command.write.is_some());
@@ -525,6 +514,9 @@ impl History {
         self.next_id += 1;
         let id = self.next_id;
         self.note(|_| format!("  {id}: host {host}: {ask:?}"));
+        if let Some(reserving) = &mut self.reserving {
+            reserving.begin((id, reserve::number_of(host)), self.volume, &ask, write);
+        }
         self.hosts[host].commands.push(Command {
             id,
             ask,
@@ -533,17 +525,22 @@ impl History {
             sent: None,
             is_repeated: false,
             was_sent: false,
+            is_left: false,
         });
     }
 
     /// Sends what is not on its way.
     fn send(&mut self, number: usize) {
         let now = self.site.world.now();
+        self.repeat_deeds(number);
         let host = &mut self.hosts[number];
         let Some(session) = host.session.as_mut().filter(|session| session.is_open()) else { return };
         for command in host.commands.iter_mut().filter(|command| command.sent.is_none()) {
             command.is_repeated |= std::mem::replace(&mut command.was_sent, true);
-            if let Some(write) = command.write.filter(|_| command.is_repeated) {
+            let reserving = self.reserving.as_mut().filter(|_| command.is_repeated);
+            // Of a host that is kept out by now nothing happens any more, wherever it was sent.
+            let may_happen = reserving.is_none_or(|reserving| reserving.attempt_again(command.id, self.volume));
+            if let Some(write) = command.write.filter(|_| command.is_repeated && may_happen) {
                 self.model.ask_again(write);
             }
             session.send(command.id, &command.ask);
@@ -557,15 +554,26 @@ impl History {
             return Err(found(Oracle::Protocol, format!("command {id} was answered twice")));
         };
         self.digest = self.digest.rotate_left(7) ^ id ^ self.site.world.now().0;
-        if let Answer::Refused(Refusal::Failed(_) | Refusal::ShuttingDown) = answer {
+        if let Answer::Refused(Refusal::Failed(_) | Refusal::Unserved | Refusal::ShuttingDown) = answer {
             self.note(|_| format!("  {id}: {answer:?}"));
             // A path error: it is sent again.
             self.hosts[host].commands[position].sent = None;
+            self.come_back((host, position), &answer);
             return Ok(());
         }
         let Command { ask, write, began, is_repeated, .. } = self.hosts[host].commands.remove(position);
         self.note(|_| format!("  {id}: {ask:?} is answered"));
+        if let Some(reserving) = &mut self.reserving {
+            reserving.end(id, self.volume, (&ask, &answer), &mut self.model)?;
+        }
         match (answer, write, ask) {
+            (Answer::Done | Answer::Reservation(_), None, Ask::Reserve(..)) => {
+                self.model.end(began);
+                Ok(())
+            }
+            (Answer::Refused(Refusal::Reserved | Refusal::Preempted), write, _) if self.reserving.is_some() => {
+                self.kept_out(write, began, is_repeated)
+            }
             (Answer::Done, Some(write), Ask::Exchange(..)) => {
                 let result = self.model.end_exchange(write, false);
                 self.figures.answered_changes += 1;
@@ -576,7 +584,7 @@ impl History {
                 self.figures.differences += 1;
                 if is_repeated {
                     // Where it was sent first it may have been performed: then what differs is its own.
-                    self.model.differs_when_repeated(write);
+                    self.model.refused_when_repeated(write);
                     return Ok(());
                 }
                 self.model.differs(write).map_err(|(oracle, what)| found(Oracle::Data(oracle), what))
