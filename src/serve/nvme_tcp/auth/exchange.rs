@@ -19,16 +19,13 @@
 //! 2. The controller proves itself only to a host that has proven itself.
 //! 3. Hosts may authenticate again whenever they like; a queue stays open for commands meanwhile, and ends when that fails.
 
-use super::{
-    group::{self, EXPONENT_BYTES},
-    hash,
-    means::{Means, Power},
-};
+use super::means::{Means, Power};
 use crate::serve::nvme_tcp::{
     hosts::Host,
-    wire::auth::{self, Failure, Group, Hash, HostMessage, Negotiate, Reply},
+    wire::auth::{self, Failure, HostMessage, Negotiate, Reply},
 };
 use std::{sync::Arc, time::Duration};
+use twinlog_chap::{Challenge, EXPONENT_BYTES, Group, Hash, Prover, Role};
 use twinlog_device::Nanos;
 
 /// How long a host may take, from its Connect, or its negotiation, to the end. A host whose keep-alive time-out is shorter has less at its admin queue.
@@ -42,7 +39,7 @@ const HASHES: [Hash; 3] = [Hash::Sha512, Hash::Sha384, Hash::Sha256];
 const GROUPS: [Group; 6] =
     [Group::Ffdhe2048, Group::Ffdhe3072, Group::Ffdhe4096, Group::Ffdhe6144, Group::Ffdhe8192, Group::Null];
 
-/// Says that no secure channel follows (SC_C).
+/// No secure channel follows (SC_C).
 const NO_CHANNEL: u8 = 0;
 
 /// What a transaction is about.
@@ -54,6 +51,14 @@ struct Terms {
     challenge: Vec<u8>,
     sequence: u32,
     exponent: Exponent,
+}
+
+impl Terms {
+    /// One end's challenge, where both have `common`.
+    fn challenge<'a>(&self, common: &'a [u8], value: &'a [u8], sequence: u32) -> Challenge<'a> {
+        let Self { hash, group, transaction, .. } = *self;
+        Challenge { hash, group, transaction, value, sequence, common }
+    }
 }
 
 /// Never shown.
@@ -195,12 +200,9 @@ impl Exchange {
     fn conclude(&mut self, terms: &Terms, answer: &Answer) -> Given {
         let common = answer.common.get().expect("the caller has looked");
         let secret = self.host.secret.as_ref().expect("a host with a secret");
-        let (transaction, hash) = (terms.transaction, terms.hash);
-        let challenge = augmented(terms, common, &terms.challenge);
-        let names = (self.host.name.as_str(), self.subsystem.as_str());
-        let is_host = over((&challenge, terms.sequence), transaction, b"HostHost", names, |parts| {
-            hash::is_mac(hash, &secret.key(&self.host.name), parts, &answer.response)
-        });
+        let challenge = terms.challenge(common, &terms.challenge, terms.sequence);
+        let prover = Prover { role: Role::Host, name: &self.host.name, secret, examiner: &self.subsystem };
+        let (transaction, is_host) = (terms.transaction, challenge.is_answered(prover, &answer.response));
         let response = is_host.then(|| self.own_response(terms, answer)).flatten();
         if !is_host || response.is_some() != answer.challenge.is_some() {
             self.report(Failure::Failed);
@@ -211,18 +213,16 @@ impl Exchange {
         } else {
             (self.is_proven, self.began) = (true, None);
         }
-        Given::Message(auth::success1(transaction, hash, response.as_deref()))
+        Given::Message(auth::success1(transaction, terms.hash, response.as_deref()))
     }
 
     /// The controller's response to the host's challenge. `None`: there is none, or no secret to answer it with.
     fn own_response(&self, terms: &Terms, answer: &Answer) -> Option<Vec<u8>> {
         let (challenge, sequence) = answer.challenge.as_ref()?;
         let secret = self.host.controller_secret.as_ref()?;
-        let challenge = augmented(terms, answer.common.get()?, challenge);
-        let names = (self.subsystem.as_str(), self.host.name.as_str());
-        Some(over((&challenge, *sequence), terms.transaction, b"Controller", names, |parts| {
-            hash::mac(terms.hash, &secret.key(&self.subsystem), parts)
-        }))
+        let challenge = terms.challenge(answer.common.get()?, challenge, *sequence);
+        let prover = Prover { role: Role::Controller, name: &self.subsystem, secret, examiner: &self.host.name };
+        Some(challenge.response(prover))
     }
 
     fn report(&self, failure: Failure) {
@@ -261,7 +261,7 @@ fn offered(means: &Means, negotiate: &Negotiate) -> Result<State, Failure> {
 fn answered(means: &Means, terms: Terms, reply: &Reply<'_>) -> Result<State, Failure> {
     let has_form = reply.transaction == terms.transaction
         && reply.response.len() == terms.hash.bytes()
-        && group::is_element(terms.group, reply.element)
+        && terms.group.is_element(reply.element)
         && reply.challenge.is_none_or(|(challenge, _)| challenge != terms.challenge);
     if !has_form {
         return Err(Failure::Payload);
@@ -270,32 +270,4 @@ fn answered(means: &Means, terms: Terms, reply: &Reply<'_>) -> Result<State, Fai
     let challenge = reply.challenge.map(|(challenge, sequence)| (challenge.to_vec(), sequence));
     let answer = Answer { response: reply.response.to_vec(), challenge, common };
     Ok(State::Answered(terms, answer))
-}
-
-/// The challenge as it enters a response: bound to what both ends have in common.
-fn augmented(terms: &Terms, common: &[u8], challenge: &[u8]) -> Vec<u8> {
-    match terms.group {
-        Group::Null => challenge.to_vec(),
-        _ => hash::mac(terms.hash, &hash::digest(terms.hash, common), &[challenge]),
-    }
-}
-
-/// Gives `take` the parts of a response's text: of the one who proves and who examines, `names`.
-fn over<T>(
-    (challenge, sequence): (&[u8], u32),
-    transaction: u16,
-    label: &[u8],
-    (prover, examiner): (&str, &str),
-    take: impl FnOnce(&[&[u8]]) -> T,
-) -> T {
-    take(&[
-        challenge,
-        &sequence.to_le_bytes(),
-        &transaction.to_le_bytes(),
-        &[NO_CHANNEL],
-        label,
-        prover.as_bytes(),
-        &[0],
-        examiner.as_bytes(),
-    ])
 }

@@ -1,10 +1,5 @@
 //! What authentication needs beyond its messages: random bytes, and somebody who computes powers.
 
-use super::{
-    group::{self, EXPONENT_BYTES},
-    hash,
-};
-use crate::serve::nvme_tcp::wire::auth::{Group, Hash};
 use std::{
     fmt,
     sync::{
@@ -12,6 +7,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
+use twinlog_chap::{EXPONENT_BYTES, Group, Hash};
 
 /// Bytes of a seed.
 const SEED_BYTES: usize = 32;
@@ -38,8 +34,8 @@ impl Job {
     /// Computes it: about 1 ms for the group of 2048 bits, 20 ms for that of 8192.
     pub fn run(self) {
         let power = match &self.base {
-            None => group::element(self.group, &self.exponent),
-            Some(base) => group::common(self.group, base, &self.exponent),
+            None => self.group.element(&self.exponent),
+            Some(base) => self.group.common(base, &self.exponent),
         };
         // Nobody else has the job.
         let _ = self.result.set(power);
@@ -87,7 +83,7 @@ impl Means {
     /// Bytes that nobody without the seed can foresee, never the same.
     pub(super) fn draw(&self) -> [u8; EXPONENT_BYTES] {
         let count = self.drawn.fetch_add(1, Ordering::Relaxed);
-        let bytes = hash::mac(Hash::Sha512, &self.seed, &[b"twinlog nvme/tcp", &count.to_le_bytes()]);
+        let bytes = Hash::Sha512.mac(&self.seed, &[b"twinlog nvme/tcp", &count.to_le_bytes()]);
         bytes.try_into().expect("SHA-512 makes 64 bytes")
     }
 

@@ -2,21 +2,17 @@
 //! know, that it knows its own, before any other command of a queue is performed.
 //!
 //! ```text
-//! secret      what people hand on, and the key that it stands for
-//! hash        HMAC and hash functions by their identifiers
-//! group       the groups of RFC 7919
 //! means       random bytes, and somebody who computes powers: they take milliseconds
 //! exchange    one queue's transaction, message by message
 //! ```
 //!
+//! What is computed is in [`twinlog_chap`], for the load tool as well, which is a host; the messages are in [`wire::auth`](super::wire::auth).
+//!
 //! Linux's host authenticates each queue, the admin queue first.
 
 mod exchange;
-mod group;
-mod hash;
 mod means;
-mod secret;
 
 pub(super) use exchange::{Exchange, Given, Taken};
 pub use means::{Calculator, Here, Job, Means};
-pub use secret::{NoSecret, Secret};
+pub use twinlog_chap::{NoSecret, Secret};

@@ -1,6 +1,7 @@
 //! The messages of in-band authentication, DH-HMAC-CHAP (NVMe base 2.0, section 8.13.5), and the commands that carry them.
 
 use super::command::Command;
+use twinlog_chap::{Group, Hash};
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
     little_endian::{U16, U32},
@@ -34,106 +35,6 @@ mod message {
     pub(super) const REPLY: (u8, u8) = (DH_HMAC_CHAP, 0x02);
     pub(super) const SUCCESS1: (u8, u8) = (DH_HMAC_CHAP, 0x03);
     pub(super) const SUCCESS2: (u8, u8) = (DH_HMAC_CHAP, 0x04);
-}
-
-/// A hash function (section 8.13.5.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Hash {
-    /// SHA-256.
-    Sha256,
-    /// SHA-384.
-    Sha384,
-    /// SHA-512.
-    Sha512,
-}
-
-impl Hash {
-    /// The function with this id.
-    #[must_use]
-    pub fn of(id: u8) -> Option<Self> {
-        [Self::Sha256, Self::Sha384, Self::Sha512].into_iter().find(|hash| hash.id() == id)
-    }
-
-    /// Its id.
-    #[must_use]
-    pub fn id(self) -> u8 {
-        match self {
-            Self::Sha256 => 1,
-            Self::Sha384 => 2,
-            Self::Sha512 => 3,
-        }
-    }
-
-    /// Bytes of what it makes.
-    #[must_use]
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::Sha256 => 32,
-            Self::Sha384 => 48,
-            Self::Sha512 => 64,
-        }
-    }
-}
-
-/// A Diffie-Hellman group (section 8.13.5.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Group {
-    /// No exchange.
-    Null,
-    /// The groups of RFC 7919.
-    Ffdhe2048,
-    /// 3072 bits.
-    Ffdhe3072,
-    /// 4096 bits.
-    Ffdhe4096,
-    /// 6144 bits.
-    Ffdhe6144,
-    /// 8192 bits.
-    Ffdhe8192,
-}
-
-impl Group {
-    /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Null, Self::Ffdhe2048, Self::Ffdhe3072, Self::Ffdhe4096, Self::Ffdhe6144, Self::Ffdhe8192];
-
-    /// The group with this id.
-    #[must_use]
-    pub fn of(id: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(id)).copied()
-    }
-
-    /// Its id.
-    #[must_use]
-    pub fn id(self) -> u8 {
-        match self {
-            Self::Null => 0,
-            Self::Ffdhe2048 => 1,
-            Self::Ffdhe3072 => 2,
-            Self::Ffdhe4096 => 3,
-            Self::Ffdhe6144 => 4,
-            Self::Ffdhe8192 => 5,
-        }
-    }
-
-    /// Bits of its prime; zero: it has none.
-    #[must_use]
-    pub fn bits(self) -> u32 {
-        match self {
-            Self::Null => 0,
-            Self::Ffdhe2048 => 2048,
-            Self::Ffdhe3072 => 3072,
-            Self::Ffdhe4096 => 4096,
-            Self::Ffdhe6144 => 6144,
-            Self::Ffdhe8192 => 8192,
-        }
-    }
-
-    /// Bytes of an element.
-    #[must_use]
-    pub fn bytes(self) -> usize {
-        self.bits() as usize / 8
-    }
 }
 
 /// Why an authentication fails: the explanation of its only reason (section 8.13.5.6).

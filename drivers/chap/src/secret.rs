@@ -3,8 +3,7 @@
 //! `hh` names the hash function by which the secret is transformed before it is used, 00 for none; in base64 are the secret of 32, 48 or 64 bytes and
 //! its CRC-32, low byte first, against typing errors.
 
-use super::hash;
-use crate::serve::nvme_tcp::wire::auth::Hash;
+use crate::hash::Hash;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use std::fmt;
 
@@ -90,16 +89,15 @@ impl Secret {
     /// Tells secrets apart, and nothing of them: to see whether two nodes have the same.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        let mac =
-            hash::mac(Hash::Sha256, &self.bytes, &[b"twinlog fingerprint", &[self.transformation.map_or(0, Hash::id)]]);
+        let mac = Hash::Sha256.mac(&self.bytes, &[b"twinlog fingerprint", &[self.transformation.map_or(0, Hash::id)]]);
         mac.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The key of `name`, whose secret it is.
-    pub(super) fn key(&self, name: &str) -> Vec<u8> {
+    pub(crate) fn key(&self, name: &str) -> Vec<u8> {
         match self.transformation {
             None => self.bytes.clone(),
-            Some(hash) => hash::mac(hash, &self.bytes, &[name.as_bytes(), LABEL]),
+            Some(hash) => hash.mac(&self.bytes, &[name.as_bytes(), LABEL]),
         }
     }
 }

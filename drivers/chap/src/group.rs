@@ -6,16 +6,119 @@
 //! Exponents have 512 bits, more than the 400 that RFC 7919 (section 5.2) asks for with the strongest group: a power costs a quarter to a sixteenth of
 //! what it would with exponents as long as the prime. Its time depends on the group alone.
 
-use crate::serve::nvme_tcp::wire::auth::Group;
 use crypto_bigint::{
     BoxedUint, Odd,
     modular::{BoxedMontyForm, BoxedMontyParams},
 };
 
 /// Bytes of an exponent.
-pub(super) const EXPONENT_BYTES: usize = 64;
+pub const EXPONENT_BYTES: usize = 64;
 const EXPONENT_BITS: u32 = 512;
 const _: () = assert!(EXPONENT_BYTES * 8 == EXPONENT_BITS as usize);
+
+/// A Diffie-Hellman group (base 2.0, section 8.13.5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Group {
+    /// No exchange.
+    Null,
+    /// The groups of RFC 7919.
+    Ffdhe2048,
+    /// 3072 bits.
+    Ffdhe3072,
+    /// 4096 bits.
+    Ffdhe4096,
+    /// 6144 bits.
+    Ffdhe6144,
+    /// 8192 bits.
+    Ffdhe8192,
+}
+
+impl Group {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Null, Self::Ffdhe2048, Self::Ffdhe3072, Self::Ffdhe4096, Self::Ffdhe6144, Self::Ffdhe8192];
+
+    /// The group with this id.
+    #[must_use]
+    pub fn of(id: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(id)).copied()
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(self) -> u8 {
+        match self {
+            Self::Null => 0,
+            Self::Ffdhe2048 => 1,
+            Self::Ffdhe3072 => 2,
+            Self::Ffdhe4096 => 3,
+            Self::Ffdhe6144 => 4,
+            Self::Ffdhe8192 => 5,
+        }
+    }
+
+    /// Its name, as Linux has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Ffdhe2048 => "ffdhe2048",
+            Self::Ffdhe3072 => "ffdhe3072",
+            Self::Ffdhe4096 => "ffdhe4096",
+            Self::Ffdhe6144 => "ffdhe6144",
+            Self::Ffdhe8192 => "ffdhe8192",
+        }
+    }
+
+    /// Bits of its prime; zero: it has none.
+    #[must_use]
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::Null => 0,
+            Self::Ffdhe2048 => 2048,
+            Self::Ffdhe3072 => 3072,
+            Self::Ffdhe4096 => 4096,
+            Self::Ffdhe6144 => 6144,
+            Self::Ffdhe8192 => 8192,
+        }
+    }
+
+    /// Bytes of an element.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        self.bits() as usize / 8
+    }
+
+    /// The element for `exponent`: the generator to its power, of as many bytes as the prime has, the highest first.
+    ///
+    /// # Panics
+    /// The group has no elements.
+    #[must_use]
+    pub fn element(self, exponent: &[u8; EXPONENT_BYTES]) -> Vec<u8> {
+        power(self, number(self, &GENERATOR.to_be_bytes()), exponent)
+    }
+
+    /// Whether `bytes` are an element that an honest partner may send: of the group's length, and neither 0, 1, the prime less 1 nor more, with which anybody
+    /// would know the result.
+    #[must_use]
+    pub fn is_element(self, bytes: &[u8]) -> bool {
+        if self == Self::Null || bytes.len() != self.bytes() {
+            return self == Self::Null && bytes.is_empty();
+        }
+        let (element, last) = (number(self, bytes), prime(self).get() - 1_u64);
+        element > BoxedUint::one_with_precision(self.bits()) && element < last
+    }
+
+    /// What both ends have in common: the other one's element to the power of `exponent`. `other`: [`Self::is_element`] of a group that has some.
+    ///
+    /// # Panics
+    /// It is not.
+    #[must_use]
+    pub fn common(self, other: &[u8], exponent: &[u8; EXPONENT_BYTES]) -> Vec<u8> {
+        assert!(self.is_element(other), "the caller has looked");
+        power(self, number(self, other), exponent)
+    }
+}
 
 /// All groups' generator.
 const GENERATOR: u64 = 2;
@@ -77,36 +180,6 @@ fn power(group: Group, base: BoxedUint, exponent: &[u8; EXPONENT_BYTES]) -> Vec<
     let exponent = BoxedUint::from_be_slice(exponent, EXPONENT_BITS).expect("as many bits");
     let power = BoxedMontyForm::new(base, &parameters).pow_bounded_exp(&exponent, EXPONENT_BITS);
     power.retrieve().to_be_bytes().into_vec()
-}
-
-/// The element for `exponent`: the generator to its power, of as many bytes as the prime has, the highest first.
-///
-/// # Panics
-/// The group has no elements.
-#[must_use]
-pub(super) fn element(group: Group, exponent: &[u8; EXPONENT_BYTES]) -> Vec<u8> {
-    power(group, number(group, &GENERATOR.to_be_bytes()), exponent)
-}
-
-/// Whether `bytes` are an element that an honest partner may send: of the group's length, and neither 0, 1, the prime less 1 nor more, with which anybody
-/// would know the result.
-#[must_use]
-pub(super) fn is_element(group: Group, bytes: &[u8]) -> bool {
-    if group == Group::Null || bytes.len() != group.bytes() {
-        return group == Group::Null && bytes.is_empty();
-    }
-    let (element, last) = (number(group, bytes), prime(group).get() - 1_u64);
-    element > BoxedUint::one_with_precision(group.bits()) && element < last
-}
-
-/// What both ends have in common: the other one's element to the power of `exponent`. `other`: [`is_element`] of a group that has some.
-///
-/// # Panics
-/// It is not.
-#[must_use]
-pub(super) fn common(group: Group, other: &[u8], exponent: &[u8; EXPONENT_BYTES]) -> Vec<u8> {
-    assert!(is_element(group, other), "the caller has looked");
-    power(group, number(group, other), exponent)
 }
 
 #[cfg(test)]
@@ -173,9 +246,9 @@ mod tests {
         ];
         let [own, other] = exponents();
         for (group, sums) in expected {
-            let theirs = element(group, &other);
+            let theirs = group.element(&other);
             let found =
-                [sum(&prime(group).to_be_bytes()), sum(&element(group, &own)), sum(&common(group, &theirs, &own))];
+                [sum(&prime(group).to_be_bytes()), sum(&group.element(&own)), sum(&group.common(&theirs, &own))];
             assert_eq!(found, sums, "{group:?}");
         }
     }
@@ -201,7 +274,7 @@ mod tests {
     fn both_ends_find_the_same() {
         let [own, other] = exponents();
         let group = Group::Ffdhe3072;
-        assert_eq!(common(group, &element(group, &other), &own), common(group, &element(group, &own), &other));
+        assert_eq!(group.common(&group.element(&other), &own), group.common(&group.element(&own), &other));
     }
 
     #[test]
@@ -212,15 +285,15 @@ mod tests {
             let one = BoxedUint::one_with_precision(bits);
             let zero = BoxedUint::zero_with_precision(bits);
             for bad in [zero, one.clone(), prime.clone() - 1_u64, prime.clone(), prime.clone() + 1_u64] {
-                assert!(!is_element(group, &bad.to_be_bytes()), "{group:?}");
+                assert!(!group.is_element(&bad.to_be_bytes()), "{group:?}");
             }
             for good in [one + 1_u64, prime - 2_u64] {
-                assert!(is_element(group, &good.to_be_bytes()), "{group:?}");
+                assert!(group.is_element(&good.to_be_bytes()), "{group:?}");
             }
-            let good = element(group, &[7; EXPONENT_BYTES]);
-            assert!(!is_element(group, &good[1..]) && !is_element(group, &[&[0], &good[..]].concat()));
-            assert!(!is_element(group, &[]));
+            let good = group.element(&[7; EXPONENT_BYTES]);
+            assert!(!group.is_element(&good[1..]) && !group.is_element(&[&[0], &good[..]].concat()));
+            assert!(!group.is_element(&[]));
         }
-        assert!(is_element(Group::Null, &[]) && !is_element(Group::Null, &[2]));
+        assert!(Group::Null.is_element(&[]) && !Group::Null.is_element(&[2]));
     }
 }
