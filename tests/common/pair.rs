@@ -183,8 +183,13 @@ pub(crate) fn end_load(load: &mut Child) {
 }
 
 pub(crate) fn prove(uri: &str, journal: &Path) -> Result<String, String> {
+    prove_with(uri, journal, &[])
+}
+
+/// The same, with further options.
+pub(crate) fn prove_with(uri: &str, journal: &Path, options: &[String]) -> Result<String, String> {
     let arguments = [uri.to_owned(), format!("--prove={}", journal.display())];
-    let proof = outcome(&mut command(load_tool().to_str().expect("plain"), &arguments));
+    let proof = outcome(&mut command(load_tool().to_str().expect("plain"), &[&arguments, options].concat()));
     let said = String::from_utf8_lossy(&proof.stdout).into_owned() + &String::from_utf8_lossy(&proof.stderr);
     if proof.status.success() { Ok(said) } else { Err(said) }
 }

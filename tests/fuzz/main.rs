@@ -162,6 +162,7 @@ fn servers_of_the_load_tool() {
 fn nvme_targets_of_the_load_tool() {
     fuzz("load-nvme-open", 5000);
     fuzz("load-nvme-answers", 5000);
+    fuzz("load-nvme-authentication", 2000);
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod netns;
 mod nvme;
 mod pair;
 mod reservations;
+mod secrets;
 mod trouble;
 mod up;
 mod witness;

@@ -27,7 +27,7 @@ use twinlog::base::Prng;
 const VOLUMES: [&str; 2] = ["vol-a", "vol-b"];
 
 /// How a volume is reached over both nodes, as `up` says it, with options.
-fn uri(pair: &Pair, volume: &str, options: &str) -> String {
+pub(super) fn uri(pair: &Pair, volume: &str, options: &str) -> String {
     let said = pair.said();
     let line = said.lines().find(|line| line.contains(&format!("{volume} (")) && line.contains("nvme-tcp://"));
     let uri = line.and_then(|line| line.split_whitespace().last()).unwrap_or_else(|| panic!("no address in {said}"));
@@ -35,7 +35,7 @@ fn uri(pair: &Pair, volume: &str, options: &str) -> String {
 }
 
 /// The same by the discovery service of one node.
-fn discovered(pair: &Pair, node: usize, volume: &str, options: &str) -> String {
+pub(super) fn discovered(pair: &Pair, node: usize, volume: &str, options: &str) -> String {
     let ports = fs::read_to_string(pair.dir().join("nvme-ports")).expect("up has written it");
     let address = ports.lines().nth(node).expect("an address for each node");
     let uri = uri(pair, volume, options);
@@ -43,7 +43,7 @@ fn discovered(pair: &Pair, node: usize, volume: &str, options: &str) -> String {
 }
 
 /// A load of every kind of request; `more` says how long, and of which sizes.
-fn load(uri: &str, journal: &Path, seed: u64, more: &[&str]) -> Child {
+pub(super) fn load(uri: &str, journal: &Path, seed: u64, more: &[&str]) -> Child {
     let arguments = [
         uri.to_owned(),
         "--rw=randrw".into(),
@@ -66,7 +66,7 @@ fn load(uri: &str, journal: &Path, seed: u64, more: &[&str]) -> Child {
 }
 
 /// Waits for a load that must have met no error; its report.
-fn finish(load: Child, pair: &Pair) -> Value {
+pub(super) fn finish(load: Child, pair: &Pair) -> Value {
     let output = load.wait_with_output().expect("a child of ours");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}\n{}\n{}", String::from_utf8_lossy(&output.stdout), pair.said());

@@ -16,7 +16,7 @@ pub(crate) mod witness;
 pub(crate) type Body = fn(&[u8]) -> bool;
 
 /// Every target by its name.
-pub(crate) const TARGETS: [(&str, Body); 24] = [
+pub(crate) const TARGETS: [(&str, Body); 25] = [
     ("nbd-handshake", nbd::handshake),
     ("nbd-session", nbd::session),
     ("nvme-tcp-unit", nvme_tcp::unit),
@@ -39,6 +39,7 @@ pub(crate) const TARGETS: [(&str, Body); 24] = [
     ("load-replies", twinlog_load::fuzz::replies),
     ("load-nvme-open", twinlog_load::fuzz::nvme_open),
     ("load-nvme-answers", twinlog_load::fuzz::nvme_answers),
+    ("load-nvme-authentication", twinlog_load::fuzz::nvme_authentication),
     ("load-journal", twinlog_load::fuzz::journal),
     ("load-target", twinlog_load::fuzz::target),
 ];

@@ -31,6 +31,12 @@ pub(crate) struct Cli {
     /// Requests in flight, over all connections
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) qd: u16,
+    /// NVMe/TCP: this host's secret is in FILE (`-`: standard input), as DHHC-1:hh:base64:, for a target that demands one of the host named by hostnqn=
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
+    /// NVMe/TCP: the controller has to prove that it knows the secret in FILE
+    #[arg(long, value_name = "FILE", requires = "secret_file")]
+    pub(crate) controller_secret_file: Option<PathBuf>,
     /// NBD connections, or I/O queues of each NVMe path
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) connections: u16,
@@ -200,6 +206,10 @@ mod tests {
             assert!(parse(&[&["x"], bad.as_slice()].concat()).is_err(), "{bad:?}");
         }
         assert!(parse(&["x", "--prove", "a", "--journal", "b"]).is_err());
+        assert!(
+            parse(&["x", "--controller-secret-file", "b"]).is_err(),
+            "the controller proves itself to a host that does"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 mod nvme;
 
-pub use nvme::{answers as nvme_answers, open as nvme_open};
+pub use nvme::{answers as nvme_answers, authentication as nvme_authentication, open as nvme_open};
 
 use std::{
     io::{Cursor, Read, Write},
@@ -149,6 +149,7 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
         }
         "nvme-open" => nvme::opens(),
         "nvme-answers" => nvme::answers_seeds(),
+        "nvme-authentication" => nvme::authentications(),
         "journal" => journals(),
         "target" => {
             let texts = [
@@ -156,6 +157,7 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
                 "nbd://[::1]:10809/a%20b",
                 "nbd+unix:///vol?socket=run%2Fnbd.sock",
                 "nvme-tcp://127.0.0.1,[::1]:4421/?nsid=3&digest=both",
+                "nvme-tcp://h/?hostnqn=nqn.2014-08.x&hmac=sha384&dhgroup=ffdhe3072",
                 "./file",
                 "512-64k",
                 "1.5s",

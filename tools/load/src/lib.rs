@@ -1,7 +1,7 @@
 //! `twinlog-load`: throughput, latency, and proof that no acknowledged write was lost.
 //!
 //! It depends on nothing of the engine, and speaks NBD and NVMe/TCP with code of its own, so that a mistake of the server's codec is not repeated
-//! on the other side.
+//! on the other side. Of authentication it shares the arithmetic with the target (`twinlog_chap`), which is held against other implementations.
 //!
 //! | module | what it is |
 //! |---|---|

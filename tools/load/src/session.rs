@@ -20,7 +20,7 @@ use crate::{
     load::{End, Load, Outcome, Pace},
     model::Model,
     nbd::{NbdEngine, Place},
-    nvme::{NvmeEngine, goal::Goal},
+    nvme::{NvmeEngine, auth::keys::Keys, goal::Goal},
     plan::Plan,
     prng::mix,
     proof::{Findings, Proof},
@@ -86,6 +86,9 @@ struct ProofReport<'a> {
 /// Does what the command line asks.
 pub(crate) fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let known = known_journal(cli)?;
+    if cli.secret_file.is_some() && !matches!(cli.target, Target::Nvme(_)) {
+        return Err(Failure::Usage("--secret-file is for targets of nvme-tcp".to_owned()));
+    }
     match &cli.target {
         Target::Nbd { address, export } => {
             let mut places = vec![(address.clone(), export.clone())];
@@ -152,7 +155,19 @@ fn connect_nvme(cli: &Cli, goal: &Goal) -> Result<NvmeEngine, Failure> {
         return Err(Failure::Usage(message.to_owned()));
     }
     let seed = mix(nanoseconds(since_1970()) ^ u64::from(std::process::id()) << 40);
-    Ok(patiently(cli, goal.addresses.len() > 1, || NvmeEngine::open(goal, cli.connections, seed))?)
+    let keys = keys(cli, goal)?;
+    Ok(patiently(cli, goal.addresses.len() > 1, || NvmeEngine::open(goal, keys.as_ref(), cli.connections, seed))?)
+}
+
+/// What this host proves itself with.
+fn keys(cli: &Cli, goal: &Goal) -> Result<Option<Keys>, Failure> {
+    let Some(secret) = &cli.secret_file else { return Ok(None) };
+    if goal.host.is_none() {
+        let message = "--secret-file needs the name of the host whose secret it is: hostnqn= in the URI";
+        return Err(Failure::Usage(message.to_owned()));
+    }
+    let keys = Keys::read(secret, cli.controller_secret_file.as_deref()).map_err(Failure::Usage)?;
+    Ok(Some(keys.offering(goal.hash, goal.group)))
 }
 
 /// Opens a target. With `--reconnect`, tries for that long; a proof, which comes after a crash, for a minute by itself.

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
+use twinlog_chap::{Challenge, EXPONENT_BYTES, Group, Hash, Prover, Role, Secret};
+
 use crate::nvme::{
+    auth::{exchange::Exchange, keys::Keys},
     controller::{self, Opened, Parties},
     discovery::discover,
     goal::{Goal, Host, parse_goal},
@@ -18,6 +21,21 @@ use crate::nvme::{
 /// Bytes that one call hands to a socket: what every socket holds.
 const SOCKET_BYTES: usize = 32 << 10;
 const SUBSYSTEM: &str = "nqn.2014-08.org.nvmexpress:uuid:1";
+const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:2";
+
+/// What the first byte of [`open`] says.
+mod mode {
+    pub(super) const DISCOVERY: u8 = 1 << 0;
+    pub(super) const DIGESTS: u8 = 1 << 1;
+    /// The host has a secret.
+    pub(super) const SECRET: u8 = 1 << 2;
+    /// The controller has to prove itself.
+    pub(super) const MUTUAL: u8 = 1 << 3;
+}
+
+/// Every byte that the host draws, and every byte of the target's exponent and challenge.
+const DRAWN: u8 = 0x5a;
+const TARGET_DRAWN: u8 = 7;
 
 /// A target that says the same whatever it hears, over all its connections together.
 #[derive(Clone)]
@@ -43,42 +61,77 @@ impl Write for Script<'_> {
 
 fn goal(digests: bool) -> Goal {
     let digest = if digests { "both" } else { "none" };
-    let goal = parse_goal(&format!("h/{SUBSYSTEM}?nsid=3&kato=1&digest={digest}")).expect("a good URI");
+    let goal = parse_goal(&format!("h/{SUBSYSTEM}?nsid=3&kato=1&digest={digest}&hostnqn={HOST}")).expect("a good URI");
     assert_eq!(goal.keep_alive, Duration::from_secs(1));
     goal
 }
 
-/// What a target says while a path is opened, or with an odd first byte, while its discovery log is read.
+/// What this host knows, and draws.
+fn keys(is_mutual: bool) -> Keys {
+    fn draw(bytes: &mut [u8]) -> std::io::Result<()> {
+        bytes.fill(DRAWN);
+        Ok(())
+    }
+    let controller_secret = is_mutual.then(|| Secret::new([2; 32]));
+    let (hashes, groups) = (Hash::ALL.to_vec(), vec![Group::Null, Group::Ffdhe2048]);
+    Keys { secret: Secret::new([1; 32]), controller_secret, hashes, groups, draw }
+}
+
+/// What a target says while a path is opened, or its discovery log is read. The first byte says which, and what the host knows.
 #[must_use]
 pub fn open(data: &[u8]) -> bool {
-    let Some((mode, script)) = data.split_first() else { return false };
+    match try_open(data) {
+        Ok(()) => true,
+        Err(message) => said(&message),
+    }
+}
+
+fn try_open(data: &[u8]) -> Result<(), String> {
+    let Some((mode, script)) = data.split_first() else { return Err("nothing".to_owned()) };
     let script = Script(Rc::new(RefCell::new(Cursor::new(script))));
-    let goal = goal(mode & 2 != 0);
+    let goal = goal(mode & mode::DIGESTS != 0);
     let host: Host = goal.host(1);
-    if mode & 1 != 0 {
-        return match discover(script, &host) {
-            Ok(found) => {
-                assert!(!found.addresses.is_empty() && found.subsystem.len() <= 223);
-                true
-            }
-            Err(error) => said(&error.to_string()),
-        };
+    let keys = (mode & mode::SECRET != 0).then(|| keys(mode & mode::MUTUAL != 0));
+    if mode & mode::DISCOVERY != 0 {
+        let found = discover(script, &host, keys.as_ref()).map_err(|error| error.to_string())?;
+        assert!(!found.addresses.is_empty() && found.subsystem.len() <= 223);
+        return Ok(());
     }
     let mut dial = || Ok(script.clone());
-    match controller::open(&mut dial, &goal, Parties { host: &host, subsystem: SUBSYSTEM }, 1) {
-        Ok(Opened { queues, facts, .. }) => {
-            let geometry = &facts.geometry;
-            assert!(queues.len() == 1 && (1..=127).contains(&facts.depth) && geometry.block_bytes.is_power_of_two());
-            assert!(geometry.size_bytes <= 1 << 62 && geometry.request_limit_bytes >= geometry.block_bytes);
-            true
-        }
-        Err(error) => said(&error.to_string()),
-    }
+    let parties = Parties { host: &host, subsystem: SUBSYSTEM, keys: keys.as_ref() };
+    let opened = controller::open(&mut dial, &goal, parties, 1);
+    let Opened { queues, facts, .. } = opened.map_err(|error| error.to_string())?;
+    let geometry = &facts.geometry;
+    assert!(queues.len() == 1 && (1..=127).contains(&facts.depth) && geometry.block_bytes.is_power_of_two());
+    assert!(geometry.size_bytes <= 1 << 62 && geometry.request_limit_bytes >= geometry.block_bytes);
+    Ok(())
 }
 
 fn said(message: &str) -> bool {
     assert!(!message.is_empty() && message.len() < 100_000, "a message is for people");
     false
+}
+
+/// What a target says to a host that authenticates itself: a byte as [`open`] has it, the length of the challenge in two bytes, the challenge, the success.
+#[must_use]
+pub fn authentication(data: &[u8]) -> bool {
+    let Some((&[mode, low, high], messages)) = data.split_first_chunk::<3>() else { return false };
+    let (challenge, success) = messages.split_at(messages.len().min(usize::from(u16::from_le_bytes([low, high]))));
+    let (host, keys) = (goal(false).host(1), keys(mode & mode::MUTUAL != 0));
+    let parties = Parties { host: &host, subsystem: SUBSYSTEM, keys: Some(&keys) };
+    let Ok(exchange) = Exchange::new(parties, &keys) else { return false };
+    let proof = match exchange.prove(challenge) {
+        Ok(proof) => proof,
+        Err(fault) => return said(&fault.to_string()),
+    };
+    assert!((16 + 64..=16 + 128 + 256).contains(&proof.reply.len()), "no other functions and groups were offered");
+    match exchange.conclude(&proof, success) {
+        Ok(last) => {
+            assert_eq!(last.is_some(), keys.controller_secret.is_some(), "nothing else is believed");
+            true
+        }
+        Err(fault) => said(&fault.to_string()),
+    }
 }
 
 /// What a target sends to four open commands; an odd first byte: with digests.
@@ -96,12 +149,48 @@ pub fn answers(data: &[u8]) -> bool {
 
 /// Valid inputs of [`open`].
 pub(super) fn opens() -> Vec<Vec<u8>> {
+    use mode::{DIGESTS, DISCOVERY, MUTUAL, SECRET};
     vec![
-        [vec![0], path(false, true)].concat(),
-        [vec![2], path(true, true)].concat(),
-        [vec![0], path(false, false)].concat(),
-        [vec![1], discovery()].concat(),
+        [vec![0], path(0, true)].concat(),
+        [vec![DIGESTS], path(DIGESTS, true)].concat(),
+        [vec![0], path(0, false)].concat(),
+        [vec![DISCOVERY], discovery(0)].concat(),
+        [vec![SECRET], path(SECRET, false)].concat(),
+        [vec![SECRET | MUTUAL | DIGESTS], path(SECRET | MUTUAL | DIGESTS, true)].concat(),
+        [vec![DISCOVERY | SECRET], discovery(SECRET)].concat(),
     ]
+}
+
+/// Valid inputs of [`authentication`].
+pub(super) fn authentications() -> Vec<Vec<u8>> {
+    let all = [(Hash::Sha256, Group::Null), (Hash::Sha384, Group::Ffdhe2048), (Hash::Sha512, Group::Null)];
+    let seed = |mode: u8, hash: Hash, group: Group| {
+        let [challenge, success] = words(mode, hash, group);
+        let length = u16::try_from(challenge.len()).expect("short").to_le_bytes();
+        [&[mode], &length[..], &challenge, &success].concat()
+    };
+    all.into_iter().flat_map(|(hash, group)| [0, mode::MUTUAL].map(|mode| seed(mode, hash, group))).collect()
+}
+
+/// What a target says to this host that authenticates itself: the challenge and the success.
+fn words(mode: u8, hash: Hash, group: Group) -> [Vec<u8>; 2] {
+    let exponent = [TARGET_DRAWN; EXPONENT_BYTES];
+    let element = if group == Group::Null { Vec::new() } else { group.element(&exponent) };
+    let bytes = u8::try_from(hash.bytes()).expect("short");
+    let element_bytes = u16::try_from(element.len()).expect("short").to_le_bytes();
+    let head = [1, 1, 0, 0, DRAWN, DRAWN, bytes, 0, hash.id(), group.id()];
+    let challenge = [&head[..], &element_bytes, &[9, 0, 0, 0], &vec![TARGET_DRAWN; hash.bytes()], &element].concat();
+    let common = match group {
+        Group::Null => Vec::new(),
+        _ => group.common(&element, &[DRAWN; EXPONENT_BYTES]),
+    };
+    let (is_mutual, value) = (mode & mode::MUTUAL != 0, vec![DRAWN; hash.bytes()]);
+    let (transaction, sequence) = (u16::from_le_bytes([DRAWN; 2]), u32::from_le_bytes([DRAWN; 4]));
+    let asked = Challenge { hash, group, transaction, value: &value, sequence, common: &common };
+    let secret = &Secret::new([2; 32]);
+    let response = asked.response(Prover { role: Role::Controller, name: SUBSYSTEM, secret, examiner: HOST });
+    let head = [1, 3, 0, 0, DRAWN, DRAWN, bytes, 0, u8::from(is_mutual), 0, 0, 0, 0, 0, 0, 0];
+    [challenge, [&head[..], if is_mutual { &response[..] } else { &[] }].concat()]
 }
 
 /// Valid inputs of [`answers`].
@@ -122,8 +211,61 @@ pub(super) fn answers_seeds() -> Vec<Vec<u8>> {
     vec![all(false), all(true), refused, ended]
 }
 
+/// What a target says on one connection: answers to commands in their order.
+struct Voice {
+    mode: u8,
+    script: Vec<u8>,
+    next_id: u16,
+}
+
+impl Voice {
+    fn new(mode: u8) -> Self {
+        Self { mode, script: ic_response(mode & mode::DIGESTS != 0), next_id: 0 }
+    }
+
+    fn id(&mut self) -> u16 {
+        self.next_id += 1;
+        self.next_id - 1
+    }
+
+    fn answer(&mut self, result: u64) {
+        let id = self.id();
+        self.script.extend(answer(self.mode & mode::DIGESTS != 0, id, 0, result));
+    }
+
+    fn data(&mut self, bytes: &[u8]) {
+        let id = self.id();
+        self.script.extend(data(self.mode & mode::DIGESTS != 0, id, (0, true), bytes));
+    }
+
+    /// Controller 5 is connected to, by a host that has to authenticate itself if it can.
+    fn connected(&mut self) {
+        let has_to = self.mode & mode::SECRET != 0;
+        self.answer(5 | u64::from(has_to) << 17);
+        if !has_to {
+            return;
+        }
+        for mut message in words(self.mode, Hash::Sha256, Group::Null) {
+            self.answer(0);
+            message.resize(4096, 0);
+            self.data(&message);
+        }
+        if self.mode & mode::MUTUAL != 0 {
+            self.answer(0);
+        }
+    }
+
+    /// An admin queue is connected, and its controller enabled.
+    fn admin(mode: u8) -> Self {
+        let mut admin = Self::new(mode);
+        admin.connected();
+        [127 | 10 << 24, 0, 1].into_iter().for_each(|result| admin.answer(result));
+        admin
+    }
+}
+
 /// A path to namespace 3, with one I/O queue.
-fn path(digests: bool, has_access: bool) -> Vec<u8> {
+fn path(mode: u8, has_access: bool) -> Vec<u8> {
     let mut controller = vec![0; 4096];
     (controller[76], controller[77]) = (if has_access { 1 << 3 } else { 0 }, 8);
     controller[93] = if has_access { 1 << 3 } else { 0 };
@@ -135,18 +277,16 @@ fn path(digests: bool, has_access: bool) -> Vec<u8> {
     let descriptors = [&[3, 16, 0, 0][..], &[5; 16], &[0; 4076]].concat();
     let log = [&[0; 8][..], &[2, 0], &[0; 6], &group(1, 1), &group(2, 2)].concat();
     let count = 31 << 16 | 31;
-    let mut script = vec![ic_response(digests), answer(digests, 0, 0, 5), answer(digests, 1, 0, 127 | 10 << 24)];
-    script.extend([answer(digests, 2, 0, 0), answer(digests, 3, 0, 1)]);
-    script.extend([data(digests, 4, (0, true), &controller), data(digests, 5, (0, true), &namespace)]);
-    script.push(data(digests, 6, (0, true), &descriptors));
-    let mut next = 7;
+    let mut admin = Voice::admin(mode);
+    [&controller, &namespace, &descriptors].into_iter().for_each(|page| admin.data(page));
     if has_access {
-        script.extend([answer(digests, 7, 0, 0), data(digests, 8, (0, true), &log)]);
-        next = 9;
+        admin.answer(0);
+        admin.data(&log);
     }
-    script.push(answer(digests, next, 0, count));
-    script.extend([ic_response(digests), answer(digests, 0, 0, 5)]);
-    script.concat()
+    admin.answer(count);
+    let mut queue = Voice::new(mode);
+    queue.connected();
+    [admin.script, queue.script].concat()
 }
 
 /// A group of the access log, without its list of namespaces.
@@ -157,7 +297,7 @@ fn group(id: u8, access: u8) -> [u8; 32] {
 }
 
 /// A discovery log with the service itself and a subsystem at two addresses.
-fn discovery() -> Vec<u8> {
+fn discovery(mode: u8) -> Vec<u8> {
     let entry = |kind: u8, address: &str| {
         let mut entry = vec![0; 1024];
         (entry[0], entry[1], entry[2]) = (3, 1, kind);
@@ -169,11 +309,10 @@ fn discovery() -> Vec<u8> {
     };
     let mut head = vec![0; 1024];
     (head[0], head[8]) = (1, 3);
+    let mut admin = Voice::admin(mode);
     let entries = [head, entry(3, "127.0.0.1"), entry(2, "127.0.0.1"), entry(2, "127.0.0.2")];
-    let mut script = vec![ic_response(false), answer(false, 0, 0, 5), answer(false, 1, 0, 127 | 10 << 24)];
-    script.extend([answer(false, 2, 0, 0), answer(false, 3, 0, 1)]);
-    script.extend((4..).zip(&entries).map(|(id, entry)| data(false, id, (0, true), entry)));
-    script.concat()
+    entries.iter().for_each(|entry| admin.data(entry));
+    admin.script
 }
 
 /// An ICResp: data at any multiple of four bytes, at most 1 MiB at a time.
@@ -239,6 +378,71 @@ mod tests {
         }
         let [all, digests, refused, ended] = &answers_seeds()[..] else { panic!("four") };
         assert!(answers(all) && answers(digests) && answers(refused) && !answers(ended));
+    }
+
+    #[test]
+    fn who_authenticates_is_understood_and_who_breaks_off_is_not() {
+        for seed in authentications() {
+            assert!(authentication(&seed), "mode {}", seed[0]);
+            assert!((0..seed.len()).all(|length| !authentication(&seed[..length])), "mode {}", seed[0]);
+        }
+    }
+
+    /// What a host says that has this mode, to a target that has that one.
+    fn meets(host: u8, target: u8) -> String {
+        try_open(&[vec![host], path(target, true)].concat()).expect_err("they do not fit")
+    }
+
+    #[test]
+    fn what_a_host_misses_it_names() {
+        use mode::{MUTUAL, SECRET};
+        assert!(meets(0, SECRET).contains("give --secret-file FILE"));
+        let (unasked, unproven) = (meets(SECRET | MUTUAL, 0), meets(SECRET | MUTUAL, SECRET));
+        assert!(unasked.contains("demands no authentication"), "{unasked}");
+        assert!(unproven.contains("does not know the secret in --controller-secret-file"), "{unproven}");
+        assert!(meets(SECRET, SECRET | MUTUAL).contains("a response to no challenge"));
+        assert!(open(&[vec![SECRET], path(0, true)].concat()), "who is not asked says nothing");
+        let mut channel = Voice::new(0);
+        channel.answer(5 | 1 << 18);
+        let said = try_open(&[vec![SECRET], channel.script].concat()).expect_err("no channel");
+        assert!(said.contains("a secure channel (TLS), which is not supported"), "{said}");
+    }
+
+    #[test]
+    fn a_target_that_breaks_off_is_told_apart() {
+        let meet = |target: &dyn Fn(&mut Voice)| {
+            let mut voice = Voice::new(mode::SECRET);
+            voice.answer(5 | 1 << 17);
+            target(&mut voice);
+            try_open(&[vec![mode::SECRET], voice.script].concat()).expect_err("it breaks off")
+        };
+        let refuses = |voice: &mut Voice| {
+            let id = voice.id();
+            voice.script.extend(answer(false, id, 2, 0));
+        };
+        assert!(meet(&refuses).contains("does not take a message that authenticates: status 0x002"));
+        let gives_nothing = |voice: &mut Voice| {
+            voice.answer(0);
+            refuses(voice);
+        };
+        assert!(meet(&gives_nothing).contains("gives no message that authenticates"));
+        let fails = |voice: &mut Voice| {
+            let [challenge, _] = words(0, Hash::Sha256, Group::Null);
+            voice.answer(0);
+            voice.data(&challenge);
+            voice.answer(0);
+            voice.data(&[0, 0xf1, 0, 0, DRAWN, DRAWN, 1, 1]);
+        };
+        assert!(meet(&fails).contains("the secret in --secret-file is not the one that it has for this host's name"));
+        let lies = |voice: &mut Voice| {
+            voice.answer(0);
+            voice.data(&[1, 1, 0, 0, 0, 0, 32, 0]);
+            // It is told so, and may say what it likes to that.
+            voice.answer(0);
+        };
+        let said = meet(&lies);
+        assert!(said.contains("broke the NVMe/TCP protocol: transaction 0, in the middle of transaction"), "{said}");
+        assert!(meet(&|voice| voice.answer(0)).contains("closed the connection"));
     }
 
     #[test]

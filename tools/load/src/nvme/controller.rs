@@ -3,6 +3,8 @@
 //! ```text
 //! ICReq --> Connect (admin) --> CC.EN, wait for CSTS.RDY --> Identify --> event configuration, access log --> for each I/O queue: ICReq, Connect
 //! ```
+//!
+//! After each Connect the host authenticates itself, if the target demands it.
 
 use std::{
     io::{Read, Write},
@@ -10,6 +12,7 @@ use std::{
 };
 
 use super::{
+    auth::{self, keys::Keys},
     goal::{Goal, Host, Which, show_uuid},
     link::{DATA_LIMIT, Link, LinkError, Reply},
     wire::{Agreement, Command, Status, WireError, connect_data, opcode, u16_at, u32_at, u64_at},
@@ -104,11 +107,12 @@ pub(crate) struct Opened<S> {
     pub(crate) facts: Facts,
 }
 
-/// Who connects to which subsystem.
+/// Who connects to which subsystem, and what it knows to prove itself with.
 #[derive(Clone, Copy)]
 pub(crate) struct Parties<'a> {
     pub(crate) host: &'a Host,
     pub(crate) subsystem: &'a str,
+    pub(crate) keys: Option<&'a Keys>,
 }
 
 /// Opens a path with `queues` I/O queues; `dial` makes a connection.
@@ -143,12 +147,8 @@ pub(crate) fn connect_admin<S: Read + Write>(
     parties: Parties<'_>,
     keep_alive_ms: u32,
 ) -> Result<(u16, u64), LinkError> {
-    let answer = connect(admin, parties, (0, ADMIN_ENTRIES, u16::MAX), keep_alive_ms)?;
-    // Bits 17:16 of the result: authentication is demanded (base, section 6.3).
-    if answer.answer.result & 0b11 << 16 != 0 {
-        return Err(LinkError::Refused("the target demands authentication, which is not supported".to_owned()));
-    }
-    let controller = u16::try_from(answer.answer.result & 0xffff).expect("sixteen bits");
+    let result = connect(admin, parties, (0, ADMIN_ENTRIES, u16::MAX), keep_alive_ms)?;
+    let controller = u16::try_from(result & 0xffff).expect("sixteen bits");
     let capabilities = get(admin, property::CAPABILITIES, true)?;
     set(admin, property::CONFIGURATION, ENABLE)?;
     let patience = Duration::from_millis(500 * (capabilities >> 24 & 0xff)).min(READY_LIMIT);
@@ -166,21 +166,24 @@ pub(crate) fn connect_admin<S: Read + Write>(
     }
 }
 
+/// Makes the connection a queue, of a host that has authenticated itself if it has to; the result of the command.
 fn connect<S: Read + Write>(
     link: &mut Link<S>,
-    Parties { host, subsystem }: Parties<'_>,
+    parties: Parties<'_>,
     (queue, entries, controller): (u16, u16, u16),
     keep_alive_ms: u32,
-) -> Result<Reply, LinkError> {
+) -> Result<u64, LinkError> {
+    let Parties { host, subsystem, .. } = parties;
     let mut command = Command::new(opcode::FABRICS, fabrics::CONNECT);
     // CATTR bit 2: without flow control of the submission queue.
     command.words[..3].copy_from_slice(&[u32::from(queue) << 16, u32::from(entries - 1) | 1 << 18, keep_alive_ms]);
     let data = connect_data(subsystem, controller, (&host.name, &host.id));
-    let reply = link.call(command, 0, &data)?;
-    match reply.answer.status.is_success() {
-        true => Ok(reply),
-        false => Err(refused(&format!("connecting queue {queue} of {subsystem}"), reply.answer.status)),
+    let Reply { answer, .. } = link.call(command, 0, &data)?;
+    if !answer.status.is_success() {
+        return Err(refused(&format!("connecting queue {queue} of {subsystem}"), answer.status));
     }
+    auth::satisfy(link, parties, answer.result)?;
+    Ok(answer.result)
 }
 
 fn refused(what: &str, status: Status) -> LinkError {

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 
 use super::{
+    auth::keys::Keys,
     controller::{DISCOVERY, Parties, connect_admin},
     goal::{Host, PATHS_LIMIT},
     link::{Link, LinkError, Reply},
@@ -22,10 +23,10 @@ pub(crate) struct Found {
     pub(crate) addresses: Vec<Address>,
 }
 
-/// Asks a discovery service, at the other end of `stream`, for the one subsystem that it knows.
-pub(crate) fn discover<S: Read + Write>(stream: S, host: &Host) -> Result<Found, LinkError> {
+/// Asks a discovery service, at the other end of `stream`, for the one subsystem that it knows. It may demand that the host authenticates itself.
+pub(crate) fn discover<S: Read + Write>(stream: S, host: &Host, keys: Option<&Keys>) -> Result<Found, LinkError> {
     let mut admin = Link::open(stream, (false, false))?;
-    connect_admin(&mut admin, Parties { host, subsystem: DISCOVERY }, 0)?;
+    connect_admin(&mut admin, Parties { host, subsystem: DISCOVERY, keys }, 0)?;
     let head = read(&mut admin, 0)?;
     let count = u64_at(&head, 8);
     if count > ENTRIES_LIMIT {

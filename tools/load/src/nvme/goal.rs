@@ -8,6 +8,8 @@
 
 use std::{fmt, time::Duration};
 
+use twinlog_chap::{Group, Hash};
+
 use crate::{
     prng::Prng,
     target::{Address, decode, parse_authority},
@@ -51,7 +53,10 @@ pub(crate) struct Goal {
     pub(crate) subsystem: Option<String>,
     pub(crate) which: Which,
     /// A name that was asked for; `None` lets [`Goal::host`] make one.
-    host: Option<String>,
+    pub(crate) host: Option<String>,
+    /// What is offered to a target that demands authentication; `None`: all.
+    pub(crate) hash: Option<Hash>,
+    pub(crate) group: Option<Group>,
     pub(crate) header_digest: bool,
     pub(crate) data_digest: bool,
     /// How long a path may be silent; zero turns keep alive off.
@@ -105,6 +110,8 @@ pub(crate) fn parse_goal(rest: &str) -> Result<Goal, String> {
         subsystem,
         which: Which::Only,
         host: None,
+        hash: None,
+        group: None,
         header_digest: false,
         data_digest: false,
         keep_alive: KEEP_ALIVE,
@@ -134,6 +141,14 @@ fn set(goal: &mut Goal, option: &str) -> Result<(), String> {
         ("digest", "header") => goal.header_digest = true,
         ("digest", "data") => goal.data_digest = true,
         ("digest", "both") => (goal.header_digest, goal.data_digest) = (true, true),
+        ("hmac", name) => {
+            let hash = Hash::ALL.into_iter().find(|hash| hash.name() == name);
+            goal.hash = Some(hash.ok_or_else(|| format!("`{option}`: sha256, sha384 or sha512"))?);
+        }
+        ("dhgroup", name) => {
+            let group = Group::ALL.into_iter().find(|group| group.name() == name);
+            goal.group = Some(group.ok_or_else(|| format!("`{option}`: null, or ffdhe2048, 3072, 4096, 6144, 8192"))?);
+        }
         ("kato", time) => {
             let time = parse_duration(time)?;
             let is_good = time.is_zero() || (Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&time);
@@ -141,7 +156,8 @@ fn set(goal: &mut Goal, option: &str) -> Result<(), String> {
         }
         ("capsule", "no") => goal.in_capsule = false,
         _ => {
-            let known = "nsid=N, uuid=UUID, hostnqn=NAME, digest=none|header|data|both, kato=SECONDS, capsule=no";
+            let known = "nsid=N, uuid=UUID, hostnqn=NAME, digest=none|header|data|both, kato=SECONDS, capsule=no, hmac=HASH, \
+                         dhgroup=GROUP";
             return Err(format!("`{option}` is no option of nvme-tcp: {known}"));
         }
     }
@@ -190,6 +206,10 @@ mod tests {
         let Which::Uuid(bytes) = goal.which else { panic!("a UUID") };
         assert_eq!((show_uuid(&bytes).as_str(), goal.host(1).name.as_str()), (uuid, "nqn.2014-08.me"));
         assert!(goal.header_digest && !goal.data_digest);
+        assert_eq!((goal.hash, goal.group), (None, None));
+        let goal = parse_goal("h/?hmac=sha384&dhgroup=null").unwrap();
+        assert_eq!((goal.hash, goal.group), (Some(Hash::Sha384), Some(Group::Null)));
+        assert_eq!(parse_goal("h/?dhgroup=ffdhe8192").unwrap().group, Some(Group::Ffdhe8192));
     }
 
     #[test]
@@ -216,6 +236,10 @@ mod tests {
             "h/?kato=2h",
             "h/?digest=some",
             "h/?capsule=yes",
+            "h/?hmac=sha1",
+            "h/?hmac",
+            "h/?dhgroup=ffdhe1024",
+            "h/?dhgroup=2048",
             "h/?x=1",
         ] {
             assert!(parse_goal(bad).is_err(), "{bad}");

@@ -4,6 +4,7 @@
 //! ```text
 //! goal         what the URI asks for
 //! wire         bytes <-> units, commands, answers; pure
+//! auth         a host proves who it is, if it has to
 //! link         a few commands without an order: how queues begin, and what admin queues stay
 //! controller   a path is opened: controller, namespace, I/O queues
 //! discovery    which subsystem there is, and where
@@ -20,6 +21,7 @@
 //! 3. A path that is lost is opened again for as long as the host lives; one that leads to another namespace, or to one of another size, is refused.
 //! 4. [`Lost`] is told when no path is open; [`Engine::recover`] then waits for the first to come back.
 
+pub(crate) mod auth;
 pub(crate) mod controller;
 pub(crate) mod discovery;
 pub(crate) mod goal;
@@ -51,6 +53,7 @@ use crate::{
     stream::Stream,
     target::Address,
 };
+use auth::keys::Keys;
 use controller::{Access, Opened, Parties};
 use goal::{Goal, Host, PATHS_LIMIT};
 use link::LinkError;
@@ -79,6 +82,7 @@ const SWITCHES_LIMIT: usize = 64;
 struct Plan {
     goal: Goal,
     host: Host,
+    keys: Option<Keys>,
     subsystem: String,
     queues: u16,
 }
@@ -126,15 +130,16 @@ pub(crate) struct NvmeEngine {
 }
 
 impl NvmeEngine {
-    /// Opens every path that there is with `queues` I/O queues each (1 to [`QUEUES_LIMIT`]); one is enough. `seed` draws the host's identity.
-    pub(crate) fn open(goal: &Goal, queues: u16, seed: u64) -> Result<Self, Unopened> {
+    /// Opens every path that there is with `queues` I/O queues each (1 to [`QUEUES_LIMIT`]); one is enough. `keys` are for a target that wants to know who the
+    /// host is; `seed` draws the host's identity.
+    pub(crate) fn open(goal: &Goal, keys: Option<&Keys>, queues: u16, seed: u64) -> Result<Self, Unopened> {
         assert!((1..=QUEUES_LIMIT).contains(&usize::from(queues)), "checked by the command line");
         let host = goal.host(seed);
         let (subsystem, addresses) = match &goal.subsystem {
             Some(name) => (name.clone(), goal.addresses.clone()),
-            None => find(goal, &host)?,
+            None => find(goal, &host, keys)?,
         };
-        let plan = Arc::new(Plan { goal: goal.clone(), host, subsystem, queues });
+        let plan = Arc::new(Plan { goal: goal.clone(), host, keys: keys.cloned(), subsystem, queues });
         let now = Instant::now();
         let closed = |address| Seat { address, state: State::Closed { again_at: now }, reason: String::new() };
         let seats: Vec<Seat> = addresses.into_iter().take(PATHS_LIMIT).map(closed).collect();
@@ -445,11 +450,11 @@ const NOTHING: Geometry = Geometry {
 };
 
 /// Asks the addresses in turn which subsystem there is, and where.
-fn find(goal: &Goal, host: &Host) -> Result<(String, Vec<Address>), Unopened> {
+fn find(goal: &Goal, host: &Host, keys: Option<&Keys>) -> Result<(String, Vec<Address>), Unopened> {
     let (mut reasons, mut may_come) = (Vec::new(), false);
     for address in &goal.addresses {
         let found = Stream::connect(address).map_err(LinkError::from);
-        match found.and_then(|stream| discovery::discover(stream, host)) {
+        match found.and_then(|stream| discovery::discover(stream, host, keys)) {
             Ok(found) => return Ok((found.subsystem, found.addresses)),
             Err(error) => {
                 may_come |= matches!(error, LinkError::Io(_) | LinkError::Silent | LinkError::Closed);
@@ -466,7 +471,7 @@ fn open_path(plan: &Arc<Plan>, address: &Address) -> Opening {
     let (plan, address) = (Arc::clone(plan), address.clone());
     thread::spawn(move || {
         let mut dial = || Stream::connect(&address).map_err(LinkError::from);
-        let parties = Parties { host: &plan.host, subsystem: &plan.subsystem };
+        let parties = Parties { host: &plan.host, subsystem: &plan.subsystem, keys: plan.keys.as_ref() };
         let opened = controller::open(&mut dial, &plan.goal, parties, plan.queues);
         // Nobody waits for it any more when the program ends.
         let _ = sender.send(opened);

@@ -179,7 +179,7 @@ impl Status {
             0x182 => "a parameter is wrong: is the subsystem's name right?",
             0x183 => "the controller cannot be connected to now",
             0x184 => "this host is not allowed: see hostnqn=",
-            0x191 => "authentication is required",
+            0x191 => "authentication is required: see --secret-file",
             _ => return None,
         })
     }
