@@ -10,14 +10,15 @@ use std::{cell::Cell, sync::OnceLock};
 mod chosen {
     use std::cell::Cell;
     thread_local! {
-        pub(super) static BUG: Cell<&'static str> = const { Cell::new("") };
+        /// The name, and whether it is several that are joined.
+        pub(super) static BUG: Cell<(&'static str, bool)> = const { Cell::new(("", false)) };
     }
 }
 
 /// Puts the bug called `name` in force for this thread; the empty name: none.
 #[cfg(feature = "planted-bugs")]
 pub fn choose(name: &'static str) {
-    chosen::BUG.with(|bug| bug.set(name));
+    chosen::BUG.with(|bug| bug.set((name, name.contains('+'))));
 }
 
 /// What is in force on every thread that has chosen nothing.
@@ -34,17 +35,23 @@ pub fn choose_for_process(name: String) {
 #[cfg(feature = "planted-bugs")]
 #[must_use]
 pub fn chosen() -> &'static str {
-    chosen::BUG.with(Cell::get)
+    chosen::BUG.with(Cell::get).0
 }
 
 /// Whether the bug called `name` is in force.
 #[cfg(feature = "planted-bugs")]
 #[must_use]
 pub fn is(name: &str) -> bool {
-    let mut chosen = chosen::BUG.with(Cell::get);
-    if chosen.is_empty() {
-        chosen = PROCESS.get().map_or("", String::as_str);
+    // Asked dozens of times in a turn: names are taken apart only where there are several.
+    match chosen::BUG.with(Cell::get) {
+        ("", _) => PROCESS.get().is_some_and(|chosen| is_among(chosen, name)),
+        (chosen, true) => is_among(chosen, name),
+        (chosen, false) => chosen == name,
     }
+}
+
+#[cfg(feature = "planted-bugs")]
+fn is_among(chosen: &str, name: &str) -> bool {
     chosen.split('+').any(|chosen| chosen == name)
 }
 

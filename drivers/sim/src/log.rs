@@ -267,6 +267,13 @@ impl LogMedium {
         self.0.borrow().bytes.clone()
     }
 
+    /// The first `length_bytes` of it, at most all.
+    #[must_use]
+    pub fn head(&self, length_bytes: u64) -> Vec<u8> {
+        let state = self.0.borrow();
+        state.bytes[..to_index(length_bytes.min(state.shape.size_bytes))].to_vec()
+    }
+
     /// Replaces what lies on the medium, from the start.
     pub fn restore(&self, image: &[u8]) {
         self.0.borrow_mut().bytes[..image.len()].copy_from_slice(image);

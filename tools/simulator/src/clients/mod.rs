@@ -253,7 +253,11 @@ fn payload_of(blocks: &BlockPool, range: Range<u64>, write: WriteId) -> Option<P
 }
 
 fn bytes_of(runs: &[DataRun]) -> Vec<u8> {
-    let mut bytes = Vec::new();
+    let length = |run: &DataRun| match run {
+        DataRun::Block(_, part) => part.len(),
+        DataRun::Zeroes(length) => crate::setup::index(*length),
+    };
+    let mut bytes = Vec::with_capacity(runs.iter().map(length).sum());
     for run in runs {
         match run {
             DataRun::Block(block, part) => bytes.extend_from_slice(&block[part.clone()]),

@@ -181,6 +181,9 @@ impl History {
 
     /// Time goes on for what waits.
     pub(super) fn wait_in_ambush(&mut self) {
+        if self.ambush.is_none() && self.returns == [None; 2] {
+            return;
+        }
         for node in 0..2 {
             if self.returns[node].take_if(|turn| *turn <= self.figures.turns).is_some() {
                 self.come_back(node);

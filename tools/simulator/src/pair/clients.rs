@@ -89,20 +89,19 @@ impl History {
         if self.is_paused[node] || self.is_leaving(pool, node) {
             return Ok(());
         }
-        let is_verifying = self.pools[pool].flying.values().any(|flying| flying.is_verification);
-        let is_busy = is_verifying || self.pools[pool].order.is_some();
-        match &mut self.pools[pool].phase {
-            Phase::Reading(left) => match left.front().cloned() {
+        let watch = &self.pools[pool];
+        match &watch.phase {
+            Phase::Reading(left) => match left.front() {
                 Some((volume, ask)) => {
-                    if self.pools[pool].depth(node) < 4 + self.setup.depth
-                        && self.fly(pool, node, volume, ask, true)
+                    if watch.depth(node) < 4 + self.setup.depth
+                        && self.fly(pool, node, *volume, ask.clone(), true)
                         && let Phase::Reading(left) = &mut self.pools[pool].phase
                     {
                         left.pop_front();
                     }
                     Ok(())
                 }
-                None if is_busy => Ok(()),
+                None if watch.order.is_some() || watch.flying.values().any(|flying| flying.is_verification) => Ok(()),
                 None => {
                     let offline = self.offline_volume(pool);
                     let watch = &mut self.pools[pool];

@@ -279,6 +279,9 @@ impl History {
 
     /// Whether it is served at home and its log is in step.
     fn is_well_at_home(&self, pool: usize) -> bool {
+        if self.pools[pool].server != Some(pool) || self.pools[pool].phase != Phase::Working {
+            return false;
+        }
         let desk = self.site.desk.borrow();
         let is_registered = desk
             .registers
@@ -287,10 +290,7 @@ impl History {
         let engine = self.processes[pool].as_ref().and_then(|process| process.node.reactor(0));
         let engine = engine.and_then(|reactor| reactor.pools().engine(PoolSlot::Home));
         let is_mirrored = engine.is_some_and(|engine| engine.mirror_progress() == Some(&MirrorProgress::InStep));
-        is_registered
-            && is_mirrored
-            && self.pools[pool].server == Some(pool)
-            && self.pools[pool].phase == Phase::Working
+        is_registered && is_mirrored
     }
 
     /// Turns until `done`, which must be soon. Clients work on for a while, and an operator looks after both nodes.

@@ -241,8 +241,8 @@ impl Site {
 
     /// The id of a portion that may be in use.
     pub(super) fn portion_at_rest(&self, node: usize, pool: usize) -> Option<PortionId> {
-        let image = self.logs[node][pool][0].image();
-        LaneHeader::read(&image, image.len() as u64).ok().map(|header| header.portion)
+        let log = &self.logs[node][pool][0];
+        LaneHeader::read(&log.head(BLOCK), log.shape().size_bytes).ok().map(|header| header.portion)
     }
 
     /// Starts a process at `node`.
@@ -264,7 +264,7 @@ impl Site {
         let sweeps = Arc::new(Sweeps::new(&wakers));
         let (forwarder, forward_ports) = self.forwarder(node, &wakers, sweeps.clone());
         let end = Arc::new(NodeEnd::default());
-        let target = Arc::new(target(node));
+        let target = (self.setup.sessions == Sessions::Hosts).then(|| Arc::new(target(node)));
         let carrier = self.setup.seam.map(|_| Agenda::new(&self.world));
         let (parts, interconnect, net) = self.pair_parts(node, (&agendas[0], carrier.as_ref(), &end), forwarder);
         let (mut called, mut pair) = (Some(called), Some(Box::new(parts)));
@@ -276,9 +276,8 @@ impl Site {
             let front = match self.setup.sessions != Sessions::None {
                 true => {
                     let sweeps = ReactorSweeps::new(sweeps.clone(), usize::from(number));
-                    let has_hosts = self.setup.sessions == Sessions::Hosts;
-                    let hosts = NvmeTcp { target: target.clone(), first_listener: nvme::LISTENER };
-                    let server = Server::new(CONNECTIONS_MAX).with_nvme_tcp(has_hosts.then_some(hosts));
+                    let hosts = target.clone().map(|target| NvmeTcp { target, first_listener: nvme::LISTENER });
+                    let server = Server::new(CONNECTIONS_MAX).with_nvme_tcp(hosts);
                     Front::Nbd(Box::new(server.with_sweeps(sweeps)))
                 }
                 false => Front::Direct(port.clone()),
