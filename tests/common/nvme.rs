@@ -1,10 +1,10 @@
 //! A host of NVMe/TCP on two sockets, an admin queue and an I/O queue, that waits for each answer. Written from the specifications, for what other hosts do
 //! not send: commands that are fused, and reservations of which it is told what others do with them.
 
+use super::PATIENCE;
 use std::{
     io::{self, Read as _, Write as _},
     net::TcpStream,
-    time::Duration,
 };
 
 pub(crate) const BLOCK: usize = 4096;
@@ -58,7 +58,7 @@ struct Unit {
 
 fn socket(address: &str) -> io::Result<TcpStream> {
     let mut socket = TcpStream::connect(address)?;
-    socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
     let mut greeting = [0; 128];
     (greeting[2], greeting[4]) = (128, 128);
     socket.write_all(&greeting)?;

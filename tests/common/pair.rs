@@ -21,17 +21,21 @@ impl Pair {
         Self::start_in(folder(), &["--size", "64MiB", "--log-size", "16MiB"])
     }
 
-    /// A pair whose interconnects run there, as both nodes say.
-    pub(crate) fn start_with_interconnect(place: &str) -> Self {
+    /// A pair in whose `node.toml` one text stands in place of another.
+    pub(crate) fn start_with(from: &str, to: &str) -> Self {
         let folder = Self::start().stop();
         for node in ["a", "b"] {
             let path = folder.path().join("data").join(node).join("node.toml");
             let text = fs::read_to_string(&path).expect("up has made it");
-            let (auto, wanted) = ("interconnect = \"auto\"", format!("interconnect = \"{place}\""));
-            assert!(text.contains(auto), "{text}");
-            fs::write(&path, text.replacen(auto, &wanted, 1)).expect("written");
+            assert!(text.contains(from), "{text}");
+            fs::write(&path, text.replacen(from, to, 1)).expect("written");
         }
-        let pair = Self::start_in(folder, &[]);
+        Self::start_in(folder, &[])
+    }
+
+    /// A pair whose interconnects run there, as both nodes say.
+    pub(crate) fn start_with_interconnect(place: &str) -> Self {
+        let pair = Self::start_with("interconnect = \"auto\"", &format!("interconnect = \"{place}\""));
         let words = if place == "thread" { "a thread of its own" } else { "reactor 0" };
         for node in ["a", "b"] {
             let status = pair.status(node).expect("it serves");

@@ -213,7 +213,8 @@ fn block_of(count: u64) -> Vec<u8> {
     count.to_le_bytes().repeat(BLOCK / 8)
 }
 
-/// Whether a status says that the path is to blame: the command was not performed, and is to be sent again.
+/// Whether a status says that the path is to blame: the command is to be sent again. It was not performed; after 302h, which a node that has waited in vain says, it
+/// may have been.
 pub(crate) fn is_of_path(status: u16) -> bool {
     (0x300..0x400).contains(&status)
 }

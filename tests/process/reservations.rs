@@ -88,12 +88,14 @@ fn a_host_is_told_of_what_comes_over_the_other_node() {
 /// The hosts keep their connections while the pool changes hands: who was at the node that forwards is at the one that serves then.
 #[test]
 fn a_host_is_told_by_the_node_that_has_taken_the_pool_over() {
-    let pair = Pair::start();
+    // The pool goes home when it is told to.
+    let pair = Pair::start_with("giveback_after_s = 5", "giveback_after_s = 0");
     let [mut at_a, mut at_b] = hosts_of(&pair, "vol-a");
     tells(&mut at_a, &mut at_b, 0);
     let moved = pair.run("b", &["pair", "takeover", "a"]);
     assert!(moved.status.success(), "{moved:?}\n{}", pair.said());
     tells(&mut at_b, &mut at_a, 0);
+    pair.until("the pool is given back", || pair.run("b", &["pair", "giveback", "a"]).status.success().then_some(()));
     pair.until_ok();
     tells(&mut at_a, &mut at_b, 3);
 }

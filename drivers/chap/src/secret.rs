@@ -86,6 +86,12 @@ impl Secret {
         format!("{PREFIX}{transformation:02}:{}:", STANDARD.encode([&self.bytes[..], &sum].concat()))
     }
 
+    /// Whether they are the same bytes, however they are transformed.
+    #[must_use]
+    pub fn has_bytes_of(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+
     /// Tells secrets apart, and nothing of them: to see whether two nodes have the same.
     #[must_use]
     pub fn fingerprint(&self) -> String {

@@ -12,15 +12,15 @@
 //!
 //! Either may end it with a failure that says why. What is drawn is drawn anew for every queue, and each time that a path is opened again.
 
-use std::io;
+use std::{fmt, io};
 
-use twinlog_chap::{Challenge, EXPONENT_BYTES, Group, Hash, Prover, Role};
+use twinlog_chap::{Challenge, EXPONENT_BYTES, Group, Hash, Prover, Role, Secret};
 
 use super::{
     keys::Keys,
     message::{self, Challenged, Reply, Unfit, explanation, meaning, parse_challenge, parse_success1},
 };
-use crate::nvme::controller::Parties;
+use crate::nvme::controller::{DISCOVERY, Parties};
 
 /// The longest challenge.
 const CHALLENGE_BYTES: usize = 64;
@@ -48,7 +48,6 @@ fn fault(unfit: Unfit, refused: impl FnOnce(u8) -> &'static str) -> Fault {
 }
 
 /// The host's answer to a challenge, and what the controller's response is held against.
-#[derive(Debug)]
 pub(crate) struct Proof {
     pub(crate) reply: Vec<u8>,
     hash: Hash,
@@ -56,10 +55,18 @@ pub(crate) struct Proof {
     common: Vec<u8>,
 }
 
+impl fmt::Debug for Proof {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Proof").field("hash", &self.hash).field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
 /// One queue's authentication.
 pub(crate) struct Exchange<'a> {
     parties: Parties<'a>,
     keys: &'a Keys,
+    /// What the target has to know; discovery says where others are, and proves nothing.
+    asked: Option<&'a Secret>,
     transaction: u16,
     challenge: [u8; CHALLENGE_BYTES],
     sequence: u32,
@@ -77,7 +84,8 @@ impl<'a> Exchange<'a> {
         let transaction = u16::from_le_bytes(transaction);
         // Zero says that there is no challenge.
         let sequence = u32::from_le_bytes(sequence).max(1);
-        Ok(Self { parties, keys, transaction, challenge, sequence, exponent })
+        let asked = keys.controller_secret.as_ref().filter(|_| parties.subsystem != DISCOVERY);
+        Ok(Self { parties, keys, asked, transaction, challenge, sequence, exponent })
     }
 
     /// How it begins.
@@ -97,10 +105,9 @@ impl<'a> Exchange<'a> {
         let challenge = Challenge { hash, group, transaction: self.transaction, value, sequence, common: &common };
         let (name, examiner) = (self.parties.host.name.as_str(), self.parties.subsystem);
         let response = challenge.response(Prover { role: Role::Host, name, secret: &self.keys.secret, examiner });
-        let asks = self.keys.controller_secret.is_some();
         let reply = Reply {
             response: &response,
-            challenge: asks.then_some((&self.challenge[..hash.bytes()], self.sequence)),
+            challenge: self.asked.is_some().then_some((&self.challenge[..hash.bytes()], self.sequence)),
             element: &own,
         };
         let reply = message::reply(self.transaction, &reply);
@@ -133,7 +140,7 @@ impl<'a> Exchange<'a> {
     pub(crate) fn conclude(&self, proof: &Proof, data: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
         let response = parse_success1(data, self.transaction, proof.hash);
         let response = response.map_err(|unfit| fault(unfit, |explanation| self.refusal(explanation)))?;
-        let (secret, response) = match (&self.keys.controller_secret, response) {
+        let (secret, response) = match (self.asked, response) {
             (None, None) => return Ok(None),
             (Some(secret), Some(response)) => (secret, response),
             (None, Some(_)) => {
@@ -153,7 +160,7 @@ impl<'a> Exchange<'a> {
 
     /// What it means that the target has looked at the proof and ends the transaction.
     fn refusal(&self, explanation: u8) -> &'static str {
-        match (explanation, &self.keys.controller_secret) {
+        match (explanation, self.asked) {
             (explanation::FAILED, None) => {
                 "the secret in --secret-file is not the one that it has for this host's name"
             }

@@ -30,9 +30,12 @@ pub(crate) struct Keys {
 impl Keys {
     /// The secrets in these files, and everything that is known to be offered. Errors are for people, and repeat nothing of a secret.
     pub(crate) fn read(secret: &Path, controller_secret: Option<&Path>) -> Result<Self, String> {
+        if controller_secret == Some(secret) && is_standard_input(secret) {
+            return Err("standard input has one secret: the other one must be in a file".to_owned());
+        }
         let secret = read(secret)?;
         let controller_secret = controller_secret.map(read).transpose()?;
-        if controller_secret.as_ref() == Some(&secret) {
+        if controller_secret.as_ref().is_some_and(|other| other.has_bytes_of(&secret)) {
             return Err("the host's secret and the controller's are the same".to_owned());
         }
         let (hashes, groups) = (Hash::ALL.to_vec(), Group::ALL.to_vec());
@@ -54,9 +57,13 @@ fn draw_from_kernel(bytes: &mut [u8]) -> io::Result<()> {
 
 /// The secret in a file, or of standard input (`-`).
 fn read(path: &Path) -> Result<Secret, String> {
-    let text = if path == Path::new("-") { take(io::stdin().lock()) } else { take(open(path)?) };
+    let text = if is_standard_input(path) { take(io::stdin().lock()) } else { take(open(path)?) };
     let text = text.map_err(|error| unreadable(path, &error))?;
     Secret::parse(text.trim()).map_err(|why| format!("{} has no secret in it: {why}", path.display()))
+}
+
+fn is_standard_input(path: &Path) -> bool {
+    path == Path::new("-")
 }
 
 /// A file that nobody else may read.
@@ -103,6 +110,9 @@ mod tests {
         assert_eq!((keys.hashes.len(), keys.groups.len()), (3, 6));
         let refusal = |path: &Path, controller: Option<&Path>| Keys::read(path, controller).unwrap_err();
         assert!(refusal(&own, Some(&own)).contains("are the same"));
+        let plain = file("plain", &first.replacen(":01:", ":00:", 1), 0o600);
+        assert!(refusal(&own, Some(&plain)).contains("are the same"), "one transformed, one not");
+        assert!(refusal(Path::new("-"), Some(Path::new("-"))).contains("standard input has one secret"));
         assert!(refusal(&folder.path().join("none"), None).contains("cannot read"));
         for mode in [0o604, 0o640, 0o602, 0o610] {
             assert!(refusal(&file("open", &first, mode), None).contains("chmod 600"), "{mode:o}");

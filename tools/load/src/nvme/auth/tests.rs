@@ -7,7 +7,7 @@ use super::{
     keys::Keys,
 };
 use crate::nvme::{
-    controller::Parties,
+    controller::{DISCOVERY, Parties},
     goal::{Host, parse_goal},
 };
 
@@ -99,6 +99,17 @@ fn both_ends_believe_each_other_with_every_function_and_group() {
             });
         }
     }
+}
+
+#[test]
+fn a_discovery_service_is_not_asked_to_prove_anything() {
+    let (host, keys) = (host(), keys(true));
+    let parties = Parties { host: &host, subsystem: DISCOVERY, keys: Some(&keys) };
+    let exchange = Exchange::new(parties, &keys).expect("there is enough of these bytes");
+    let proof = exchange.prove(&challenge(Hash::Sha256, Group::Null)).expect("a challenge");
+    assert_eq!((proof.reply[8], &proof.reply[12..16]), (0, &[0; 4][..]));
+    assert_eq!(exchange.conclude(&proof, &success(Hash::Sha256, None)), Ok(None));
+    assert!(exchange.conclude(&proof, &success(Hash::Sha256, Some(&[1; 32]))).is_err(), "a response to no challenge");
 }
 
 #[test]
