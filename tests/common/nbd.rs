@@ -2,11 +2,11 @@
 //!
 //! It shares no code with the server or with `twinlog-load`, so that a misreading of the protocol shows.
 
+use super::PATIENCE;
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
     path::Path,
-    time::Duration,
 };
 
 /// The protocol's number for each command.
@@ -25,9 +25,6 @@ pub(crate) const DF: u16 = 4;
 /// Flags of an extent in `base:allocation`.
 pub(crate) const HOLE: u32 = 1;
 pub(crate) const ZERO: u32 = 2;
-
-/// A server that neither takes nor gives anything for so long has hung.
-const PATIENCE: Duration = Duration::from_secs(300);
 
 const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
 const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;

@@ -573,8 +573,7 @@ mod tests {
         assert!(other.end(4, &REFUSED).is_err(), "nobody holds it");
     }
 
-    #[test]
-    fn a_host_that_was_preempted_writes_nothing_more() {
+    fn held_by_the_first_of_two() -> Account {
         let mut account = Account::default();
         for (id, host, deed) in
             [(1, 1, Deed::Register(true)), (2, 2, Deed::Register(true)), (3, 1, Deed::Acquire(WriteExclusive))]
@@ -582,6 +581,12 @@ mod tests {
             account.begin(id, host, deed);
             assert!(account.end(id, &DONE).is_ok());
         }
+        account
+    }
+
+    #[test]
+    fn a_host_that_was_preempted_writes_nothing_more() {
+        let mut account = held_by_the_first_of_two();
         account.attempt(4, 1, Some(Some(WriteId(4))));
         account.begin(5, 2, Deed::Preempt(1, WriteExclusive));
         account.attempt(6, 1, Some(None));
@@ -685,13 +690,7 @@ mod tests {
 
     #[test]
     fn what_a_preempted_host_sends_again_is_not_done() {
-        let mut account = Account::default();
-        for (id, host, deed) in
-            [(1, 1, Deed::Register(true)), (2, 2, Deed::Register(true)), (3, 1, Deed::Acquire(WriteExclusive))]
-        {
-            account.begin(id, host, deed);
-            assert!(account.end(id, &DONE).is_ok());
-        }
+        let mut account = held_by_the_first_of_two();
         account.attempt(4, 1, Some(Some(WriteId(4))));
         assert!(account.attempt_again(4), "nobody keeps it out");
         account.begin(5, 2, Deed::Abort(1, WriteExclusive));
