@@ -142,6 +142,7 @@ fn the_doctor_examines_this_machine_and_leaves_nothing_behind() {
         "huge pages",
         "iommu",
         "vfio-pci",
+        "iommufd",
         "vfio groups",
     ] {
         let check = checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name} is missing"));

@@ -7,8 +7,8 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 use vfio_bindings::bindings::vfio::{
-    VFIO_BASE, VFIO_TYPE, vfio_device_info, vfio_group_status, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap,
-    vfio_irq_info, vfio_region_info,
+    VFIO_BASE, VFIO_TYPE, vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_info, vfio_group_status,
+    vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_irq_info, vfio_region_info,
 };
 use zerocopy::FromBytes;
 
@@ -32,6 +32,8 @@ mod numbers {
     ioctl_readwrite_bad!(iommu_info, request_code_none!(VFIO_TYPE, VFIO_BASE + 12), u32);
     ioctl_write_ptr_bad!(map, request_code_none!(VFIO_TYPE, VFIO_BASE + 13), vfio_iommu_type1_dma_map);
     ioctl_readwrite_bad!(unmap, request_code_none!(VFIO_TYPE, VFIO_BASE + 14), vfio_iommu_type1_dma_unmap);
+    ioctl_readwrite_bad!(bind_iommufd, request_code_none!(VFIO_TYPE, VFIO_BASE + 18), vfio_device_bind_iommufd);
+    ioctl_readwrite_bad!(attach_iommufd, request_code_none!(VFIO_TYPE, VFIO_BASE + 19), vfio_device_attach_iommufd_pt);
 }
 
 /// What `argsz` says of a structure.
@@ -74,6 +76,24 @@ pub(crate) fn device_fd(group: &impl AsRawFd, address: &CStr) -> io::Result<Owne
     let number = unsafe { numbers::device_fd(group.as_raw_fd(), address.as_ptr()) }?;
     // SAFETY: the kernel has just made this file for us.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Makes the device this file of `/dev/iommu`'s, and this process's; from here on it answers its other ioctls.
+pub(crate) fn bind_iommufd(device: &impl AsRawFd, iommufd: &impl AsRawFd) -> io::Result<()> {
+    let argsz = size_of::<vfio_device_bind_iommufd>();
+    let mut bind = vfio_device_bind_iommufd { argsz, iommufd: iommufd.as_raw_fd(), ..Default::default() };
+    // SAFETY: the structure is writable and as long as it says.
+    unsafe { numbers::bind_iommufd(device.as_raw_fd(), &raw mut bind) }?;
+    Ok(())
+}
+
+/// Puts the device into an address space.
+pub(crate) fn attach_iommufd(device: &impl AsRawFd, space: u32) -> io::Result<()> {
+    let argsz = size_of::<vfio_device_attach_iommufd_pt>();
+    let mut attach = vfio_device_attach_iommufd_pt { argsz, pt_id: space, ..Default::default() };
+    // SAFETY: the structure is writable and as long as it says.
+    unsafe { numbers::attach_iommufd(device.as_raw_fd(), &raw mut attach) }?;
+    Ok(())
 }
 
 pub(crate) fn device_info(device: &impl AsRawFd) -> io::Result<vfio_device_info> {

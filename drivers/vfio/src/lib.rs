@@ -2,7 +2,7 @@
 //!
 //! | way | confines the function | who may | interrupts |
 //! |---|---|---|---|
-//! | [`VfioFunction`] | an IOMMU: it reaches what was mapped for it, and nothing else | the user to whom `/dev/vfio/GROUP` was given | yes |
+//! | [`VfioFunction`] | an IOMMU: it reaches what was mapped for it, and nothing else | the user to whom the function's nodes were given | yes |
 //! | [`UioFunction`], UNSAFE | nothing: a wrong address overwrites any memory of the machine | root | none |
 //!
 //! A function gets to either by `twinlog device bind`; nothing here changes who drives it.
@@ -25,12 +25,16 @@
 
 mod abi;
 mod config;
+mod confinement;
+mod container;
+mod iommufd;
 mod memory;
 mod space;
 mod uio;
 mod vfio;
 mod window;
 
+pub use confinement::Interface;
 pub use memory::Memory;
 pub use uio::UioFunction;
 pub use vfio::VfioFunction;

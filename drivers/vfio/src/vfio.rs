@@ -1,14 +1,14 @@
-//! A function through VFIO: a container with an IOMMU of type 1, the function's group in it, and the function.
+//! A function through VFIO, confined by IOMMUFD or by a container ([`Confinement`]).
 //!
-//! Each function has a container of its own: what is mapped for one, no other one can reach. A pool that several functions use is locked, and
-//! counts against RLIMIT_MEMLOCK, once for each. IOMMUFD would count once; Debian's kernels up to 6.12 are built without it.
+//! Each function has an address space of its own: what is mapped for one, no other one can reach. A pool that several functions use is locked, and
+//! counts against RLIMIT_MEMLOCK, once for each.
 //!
 //! # Life
 //!
 //! ```text
-//! open: container, group, IOMMU, function -> REQ event -> bus master
+//! open: function, confined -> REQ event -> bus master
 //!   map_window, allocate, map_pool, interrupt, reset: in any order, from any thread
-//! last clone, window and memory dropped: function, group, container are closed in this order; the kernel resets the function
+//! last clone, window and memory dropped: function and what confines it are closed in this order; the kernel resets the function
 //! ```
 //!
 //! # Failure cases
@@ -23,11 +23,12 @@
 )]
 
 use crate::{
-    Memory, Window, abi, checked,
+    Interface, Memory, Window, abi, checked,
     config::Config,
+    confinement::Confinement,
     memory::{Mapping, Owner, keep_from_children},
     refused,
-    space::{self, Space},
+    space::Space,
 };
 use nix::{
     errno::Errno,
@@ -38,9 +39,8 @@ use nix::{
 };
 use std::{
     any::Any,
-    ffi::CString,
     fmt,
-    fs::{self, File, OpenOptions},
+    fs::File,
     io,
     num::NonZeroUsize,
     os::fd::{AsRawFd, OwnedFd},
@@ -53,9 +53,8 @@ use std::{
 use twinlog_memory::{BlockPool, HUGE_PAGE_BYTES};
 use twinlog_pci::{Identity, PAGE_BYTES, PciError, PciFunction, PoolMap};
 use vfio_bindings::bindings::vfio::{
-    VFIO_API_VERSION, VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE,
-    VFIO_GROUP_FLAGS_VIABLE, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_CONFIG_REGION_INDEX,
-    VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP, VFIO_TYPE1v2_IOMMU,
+    VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD,
+    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP,
 };
 
 /// Interrupt vectors of a function that are used at most: each takes one of the some 200 of a processor, used or not.
@@ -71,8 +70,7 @@ pub struct VfioFunction(Arc<Function>);
 struct Function {
     identity: Identity,
     device: File,
-    _group: File,
-    container: File,
+    confinement: Confinement,
     /// Where configuration space begins in `device`.
     config_start: u64,
     has_reset: bool,
@@ -99,14 +97,17 @@ impl VfioFunction {
     pub fn open(address: &str) -> Result<Self, PciError> {
         checked(address)?;
         let failed = |action: &'static str| move |error: io::Error| refused(address, action, error);
-        let group = group_number(address).map_err(failed("find its IOMMU group"))?;
-        let (container, group) = open_group(group).map_err(failed("take its IOMMU group"))?;
-        let name = CString::new(address).expect("an address has no zero byte");
-        let device: File = abi::device_fd(&group, &name).map_err(failed("open it"))?.into();
-        Self::of(address, device, group, container).map_err(failed("set it up"))
+        let (device, confinement) = Confinement::open(address).map_err(failed("open it"))?;
+        Self::of(address, device, confinement).map_err(failed("set it up"))
     }
 
-    fn of(address: &str, device: File, group: File, container: File) -> io::Result<Self> {
+    /// What confines it.
+    #[must_use]
+    pub fn interface(&self) -> Interface {
+        self.0.confinement.interface()
+    }
+
+    fn of(address: &str, device: File, confinement: Confinement) -> io::Result<Self> {
         let info = abi::device_info(&device)?;
         if info.flags & VFIO_DEVICE_FLAGS_PCI == 0 {
             return Err(io::Error::other("the kernel says that it is no PCI function"));
@@ -117,13 +118,12 @@ impl VfioFunction {
         let wanted_back = new_event()?;
         set_events(&device, VFIO_PCI_REQ_IRQ_INDEX, 0, &[wanted_back.as_raw_fd()])?;
         let vector_count = abi::irq_info(&device, VFIO_PCI_MSIX_IRQ_INDEX)?.count.min(VECTORS_MAX);
-        let space = Space::new(space::ranges(&abi::iommu_info(&container)?));
+        let space = Space::new(confinement.ranges()?);
         config.enable()?;
         Ok(Self(Arc::new(Function {
             identity,
             device,
-            _group: group,
-            container,
+            confinement,
             config_start,
             has_reset: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
             vector_count,
@@ -188,7 +188,7 @@ impl PciFunction for VfioFunction {
         keep_from_children(base, length).map_err(failed)?;
         // SAFETY: it changes the size of pages, not what is in them. Without huge pages it works, too.
         let _slower = unsafe { madvise(base.cast(), length, MmapAdvise::MADV_HUGEPAGE) };
-        // SAFETY: the pool is kept below until the container is closed; its blocks are written by the function only while their handles
+        // SAFETY: the pool is kept below until what confines the function is closed; its blocks are written by the function only while their handles
         // say so.
         let place = unsafe { self.0.map(base, length, HUGE_PAGE_BYTES as u64) }.map_err(failed)?;
         self.0.state().pools.push((pool.clone(), place));
@@ -249,13 +249,12 @@ impl Function {
         let mut state = self.state();
         let place = state.space.take(length, alignment, address & (alignment - 1));
         let place = place.ok_or_else(|| io::Error::from(Errno::ENOSPC))?;
-        let rights = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
         // SAFETY: the caller's promise.
-        let mapped = unsafe { abi::map(&self.container, rights, address, place, length) };
+        let mapped = unsafe { self.confinement.map(address, place, length) };
         if mapped.is_err() {
             state.space.give_back(place, length);
         }
-        mapped.map(|()| place).map_err(explain)
+        mapped.map(|()| place)
     }
 }
 
@@ -263,20 +262,11 @@ impl Owner for Function {
     fn forget(&self, bus_address: u64, length_bytes: usize) {
         let length = length_bytes as u64;
         let mut state = self.state();
-        // Where the kernel refuses, the pages stay the function's until the container is closed, and their place is not used again.
-        if abi::unmap(&self.container, bus_address, length).is_ok() {
+        // Where the kernel refuses, the pages stay the function's until it is closed, and their place is not used again.
+        if self.confinement.unmap(bus_address, length).is_ok() {
             state.space.give_back(bus_address, length);
         }
     }
-}
-
-/// The kernel says "out of memory" when the limit is too low.
-fn explain(error: io::Error) -> io::Error {
-    if error.raw_os_error() == Some(Errno::ENOMEM as i32) {
-        let text = "the process may not lock that much memory: LimitMEMLOCK=infinity in the systemd unit, or `ulimit -l unlimited`";
-        return io::Error::new(io::ErrorKind::OutOfMemory, text);
-    }
-    error
 }
 
 fn new_event() -> io::Result<EventFd> {
@@ -285,42 +275,4 @@ fn new_event() -> io::Result<EventFd> {
 
 fn set_events(device: &File, index: u32, start: u32, events: &[i32]) -> io::Result<()> {
     abi::set_irqs(device, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, index, start, events)
-}
-
-fn group_number(address: &str) -> io::Result<u32> {
-    let link = fs::read_link(format!("/sys/bus/pci/devices/{address}/iommu_group"))?;
-    let number = link.file_name().and_then(|name| name.to_str()?.parse().ok());
-    number.ok_or_else(|| io::Error::other("its name is no number"))
-}
-
-/// A container, and the group in it.
-fn open_group(number: u32) -> io::Result<(File, File)> {
-    let open = |path: &str| {
-        let opened = OpenOptions::new().read(true).write(true).open(path);
-        opened.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EBUSY) => {
-                io::Error::new(io::ErrorKind::ResourceBusy, format!("{path}: another process has it"))
-            }
-            _ => io::Error::new(error.kind(), format!("{path}: {error}")),
-        })
-    };
-    let container = open("/dev/vfio/vfio")?;
-    if abi::api_version(&container)?.cast_unsigned() != VFIO_API_VERSION
-        || !abi::has_extension(&container, VFIO_TYPE1v2_IOMMU)?
-    {
-        return Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "no VFIO with an IOMMU of type 1: modprobe vfio_iommu_type1",
-        ));
-    }
-    let group = open(&format!("/dev/vfio/{number}"))?;
-    if abi::group_flags(&group)? & VFIO_GROUP_FLAGS_VIABLE == 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::ResourceBusy,
-            format!("another device of group {number} has a driver of the kernel"),
-        ));
-    }
-    abi::set_container(&group, &container)?;
-    abi::set_iommu(&container, VFIO_TYPE1v2_IOMMU)?;
-    Ok((container, group))
 }

@@ -16,12 +16,12 @@
 //! | 2 write `driver_override` | the kernel's driver still has the device |
 //! | 3 unbind it | nobody has it; `bind` again goes on, `unbind` goes back |
 //! | 4 ask for a probe | bound |
-//! | 5 give the group's node to the user | done |
+//! | 5 give its nodes to the user | done |
 //!
 //! `unbind` runs 3, clears 2, then 4, and forgets last. A probe that fails takes all of it back.
 
 use super::{
-    controller::{self, Controller, Identity, Namespace, Use},
+    controller::{self, Controller, IOMMUFD, Identity, Namespace, Use},
     machine::{Machine, PciAddress},
     record::Record,
 };
@@ -32,7 +32,7 @@ use crate::cli::{
 use clap::ValueEnum;
 use nix::unistd::{User, chown};
 use serde::Serialize;
-use std::{fs::File, io, time::Duration};
+use std::{fs::File, io, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 /// How often, 10 ms apart, the kernel is asked for what it makes at once, or within a second or two.
 const TRIES: u32 = 200;
@@ -98,9 +98,7 @@ pub(crate) fn bind(machine: &Machine, args: &BindArgs) -> Result<Bound, Failure>
     }
     let node = node(machine, &found, args.driver)?;
     if let Some(user) = user {
-        let path = machine.path(node.trim_start_matches('/'));
-        let given = chown(&path, Some(user.uid), Some(user.gid));
-        given.map_err(|error| Failure::system("give to the user", path.display(), &error.into()))?;
+        give_to(machine, &user, &nodes(machine, &found, args.driver))?;
     }
     Ok(Bound { serial, address: found.address, driver: wanted.to_owned(), node })
 }
@@ -362,8 +360,7 @@ fn kernel_refused(what: &str, found: &Controller, error: &io::Error) -> Failure 
 /// What a program opens to drive the device.
 fn node(machine: &Machine, found: &Controller, driver: UserDriver) -> Result<String, Failure> {
     for _ in 0..TRIES {
-        if let Some(node) = node_now(machine, found, driver).filter(|node| machine.exists(node.trim_start_matches('/')))
-        {
+        if let Some(node) = nodes(machine, found, driver).into_iter().next() {
             return Ok(node);
         }
         crate::cli::pause(Duration::from_millis(10));
@@ -372,16 +369,38 @@ fn node(machine: &Machine, found: &Controller, driver: UserDriver) -> Result<Str
     Err(Failure::new(Exit::Error, message, "dmesg says why"))
 }
 
-fn node_now(machine: &Machine, found: &Controller, driver: UserDriver) -> Option<String> {
-    match driver {
-        UserDriver::Vfio => found.iommu_group.as_ref().map(|group| format!("/dev/vfio/{}", group.number)),
-        UserDriver::Uio => machine.names(&found.address.file("uio")).first().map(|name| format!("/dev/{name}")),
+/// The nodes that there are now, the one that a program opens first: IOMMUFD's, where the kernel has it, then the group's.
+fn nodes(machine: &Machine, found: &Controller, driver: UserDriver) -> Vec<String> {
+    let nodes = match driver {
+        UserDriver::Vfio => {
+            let group = found.iommu_group.as_ref().map(|group| format!("/dev/vfio/{}", group.number));
+            [controller::iommufd_node(machine, &found.address), group]
+        }
+        UserDriver::Uio => [machine.names(&found.address.file("uio")).first().map(|name| format!("/dev/{name}")), None],
+    };
+    nodes.into_iter().flatten().filter(|node| machine.exists(node.trim_start_matches('/'))).collect()
+}
+
+/// Gives a controller's nodes to a user. `/dev/iommu`, which IOMMUFD's need and which opens no device by itself, is everybody's: his group gets it unless somebody
+/// has given it to another one.
+fn give_to(machine: &Machine, user: &User, nodes: &[String]) -> Result<(), Failure> {
+    let refused = |path: &Path, error: io::Error| Failure::system("give to the user", path.display(), &error);
+    for node in nodes {
+        let path = machine.path(node.trim_start_matches('/'));
+        chown(&path, Some(user.uid), Some(user.gid)).map_err(|error| refused(&path, error.into()))?;
+    }
+    let iommufd = machine.path(IOMMUFD);
+    match iommufd.metadata() {
+        Ok(facts) if facts.gid() == 0 => {
+            chown(&iommufd, None, Some(user.gid)).map_err(|error| refused(&iommufd, error.into()))
+        }
+        _ => Ok(()),
     }
 }
 
 /// The process that drives a device.
 fn user_of(machine: &Machine, found: &Controller) -> Option<String> {
-    let nodes: Vec<String> = UserDriver::ALL.iter().filter_map(|driver| node_now(machine, found, *driver)).collect();
+    let nodes: Vec<String> = UserDriver::ALL.iter().flat_map(|driver| nodes(machine, found, *driver)).collect();
     let processes = machine.names("proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
     let has_open = |process: &String| {
         let files = format!("proc/{process}/fd");

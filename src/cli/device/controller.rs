@@ -17,6 +17,8 @@ use std::{
 const CLASS_NVME: u64 = 0x01_0802;
 /// Bytes of a sector as `size` in sysfs counts them, whatever the device's own are.
 const SYSFS_SECTOR_BYTES: u64 = 512;
+/// Where IOMMUFD is, below the root: the address spaces of all functions.
+pub(crate) const IOMMUFD: &str = "dev/iommu";
 /// Drivers that leave the DMA of a group to whoever has its other devices: bridges, and drivers that do none. VFIO accepts these.
 const HARMLESS_DRIVERS: [&str; 3] = ["vfio-pci", "pcieport", "pci-stub"];
 
@@ -42,6 +44,8 @@ pub(crate) struct Controller {
     pub(crate) identity: Identity,
     pub(crate) driver: Option<String>,
     pub(crate) iommu_group: Option<Group>,
+    /// Its own node, where the kernel has IOMMUFD and a program may drive it: what a program opens rather than the group's.
+    pub(crate) iommufd_node: Option<String>,
     /// Only while the kernel's driver has it.
     pub(crate) namespaces: Vec<Namespace>,
 }
@@ -125,6 +129,7 @@ fn controller(machine: &Machine, address: PciAddress) -> Controller {
     let driver = driver(machine, &address);
     let mut found = Controller {
         iommu_group: group(machine, &address),
+        iommufd_node: iommufd_node(machine, &address),
         address,
         ids,
         model: String::new(),
@@ -147,6 +152,13 @@ fn controller(machine: &Machine, address: PciAddress) -> Controller {
         (found.model, found.serial, found.identity) = (record.model, record.serial, Identity::Remembered);
     }
     found
+}
+
+/// The node that IOMMUFD wants, as `drivers/vfio` finds it.
+pub(crate) fn iommufd_node(machine: &Machine, address: &PciAddress) -> Option<String> {
+    let name = machine.names(&address.file("vfio-dev")).into_iter().next()?;
+    let node = format!("dev/vfio/devices/{name}");
+    (machine.exists(IOMMUFD) && machine.exists(&node)).then(|| format!("/{node}"))
 }
 
 pub(crate) fn driver(machine: &Machine, address: &PciAddress) -> Option<String> {

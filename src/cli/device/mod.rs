@@ -9,7 +9,7 @@ mod record;
 mod tests;
 
 pub(crate) use bind::{UserDriver, iommu_remedy};
-pub(crate) use controller::iommu_count;
+pub(crate) use controller::{IOMMUFD, iommu_count};
 pub(crate) use machine::{Machine, PciAddress};
 pub(crate) use place::{Place, place};
 
@@ -87,6 +87,9 @@ fn controller_text(text: &mut String, controller: &Controller) -> std::fmt::Resu
     }
     if driver == UserDriver::Uio.name() {
         writeln!(text, "  UNSAFE: no IOMMU confines it")?;
+    }
+    if let Some(node) = &controller.iommufd_node {
+        writeln!(text, "  by IOMMUFD: {node}")?;
     }
     match controller.identity {
         Identity::Kernel => {}

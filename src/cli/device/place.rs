@@ -2,7 +2,7 @@
 
 use super::{
     UserDriver,
-    controller::{self, Controller},
+    controller::{self, Controller, IOMMUFD},
     machine::Machine,
 };
 use crate::cli::{
@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Place {
     /// On the PCI buses.
     pub(crate) address: String,
-    /// Of its IOMMU group: what the node's user must be able to open.
-    pub(crate) node: PathBuf,
+    /// What the node's user must be able to open: all of one of these, IOMMUFD's before the group's.
+    pub(crate) nodes: Vec<Vec<PathBuf>>,
 }
 
 /// The place of the one controller with `serial` that is bound to `vfio-pci`.
@@ -40,9 +40,12 @@ pub(crate) fn place(machine: &Machine, serial: &str) -> Result<Place, Failure> {
     found.retain(is_bound);
     let addresses = found.iter().map(|found| found.address.as_str()).collect::<Vec<_>>().join(", ");
     match found.as_slice() {
-        [Controller { iommu_group: Some(group), .. }] => {
-            let node = machine.path(&format!("dev/vfio/{}", group.number));
-            Ok(Place { address: addresses, node })
+        [Controller { iommu_group: Some(group), iommufd_node, .. }] => {
+            let iommufd = iommufd_node.iter().map(|node| vec![IOMMUFD, node.trim_start_matches('/')]);
+            let group = format!("dev/vfio/{}", group.number);
+            let nodes = iommufd.chain([vec![group.as_str()]]);
+            let nodes = nodes.map(|nodes| nodes.into_iter().map(|node| machine.path(node)).collect()).collect();
+            Ok(Place { address: addresses, nodes })
         }
         [_] => {
             let message = format!("no IOMMU confines controller {serial} ({addresses})");

@@ -134,6 +134,7 @@ fn kernel(root: &Path, path: &str, text: &str) -> io::Result<()> {
     let device = |address: &str| root.join("sys/bus/pci/devices").join(address);
     if path.ends_with("/driver/unbind") {
         let _absent = fs::remove_file(root.join("dev/vfio/7"));
+        let _absent = fs::remove_file(root.join("dev/vfio/devices/vfio0"));
         return fs::remove_file(device(text).join("driver"));
     }
     if path != "sys/bus/pci/drivers_probe" {
@@ -147,7 +148,14 @@ fn kernel(root: &Path, path: &str, text: &str) -> io::Result<()> {
         return Ok(());
     }
     match driver {
-        "vfio-pci" => put(root, "dev/vfio/7", ""),
+        "vfio-pci" => {
+            put(root, "dev/vfio/7", "");
+            put(root, &format!("sys/bus/pci/devices/{text}/vfio-dev/vfio0/power/control"), "");
+            // Of a kernel with IOMMUFD, a node of its own.
+            if root.join("dev/iommu").exists() {
+                put(root, "dev/vfio/devices/vfio0", "");
+            }
+        }
         "uio_pci_generic" => {
             put(root, &format!("sys/bus/pci/devices/{text}/uio/uio0/name"), "");
             put(root, "dev/uio0", "");
@@ -372,6 +380,26 @@ fn what_a_program_drives_is_not_unbound() {
 }
 
 #[test]
+fn where_the_kernel_has_iommufd_its_node_is_named_given_and_watched() {
+    let fake = Fake::new();
+    fake.put("dev/iommu", "");
+    let me = User::from_uid(geteuid()).expect("looked up").expect("this user has a name");
+    let bound = fake.bind(&BindArgs { user: Some(me.name), ..args("S1") }).expect("bound");
+    assert_eq!(bound.node, "/dev/vfio/devices/vfio0");
+    assert_eq!(fake.find(DISK).iommufd_node.as_deref(), Some("/dev/vfio/devices/vfio0"));
+    for node in ["dev/vfio/devices/vfio0", "dev/vfio/7"] {
+        let facts = fs::metadata(fake.machine.path(node)).expect("there");
+        assert_eq!((facts.uid(), facts.gid()), (me.uid.as_raw(), me.gid.as_raw()), "a node may take either: {node}");
+    }
+    fake.put("proc/4711/comm", "twinlog\n");
+    fake.link("proc/4711/fd/9", "/dev/vfio/devices/vfio0");
+    assert!(fake.unbind("S1").expect_err("in use").message.contains("process 4711 (twinlog)"));
+    fake.remove("proc/4711");
+    fake.unbind("S1").expect("given back");
+    assert_eq!(fake.find(DISK).iommufd_node, None);
+}
+
+#[test]
 fn a_record_of_another_device_is_not_believed() {
     let fake = Fake::new();
     fake.bind(&args("S1")).expect("bound");
@@ -395,7 +423,12 @@ fn a_node_finds_what_is_bound_by_its_serial_and_is_told_what_to_do_otherwise() {
     assert_eq!(place("S3").expect_err("unknown").hint, "twinlog device list");
     fake.bind(&args("S1")).expect("bound");
     let found = place("S1").expect("bound");
-    assert_eq!((found.address.as_str(), found.node), (DISK, fake.directory.path().join("dev/vfio/7")));
+    let paths = |names: &[&str]| names.iter().map(|name| fake.directory.path().join(name)).collect::<Vec<_>>();
+    assert_eq!((found.address.as_str(), found.nodes), (DISK, vec![paths(&["dev/vfio/7"])]));
+    fake.put("dev/iommu", "");
+    fake.put("dev/vfio/devices/vfio0", "");
+    let nodes = place("S1").expect("bound").nodes;
+    assert_eq!(nodes, [paths(&["dev/iommu", "dev/vfio/devices/vfio0"]), paths(&["dev/vfio/7"])]);
     place("S2").expect_err("only the other one was bound");
     fake.remove(&format!("sys/bus/pci/devices/{DISK}/iommu_group"));
     assert!(place("S1").expect_err("unconfined").message.contains("no IOMMU"));

@@ -1,7 +1,7 @@
 //! What `twinlog doctor` says of driving NVMe controllers without the kernel's driver. None of it is needed by io_uring.
 
 use super::{
-    super::device::{Machine, iommu_count, iommu_remedy},
+    super::device::{IOMMUFD, Machine, iommu_count, iommu_remedy},
     Check, State, check, useful,
 };
 use nix::unistd::{AccessFlags, access};
@@ -9,8 +9,8 @@ use twinlog::control::{config::MemoryConfig, size::show_bytes};
 
 const WHY: &str = "for NVMe controllers that a program drives itself; io_uring does not need it";
 
-pub(super) fn checks(machine: &Machine) -> [Check; 4] {
-    [iommu(machine), vfio(machine), groups(machine), huge_pages(machine)]
+pub(super) fn checks(machine: &Machine) -> [Check; 5] {
+    [iommu(machine), vfio(machine), iommufd(machine), groups(machine), huge_pages(machine)]
 }
 
 fn iommu(machine: &Machine) -> Check {
@@ -35,13 +35,38 @@ fn vfio(machine: &Machine) -> Check {
     check("vfio-pci", useful(missing.is_empty()), found, WHY, mend)
 }
 
+/// The kernel's newer way, which a node takes where it can, and does without where it cannot.
+fn iommufd(machine: &Machine) -> Check {
+    let why = "another way through VFIO, taken where /dev/iommu and the controller's own node can be opened; its container does as well";
+    let none = "Linux 6.6 or newer with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV, and `modprobe iommufd`; Debian's kernels have neither";
+    if !machine.exists(IOMMUFD) {
+        return check("iommufd", State::Optional, "no /dev/iommu: the container is used", why, none);
+    }
+    let names = machine.names("dev/vfio/devices");
+    let nodes: Vec<String> = names.iter().map(|name| format!("dev/vfio/devices/{name}")).collect();
+    let closed: Vec<String> = [IOMMUFD.to_owned()]
+        .iter()
+        .chain(&nodes)
+        .filter(|node| !may_open(machine, node))
+        .map(|node| format!("/{node}"))
+        .collect();
+    let (state, found) = match (closed.is_empty(), names.is_empty()) {
+        (false, _) => (State::Optional, format!("not for this user: {}", closed.join(", "))),
+        (true, true) => (State::Ok, "/dev/iommu may be opened; no controller is bound".to_owned()),
+        (true, false) => (State::Ok, format!("/dev/iommu and {} may be opened", names.join(", "))),
+    };
+    check("iommufd", state, found, why, "twinlog device bind SERIAL --user NAME")
+}
+
+fn may_open(machine: &Machine, node: &str) -> bool {
+    access(&machine.path(node), AccessFlags::R_OK | AccessFlags::W_OK).is_ok()
+}
+
 fn groups(machine: &Machine) -> Check {
     let names = machine.names("dev/vfio");
     let groups: Vec<String> = names.into_iter().filter(|name| name.parse::<u32>().is_ok()).collect();
-    let may_open = |name: &&String| {
-        access(&machine.path(&format!("dev/vfio/{name}")), AccessFlags::R_OK | AccessFlags::W_OK).is_ok()
-    };
-    let closed: Vec<&str> = groups.iter().filter(|name| !may_open(name)).map(String::as_str).collect();
+    let is_closed = |name: &&String| !may_open(machine, &format!("dev/vfio/{name}"));
+    let closed: Vec<&str> = groups.iter().filter(is_closed).map(String::as_str).collect();
     let (state, found) = match (groups.is_empty(), closed.is_empty()) {
         (true, _) => (State::Optional, "none: no controller is bound".to_owned()),
         (false, true) => (State::Ok, format!("{} may be opened", groups.join(", "))),
@@ -104,6 +129,7 @@ mod tests {
         assert!(checks.iter().all(|check| check.state == State::Optional && !check.mend.is_empty()), "{checks:?}");
         assert!(checks[0].mend.contains("AMD-Vi"), "{:?}", checks[0]);
         assert_eq!(checks[1].found, "missing: vfio-pci, vfio_iommu_type1, /dev/vfio/vfio");
+        assert!(checks[2].found.contains("no /dev/iommu") && checks[2].mend.contains("CONFIG_IOMMUFD"), "{checks:?}");
     }
 
     #[test]
@@ -115,11 +141,26 @@ mod tests {
             ("sys/module/vfio_iommu_type1/refcnt", "0"),
             ("dev/vfio/vfio", ""),
             ("dev/vfio/3", ""),
+            ("dev/iommu", ""),
+            ("dev/vfio/devices/vfio0", ""),
             ("proc/meminfo", "HugePages_Total:      12\nHugePages_Free:       7\nHugepagesize:       2048 kB\n"),
         ]);
         let checks = checks(&machine);
         assert!(checks.iter().all(|check| check.state == State::Ok), "{checks:?}");
         assert_eq!(checks[0].found, "1 active, 1 group(s)");
-        assert_eq!(checks[3].found, "7 free of 2.00 MiB");
+        assert_eq!(checks[2].found, "/dev/iommu and vfio0 may be opened");
+        assert_eq!(checks[4].found, "7 free of 2.00 MiB");
+    }
+    #[test]
+    fn who_may_not_open_a_node_of_iommufd_is_told_which() {
+        let (directory, machine) = machine(&[("dev/iommu", "")]);
+        let found = || iommufd(&machine).found;
+        assert_eq!(found(), "/dev/iommu may be opened; no controller is bound");
+        // A link to nothing can be opened by nobody, not even by root.
+        let devices = directory.path().join("dev/vfio/devices");
+        fs::create_dir_all(&devices).expect("made");
+        std::os::unix::fs::symlink("nothing", devices.join("vfio7")).expect("linked");
+        assert_eq!(found(), "not for this user: /dev/vfio/devices/vfio7");
+        assert_eq!(iommufd(&machine).state, State::Optional, "the container does as well");
     }
 }

@@ -12,7 +12,7 @@ use std::{
     io,
     net::{SocketAddr, TcpStream, ToSocketAddrs},
     os::unix::{fs::FileTypeExt, net::UnixStream},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 use twinlog::control::config::{FenceKind, InterconnectPlace, LogBackend, LogConfig, NodeConfig, NvmeName, PairConfig};
@@ -27,7 +27,7 @@ pub(super) fn checks(config: &NodeConfig, file: &Path) -> Vec<Check> {
         Some(_) => format!("twinlog pair create --config {}", file.display()),
         None => format!("twinlog pool create --config {}", file.display()),
     };
-    let devices = |name, pool: &[std::path::PathBuf], why| -> Vec<Check> {
+    let devices = |name, pool: &[PathBuf], why| -> Vec<Check> {
         pool.iter().map(|path| device(name, path, why, &create)).collect()
     };
     let mut checks = devices("device", &config.pool.devices, "it holds the node's own pool");
@@ -96,14 +96,27 @@ fn device(name: &'static str, path: &Path, why: &'static str, create: &str) -> C
     // It is not opened: the node may have it.
     match place(&Machine::this(), serial) {
         Err(failure) => check(name, State::Lacking, failure.message, why, &failure.hint),
-        Ok(Place { address, node }) => match access(&node, AccessFlags::R_OK | AccessFlags::W_OK) {
-            Ok(()) => check(name, State::Ok, format!("{namespace} is at {address}, by {}", node.display()), why, ""),
-            Err(error) => {
-                let found = format!("{namespace} is at {address}, and {} cannot be opened: {error}", node.display());
-                check(name, State::Lacking, found, why, &format!("as root: twinlog device bind {serial} --user USER"))
+        Ok(Place { address, nodes }) => {
+            let at = |what: String| format!("{namespace} is at {address}, {what}");
+            let opened = nodes.iter().map(|nodes| may_open(nodes)).reduce(|best, next| best.or(next));
+            match opened.unwrap_or_else(|| Err("and has no node".to_owned())) {
+                Ok(node) => check(name, State::Ok, at(format!("by {node}")), why, ""),
+                Err(refused) => {
+                    let mend = format!("as root: twinlog device bind {serial} --user USER");
+                    check(name, State::Lacking, at(refused), why, &mend)
+                }
             }
-        },
+        }
     }
+}
+
+/// Whether this user may open all of them: the last of them, or why not.
+fn may_open(nodes: &[PathBuf]) -> Result<String, String> {
+    for node in nodes {
+        let may = access(node, AccessFlags::R_OK | AccessFlags::W_OK);
+        may.map_err(|error| format!("and {} cannot be opened: {error}", node.display()))?;
+    }
+    Ok(nodes.last().map_or_else(String::new, |node| node.display().to_string()))
 }
 
 /// A file or block device that this user must be able to read and write.
