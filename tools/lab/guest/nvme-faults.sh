@@ -20,9 +20,19 @@ stop() {
     [ $code -lt 100 ] || fail "the node ended with $code"
 }
 
+# begin: starts the node; with a kernel that has IOMMUFD, that must be what confines the controller.
+begin() {
+    start
+    [ -n "${iommufd:-}" ] || return 0
+    ls -l "/proc/$node/fd" >/tmp/files
+    grep -q "/dev/iommu$" /tmp/files && grep -q "/dev/vfio/devices/" /tmp/files || fail "no IOMMUFD: $(cat /tmp/files)"
+    grep -q "/dev/vfio/vfio$" /tmp/files && fail "a container: $(cat /tmp/files)"
+    step "the node's controller is confined by IOMMUFD"
+}
+
 bind
 twinlog pool create --config $config
-start
+begin
 for volume in vol-a vol-b; do twinlog volume create $volume 24MiB --admin /run/admin.sock; done
 cat /tmp/status
 event serving
@@ -45,7 +55,7 @@ while read -r word <&3; do
             ;;
         restart)
             stop
-            start
+            begin
             event restarted
             ;;
         stop)
@@ -54,7 +64,7 @@ while read -r word <&3; do
             ;;
         start)
             bind
-            start
+            begin
             event started
             ;;
         end) break ;;

@@ -24,6 +24,9 @@ disk() {
 faults() { dmesg | grep -c 'DMAR:.*fault addr' || true; }
 # By its path: the shell has an applet of that name.
 user="/bin/setpriv --reuid 990 --regid 990 --clear-groups"
+# A kernel with IOMMUFD: that must be what confines a controller.
+pci="twinlog-lab guest pci ${iommufd:+--iommufd}"
+nvme="twinlog-lab guest nvme ${iommufd:+--iommufd}"
 
 step "list, doctor"
 twinlog device list
@@ -60,37 +63,49 @@ twinlog device bind LAB0 --user twinlog
 
 step "memory that may not be locked"
 ulimit -l 64
-fails "LimitMEMLOCK=infinity" $user twinlog-lab guest pci "$address" --serial LAB0
+fails "LimitMEMLOCK=infinity" $user $pci "$address" --serial LAB0
 ulimit -l unlimited
 
+if [ -n "${iommufd:-}" ]; then
+    step "IOMMUFD: its nodes are that user's; where he may not open them there is the container, and that is seen"
+    node=/dev/vfio/devices/$(ls "/sys/bus/pci/devices/$address/vfio-dev")
+    same "owner of the controller's node" "$(stat -c %u "$node")" 990
+    same "group of /dev/iommu" "$(stat -c %g /dev/iommu)" 990
+    grep -q "by IOMMUFD: $node" /tmp/list || fail "the list does not name $node"
+    chgrp 0 /dev/iommu
+    fails "confined by VFIO's container" $user $pci "$address" --serial LAB0
+    $user twinlog-lab guest pci "$address" --serial LAB0
+    twinlog device bind LAB0 --user twinlog
+fi
+
 step "the function: registers, memory, pool, interrupts, reset"
-$user twinlog-lab guest pci "$address" --serial LAB0
+$user $pci "$address" --serial LAB0
 step "killed under load, and opened again"
-$user twinlog-lab guest pci "$address" --serial LAB0 --forever /tmp/busy &
+$user $pci "$address" --serial LAB0 --forever /tmp/busy &
 driver=$!
 until [ -e /tmp/busy ]; do kill -0 $driver || fail "the driver ended"; sleep 0.1; done
-fails "another process has it" $user twinlog-lab guest pci "$address" --serial LAB0
+fails "another process has it" $user $pci "$address" --serial LAB0
 refuses "in use by process" twinlog device unbind LAB0
 kill -9 $driver
 wait $driver || true
-$user twinlog-lab guest pci "$address" --serial LAB0
+$user $pci "$address" --serial LAB0
 
 step "the NVMe driver: what every block device must do"
-$user twinlog-lab guest nvme "$address" --serial LAB0
+$user $nvme "$address" --serial LAB0
 step "it is killed under load, and opened again"
 rm /tmp/busy
-$user twinlog-lab guest nvme "$address" --serial LAB0 --forever /tmp/busy &
+$user $nvme "$address" --serial LAB0 --forever /tmp/busy &
 driver=$!
 until [ -e /tmp/busy ]; do kill -0 $driver || fail "the driver ended"; sleep 0.1; done
 kill -9 $driver
 wait $driver || true
-$user twinlog-lab guest nvme "$address" --serial LAB0
+$user $nvme "$address" --serial LAB0
 dd if=/dev/urandom of=/tmp/written bs=64k count=5 2>/dev/null
-$user twinlog-lab guest nvme "$address" --serial LAB0 --copy /tmp/written
+$user $nvme "$address" --serial LAB0 --copy /tmp/written
 same "faults of the IOMMU" "$(faults)" 0
 
 step "what is mapped no longer is out of reach"
-$user twinlog-lab guest pci "$address" --serial LAB0 --stray
+$user $pci "$address" --serial LAB0 --stray
 provoked=$(faults)
 [ "$provoked" -gt 0 ] || fail "the IOMMU let it through"
 
@@ -107,7 +122,7 @@ dd if="/dev/$back" bs=1M count=2 iflag=direct 2>/dev/null | cmp - /tmp/pattern |
 
 step "somebody's data, named: nothing is written to them"
 address=$(twinlog device bind LAB1 --lose-access-to "$(disk LAB1)" -o jsonl | field address)
-twinlog-lab guest pci "$address" --serial LAB1
+$pci "$address" --serial LAB1
 twinlog device unbind LAB1
 until [ -b "/dev/$(disk LAB1)" ]; do sleep 0.1; done
 mount "/dev/$(disk LAB1)" /mnt/data
@@ -130,7 +145,7 @@ for port in $ports; do
 done
 drivers=
 for port in $ports; do
-    twinlog-lab guest nvme "$port" --serial SHARED --forever "/tmp/busy-$port" &
+    $nvme "$port" --serial SHARED --forever "/tmp/busy-$port" &
     drivers="$drivers $!"
 done
 for port in $ports; do
@@ -143,13 +158,13 @@ for driver in $drivers; do
 done
 left=$(echo "$ports" | head -1)
 right=$(echo "$ports" | tail -1)
-twinlog-lab guest nvme "$left" --serial SHARED --copy /tmp/written
-twinlog-lab guest nvme "$right" --serial SHARED --compare /tmp/written
+$nvme "$left" --serial SHARED --copy /tmp/written
+$nvme "$right" --serial SHARED --compare /tmp/written
 same "faults of the IOMMU" "$(faults)" "$provoked"
 
 step "removal is noticed"
 address=$(twinlog device bind LAB2 -o jsonl | field address)
-twinlog-lab guest pci "$address" --serial LAB2 --until-removed /tmp/waiting &
+$pci "$address" --serial LAB2 --until-removed /tmp/waiting &
 driver=$!
 until [ -e /tmp/waiting ]; do kill -0 $driver || fail "the driver ended"; sleep 0.1; done
 event remove
@@ -166,7 +181,7 @@ gone "$address"
 step "removal under load ends every operation with an error"
 address=$(twinlog device bind LAB3 -o jsonl | field address)
 rm /tmp/busy
-twinlog-lab guest nvme "$address" --serial LAB3 --forever /tmp/busy >/tmp/said 2>&1 &
+$nvme "$address" --serial LAB3 --forever /tmp/busy >/tmp/said 2>&1 &
 driver=$!
 until [ -e /tmp/busy ]; do kill -0 $driver || fail "the driver ended: $(cat /tmp/said)"; sleep 0.1; done
 event remove-loaded

@@ -4,7 +4,7 @@
 //! into which the package was unpacked; [`unpack`] does that without root and without changing what the machine boots.
 
 use crate::host;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use std::{
     fs,
     io::Write as _,
@@ -14,6 +14,8 @@ use std::{
 
 /// The package that names the current kernel's.
 const PACKAGE: &str = "linux-image-amd64";
+/// Debian's package with a kernel's source, of the version that its backports have; `linux-source` itself is older.
+pub(crate) const SOURCE: &str = "linux-source-6.12";
 
 /// Where the head of an x86 kernel image says where its compressed part lies (Documentation/arch/x86/boot.rst).
 const SETUP_SECTORS: usize = 0x1f1;
@@ -77,26 +79,33 @@ pub fn unpack(folder: &Path) -> Result<Kernel> {
     if let Some(kernel) = newest(folder) {
         return Ok(kernel);
     }
-    let text = host::output(Command::new("apt-cache").args(["depends", "--important", PACKAGE]))?;
-    let package = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-    let package = package.with_context(|| format!("apt knows no {PACKAGE}: run apt-get update"))?;
-    let download = download(package, folder)?;
+    let package = needed_by(PACKAGE)?;
+    let download = download(&[&package], folder)?;
     // Whole or not at all: renamed when complete.
     fs::rename(download.path().join("tree"), folder).with_context(|| format!("making {}", folder.display()))?;
     newest(folder).with_context(|| format!("{package} holds no kernel"))
 }
 
-/// Downloads a package and unpacks it into `tree` of a new folder beside `folder`, which goes with the value.
-pub(crate) fn download(package: &str, folder: &Path) -> Result<tempfile::TempDir> {
+/// The package that a package which holds nothing itself stands for.
+pub(crate) fn needed_by(package: &str) -> Result<String> {
+    let text = host::output(Command::new("apt-cache").args(["depends", "--important", package]))?;
+    let needed = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
+    Ok(needed.with_context(|| format!("apt knows no {package}: run apt-get update"))?.to_owned())
+}
+
+/// Downloads packages and unpacks them into `tree` of a new folder beside `folder`, which goes with the value.
+pub(crate) fn download(packages: &[&str], folder: &Path) -> Result<tempfile::TempDir> {
     let parent = folder.parent().context("a folder for the kernel has a parent")?;
     fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
     let download = tempfile::tempdir_in(parent)?;
     // As root apt would drop its rights, and then cannot write here.
-    let plain = ["-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", package];
-    host::output(Command::new("apt-get").args(plain).current_dir(download.path()))?;
-    let file = fs::read_dir(download.path())?.flatten().map(|entry| entry.path()).next();
-    let file = file.with_context(|| format!("apt-get downloaded nothing for {package}"))?;
-    host::output(Command::new("dpkg-deb").arg("-x").args([&file, &download.path().join("tree")]))?;
+    let plain = ["-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download"];
+    host::output(Command::new("apt-get").args(plain).args(packages).current_dir(download.path()))?;
+    let files: Vec<PathBuf> = fs::read_dir(download.path())?.flatten().map(|entry| entry.path()).collect();
+    ensure!(files.len() == packages.len(), "apt-get did not download all of {}", packages.join(", "));
+    for file in files {
+        host::output(Command::new("dpkg-deb").arg("-x").args([&file, &download.path().join("tree")]))?;
+    }
     Ok(download)
 }
 

@@ -12,6 +12,7 @@
 //! | [`disk`] | a guest's disk that loses, when the power is cut, what was not flushed |
 //! | [`node`], [`pair`] | a Twinlog node beside the guests; two, of which each can be harmed apart |
 //! | [`user_mode`] | a kernel that is a process, in place of QEMU |
+//! | [`iommufd`] | Debian's kernel with what Debian leaves out |
 //! | [`relay`] | a connection that can be cut |
 //! | [`scenarios`] | what is tested |
 //! | [`guest`] | tools that run inside a guest |
@@ -22,6 +23,7 @@ pub mod disk;
 pub mod guest;
 pub mod host;
 pub mod initramfs;
+pub mod iommufd;
 pub mod kernel;
 pub mod machine;
 pub mod modules;

@@ -12,7 +12,7 @@ use std::{
     time::Instant,
 };
 use twinlog_lab::{
-    guest, host,
+    guest, host, iommufd,
     kernel::{self, Kernel},
     scenarios::{self, Lab, SCENARIOS, Scenario},
     user_mode,
@@ -44,6 +44,9 @@ enum Action {
         /// Build a kernel that is a process, from Debian's package of its source: a quarter of an hour
         #[arg(long)]
         user_mode: bool,
+        /// The same with IOMMUFD, which Debian leaves out: its modules are built from Debian's package of the source, a minute
+        #[arg(long, conflicts_with = "user_mode")]
+        iommufd: bool,
     },
     /// Tools for use inside a guest
     #[command(hide = true, subcommand)]
@@ -82,6 +85,9 @@ struct RunArgs {
     /// Boot the kernel that `kernel --user-mode` has built, a process without emulation, in place of QEMU; as root
     #[arg(long, conflicts_with_all = ["kernel", "accelerator"])]
     user_mode: bool,
+    /// Boot what `kernel --iommufd` has made; scenarios fail where anything else confines a controller that they look at
+    #[arg(long, conflicts_with_all = ["kernel", "user_mode"])]
+    iommufd: bool,
     /// QEMU's accelerator; only software emulation has been tried
     #[arg(long)]
     accelerator: Option<String>,
@@ -94,7 +100,7 @@ fn main() -> ExitCode {
             Ok(true)
         }
         Action::Run(args) => run(&args),
-        Action::Kernel { user_mode } => unpack(user_mode),
+        Action::Kernel { user_mode, iommufd } => unpack(user_mode, iommufd),
         Action::Guest(tool) => guest::run(&tool).map(|()| true),
     };
     match result {
@@ -120,12 +126,28 @@ fn cache() -> Result<PathBuf> {
     Ok(target.join("lab"))
 }
 
-fn unpack(is_user_mode: bool) -> Result<bool> {
+fn unpack(is_user_mode: bool, has_iommufd: bool) -> Result<bool> {
     let cache = cache()?;
-    let kernel =
-        if is_user_mode { user_mode::build(&cache.join("user-mode"))? } else { kernel::unpack(&cache.join("kernel"))? };
+    let kernel = match (is_user_mode, has_iommufd) {
+        (true, _) => user_mode::build(&cache.join("user-mode"))?,
+        (_, true) => iommufd::build(&cache.join("iommufd"))?,
+        _ => kernel::unpack(&cache.join("kernel"))?,
+    };
     println!("{} {}", kernel.version, kernel.image.display());
     Ok(true)
+}
+
+/// The kernel that the arguments mean.
+fn kernel(args: &RunArgs, chosen: &[&Scenario]) -> Result<Kernel> {
+    if args.user_mode {
+        user_mode::check(chosen, args.jobs)?;
+        return user_mode::find(&cache()?.join("user-mode"));
+    }
+    host::programs(&["qemu-system-x86_64"])?;
+    if args.iommufd {
+        return iommufd::find(&cache()?.join("iommufd"));
+    }
+    scenarios::kernel(args.kernel.as_deref(), &cache()?)
 }
 
 /// The program under test. Run by cargo, it is built first, so that it is never older than its source.
@@ -174,13 +196,7 @@ fn run(args: &RunArgs) -> Result<bool> {
     let chosen = chosen(&args.names)?;
     let programs: Vec<&str> = chosen.iter().flat_map(|scenario| scenario.programs).copied().collect();
     host::programs(&[&["busybox", "dash", "ldd", "setpriv", "strip"][..], &programs].concat())?;
-    let kernel = if args.user_mode {
-        user_mode::check(&chosen, args.jobs)?;
-        user_mode::find(&cache()?.join("user-mode"))?
-    } else {
-        host::programs(&["qemu-system-x86_64"])?;
-        scenarios::kernel(args.kernel.as_deref(), &cache()?)?
-    };
+    let kernel = kernel(args, &chosen)?;
     let twinlog = twinlog(args.twinlog.as_ref())?;
     if args.user_mode {
         user_mode::join_networks()?;
@@ -208,6 +224,7 @@ fn prepare(args: &RunArgs, scenario: &Scenario, kernel: &Kernel, twinlog: &Path,
     lab.seed = args.seed;
     lab.rounds = args.rounds.unwrap_or(lab.rounds);
     lab.disks_lie = args.disks_lie;
+    lab.must_be_iommufd = args.iommufd;
     lab.accelerator = args.accelerator.clone().unwrap_or(lab.accelerator);
     Ok(lab)
 }

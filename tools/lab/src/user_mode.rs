@@ -6,7 +6,7 @@
 
 use crate::{
     host::{self, Missing},
-    kernel::{self, Kernel},
+    kernel::{self, Kernel, SOURCE},
     machine::Machine,
     scenarios::Scenario,
 };
@@ -27,8 +27,6 @@ use std::{
 const SCENARIOS: [&str; 1] = ["nvme-multipath"];
 /// Networks that a guest may have.
 const NETWORKS: usize = 2;
-/// Debian's package with a kernel's source, of the version that its backports have; `linux-source` itself is older.
-const PACKAGE: &str = "linux-source-6.12";
 /// What the kernel has that its own defaults have not.
 const CONFIG: &str = include_str!("../guest/user-mode.config");
 const PROGRAM: &str = "linux";
@@ -43,10 +41,10 @@ pub fn build(folder: &Path) -> Result<Kernel> {
         return Ok(kernel);
     }
     host::programs(&["make", "gcc", "flex", "bison", "bc", "xz", "tar"])?;
-    let download = kernel::download(PACKAGE, folder)?;
-    let archive = download.path().join("tree/usr/src").join(format!("{PACKAGE}.tar.xz"));
+    let download = kernel::download(&[SOURCE], folder)?;
+    let archive = download.path().join("tree/usr/src").join(format!("{SOURCE}.tar.xz"));
     host::output(Command::new("tar").arg("-xf").arg(archive).current_dir(download.path()))?;
-    let source = download.path().join(PACKAGE);
+    let source = download.path().join(SOURCE);
     fs::write(source.join("lab.config"), CONFIG)?;
     make_room_for_registers(&source.join("arch/x86/um/user-offsets.c"))?;
     let make = |arguments: &[&str]| {

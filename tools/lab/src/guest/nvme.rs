@@ -51,6 +51,9 @@ pub struct NvmeArgs {
     /// Through uio_pci_generic, not VFIO
     #[arg(long)]
     uio: bool,
+    /// IOMMUFD must confine it
+    #[arg(long, conflicts_with = "uio")]
+    iommufd: bool,
     /// Only write this file's content to the namespace, from its first block on, durably
     #[arg(long)]
     copy: Option<PathBuf>,
@@ -66,6 +69,10 @@ pub(super) fn run(args: &NvmeArgs) -> Result<()> {
     if args.uio {
         drive(args, UioFunction::open, BlockPool::in_huge_pages)
     } else {
+        if args.iommufd {
+            // It is opened the same way each time.
+            super::pci::open(&args.address, true)?;
+        }
         drive(args, VfioFunction::open, BlockPool::new)
     }
 }

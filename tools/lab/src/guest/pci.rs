@@ -15,7 +15,7 @@ use std::{
 };
 use twinlog_memory::BlockPool;
 use twinlog_pci::{DmaMemory as _, PciFunction, PoolMap, Registers as _};
-use twinlog_vfio::{UioFunction, VfioFunction};
+use twinlog_vfio::{Interface, UioFunction, VfioFunction};
 
 const CLASS_NVME: u32 = 0x01_0802;
 /// Registers.
@@ -51,6 +51,9 @@ pub struct PciArgs {
     /// Through uio_pci_generic, not VFIO
     #[arg(long)]
     uio: bool,
+    /// IOMMUFD must confine it
+    #[arg(long, conflicts_with = "uio")]
+    iommufd: bool,
     /// When all is proved, write this file and go on asking the controller until killed
     #[arg(long)]
     forever: Option<std::path::PathBuf>,
@@ -66,8 +69,20 @@ pub(super) fn run(args: &PciArgs) -> Result<()> {
     if args.uio {
         exercise(&UioFunction::open(&args.address)?, &BlockPool::in_huge_pages(POOL_BLOCKS)?, args)
     } else {
-        exercise(&VfioFunction::open(&args.address)?, &BlockPool::new(POOL_BLOCKS)?, args)
+        exercise(&open(&args.address, args.iommufd)?, &BlockPool::new(POOL_BLOCKS)?, args)
     }
+}
+
+/// A function through VFIO; says what confines it, and fails if that has to be IOMMUFD and is not.
+pub(super) fn open(address: &str, must_be_iommufd: bool) -> Result<VfioFunction> {
+    let function = VfioFunction::open(address)?;
+    let interface = function.interface();
+    println!("confined by {interface}");
+    ensure!(
+        !must_be_iommufd || interface == Interface::Iommufd,
+        "{address} is confined by {interface}, not by IOMMUFD"
+    );
+    Ok(function)
 }
 
 fn exercise<F: PciFunction>(function: &F, pool: &BlockPool, args: &PciArgs) -> Result<()> {

@@ -168,6 +168,8 @@ pub struct Lab {
     pub disks_lie: bool,
     /// QEMU's accelerator.
     pub accelerator: String,
+    /// Whether scenarios fail where anything but IOMMUFD confines a controller.
+    pub must_be_iommufd: bool,
     /// This program, for the guest.
     pub own: PathBuf,
     modules: Modules,
@@ -190,6 +192,7 @@ impl Lab {
             rounds: 3,
             disks_lie: false,
             accelerator: "tcg,thread=multi,tb-size=256".to_owned(),
+            must_be_iommufd: false,
             own: std::env::current_exe()?,
             modules: kernel.modules.as_deref().map(Modules::find).transpose()?.unwrap_or_default(),
             is_user_mode: kernel.modules.is_none(),
@@ -219,7 +222,8 @@ impl Lab {
             networks: 1,
             forwarded: Vec::new(),
             has_iommu: false,
-            kernel_arguments: String::new(),
+            // What the kernel does not know is a variable of its first process, and of the payload.
+            kernel_arguments: if self.must_be_iommufd { "iommufd=1" } else { "" }.to_owned(),
             devices: Vec::new(),
             nvdimms: None,
             folder,
