@@ -10,7 +10,7 @@ use crate::{
 };
 use std::{fmt, ops::Range, time::Duration};
 use thiserror::Error;
-use twinlog_device::{BLOCK_BYTES, BlockBuf, BlockPool, SharedBlock};
+use twinlog_device::{BLOCK_BYTES, BlockBuf, BlockPool, Landing, SharedBlock};
 
 /// Names a request to its front end: which session, which request of it. The engine returns it unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -168,6 +168,33 @@ impl Payload {
             part[..length].copy_from_slice(&bytes[..length]);
             bytes = &bytes[length..];
             position += length as u64;
+        }
+    }
+
+    /// Gives the blocks away, to have bytes `part` of the payload received into them. Until [`restore`](Self::restore) nothing else may be asked of it.
+    #[must_use]
+    pub fn lend_part(&mut self, part: Range<u64>) -> Landing {
+        assert!(part.end <= self.length_bytes, "the part lies in the payload");
+        let first = self.offset_bytes % BLOCK_BYTES as u64;
+        let place = |position: u64| usize::try_from(first + position).expect("bounded by the request limit");
+        Landing::new(std::mem::take(&mut self.blocks), place(part.start)..place(part.end))
+    }
+
+    /// The blocks are back.
+    pub fn restore(&mut self, blocks: Vec<BlockBuf>) {
+        assert!(self.blocks.is_empty(), "they were given away");
+        self.blocks = Self::new(self.range(), blocks).blocks;
+    }
+
+    /// Gives bytes `part` of the payload to `take`, in pieces.
+    pub fn each_part(&self, part: Range<u64>, mut take: impl FnMut(&[u8])) {
+        let mut position = part.start;
+        while position < part.end {
+            let (block, within, length) = self.part(position);
+            let bytes = &self.blocks[block][within..within + length];
+            let wanted = usize::try_from(part.end - position).map_or(length, |wanted| wanted.min(length));
+            take(&bytes[..wanted]);
+            position += wanted as u64;
         }
     }
 

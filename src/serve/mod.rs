@@ -3,6 +3,7 @@
 //! That of an [`interconnect`] is beside it.
 
 pub mod interconnect;
+mod landing;
 pub mod nbd;
 pub mod nvme_tcp;
 pub mod reactor;

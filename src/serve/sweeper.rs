@@ -127,12 +127,11 @@ impl Sweeper {
         let Some(sweep) = self.sweep.as_mut().filter(|sweep| sweep.stage == Stage::Taking) else { return };
         sweep.left.retain_mut(|lying| {
             let received = net.received_bytes(lying.connection);
-            let consumed = received - net.input(lying.connection).len() as u64;
             if received < lying.mark {
                 lying.unread = net.unread_bytes(lying.connection);
                 return true;
             }
-            !is_passed(lying, consumed >= lying.mark)
+            !is_passed(lying, net.consumed_bytes(lying.connection) >= lying.mark)
         });
         if sweep.left.is_empty() {
             sweep.stage = Stage::HandingOn;

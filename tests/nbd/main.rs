@@ -2,5 +2,6 @@
 
 mod commands;
 mod handshake;
+mod landing;
 mod misbehaviour;
 mod support;

@@ -12,6 +12,7 @@ mod conformance;
 mod conformance_table;
 mod fused;
 mod host;
+mod landing;
 mod late;
 mod logs;
 mod misbehaviour;

@@ -25,7 +25,7 @@ pub use block::{
     Persistence,
 };
 pub use log::{DurabilityClass, LogCompletion, LogInfo, LogMemory};
-pub use net::{Accepted, ConnectionFailure, ConnectionId, ConnectionState, Lent, NetAddress, Network, Unread};
+pub use net::{Accepted, ConnectionFailure, ConnectionId, ConnectionState, Landing, Lent, NetAddress, Network, Unread};
 pub use platform::{Nanos, Platform, Wait};
 pub use prng::Prng;
 pub use twinlog_memory::{BLOCK_BYTES, BlockBuf, BlockBytes, BlockPool, Loan, SharedBlock, Shares, prefer_huge_pages};

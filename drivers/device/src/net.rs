@@ -21,7 +21,7 @@
 //! 4. A peer whose machine has vanished is not noticed by a driver in any time that matters: whoever waits sets its own limit.
 //! 5. An id is valid from `accept` or `connect` to `close`, and never used again.
 
-use crate::SharedBlock;
+use crate::{BLOCK_BYTES, BlockBuf, SharedBlock};
 use std::{
     fmt, io,
     net::SocketAddr,
@@ -130,6 +130,59 @@ impl fmt::Debug for Lent {
     }
 }
 
+/// Blocks in a row, of which a part is to be filled with the next bytes of a connection.
+#[derive(Debug)]
+pub struct Landing {
+    blocks: Vec<BlockBuf>,
+    range: Range<usize>,
+}
+
+impl Landing {
+    /// Bytes `range` of `blocks`, counted from the start of the first.
+    ///
+    /// # Panics
+    /// When the range is empty, or does not lie in the blocks.
+    #[must_use]
+    pub fn new(blocks: Vec<BlockBuf>, range: Range<usize>) -> Self {
+        assert!(range.start < range.end && range.end <= blocks.len() * BLOCK_BYTES, "the part lies in the blocks");
+        Self { blocks, range }
+    }
+
+    /// Bytes of the part.
+    #[must_use]
+    pub fn length_bytes(&self) -> usize {
+        self.range.len()
+    }
+
+    /// The memory of the part from its byte `from` on, cut at the blocks' bounds.
+    pub fn parts_mut(&mut self, from: usize) -> impl Iterator<Item = &mut [u8]> {
+        let Range { start, end } = self.range.start + from..self.range.end;
+        let first = start / BLOCK_BYTES;
+        self.blocks.iter_mut().enumerate().skip(first).map_while(move |(index, block)| {
+            let base = index * BLOCK_BYTES;
+            let part = start.saturating_sub(base)..end.saturating_sub(base).min(BLOCK_BYTES);
+            (!part.is_empty()).then(|| &mut block[part])
+        })
+    }
+
+    /// Copies as many of `bytes` as there is room for from byte `from` of the part on; returns how many: for drivers that have the bytes already.
+    pub fn fill(&mut self, from: usize, bytes: &[u8]) -> usize {
+        let mut count = 0;
+        for part in self.parts_mut(from) {
+            let length = part.len().min(bytes.len() - count);
+            part[..length].copy_from_slice(&bytes[count..count + length]);
+            count += length;
+        }
+        count
+    }
+
+    /// All of its blocks.
+    #[must_use]
+    pub fn into_blocks(self) -> Vec<BlockBuf> {
+        self.blocks
+    }
+}
+
 /// The connections of one reactor.
 pub trait Network {
     /// A connection that was accepted since the last call.
@@ -165,6 +218,27 @@ pub trait Network {
     /// Drops the first `count_bytes` of `input`.
     fn consume(&mut self, connection: ConnectionId, count_bytes: usize);
 
+    /// Has the next bytes of the connection, behind `input`, which is empty, received into blocks, without a copy between. What comes behind the landing's
+    /// last byte is input again. Each piece of it that arrives is named by `poll`. Until [`take_landed`](Self::take_landed) has returned the blocks there is at
+    /// most this one landing, and nothing is consumed. When the connection is closed before, they go back to their pool as soon as the machine has let
+    /// go of them.
+    ///
+    /// # Errors
+    /// Gives the landing back when the driver cannot do this, or not now: the bytes become input, as ever.
+    fn land(&mut self, _connection: ConnectionId, landing: Landing) -> Result<(), Landing> {
+        Err(landing)
+    }
+
+    /// Bytes of the landing that have arrived, zero without one. They are not input.
+    fn landed_bytes(&self, _connection: ConnectionId) -> usize {
+        0
+    }
+
+    /// The blocks of the landing, once all of it has arrived.
+    fn take_landed(&mut self, _connection: ConnectionId) -> Option<Vec<BlockBuf>> {
+        None
+    }
+
     /// Queues a copy of `bytes` to be sent. Always accepted; the caller bounds `unsent_bytes` by what it queues.
     fn send(&mut self, connection: ConnectionId, bytes: &[u8]);
 
@@ -192,8 +266,14 @@ pub trait Network {
 
 /// Connections of which the driver can tell how much has arrived that nobody has looked at.
 pub trait Unread: Network {
-    /// Bytes received so far: those that were consumed, and `input`.
+    /// Bytes received so far: those that were consumed or have landed, and `input`.
     fn received_bytes(&self, connection: ConnectionId) -> u64;
+
+    /// Bytes that were consumed, or have landed and were taken.
+    fn consumed_bytes(&self, connection: ConnectionId) -> u64 {
+        let waiting = self.input(connection).len() + self.landed_bytes(connection);
+        self.received_bytes(connection) - waiting as u64
+    }
 
     /// Bytes that lie in the machine for the connection beyond those that a turn of the machine is sure to bring. Whatever has arrived by this call is among
     /// the first `unread_bytes` + `received_bytes` of the stream, where the latter is asked for after the machine's next turn and the `poll` that follows.

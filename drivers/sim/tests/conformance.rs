@@ -214,6 +214,13 @@ fn unread_input_is_counted() {
 }
 
 #[test]
+fn input_lands_in_blocks() {
+    for seed in 0..4 {
+        conformance::landing(|| Connections::new(seed));
+    }
+}
+
+#[test]
 fn connected_nodes_conform() {
     for seed in 0..4 {
         conformance::connections(|| Nodes::new(seed));

@@ -276,6 +276,12 @@ fn unread_input_is_counted() {
 }
 
 #[test]
+fn input_lands_in_blocks() {
+    conformance::landing(|| Harness::unix(16));
+    conformance::landing(Harness::tcp);
+}
+
+#[test]
 fn tcp_sockets_conform() {
     conformance::network(Harness::tcp);
 }

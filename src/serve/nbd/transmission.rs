@@ -36,6 +36,7 @@ use crate::{
         DataRun, Payload, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeRequest, VolumeService,
     },
     serve::{
+        landing::{Incoming, Landed},
         slots::Slots,
         turn::{Pace, Turn, runs_bytes, send_runs, send_zeroes},
     },
@@ -60,6 +61,13 @@ enum Intake {
         slot: u16,
         part: u16,
         filling: Option<Filling>,
+    },
+    /// The network receives the rest of a part into its blocks.
+    Landing {
+        slot: u16,
+        part: u16,
+        payload: Payload,
+        incoming: Incoming,
     },
     /// Submits the parts of a read, or of a hint to read, from `part` on.
     Read {
@@ -150,20 +158,21 @@ impl Transmission {
     pub(super) fn has_part_of_request(&self, input: &[u8]) -> bool {
         match self.intake {
             Intake::Header => !input.is_empty(),
-            Intake::Write { .. } | Intake::Discard { .. } => true,
+            Intake::Write { .. } | Intake::Landing { .. } | Intake::Discard { .. } => true,
             Intake::Read { .. } | Intake::Stream { .. } | Intake::Ended => false,
         }
     }
 
     /// Blocks of the pool wait here for the client to send more.
     pub(super) fn holds_blocks(&self) -> bool {
-        matches!(self.intake, Intake::Write { filling: Some(_), .. })
+        matches!(self.intake, Intake::Write { filling: Some(_), .. } | Intake::Landing { .. })
     }
 
     /// The client sends no more, and `step` waits for it: a request that came in part never comes whole.
     pub(super) fn end_input<N: Network, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) {
-        if let Intake::Write { slot, .. } | Intake::Discard { then: Then::Finish(slot), .. } =
-            std::mem::replace(&mut self.intake, Intake::Ended)
+        if let Intake::Write { slot, .. }
+        | Intake::Landing { slot, .. }
+        | Intake::Discard { then: Then::Finish(slot), .. } = std::mem::replace(&mut self.intake, Intake::Ended)
         {
             let request = self.requests.get_mut(slot);
             request.submitted = true;
@@ -177,6 +186,7 @@ impl Transmission {
         match self.intake {
             Intake::Header => self.take_header(turn),
             Intake::Write { .. } => self.receive(turn),
+            Intake::Landing { .. } => self.take_landed(turn),
             Intake::Read { slot, part } => self.submit_read(turn, slot, part),
             Intake::Stream { slot, part, waits } => self.stream(turn, slot, part, waits),
             Intake::Discard { .. } => self.discard(turn),
@@ -306,6 +316,7 @@ impl Transmission {
         }
         let input = turn.net.input(turn.connection);
         if input.is_empty() && filled_bytes < part_bytes {
+            self.land(turn);
             return Pace::WaitsForClient;
         }
         if !turn.service.has_room(self.export.volume) {
@@ -328,6 +339,36 @@ impl Transmission {
             let payload = filling.take().expect("filled just now").payload;
             self.submit_write(turn, slot, index, payload);
         }
+        Pace::Went
+    }
+
+    /// Has the network receive the rest of a part into its blocks, if it has some, and that is worth it and can be.
+    fn land<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>) {
+        let Intake::Write { slot, part, filling } = &mut self.intake else { return };
+        let Some(Filling { payload, filled_bytes }) = filling else { return };
+        let range = payload.range();
+        let rest = *filled_bytes..range.end - range.start;
+        let Some(incoming) = Incoming::begin(turn, payload, rest) else { return };
+        let (slot, part) = (*slot, *part);
+        let payload = filling.take().expect("looked at just now").payload;
+        self.intake = Intake::Landing { slot, part, payload, incoming };
+    }
+
+    /// Takes back what has landed.
+    fn take_landed<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>) -> Pace {
+        let Intake::Landing { slot, part, payload, incoming } = &mut self.intake else {
+            unreachable!("called in this state")
+        };
+        match incoming.step(turn, payload) {
+            Landed::Nothing => return Pace::WaitsForClient,
+            Landed::Partly => return Pace::Went,
+            Landed::Whole => {}
+        }
+        let (slot, part, filled_bytes) = (*slot, *part, incoming.part().end);
+        let Intake::Landing { payload, .. } = std::mem::replace(&mut self.intake, Intake::Ended) else {
+            unreachable!("looked at just now")
+        };
+        self.intake = Intake::Write { slot, part, filling: Some(Filling { payload, filled_bytes }) };
         Pace::Went
     }
 

@@ -50,6 +50,7 @@ use crate::{
     base::{HostId, ObjectId, limits::CONNECTION_BYTES_MAX, planted},
     node::request::{Payload, RequestTag, VolumeRequest, VolumeService},
     serve::{
+        landing::Incoming,
         slots::Slots,
         turn::{Next, Pace, Patience, Ran, Turn},
     },
@@ -140,6 +141,12 @@ enum Intake {
     Data {
         slot: u16,
         remaining_bytes: u32,
+        digest: Option<u32>,
+    },
+    /// The network receives the rest of a unit's data into the command's payload.
+    Landing {
+        slot: u16,
+        incoming: Incoming,
         digest: Option<u32>,
     },
     /// The digest of data that has come.
@@ -377,6 +384,7 @@ impl Session {
         let pace = match self.intake {
             Intake::Header => self.take_unit(turn)?,
             Intake::Data { .. } => self.receive(turn),
+            Intake::Landing { .. } => self.take_landed(turn),
             Intake::Digest { .. } => self.check_digest(turn),
             Intake::Ended => Pace::WaitsForRoom,
         };

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, ops::Range};
 use twinlog_device::{
-    Accepted, ConnectionFailure, ConnectionId, ConnectionState, NetAddress, Network, SharedBlock, Unread,
+    Accepted, BlockBuf, ConnectionFailure, ConnectionId, ConnectionState, Landing, NetAddress, Network, SharedBlock,
+    Unread,
 };
 
 /// What a driver holds of a client's input at most: the smallest that the trait allows.
@@ -13,8 +14,10 @@ struct Wire {
     /// Sent by the client; the first `INPUT_BYTES_MAX` have arrived.
     to_server: Vec<u8>,
     consumed: usize,
-    /// Bytes that were consumed and are not kept any more.
+    /// Bytes that were consumed and are not kept any more, or have landed.
     dropped: usize,
+    /// Where what comes next goes, and how much of it has.
+    landing: Option<(Landing, usize)>,
     to_client: Vec<u8>,
     /// Input that waits at most; what the trait promises unless more was asked for.
     input_bytes_max: usize,
@@ -39,6 +42,8 @@ pub(crate) struct ByteNet {
     wires: BTreeMap<ConnectionId, Wire>,
     waiting: Vec<ConnectionId>,
     changed: Vec<ConnectionId>,
+    /// Parts of payloads that were received into blocks.
+    landing_count: u64,
 }
 
 impl ByteNet {
@@ -57,7 +62,15 @@ impl ByteNet {
 
     /// The client sends.
     pub(crate) fn client_send(&mut self, connection: ConnectionId, bytes: &[u8]) {
-        self.wire(connection).to_server.extend_from_slice(bytes);
+        let wire = self.wire(connection);
+        let mut rest = bytes;
+        if let Some((landing, landed)) = &mut wire.landing {
+            let count = landing.fill(*landed, bytes);
+            *landed += count;
+            wire.dropped += count;
+            rest = &bytes[count..];
+        }
+        wire.to_server.extend_from_slice(rest);
         self.changed.push(connection);
     }
 
@@ -96,6 +109,11 @@ impl ByteNet {
     pub(crate) fn unread_bytes(&self, connection: ConnectionId) -> usize {
         let wire = &self.wires[&connection];
         wire.to_server.len() - wire.consumed
+    }
+
+    /// Parts of payloads that were received into blocks so far.
+    pub(crate) fn landing_count(&self) -> u64 {
+        self.landing_count
     }
 
     fn wire(&mut self, connection: ConnectionId) -> &mut Wire {
@@ -169,6 +187,22 @@ impl Network for ByteNet {
         self.changed.push(connection);
     }
 
+    fn land(&mut self, connection: ConnectionId, landing: Landing) -> Result<(), Landing> {
+        assert!(self.input(connection).is_empty() && self.wire(connection).landing.is_none(), "behind the input");
+        self.wire(connection).landing = Some((landing, 0));
+        self.landing_count += 1;
+        Ok(())
+    }
+
+    fn landed_bytes(&self, connection: ConnectionId) -> usize {
+        self.open(connection).landing.as_ref().map_or(0, |(_, landed)| *landed)
+    }
+
+    fn take_landed(&mut self, connection: ConnectionId) -> Option<Vec<BlockBuf>> {
+        let is_whole = |(landing, landed): &mut (Landing, usize)| *landed == landing.length_bytes();
+        self.wire(connection).landing.take_if(is_whole).map(|(landing, _)| landing.into_blocks())
+    }
+
     fn send(&mut self, connection: ConnectionId, bytes: &[u8]) {
         self.open(connection);
         self.wire(connection).to_client.extend_from_slice(bytes);
@@ -184,6 +218,7 @@ impl Network for ByteNet {
 
     fn close(&mut self, connection: ConnectionId, abort: bool) {
         self.open(connection);
+        self.wire(connection).landing = None;
         self.wire(connection).closed = Some(if abort { Closed::Aborted } else { Closed::Gracefully });
     }
 }

@@ -110,22 +110,22 @@ where
 }
 
 /// The suite's hand on a harness.
-struct Driver<'a, H> {
-    harness: &'a mut H,
+pub(super) struct Driver<'a, H> {
+    pub(super) harness: &'a mut H,
 }
 
 impl<H: NetworkHarness> Driver<'_, H> {
-    fn net(&mut self) -> &mut H::Network {
+    pub(super) fn net(&mut self) -> &mut H::Network {
         self.harness.network()
     }
 
     /// Turns until `done`, which says whether it is and what has changed since the last time.
     #[track_caller]
-    fn until(&mut self, what: &str, done: impl FnMut(&mut Self) -> Option<usize>) {
+    pub(super) fn until(&mut self, what: &str, done: impl FnMut(&mut Self) -> Option<usize>) {
         turn_until(self, what, |driver| driver.harness.turn(), done);
     }
 
-    fn open(&mut self) -> (ConnectionId, H::Peer) {
+    pub(super) fn open(&mut self) -> (ConnectionId, H::Peer) {
         let peer = self.harness.connect();
         let mut accepted = None;
         self.until("a connection is accepted", |driver| {
@@ -138,7 +138,7 @@ impl<H: NetworkHarness> Driver<'_, H> {
         (accepted.connection, peer)
     }
 
-    fn ready(&mut self) -> Vec<ConnectionId> {
+    pub(super) fn ready(&mut self) -> Vec<ConnectionId> {
         let mut ready = Vec::new();
         self.net().poll(&mut ready);
         let mut once = ready.clone();
@@ -162,7 +162,7 @@ impl<H: NetworkHarness> Driver<'_, H> {
     }
 
     /// Receives at the client until `count` bytes have come, or the end of the stream when there is no count.
-    fn receive(&mut self, peer: &mut H::Peer, count: Option<usize>) -> Vec<u8> {
+    pub(super) fn receive(&mut self, peer: &mut H::Peer, count: Option<usize>) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.until("every byte that is sent arrives, then the end", |driver| {
             let more = driver.harness.peer_receive(peer, &mut bytes);
@@ -185,7 +185,7 @@ fn take_input(net: &mut impl Network, connection: ConnectionId, seen: &mut Vec<u
     assert!(net.input(connection).is_empty(), "consumed bytes are gone");
 }
 
-fn stream(length: usize, tag: u64) -> Vec<u8> {
+pub(super) fn stream(length: usize, tag: u64) -> Vec<u8> {
     let mut bytes = vec![0; length];
     pattern::fill(&mut bytes, 0, tag);
     bytes

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::world::Agenda;
 use std::{collections::VecDeque, time::Duration};
-use twinlog_device::{ConnectionFailure, ConnectionState, Nanos, Prng};
+use twinlog_device::{BlockBuf, ConnectionFailure, ConnectionState, Landing, Nanos, Prng};
 
 /// Bytes of input that wait for the engine, unless it asks for more.
 const INPUT_BYTES: usize = 128 * 1024;
@@ -90,6 +90,8 @@ pub(super) struct Connection {
     input: Vec<u8>,
     consumed: usize,
     received_bytes: u64,
+    /// Where what arrives next goes, and how much of it has.
+    landing: Option<(Landing, usize)>,
     input_bytes_max: usize,
     unsent: VecDeque<u8>,
     state: ConnectionState,
@@ -111,6 +113,7 @@ impl Connection {
             input: Vec::new(),
             consumed: 0,
             received_bytes: 0,
+            landing: None,
             input_bytes_max: INPUT_BYTES,
             unsent: VecDeque::new(),
             state: ConnectionState::Open,
@@ -174,6 +177,25 @@ impl Connection {
         !self.stream.borrow_mut().sent_by(self.side.other()).bytes.is_empty()
     }
 
+    /// Has what arrives next go into blocks, if all that has arrived was consumed and more can come.
+    pub(super) fn land(&mut self, landing: Landing) -> Result<(), Landing> {
+        assert!(self.input().is_empty() && self.landing.is_none(), "one landing at a time, behind the input");
+        if self.state != ConnectionState::Open {
+            return Err(landing);
+        }
+        self.landing = Some((landing, 0));
+        Ok(())
+    }
+
+    pub(super) fn landed_bytes(&self) -> usize {
+        self.landing.as_ref().map_or(0, |(_, landed)| *landed)
+    }
+
+    pub(super) fn take_landed(&mut self) -> Option<Vec<BlockBuf>> {
+        let whole = self.landing.take_if(|(landing, landed)| *landed == landing.length_bytes());
+        whole.map(|(landing, _)| landing.into_blocks())
+    }
+
     /// Takes bytes to be sent; whether anybody may get them.
     pub(super) fn queue(&mut self, bytes: &[u8]) -> bool {
         let has_not_failed = self.state != ConnectionState::Failed;
@@ -196,6 +218,7 @@ impl Connection {
         }
         self.input.clear();
         self.consumed = 0;
+        self.landing = None;
         let now = agenda.world().now();
         let stream = self.stream.clone();
         let mut stream = stream.borrow_mut();
@@ -306,7 +329,15 @@ impl Connection {
             let is_heard = stream.passes_from(self.side);
             let pipe = stream.sent_by(peer);
             let count = hands.piece(piece);
-            carry(&mut pipe.bytes, count, |bytes| self.input.extend_from_slice(bytes));
+            carry(&mut pipe.bytes, count, |bytes| {
+                let mut rest = bytes;
+                if let Some((landing, landed)) = &mut self.landing {
+                    let count = landing.fill(*landed, bytes);
+                    *landed += count;
+                    rest = &bytes[count..];
+                }
+                self.input.extend_from_slice(rest);
+            });
             self.received_bytes += count as u64;
             pipe.unacknowledged_bytes = if is_heard { 0 } else { pipe.unacknowledged_bytes + count };
             if path.is_some() {

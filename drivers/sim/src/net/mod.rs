@@ -33,8 +33,8 @@ use connection::{Connection, Hands};
 use std::{cell::RefCell, collections::BTreeMap, ops::Range, rc::Rc};
 use stream::{End, SharedStream, Side, Stream};
 use twinlog_device::{
-    Accepted, ConnectionFailure, ConnectionId, ConnectionState, NetAddress, Network, Prng, SharedBlock, Unread,
-    net::INPUT_BYTES_MAX,
+    Accepted, BlockBuf, ConnectionFailure, ConnectionId, ConnectionState, Landing, NetAddress, Network, Prng,
+    SharedBlock, Unread, net::INPUT_BYTES_MAX,
 };
 
 /// The engine's side. Dropping it is the end of the process: every peer sees the end of its stream, unless the machine went dark before
@@ -147,6 +147,18 @@ impl Network for SimNet {
         if self.get_mut(connection).consume(count_bytes) {
             self.agenda.wake();
         }
+    }
+
+    fn land(&mut self, connection: ConnectionId, landing: Landing) -> Result<(), Landing> {
+        self.get_mut(connection).land(landing)
+    }
+
+    fn landed_bytes(&self, connection: ConnectionId) -> usize {
+        self.get(connection).landed_bytes()
+    }
+
+    fn take_landed(&mut self, connection: ConnectionId) -> Option<Vec<BlockBuf>> {
+        self.get_mut(connection).take_landed()
     }
 
     fn send(&mut self, connection: ConnectionId, bytes: &[u8]) {

@@ -10,14 +10,16 @@
 //! 2. Bytes move, and the buffer grows, only while no receive is in flight, and only in calls that have the inbox mutably: a
 //!    borrow of the input never sees it.
 //! 3. While any part of a buffer is lent, nothing is written below `filled` in it: the inbox goes on behind, and at the end in another buffer.
-//! 4. A receive is in flight, or can be, whenever less than `full_bytes` wait; from there on the peer is slowed down.
+//! 4. A receive in flight into a [landing](Flight) writes there first, and what is left at `filled..`.
+//! 5. A receive is in flight, or can be, whenever less than `full_bytes` wait; from there on the peer is slowed down.
 
 // The kernel writes into the buffer while the input is being looked at.
 #![expect(unsafe_code, reason = "memory shared with a receive in flight")]
 
+use super::landing::Flight;
 use crate::buffer::PageBuffer;
 use std::{ops::Range, sync::Arc};
-use twinlog_device::Lent;
+use twinlog_device::{BlockBuf, Landing, Lent};
 
 /// Input that must be able to wait, by the contract of [`twinlog_device::Network::input`].
 const FULL_BYTES: usize = 64 << 10;
@@ -28,6 +30,20 @@ const CAPACITY_BYTES: [usize; 2] = [64 << 10, 4 * FULL_BYTES];
 
 /// A receive into less room than this is not worth its entry: the input is moved to the front first.
 const ROOM_BYTES_MIN: usize = 16 << 10;
+
+/// Most that a receive takes as input while landings follow each other: room for the headers between them. What it takes of the next one's bytes is copied.
+const BRIEF_BYTES: usize = 8 << 10;
+
+/// So many receives that fill that much, and no landing, and the client is taken to send something else: they take all there is room for again.
+const BRIEF_COUNT: u8 = 4;
+
+/// Where a receive writes.
+pub(super) enum Room {
+    /// So many bytes from here.
+    Input(*mut u8, u32),
+    /// What this header names.
+    Landing(*mut libc::msghdr),
+}
 
 /// Input that somebody keeps.
 struct Part {
@@ -50,6 +66,12 @@ pub(super) struct Inbox {
     filled: usize,
     received_bytes: u64,
     in_flight: bool,
+    /// What comes next goes there.
+    landing: Option<Flight>,
+    /// Input that the receive in flight may bring.
+    offered: usize,
+    /// Receives that are brief still.
+    brief: u8,
     /// Input that must be able to wait.
     full_bytes: usize,
     /// The last receive filled all the room that it had: more may wait in the socket.
@@ -65,6 +87,9 @@ impl Inbox {
             filled: 0,
             received_bytes: 0,
             in_flight: false,
+            landing: None,
+            offered: 0,
+            brief: 0,
             full_bytes: FULL_BYTES,
             was_filled: false,
         }
@@ -112,23 +137,51 @@ impl Inbox {
     }
 
     /// Room for a receive that is to be queued now, or `None` while one is in flight or the inbox is full.
-    pub(super) fn begin(&mut self) -> Option<(*mut u8, u32)> {
+    pub(super) fn begin(&mut self) -> Option<Room> {
         let waiting = self.filled - self.head;
         if self.in_flight || waiting >= self.full_bytes {
             return None;
         }
         self.make_room(waiting);
         self.in_flight = true;
-        let room = self.filled..self.buffer.len();
-        let length = u32::try_from(room.len()).expect("at most 32 MiB");
-        Some((self.buffer.address(&room), length))
+        let free = self.buffer.len() - self.filled;
+        self.offered = if self.brief > 0 { free.min(BRIEF_BYTES) } else { free };
+        let address = self.buffer.address(&(self.filled..self.buffer.len()));
+        Some(match self.landing.as_mut().filter(|flight| flight.left_bytes() > 0) {
+            Some(flight) => Room::Landing(flight.message(address, self.offered)),
+            None => Room::Input(address, u32::try_from(self.offered).expect("at most 32 MiB")),
+        })
+    }
+
+    /// The receive that was begun last has not been queued, and will not be.
+    pub(super) fn withdraw(&mut self) {
+        assert!(self.in_flight, "one was begun");
+        self.in_flight = false;
+    }
+
+    /// What is received next goes to `landing`.
+    pub(super) fn land(&mut self, landing: Landing) {
+        let is_idle = !self.in_flight && self.input().is_empty() && self.landing.is_none();
+        assert!(is_idle, "one landing at a time, behind the input");
+        self.landing = Some(Flight::new(landing));
+        self.brief = BRIEF_COUNT;
+    }
+
+    /// Bytes of the landing that are there.
+    pub(super) fn landed_bytes(&self) -> usize {
+        self.landing.as_ref().map_or(0, Flight::landed_bytes)
+    }
+
+    /// The blocks of a landing that is whole.
+    pub(super) fn take_landed(&mut self) -> Option<Vec<BlockBuf>> {
+        self.landing.take_if(|flight| flight.left_bytes() == 0).map(Flight::into_blocks)
     }
 
     fn make_room(&mut self, waiting: usize) {
         let capacity = self.buffer.len();
         let is_lent = Arc::get_mut(&mut self.buffer).is_none();
         let is_short = capacity - self.filled < ROOM_BYTES_MIN;
-        if self.was_filled && capacity < self.capacity_max() {
+        if self.was_filled && self.filled == capacity && capacity < self.capacity_max() {
             self.replace(self.capacity_max());
         } else if is_lent && is_short {
             self.replace(capacity);
@@ -152,17 +205,26 @@ impl Inbox {
 
     /// A receive has ended with `count` bytes.
     pub(super) fn end(&mut self, count: usize) {
-        let room = self.buffer.len() - self.filled;
-        assert!(self.in_flight && count <= room, "the kernel fills only what it was given");
+        assert!(self.in_flight, "the kernel ends what was begun");
         self.in_flight = false;
-        self.was_filled = count == room;
-        self.filled += count;
         self.received_bytes += count as u64;
+        let landing = self.landing.as_mut().filter(|flight| flight.left_bytes() > 0);
+        let has_landed = landing.is_some();
+        let rest = landing.map_or(count, |flight| flight.advance(count));
+        assert!(rest <= self.offered, "the kernel fills only what it was given");
+        self.was_filled = rest == self.offered;
+        self.filled += rest;
+        if self.was_filled && !has_landed {
+            self.brief = self.brief.saturating_sub(1);
+        }
     }
 
-    /// Forgets the input, for a connection whose reader is gone.
+    /// Forgets the input, for a connection whose reader is gone; the landing as soon as the kernel is done with it.
     pub(super) fn discard(&mut self) {
         self.head = self.filled;
+        if !self.in_flight {
+            self.landing = None;
+        }
     }
 }
 
@@ -172,7 +234,7 @@ mod tests {
 
     /// Plays the kernel: fills as much of the room as `bytes` has.
     fn receive(inbox: &mut Inbox, bytes: &[u8]) -> usize {
-        let Some((address, room)) = inbox.begin() else { return 0 };
+        let Some(Room::Input(address, room)) = inbox.begin() else { return 0 };
         let count = bytes.len().min(room as usize);
         // SAFETY: the room that the inbox gave, not more than it has.
         unsafe { address.copy_from_nonoverlapping(bytes.as_ptr(), count) };

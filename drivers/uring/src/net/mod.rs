@@ -31,6 +31,7 @@
 
 mod connect;
 mod inbox;
+mod landing;
 mod listener;
 mod outbox;
 
@@ -38,8 +39,9 @@ pub use listener::{ListenAddress, ListenError, Listener};
 
 use crate::ring::{BeforeEnter, Event, Port, RegisteredFile, Ring, Target};
 use connect::{KernelAddress, failure_of};
-use inbox::Inbox;
+use inbox::{Inbox, Room};
 use io_uring::{opcode, types};
+use landing::Receives;
 use nix::sys::socket::{
     Shutdown, SockaddrStorage, getpeername, getsockopt, setsockopt, shutdown,
     sockopt::{KeepAlive, PeerCredentials, TcpKeepIdle, TcpKeepInterval, TcpNoDelay},
@@ -56,8 +58,8 @@ use std::{
     time::Duration,
 };
 use twinlog_device::{
-    Accepted, ConnectionFailure, ConnectionId, ConnectionState, Lent, Nanos, NetAddress, Network, SharedBlock, Unread,
-    net::INPUT_BYTES_MAX,
+    Accepted, BlockBuf, ConnectionFailure, ConnectionId, ConnectionState, Landing, Lent, Nanos, NetAddress, Network,
+    SharedBlock, Unread, net::INPUT_BYTES_MAX,
 };
 
 /// How long a connection that is to be closed may make no progress in sending.
@@ -187,6 +189,7 @@ pub struct UringNetwork {
     // First, so that it is dropped, and the kernel has finished, before buffers and sockets go.
     port: Port,
     outbox: Rc<RefCell<Outbox>>,
+    receives: Rc<RefCell<Receives>>,
     connections: Vec<Option<Connection>>,
     /// Slots that belong to accepted connections; the others are behind them.
     accepted_slots: u32,
@@ -215,6 +218,8 @@ impl UringNetwork {
         let slot_count = u32::try_from(slots).expect("at most 65536");
         let port = Port::open(ring);
         let outbox = Rc::new(RefCell::new(Outbox::new(port.number(), slots)));
+        let receives = Rc::new(RefCell::new(Receives::new(port.number())));
+        ring.add_hook(receives.clone());
         ring.add_hook(outbox.clone());
         let multishot = ring.facts().multishot_accept;
         let listeners = listeners.into_iter().map(|listener| {
@@ -224,6 +229,7 @@ impl UringNetwork {
         let mut network = Self {
             port,
             outbox,
+            receives,
             connections: (0..slots).map(|_| None).collect(),
             accepted_slots: slot_count,
             free: (0..slot_count).rev().collect(),
@@ -348,21 +354,24 @@ impl UringNetwork {
         self.connections[slot as usize].as_mut().expect("operations belong to the slot's connection (invariant 1)")
     }
 
-    /// Queues a receive when there is room for it and none in flight.
+    /// Queues a receive when there is room for it and none in flight or queued.
     fn receive(&mut self, slot: u32) {
         let connection = self.at(slot);
         if connection.state != ConnectionState::Open || connection.phase == Phase::Ending {
             return;
         }
         let Some(target) = connection.socket.as_ref().map(Socket::target) else { return };
-        let Some((address, length)) = connection.inbox.begin() else { return };
+        let Some(room) = connection.inbox.begin() else { return };
         // When there was nothing left in the socket, waiting at once saves an attempt that most likely finds nothing.
         let has_drained = connection.inbox.has_drained();
         let poll_first = if has_drained { self.poll_first } else { 0 };
-        let entry = opcode::Recv::new(target.fd(), address, length).ioprio(poll_first).build();
-        // SAFETY: the inbox keeps this part of its buffer for the receive until it is told of its end, and the port is dropped
-        // before the inbox.
-        unsafe { self.port.push(operation_index(Operation::Receive, slot), target.seal(entry)) };
+        let entry = match room {
+            Room::Input(address, length) => opcode::Recv::new(target.fd(), address, length).ioprio(poll_first).build(),
+            Room::Landing(header) => opcode::RecvMsg::new(target.fd(), header).ioprio(poll_first).build(),
+        };
+        // SAFETY: the inbox keeps this part of its buffer, and the landing with its vector and header, for the receive until it is told of its end; the port
+        // is dropped before the inbox.
+        unsafe { self.receives.borrow_mut().queue(slot, target.seal(entry)) };
     }
 
     fn on_receive(&mut self, slot: u32, result: i32) {
@@ -575,6 +584,28 @@ impl Network for UringNetwork {
         self.receive(slot);
     }
 
+    fn land(&mut self, connection: ConnectionId, landing: Landing) -> Result<(), Landing> {
+        let slot = self.slot(connection);
+        let is_open = self.at(slot).state == ConnectionState::Open;
+        if !is_open || !self.receives.borrow_mut().withdraw(slot) {
+            return Err(landing);
+        }
+        let inbox = &mut self.at(slot).inbox;
+        inbox.withdraw();
+        inbox.land(landing);
+        self.receive(slot);
+        Ok(())
+    }
+
+    fn landed_bytes(&self, connection: ConnectionId) -> usize {
+        self.get(connection).inbox.landed_bytes()
+    }
+
+    fn take_landed(&mut self, connection: ConnectionId) -> Option<Vec<BlockBuf>> {
+        let slot = self.slot(connection);
+        self.at(slot).inbox.take_landed()
+    }
+
     fn send(&mut self, connection: ConnectionId, bytes: &[u8]) {
         let slot = self.slot(connection);
         self.outbox.borrow_mut().send(slot, bytes);
@@ -631,8 +662,8 @@ impl Unread for UringNetwork {
 
 impl Drop for UringNetwork {
     fn drop(&mut self) {
-        let hook: Rc<RefCell<dyn BeforeEnter>> = self.outbox.clone();
-        self.port.ring().remove_hook(&hook);
+        let hooks: [Rc<RefCell<dyn BeforeEnter>>; 2] = [self.receives.clone(), self.outbox.clone()];
+        hooks.iter().for_each(|hook| self.port.ring().remove_hook(hook));
         self.unlisten();
         for slot in 0..self.connections.len() {
             self.stop_operations(u32::try_from(slot).expect("at most 65536"));

@@ -22,8 +22,8 @@ use io_uring::opcode;
 use std::{ops::Range, sync::Arc};
 use twinlog_device::SharedBlock;
 
-/// Most elements of one `sendmsg`: `UIO_MAXIOV` of the kernel. What is longer goes in several.
-const VECTOR_MAX: usize = 1024;
+/// Most elements of one `sendmsg` or `recvmsg`: `UIO_MAXIOV` of the kernel. What is longer goes in several.
+pub(super) const VECTOR_MAX: usize = 1024;
 
 /// Memory that an idle sender keeps for copied bytes.
 const KEPT_BYTES: usize = 64 << 10;

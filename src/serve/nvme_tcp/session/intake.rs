@@ -5,6 +5,7 @@ use crate::{
     base::limits::CONNECTION_BYTES_MAX,
     node::request::{Payload, VolumeService},
     serve::{
+        landing::{Incoming, Landed},
         nvme_tcp::{
             admin::{ADMIN_IN_CAPSULE_BYTES_MAX, IN_CAPSULE_BYTES_MAX},
             io::{Request, Transfer, Work},
@@ -126,7 +127,7 @@ impl Session {
             held_bytes: 0,
             is_asked: false,
             number: self.command_count + 1,
-            position: turn.net.received_bytes(turn.connection) - turn.input().len() as u64,
+            position: turn.net.consumed_bytes(turn.connection),
             is_submitted: false,
             half: Half::None,
             failure,
@@ -209,6 +210,7 @@ impl Session {
         };
         let input = turn.net.input(turn.connection);
         if input.is_empty() {
+            self.land(turn);
             return Pace::WaitsForClient;
         }
         let active = self.commands.get_mut(*slot);
@@ -223,16 +225,55 @@ impl Session {
         if let Some(digest) = digest {
             *digest = pdu::digest(*digest, bytes);
         }
-        active.received_bytes += count;
         *remaining_bytes -= count;
+        active.received_bytes += count;
         let (slot, is_over, digest) = (*slot, *remaining_bytes == 0, *digest);
         turn.net.consume(turn.connection, count as usize);
+        if is_over {
+            self.end_data_of(turn, slot, digest);
+        }
+        Pace::Went
+    }
+
+    /// Has the network receive the rest of a unit's data into the payload's blocks, if that is worth it and can be.
+    fn land<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>) {
+        let Intake::Data { slot, remaining_bytes, digest } = self.intake else { return };
+        let active = self.commands.get_mut(slot);
+        let start = u64::from(active.received_bytes);
+        let part = start..start + u64::from(remaining_bytes);
+        if let Sink::Blocks(payload) = &mut active.sink
+            && let Some(incoming) = Incoming::begin(turn, payload, part)
+        {
+            self.intake = Intake::Landing { slot, incoming, digest };
+        }
+    }
+
+    /// Takes back what has landed.
+    pub(super) fn take_landed<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Pace {
+        let Intake::Landing { slot, incoming, digest } = &mut self.intake else { unreachable!("called in this state") };
+        let active = self.commands.get_mut(*slot);
+        let Sink::Blocks(payload) = &mut active.sink else { unreachable!("only what has blocks lands") };
+        match incoming.step(turn, payload) {
+            Landed::Nothing => return Pace::WaitsForClient,
+            Landed::Partly => return Pace::Went,
+            Landed::Whole => {}
+        }
+        let part = incoming.part();
+        if let Some(digest) = digest {
+            payload.each_part(part.clone(), |bytes| *digest = pdu::digest(*digest, bytes));
+        }
+        active.received_bytes = u32::try_from(part.end).expect("at most a transfer");
+        let (slot, digest) = (*slot, *digest);
+        self.end_data_of(turn, slot, digest);
+        Pace::Went
+    }
+
+    /// All data of a unit is there; its digest may follow.
+    fn end_data_of<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>, slot: u16, digest: Option<u32>) {
         match digest {
-            _ if !is_over => {}
             Some(digest) => self.intake = Intake::Digest { slot, digest },
             None => self.end_unit(turn, slot),
         }
-        Pace::Went
     }
 
     pub(super) fn check_digest<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Pace {

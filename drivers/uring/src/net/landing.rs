@@ -1,0 +1,107 @@
+//! Receives into blocks, and receives that wait until the turn ends.
+//!
+//! A reader that has looked at what came may know that data comes next, and where to: so a receive is handed to the kernel at the end of the turn, and until
+//! then it can be withdrawn for one that goes to blocks first ([`recvmsg(2)`]). That one is never told to wait for all of its bytes (`MSG_WAITALL`): those would be
+//! neither in the socket nor received, and whoever asks how much lies unread would be told too little.
+//!
+//! [`recvmsg(2)`]: https://man7.org/linux/man-pages/man2/recvmsg.2.html
+
+// Entries name headers and vectors by address.
+#![expect(unsafe_code, reason = "submission entries carry raw addresses")]
+
+use super::{Operation, operation_index, outbox::VECTOR_MAX};
+use crate::ring::{BeforeEnter, Core};
+use io_uring::squeue::Entry;
+use twinlog_device::{BlockBuf, Landing};
+
+/// A landing of which something is still to come. It belongs to the receive in flight, if there is one: nobody looks at its bytes.
+pub(super) struct Flight {
+    landing: Landing,
+    landed_bytes: usize,
+    vector: Vec<libc::iovec>,
+    header: Box<libc::msghdr>,
+}
+
+impl Flight {
+    pub(super) fn new(landing: Landing) -> Self {
+        // SAFETY: a header of zeroes and null pointers is a valid, empty one.
+        let header = Box::new(unsafe { std::mem::zeroed::<libc::msghdr>() });
+        Self { landing, landed_bytes: 0, vector: Vec::new(), header }
+    }
+
+    pub(super) fn landed_bytes(&self) -> usize {
+        self.landed_bytes
+    }
+
+    pub(super) fn left_bytes(&self) -> usize {
+        self.landing.length_bytes() - self.landed_bytes
+    }
+
+    /// The header of a receive into what is left, and then into `tail`.
+    pub(super) fn message(&mut self, tail: *mut u8, tail_bytes: usize) -> *mut libc::msghdr {
+        self.vector.clear();
+        for part in self.landing.parts_mut(self.landed_bytes) {
+            let (base, length) = (part.as_mut_ptr(), part.len());
+            match self.vector.last_mut() {
+                // Neighbours in memory are one element.
+                Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base => last.iov_len += length,
+                _ => self.vector.push(libc::iovec { iov_base: base.cast(), iov_len: length }),
+            }
+        }
+        // What does not fit into one receive is the next one's.
+        self.vector.truncate(VECTOR_MAX);
+        if self.vector.len() < VECTOR_MAX {
+            self.vector.push(libc::iovec { iov_base: tail.cast(), iov_len: tail_bytes });
+        }
+        self.header.msg_iov = self.vector.as_mut_ptr();
+        self.header.msg_iovlen = self.vector.len();
+        &raw mut *self.header
+    }
+
+    /// A receive has brought `count` bytes; returns how many of them went to the tail.
+    pub(super) fn advance(&mut self, count: usize) -> usize {
+        let landed = count.min(self.left_bytes());
+        self.landed_bytes += landed;
+        count - landed
+    }
+
+    /// The blocks, when no receive is in flight.
+    pub(super) fn into_blocks(self) -> Vec<BlockBuf> {
+        self.landing.into_blocks()
+    }
+}
+
+/// Receives of this turn, by slot: few have the same turn.
+pub(super) struct Receives {
+    port: u16,
+    entries: Vec<(u32, Entry)>,
+}
+
+impl Receives {
+    pub(super) fn new(port: u16) -> Self {
+        Self { port, entries: Vec::new() }
+    }
+
+    /// Queues a receive for the end of the turn.
+    ///
+    /// # Safety
+    /// As for [`Core::push`]; until then it can be [withdrawn](Self::withdraw).
+    pub(super) unsafe fn queue(&mut self, slot: u32, entry: Entry) {
+        self.entries.push((slot, entry));
+    }
+
+    /// Takes a slot's receive back; whether the kernel does not have it already.
+    pub(super) fn withdraw(&mut self, slot: u32) -> bool {
+        let position = self.entries.iter().rposition(|(queued, _)| *queued == slot);
+        position.map(|position| self.entries.swap_remove(position)).is_some()
+    }
+}
+
+impl BeforeEnter for Receives {
+    fn before_enter(&mut self, core: &mut Core) {
+        for (slot, entry) in self.entries.drain(..) {
+            // SAFETY: what the entry names stays valid until its event: promised when it was queued.
+            unsafe { core.push(self.port, operation_index(Operation::Receive, slot), entry) };
+        }
+    }
+}
