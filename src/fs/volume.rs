@@ -36,7 +36,7 @@ use crate::{
         reservation::Reservation,
         superblock::TreeRoot,
     },
-    pool::tree::{Dirty, DirtyBlock, DirtyLookup, Walk, levels_for, missing_node, span, walk},
+    pool::tree::{Dirty, DirtyBlock, DirtyLookup, Walker, levels_for, missing_node, span},
 };
 use std::{ops::Range, rc::Rc};
 use twinlog_device::{BlockBuf, SharedBlock};
@@ -50,17 +50,6 @@ pub enum Overlay {
     Hole(Lsn),
     /// Written, by a record that ends here.
     Block(SharedBlock, Lsn),
-}
-
-/// What the tree on disk says of a block.
-#[derive(Debug)]
-pub enum Below {
-    /// There is none, up to this index (exclusive).
-    Hole(u64),
-    /// Its reference.
-    Block(BlockRef),
-    /// This node must be fetched to know.
-    Missing(BlockRef),
 }
 
 /// A generation that a consistency point is writing.
@@ -160,14 +149,14 @@ impl Volume {
         Overlay::Below
     }
 
-    /// What the tree on disk says of a block, through nodes that `cached` has.
-    pub fn below(&self, cached: impl FnMut(BlockKey) -> Option<SharedBlock>, index: u64) -> Below {
-        let tree = TreeRoot { root: self.record.root, levels: self.record.levels };
-        match walk(&tree, index, cached) {
-            Walk::Hole(until) => Below::Hole(until),
-            Walk::Found(reference) => Below::Block(reference),
-            Walk::Missing(reference) => Below::Missing(reference),
-        }
+    /// Walks to what the tree on disk says of blocks.
+    #[must_use]
+    pub fn walker(&self) -> Walker {
+        Walker::new(self.tree())
+    }
+
+    fn tree(&self) -> TreeRoot {
+        TreeRoot { root: self.record.root, levels: self.record.levels }
     }
 
     /// A node that writing blocks `range`, or freeing them, will copy, and that `cached` does not have; and the block that it leads to.
@@ -177,7 +166,7 @@ impl Volume {
         is_freed: bool,
         mut cached: impl FnMut(BlockKey) -> Option<SharedBlock>,
     ) -> Option<(BlockRef, u64)> {
-        let tree = TreeRoot { root: self.record.root, levels: self.record.levels };
+        let tree = self.tree();
         let mut missing = |index: u64| {
             // Nodes of which nothing is left are cut off unread.
             let is_cut = |level: &u8| {

@@ -50,6 +50,12 @@ impl Cache {
         Some(entry.block.clone())
     }
 
+    /// Has the processor load what [`Self::get`] will look at, for somebody who looks for many: without this they wait for memory one after
+    /// the other.
+    pub fn look_ahead(&self, key: BlockKey) {
+        std::hint::black_box(self.entries.contains_key(&Key(known_by(key))));
+    }
+
     /// Keeps a verified block.
     pub fn insert(&mut self, key: BlockKey, block: SharedBlock) {
         let key = known_by(key);

@@ -204,6 +204,11 @@ impl<D: BlockDevice> Io<D> {
         self.held.get(key).or_else(|| self.cache.get(key))
     }
 
+    /// Has the processor load what [`Self::cached`] will look at, for those who look for many.
+    pub fn look_ahead(&self, key: BlockKey) {
+        self.cache.look_ahead(key);
+    }
+
     /// Puts a block that was just written into the cache.
     pub fn remember(&mut self, key: BlockKey, block: SharedBlock) {
         self.cache.insert(key, block);

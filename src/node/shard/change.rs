@@ -22,11 +22,11 @@ use crate::{
         record::{Draft, FLAG_BLOCKS_512, FLAG_KEEP_ALLOCATED, RecordKind, record_bytes},
         reference::{BlockKey, BlockRef},
     },
-    fs::volume::{Below, Overlay, Volume},
+    fs::volume::{Overlay, Volume},
     node::request::VolumeError,
     pool::{
         io::{Io, Tag},
-        tree::levels_for,
+        tree::{Walk, levels_for},
     },
 };
 use std::{collections::BTreeMap, ops::Range, time::Duration};
@@ -665,10 +665,10 @@ pub(super) fn old_block<D: BlockDevice>(
         Overlay::Block(block, _) => return Ok(Some(Some(block))),
         Overlay::Below => {}
     }
-    match volume.below(|key| reading.known(key), index) {
-        Below::Hole(_) => return Ok(Some(None)),
-        Below::Missing(node) => reading.fetch(volume, index, &node)?,
-        Below::Block(reference) => match reading.known(reference.key()) {
+    match volume.walker().walk(index, |key| reading.known(key)) {
+        Walk::Hole(_) => return Ok(Some(None)),
+        Walk::Missing(node) => reading.fetch(volume, index, &node)?,
+        Walk::Found(reference) => match reading.known(reference.key()) {
             Some(block) => return Ok(Some(Some(block))),
             None => reading.fetch(volume, index, &reference)?,
         },

@@ -6,9 +6,9 @@ use super::{
 };
 use crate::{
     base::{Lsn, limits::BLOCK_BYTES, planted},
-    fs::volume::{Below, Overlay, Volume},
+    fs::volume::{Overlay, Volume},
     node::request::{DataRun, Extent, ReplyData, VolumeError},
-    pool::io::Io,
+    pool::{io::Io, tree::Walk},
 };
 use std::ops::Range;
 use twinlog_device::{BLOCK_BYTES as BLOCK, BlockDevice, LogMemory};
@@ -31,8 +31,12 @@ impl<L: LogMemory> Shard<L> {
         if slots.is_empty() {
             request.lsn = overlay(volume, indices.clone(), slots).max(volume.reservation_lsn());
         }
+        let arrived = &request.arrived;
+        let at_hand =
+            |io: &mut Io<D>, key| arrived.get(&key).and_then(|result| result.clone().ok()).or_else(|| io.cached(key));
         let mut is_complete = true;
-        let mut cached = Vec::new();
+        // First where all blocks are, then the blocks: looking for one is waiting for memory, and so they wait together.
+        let mut walker = volume.walker();
         let mut index = indices.start;
         while index < indices.end {
             let position = usize::try_from(index - indices.start).expect("inside a request");
@@ -40,28 +44,19 @@ impl<L: LogMemory> Shard<L> {
                 index += 1;
                 continue;
             };
-            let arrived = &request.arrived;
-            let ask = |io: &mut Io<D>, key| {
-                arrived.get(&key).and_then(|result| result.clone().ok()).or_else(|| io.cached(key))
-            };
-            match volume.below(|key| ask(io, key), index) {
-                Below::Hole(_) => slots[position] = Slot::Hole,
-                Below::Block(reference) | Below::Missing(reference)
+            match walker.walk(index, |key| at_hand(io, key)) {
+                Walk::Hole(_) => slots[position] = Slot::Hole,
+                Walk::Found(reference) | Walk::Missing(reference)
                     if let Some(Err(reason)) = arrived.get(&reference.key()) =>
                 {
                     let reason = reason.clone();
                     return self.refuse(id, VolumeError::Unreadable { block: index, reason });
                 }
-                // A hint keeps nothing: the block is in the cache now, as long as there is room for it.
-                Below::Block(reference) if *is_hint && ask(io, reference.key()).is_some() => {
-                    slots[position] = Slot::Hole;
-                    cached.push(reference.key());
+                Walk::Found(reference) => {
+                    io.look_ahead(reference.key());
+                    slots[position] = Slot::At(reference);
                 }
-                Below::Block(reference) => match ask(io, reference.key()).or_else(|| io.fetch(&reference, tag)) {
-                    Some(block) => slots[position] = Slot::Block(block),
-                    None => is_complete = false,
-                },
-                Below::Missing(node) => {
+                Walk::Missing(node) => {
                     let _ = io.fetch(&node, tag);
                     is_complete = false;
                     // The same node serves its neighbours.
@@ -69,6 +64,22 @@ impl<L: LogMemory> Shard<L> {
                 }
             }
             index += 1;
+        }
+        let mut cached = Vec::new();
+        for slot in slots {
+            let Slot::At(reference) = slot else { continue };
+            *slot = match at_hand(io, reference.key()).or_else(|| io.fetch(reference, tag)) {
+                // A hint keeps nothing: the block is in the cache now, as long as there is room for it.
+                Some(_) if *is_hint => {
+                    cached.push(reference.key());
+                    Slot::Hole
+                }
+                Some(block) => Slot::Block(block),
+                None => {
+                    is_complete = false;
+                    Slot::Below
+                }
+            };
         }
         for key in cached {
             request.arrived.remove(&key);
@@ -113,6 +124,7 @@ impl<L: LogMemory> Shard<L> {
         let Some(volume) = self.volumes.get(&request.volume) else { return self.refuse(id, VolumeError::NoSuchVolume) };
         let indices = blocks(range);
         *lsn = volume.reservation_lsn().max(*lsn);
+        let mut walker = volume.walker();
         let looked_at_most = indices.end.min(indices.start + STATUS_BLOCKS_MAX);
         while *next < indices.end {
             let arrived = &request.arrived;
@@ -127,15 +139,15 @@ impl<L: LogMemory> Shard<L> {
                 }
                 Overlay::Below => {
                     let ask = |key| arrived.get(&key).and_then(|result| result.clone().ok()).or_else(|| io.cached(key));
-                    match volume.below(ask, *next) {
-                        Below::Hole(until) => {
+                    match walker.walk(*next, ask) {
+                        Walk::Hole(until) => {
                             let until = until.min(volume.next_change(*next)).min(indices.end);
                             // Some of these may have been freed in memory: the answer tells of that, too.
                             *lsn = volume.freed_lsn(&(*next..until)).max(*lsn);
                             (until, false)
                         }
-                        Below::Block(_) => (*next + 1, true),
-                        Below::Missing(node) => {
+                        Walk::Found(_) => (*next + 1, true),
+                        Walk::Missing(node) => {
                             if let Some(Err(reason)) = arrived.get(&node.key()) {
                                 let (block, reason) = (*next, reason.clone());
                                 return self.refuse(id, VolumeError::Unreadable { block, reason });
@@ -143,7 +155,7 @@ impl<L: LogMemory> Shard<L> {
                             let _ = io.fetch(&node, tag);
                             let mut path = Vec::new();
                             let known = |key| arrived.get(&key).and_then(|result| result.clone().ok());
-                            let _ = volume.below(|key| known(key).inspect(|_| path.push(key)), *next);
+                            let _ = volume.walker().walk(*next, |key| known(key).inspect(|_| path.push(key)));
                             // What lies behind is not needed again, and a long range has many nodes.
                             request.arrived.retain(|key, _| path.contains(key));
                             return;

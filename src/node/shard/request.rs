@@ -4,7 +4,10 @@ use super::{Shard, compare::compare_early};
 use crate::{
     base::{ForwardId, HostId, Lsn, ObjectId, ReactorIndex, planted},
     cp::message::{ToCoordinator, VolumeChange},
-    format::{reference::BlockKey, reservation::Reservation},
+    format::{
+        reference::{BlockKey, BlockRef},
+        reservation::Reservation,
+    },
     fs::reservation::{Access, ReservationCommand},
     node::request::{
         ContentSum, Extent, FORWARDED_SESSION, ReplyData, RequestTag, VolumeError, VolumeOperation, VolumeReply,
@@ -42,6 +45,8 @@ impl Source {
 pub(super) enum Slot {
     /// The tree decides.
     Below,
+    /// The block that lies there.
+    At(BlockRef),
     /// Zeroes.
     Hole,
     /// This block.

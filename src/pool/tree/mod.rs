@@ -7,4 +7,4 @@ pub mod walk;
 
 pub use dirty::{Dirty, DirtyBlock, DirtyLookup};
 pub use update::{Aux, TreeUpdate, UpdateResult};
-pub use walk::{Walk, child_index, levels_for, missing_node, span, walk};
+pub use walk::{Walk, Walker, child_index, levels_for, missing_node, span, walk};

@@ -43,20 +43,46 @@ pub enum Walk {
     Missing(BlockRef),
 }
 
-/// Walks to block `index`, through nodes that `cached` has.
-pub fn walk(tree: &TreeRoot, index: u64, mut cached: impl FnMut(BlockKey) -> Option<SharedBlock>) -> Walk {
-    if index >= span(tree.levels) {
-        return Walk::Hole(u64::MAX);
+/// Walks to blocks of one tree. The leaf node where a walk ended serves the walks to its neighbours.
+pub struct Walker {
+    tree: TreeRoot,
+    /// The newest leaf node, and the first block below it.
+    leaf: Option<(u64, SharedBlock)>,
+}
+
+impl Walker {
+    /// Walks from the root of `tree`.
+    #[must_use]
+    pub fn new(tree: TreeRoot) -> Self {
+        Self { tree, leaf: None }
     }
-    let mut reference = tree.root;
-    for level in (1..=tree.levels).rev() {
-        if reference.is_hole() {
-            return Walk::Hole((index / span(level) + 1) * span(level));
+
+    /// Walks to block `index`, through nodes that `cached` has.
+    pub fn walk(&mut self, index: u64, mut cached: impl FnMut(BlockKey) -> Option<SharedBlock>) -> Walk {
+        if index >= span(self.tree.levels) {
+            return Walk::Hole(u64::MAX);
         }
-        let Some(block) = cached(reference.key()) else { return Walk::Missing(reference) };
-        reference = node(&block)[child_index(level, index)];
+        let first = index / span(1) * span(1);
+        if self.leaf.as_ref().is_none_or(|(below, _)| *below != first) {
+            let mut reference = self.tree.root;
+            for level in (1..=self.tree.levels).rev() {
+                if reference.is_hole() {
+                    return Walk::Hole((index / span(level) + 1) * span(level));
+                }
+                let Some(block) = cached(reference.key()) else { return Walk::Missing(reference) };
+                reference = node(&block)[child_index(level, index)];
+                self.leaf = (level == 1).then_some((first, block));
+            }
+        }
+        let (_, leaf) = self.leaf.as_ref().expect("a tree has a level");
+        let reference = node(leaf)[child_index(1, index)];
+        if reference.is_hole() { Walk::Hole(index + 1) } else { Walk::Found(reference) }
     }
-    if reference.is_hole() { Walk::Hole(index + 1) } else { Walk::Found(reference) }
+}
+
+/// Walks to one block.
+pub fn walk(tree: &TreeRoot, index: u64, cached: impl FnMut(BlockKey) -> Option<SharedBlock>) -> Walk {
+    Walker::new(*tree).walk(index, cached)
 }
 
 /// The first node on the way to block `index` that `cached` does not have, of the nodes down to `level`.
@@ -80,6 +106,11 @@ pub fn missing_node(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        base::{BlockAddress, CpNumber},
+        format::reference::node_mut,
+    };
+    use twinlog_device::BlockPool;
 
     #[test]
     fn levels_change_at_the_bounds() {
@@ -95,5 +126,62 @@ mod tests {
         let tree = TreeRoot { root: BlockRef::default(), levels: 2 };
         assert_eq!(walk(&tree, 5, |_| None), Walk::Hole(128 * 128));
         assert_eq!(walk(&tree, 128 * 128, |_| None), Walk::Hole(u64::MAX));
+    }
+
+    /// A tree of two levels whose node at level 1 with number `n` has blocks `n * 1000` and up, but for its last one.
+    struct Planted {
+        tree: TreeRoot,
+        nodes: Vec<(BlockKey, SharedBlock)>,
+    }
+
+    impl Planted {
+        fn new(leaves: u64) -> Self {
+            let pool = BlockPool::new(8).expect("a small mapping");
+            let mut nodes = Vec::new();
+            let mut write = |address: u64, children: &[BlockRef]| {
+                let mut block = pool.allocate_zeroed().expect("eight are free");
+                node_mut(&mut block)[..children.len()].copy_from_slice(children);
+                let reference = BlockRef::new(BlockAddress::new(0, address), CpNumber(1), &block);
+                nodes.push((reference.key(), block.freeze()));
+                reference
+            };
+            let child = |address| BlockRef::new(BlockAddress::new(0, address), CpNumber(1), &[0; 4096]);
+            let leaves: Vec<_> = (0..leaves)
+                .map(|leaf| write(10 + leaf, &(0..127).map(|at| child(1000 * (leaf + 1) + at)).collect::<Vec<_>>()))
+                .collect();
+            let root = write(9, &leaves);
+            Self { tree: TreeRoot { root, levels: 2 }, nodes }
+        }
+
+        fn get(&self, key: BlockKey) -> Option<SharedBlock> {
+            self.nodes.iter().find(|(known, _)| *known == key).map(|(_, block)| block.clone())
+        }
+    }
+
+    #[test]
+    fn a_walker_finds_what_walks_from_the_root_find_and_asks_for_a_leaf_once() {
+        let planted = Planted::new(2);
+        let mut asked = 0;
+        let mut walker = Walker::new(planted.tree);
+        for index in (0..400).chain([128 * 128 - 1, 128 * 128, 127, 126, 300, 5]) {
+            let found = walker.walk(index, |key| {
+                asked += 1;
+                planted.get(key)
+            });
+            assert_eq!(found, walk(&planted.tree, index, |key| planted.get(key)), "block {index}");
+        }
+        // Twice root and leaf on the way up, the root for each block below a hole, and both again after each hole.
+        assert_eq!(asked, 2 * 2 + (400 - 256) + 1 + 2 + 1 + 2);
+    }
+
+    #[test]
+    fn a_walker_keeps_no_leaf_that_it_did_not_get() {
+        let planted = Planted::new(1);
+        let mut walker = Walker::new(planted.tree);
+        let only_root = |key| planted.get(key).filter(|_| key == planted.tree.root.key());
+        let Walk::Missing(leaf) = walker.walk(3, only_root) else { panic!("the leaf is missing") };
+        assert_eq!(walker.walk(4, only_root), Walk::Missing(leaf));
+        assert!(matches!(walker.walk(4, |key| planted.get(key)), Walk::Found(_)));
+        assert!(matches!(walker.walk(5, |_| None), Walk::Found(_)));
     }
 }
