@@ -32,6 +32,31 @@ fn a_controller_is_what_the_kernel_s_initiator_asks_for() {
     assert_eq!(bench.ask(&mut admin, 0x55, &[], 0, 0).status, 1);
 }
 
+/// What the host's descriptor has no room for is refused, not cut: part of a structure could pass for all of it.
+#[test]
+fn data_that_has_no_place_to_go_is_refused() {
+    let mut bench = Bench::new();
+    let (mut admin, _) = bench.admin(false);
+    for (opcode, word, bytes) in [(op::IDENTIFY, 1_u32, 4096_u32), (op::IDENTIFY, 2, 4096), (op::GET, 0x81, 16)] {
+        for (there, kind, status) in [
+            (0, 0x5a, 0x0f),
+            (bytes - 1, 0x5a, 0x0f),
+            (bytes, 0x01, 0x11),
+            (bytes, 0, 0x11),
+            (bytes, 0x5a, 0),
+            (bytes + 1, 0x5a, 0),
+        ] {
+            let mut entry = admin.entry(opcode);
+            entry[32..36].copy_from_slice(&there.to_le_bytes());
+            entry[39] = kind;
+            entry[40..44].copy_from_slice(&word.to_le_bytes());
+            let answer = bench.run(&mut admin, entry, None, false);
+            assert_eq!(answer.status, status, "{opcode:#x} {word:#x}: room for {there} bytes, kind {kind:#x}");
+            assert_eq!(answer.data.len(), if status == 0 { bytes as usize } else { 0 });
+        }
+    }
+}
+
 #[test]
 fn namespaces_are_the_volumes() {
     let mut bench = Bench::new();

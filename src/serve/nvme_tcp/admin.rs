@@ -160,7 +160,7 @@ struct Notice {
 pub(super) enum Answer {
     /// Now, with this result.
     Done(Status, u64),
-    /// Now, with this data, of which the host takes as much as it has asked for.
+    /// Now, with this data, if it has where to go ([`check_room`]).
     Data(Vec<u8>),
     /// When there is an event.
     Held,
@@ -789,8 +789,8 @@ impl Admin {
     }
 }
 
-/// Whether a log page of `wanted` bytes has where to go (TCP transport 1.0, section 3.5).
-fn check_room(command: &Command, wanted: usize) -> Result<(), Status> {
+/// Whether data of `wanted` bytes has where to go (TCP transport 1.0, section 3.5).
+pub(super) fn check_room(command: &Command, wanted: usize) -> Result<(), Status> {
     match command.data.kind {
         IN_TRANSPORT if command.data.length.get() as usize >= wanted => Ok(()),
         IN_TRANSPORT => Err(Status::DATA_LENGTH_INVALID),

@@ -6,10 +6,10 @@ use crate::{
     node::request::VolumeService,
     serve::{
         nvme_tcp::{
-            admin::{Abort, Admin, Answer, ENTRIES_MAX},
+            admin::{Abort, Admin, Answer, ENTRIES_MAX, check_room},
             controllers::{QUEUES_MAX, Refused},
             target::DISCOVERY,
-            wire::command::{Command, Connect, ConnectFault, IN_TRANSPORT, Status, opcode},
+            wire::command::{Command, Connect, ConnectFault, Status, opcode},
         },
         turn::Turn,
     },
@@ -90,15 +90,10 @@ impl Session {
         match answer {
             Answer::Done(status, result) => self.answer(turn, command, status, result),
             Answer::Held => {}
-            Answer::Data(data) => {
-                let there = command.data.length.get();
-                let length = u32::try_from(data.len()).map_or(there, |length| length.min(there));
-                if command.data.kind != IN_TRANSPORT || length == 0 {
-                    self.answer(turn, command, Status::DESCRIPTOR_INVALID, 0);
-                    return;
-                }
-                self.send_block(turn, id, &data[..length as usize]);
-            }
+            Answer::Data(data) => match check_room(command, data.len()) {
+                Ok(()) => self.send_block(turn, id, &data),
+                Err(status) => self.answer(turn, command, status, 0),
+            },
         }
         self.tell(turn);
     }
