@@ -10,8 +10,8 @@ use crate::node::request::Payload;
 use std::ops::Range;
 use twinlog_device::Network;
 
-/// The least that is received this way. A write of 4 KiB lies whole in the input nearly always, with many others, and costs what it did; of 32 KiB, of which 24 or
-/// more land, it costs the server 2 % less than copied, and of 128 KiB 8 % (docs/performance.md). Below that nothing is to be gained.
+/// The least that is received this way. A write of 4 KiB lies whole in the input nearly always, with many others, and costs what it did. One of 128 KiB costs the
+/// server 8 % less than copied (docs/performance.md); where between them the gain begins was not told from the noise.
 const LANDING_BYTES_MIN: u64 = 16 << 10;
 
 /// A part of a payload that the network receives; the payload's blocks are there.

@@ -34,18 +34,19 @@ pub(crate) enum Confinement {
 }
 
 impl Confinement {
-    /// Opens the function at a PCI address, confined: by IOMMUFD where its nodes can be opened, else by a container.
+    /// Opens the function at a PCI address, confined: by IOMMUFD where its nodes can be opened and it takes the function, else by a container.
     pub(crate) fn open(address: &str) -> io::Result<(File, Self)> {
-        match Iommufd::nodes(Path::new("/"), address) {
-            Ok((iommu, device)) => {
-                let iommufd = Iommufd::new(iommu, &device)?;
-                Ok((device, Self::Iommufd(iommufd)))
-            }
-            Err(missing) => {
-                let (device, container) = Container::open(address).map_err(|error| neither(error, &missing))?;
-                Ok((device, Self::Container(container)))
-            }
-        }
+        let why_not = match Iommufd::nodes(Path::new("/"), address) {
+            Ok((iommu, device)) => match Iommufd::new(iommu, &device) {
+                Ok(iommufd) => return Ok((device, Self::Iommufd(iommufd))),
+                // A container has rules of its own for that.
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => error,
+                Err(error) => return Err(error),
+            },
+            Err(missing) => missing,
+        };
+        let (device, container) = Container::open(address).map_err(|error| neither(error, &why_not))?;
+        Ok((device, Self::Container(container)))
     }
 
     pub(crate) fn interface(&self) -> Interface {
@@ -74,7 +75,7 @@ impl Confinement {
             // SAFETY: as above.
             Self::Container(container) => unsafe { container.map(address, place, length) },
         };
-        mapped.map_err(explain)
+        mapped.map_err(|error| explain(error, self.interface()))
     }
 
     /// Ends that. Where the kernel refuses, the memory stays the function's until the end of this value.
@@ -112,9 +113,15 @@ fn neither(container: io::Error, iommufd: &io::Error) -> io::Error {
 }
 
 /// The kernel says "out of memory" when the limit is too low.
-fn explain(error: io::Error) -> io::Error {
+fn explain(error: io::Error, interface: Interface) -> io::Error {
     if error.raw_os_error() == Some(Errno::ENOMEM as i32) {
-        let text = "the process may not lock that much memory: LimitMEMLOCK=infinity in the systemd unit, or `ulimit -l unlimited`";
+        let whose = match interface {
+            Interface::Iommufd => "the processes of this user together",
+            Interface::Container => "the process",
+        };
+        let text = format!(
+            "{whose} may not lock that much memory: LimitMEMLOCK=infinity in the systemd unit, or `ulimit -l unlimited`"
+        );
         return io::Error::new(io::ErrorKind::OutOfMemory, text);
     }
     error
@@ -138,15 +145,29 @@ mod tests {
         let no_container =
             neither(error(ErrorKind::NotFound, "/dev/vfio/vfio"), &error(ErrorKind::PermissionDenied, "/dev/iommu"));
         assert_eq!(no_container.kind(), ErrorKind::PermissionDenied, "what mends it is the right to IOMMUFD's nodes");
+        let refused =
+            neither(error(ErrorKind::NotFound, "/dev/vfio/vfio"), &error(ErrorKind::Unsupported, "interrupts"));
+        assert_eq!(
+            (refused.kind(), refused.to_string().as_str()),
+            (ErrorKind::Unsupported, "/dev/vfio/vfio; and no IOMMUFD: interrupts")
+        );
         let busy = neither(in_use("group"), &error(ErrorKind::PermissionDenied, "/dev/iommu"));
         assert_eq!(busy.kind(), ErrorKind::ResourceBusy, "it is worth waiting for");
     }
 
     #[test]
     fn a_limit_that_is_too_low_is_named() {
-        let error = explain(io::Error::from_raw_os_error(Errno::ENOMEM as i32));
-        assert!(error.kind() == ErrorKind::OutOfMemory && error.to_string().contains("LimitMEMLOCK=infinity"));
-        assert_eq!(explain(io::Error::from_raw_os_error(Errno::EEXIST as i32)).raw_os_error(), Some(17));
+        for (interface, whose) in
+            [(Interface::Container, "the process may"), (Interface::Iommufd, "of this user together may")]
+        {
+            let error = explain(Errno::ENOMEM.into(), interface);
+            assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+            assert!(
+                error.to_string().contains("LimitMEMLOCK=infinity") && error.to_string().contains(whose),
+                "{error}"
+            );
+            assert_eq!(explain(Errno::EEXIST.into(), interface).raw_os_error(), Some(17));
+        }
     }
 
     #[test]

@@ -59,6 +59,9 @@ impl Iommufd {
     }
 
     /// A new address space, with the function in it. The kernel resets the function.
+    ///
+    /// # Errors
+    /// `ResourceBusy`: somebody else has the function. `Unsupported`: IOMMUFD does not take it, and a container may.
     pub(crate) fn new(file: File, device: &File) -> io::Result<Self> {
         abi::bind_iommufd(device, &file).map_err(explain_bind)?;
         let mut alloc = iommu_ioas_alloc { size: abi::size_of::<iommu_ioas_alloc>(), ..Default::default() };
@@ -148,8 +151,10 @@ fn explain_bind(error: io::Error) -> io::Error {
         Some(Errno::EBUSY) => {
             in_use("another process has it by its group, or another device of the group has a driver of the kernel")
         }
-        Some(Errno::EPERM) => io::Error::other(
-            "its interrupts could reach anybody: the IOMMU does not remap interrupts (dmesg | grep -i remapping; the firmware's setup)",
+        Some(Errno::EPERM) => io::Error::new(
+            io::ErrorKind::Unsupported,
+            "its interrupts could reach anybody, as the IOMMU does not remap them (dmesg | grep -i remapping; the firmware's setup), or another device \
+             of its IOMMU group is driven",
         ),
         _ => error,
     }
@@ -208,9 +213,9 @@ mod tests {
         let explained = |errno: Errno| explain_bind(io::Error::from_raw_os_error(errno as i32));
         assert_eq!(explained(Errno::EINVAL).kind(), ErrorKind::ResourceBusy, "worth waiting for");
         assert_eq!(explained(Errno::EBUSY).kind(), ErrorKind::ResourceBusy);
-        let unsafe_interrupts = explained(Errno::EPERM);
-        assert_ne!(unsafe_interrupts.kind(), ErrorKind::PermissionDenied, "no right to a node mends it");
-        assert!(unsafe_interrupts.to_string().contains("remap"));
+        let refused = explained(Errno::EPERM);
+        assert_eq!(refused.kind(), ErrorKind::Unsupported, "no right to a node mends it");
+        assert!(refused.to_string().contains("remap") && refused.to_string().contains("group"));
         assert_eq!(explained(Errno::ENODEV).raw_os_error(), Some(Errno::ENODEV as i32));
     }
 

@@ -381,8 +381,8 @@ fn nodes(machine: &Machine, found: &Controller, driver: UserDriver) -> Vec<Strin
     nodes.into_iter().flatten().filter(|node| machine.exists(node.trim_start_matches('/'))).collect()
 }
 
-/// Gives a controller's nodes to a user. `/dev/iommu`, which IOMMUFD's need and which opens no device by itself, is everybody's: his group gets it unless somebody
-/// has given it to another one.
+/// Gives a controller's nodes to a user. `/dev/iommu`, which IOMMUFD's need and which opens no device by itself, is for all controllers: his group gets it unless
+/// somebody has given it to another one.
 fn give_to(machine: &Machine, user: &User, nodes: &[String]) -> Result<(), Failure> {
     let refused = |path: &Path, error: io::Error| Failure::system("give to the user", path.display(), &error);
     for node in nodes {

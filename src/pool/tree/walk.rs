@@ -58,25 +58,43 @@ impl Walker {
     }
 
     /// Walks to block `index`, through nodes that `cached` has.
-    pub fn walk(&mut self, index: u64, mut cached: impl FnMut(BlockKey) -> Option<SharedBlock>) -> Walk {
+    pub fn walk(&mut self, index: u64, cached: impl FnMut(BlockKey) -> Option<SharedBlock>) -> Walk {
         if index >= span(self.tree.levels) {
             return Walk::Hole(u64::MAX);
         }
         let first = index / span(1) * span(1);
-        if self.leaf.as_ref().is_none_or(|(below, _)| *below != first) {
-            let mut reference = self.tree.root;
-            for level in (1..=self.tree.levels).rev() {
-                if reference.is_hole() {
-                    return Walk::Hole((index / span(level) + 1) * span(level));
-                }
-                let Some(block) = cached(reference.key()) else { return Walk::Missing(reference) };
-                reference = node(&block)[child_index(level, index)];
-                self.leaf = (level == 1).then_some((first, block));
+        let found = match &self.leaf {
+            Some((below, leaf)) if *below == first => Ok(node(leaf)[child_index(1, index)]),
+            _ => self.descend(index, cached),
+        };
+        match found {
+            Ok(reference) if reference.is_hole() => Walk::Hole(index + 1),
+            Ok(reference) => Walk::Found(reference),
+            Err(end) => end,
+        }
+    }
+
+    /// Walks from the root to the reference of block `index`.
+    ///
+    /// # Errors
+    /// The walk ended before it.
+    fn descend(
+        &mut self,
+        index: u64,
+        mut cached: impl FnMut(BlockKey) -> Option<SharedBlock>,
+    ) -> Result<BlockRef, Walk> {
+        let mut reference = self.tree.root;
+        for level in (1..=self.tree.levels).rev() {
+            if reference.is_hole() {
+                return Err(Walk::Hole((index / span(level) + 1) * span(level)));
+            }
+            let Some(block) = cached(reference.key()) else { return Err(Walk::Missing(reference)) };
+            reference = node(&block)[child_index(level, index)];
+            if level == 1 {
+                self.leaf = Some((index / span(1) * span(1), block));
             }
         }
-        let (_, leaf) = self.leaf.as_ref().expect("a tree has a level");
-        let reference = node(leaf)[child_index(1, index)];
-        if reference.is_hole() { Walk::Hole(index + 1) } else { Walk::Found(reference) }
+        Ok(reference)
     }
 }
 
@@ -128,6 +146,15 @@ mod tests {
         assert_eq!(walk(&tree, 128 * 128, |_| None), Walk::Hole(u64::MAX));
     }
 
+    #[test]
+    fn the_root_of_a_tree_without_nodes_is_its_only_block() {
+        let mut tree = TreeRoot { root: BlockRef::new(BlockAddress::new(0, 99), CpNumber(1), &[0; 4096]), levels: 0 };
+        assert_eq!(walk(&tree, 0, |_| None), Walk::Found(tree.root));
+        assert_eq!(walk(&tree, 1, |_| None), Walk::Hole(u64::MAX));
+        tree.root = BlockRef::default();
+        assert_eq!(walk(&tree, 0, |_| None), Walk::Hole(1));
+    }
+
     /// A tree of two levels whose node at level 1 with number `n` has blocks `n * 1000` and up, but for its last one.
     struct Planted {
         tree: TreeRoot,
@@ -170,8 +197,9 @@ mod tests {
             });
             assert_eq!(found, walk(&planted.tree, index, |key| planted.get(key)), "block {index}");
         }
-        // Twice root and leaf on the way up, the root for each block below a hole, and both again after each hole.
-        assert_eq!(asked, 2 * 2 + (400 - 256) + 1 + 2 + 1 + 2);
+        // Twice root and leaf on the way up, the root for each block below a hole, root and leaf to go back to the first, and the root at the hole
+        // between the last two, which lie below the same leaf.
+        assert_eq!(asked, 2 * 2 + (400 - 256) + 1 + 2 + 1);
     }
 
     #[test]
