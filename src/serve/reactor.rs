@@ -102,6 +102,8 @@ impl<N: Unread> FrontEnd<N> for Server {
 pub struct NodeEnd {
     stopping: AtomicBool,
     ended: AtomicBool,
+    /// The node's only pool stopped before its volumes were known.
+    shut: AtomicBool,
     /// Until when reactors may give anything to the machine, in nanoseconds of their clock; zero: for ever. Reactor 0 writes it.
     serves_until: AtomicU64,
 }
@@ -257,13 +259,21 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
         self.is_overdue
     }
 
-    /// Whatever reactor 0 was told, all do.
+    /// Whatever reactor 0 was told, or knows, all do.
     fn follow_stop(&mut self) {
+        if self.has_failed_to_open() {
+            self.raise(&self.parts.end.shut);
+        }
         if self.parts.pools.is_stopping() {
             self.raise(&self.parts.end.stopping);
         } else if self.parts.end.stopping.load(Ordering::Acquire) {
             self.parts.pools.stop();
         }
+    }
+
+    /// Whether nobody will ever know the volumes: there is no partner to know them, and the pool stopped before it was open. Reactor 0 knows.
+    fn has_failed_to_open(&self) -> bool {
+        self.parts.pair.is_none() && !self.parts.pools.has_opened() && self.failure().is_some()
     }
 
     /// The node's pools.
@@ -288,7 +298,8 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
 
     /// One bounded turn of everything that is not the machine. Returns whether anything was done.
     fn turn(&mut self) -> bool {
-        let ReactorParts { platform, pools, net, front, calls, open_device, opener, pair, peers, .. } = &mut self.parts;
+        let ReactorParts { platform, pools, net, front, calls, open_device, opener, pair, peers, end, .. } =
+            &mut self.parts;
         let (now, wall_clock_ns) = (platform.now(), platform.wall_clock_ns());
         let mut worked = false;
         while let Some(call) = calls.as_ref().and_then(Mailbox::receive) {
@@ -333,8 +344,9 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
             false
         });
         // Before the pool is open nobody knows the volumes: clients wait, instead of hearing that there are none. After it has stopped
-        // they hear that it has.
-        if pools.has_opened() || pools.is_stopping() {
+        // they hear that it has, or are sent away where it never was open.
+        let is_shut = pools.is_stopping() || end.shut.load(Ordering::Acquire);
+        if pools.has_opened() || is_shut {
             worked |= front.poll(net, pools, now);
             if front.take_news() {
                 peers.iter().for_each(|peer| peer.wake());
@@ -344,7 +356,7 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
         if let Some(pair) = pair.as_mut().filter(|_| worked) {
             worked |= pair.forward(pools, now);
         }
-        if pools.is_stopping() {
+        if is_shut {
             front.stop(now);
         }
         worked
