@@ -179,7 +179,16 @@ mount -t xfs "$xfs_device" /mnt/xfs
 for kind in ext xfs; do twinlog-lab guest verify-files /mnt/$kind/files --seed "$seed" --list /tmp/list-$kind; done
 umount /mnt/ext /mnt/xfs
 
+# If that never ends, the kernel says who waits, and where.
+(
+    sleep 100
+    grep . /sys/class/nvme/*/state
+    dmesg -n 8
+    echo w >/proc/sysrq-trigger
+) &
+watch=$!
 nvme disconnect -n "$nqn"
+kill $watch
 [ -z "$(ls /sys/class/nvme)" ] || fail "a controller is left: $(ls /sys/class/nvme)"
 dmesg | grep -i nvme
 # What the kernel says of lost paths is as it should be; of its timer, when the machine is busy, too.
