@@ -22,7 +22,7 @@
 
 use super::{
     controller::{self, Controller, IOMMUFD, Identity, Namespace, Use},
-    machine::{Machine, PciAddress},
+    machine::{Machine, Owner, PciAddress},
     record::Record,
 };
 use crate::cli::{
@@ -30,9 +30,9 @@ use crate::cli::{
     output::{Exit, Failure},
 };
 use clap::ValueEnum;
-use nix::unistd::{User, chown};
+use nix::unistd::User;
 use serde::Serialize;
-use std::{fs::File, io, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
+use std::{fs::File, io, time::Duration};
 
 /// How often, 10 ms apart, the kernel is asked for what it makes at once, or within a second or two.
 const TRIES: u32 = 200;
@@ -384,16 +384,13 @@ fn nodes(machine: &Machine, found: &Controller, driver: UserDriver) -> Vec<Strin
 /// Gives a controller's nodes to a user. `/dev/iommu`, which IOMMUFD's need and which opens no device by itself, is for all controllers: his group gets it unless
 /// somebody has given it to another one.
 fn give_to(machine: &Machine, user: &User, nodes: &[String]) -> Result<(), Failure> {
-    let refused = |path: &Path, error: io::Error| Failure::system("give to the user", path.display(), &error);
-    for node in nodes {
-        let path = machine.path(node.trim_start_matches('/'));
-        chown(&path, Some(user.uid), Some(user.gid)).map_err(|error| refused(&path, error.into()))?;
-    }
-    let iommufd = machine.path(IOMMUFD);
-    match iommufd.metadata() {
-        Ok(facts) if facts.gid() == 0 => {
-            chown(&iommufd, None, Some(user.gid)).map_err(|error| refused(&iommufd, error.into()))
-        }
+    let (user, group) = (user.uid.as_raw(), user.gid.as_raw());
+    let give = |path: &str, owner: Owner| {
+        machine.give(path, owner).map_err(|error| Failure::system("give to the user", format!("/{path}"), &error))
+    };
+    nodes.iter().try_for_each(|node| give(node.trim_start_matches('/'), (user, group)))?;
+    match machine.owner(IOMMUFD) {
+        Ok((owner, 0)) => give(IOMMUFD, (owner, group)),
         _ => Ok(()),
     }
 }

@@ -8,6 +8,7 @@ use std::{
     fmt,
     fs::{self, File},
     io::{self, Read},
+    os::unix::fs::{MetadataExt, chown},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -19,24 +20,49 @@ const TABLE_BYTES_MAX: u64 = 1 << 20;
 /// Of a directory. No machine has more devices than this on its PCI buses.
 const ENTRIES_MAX: usize = 4096;
 
-/// How a file of the kernel is written: its path, below the root, and the text.
-type Write = fn(&Path, &str, &str) -> io::Result<()>;
+/// Who owns a file: user and group, by their numbers.
+pub(crate) type Owner = (u32, u32);
+
+/// What is asked of the kernel that looking at files does not do, with paths below the root.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel {
+    /// Writes a text to a file.
+    pub(crate) write: fn(&Path, &str, &str) -> io::Result<()>,
+    /// Tells the owner of a file.
+    pub(crate) owner: fn(&Path, &str) -> io::Result<Owner>,
+    /// Gives a file to another owner.
+    pub(crate) give: fn(&Path, &str, Owner) -> io::Result<()>,
+}
+
+/// The kernel that this runs on.
+const THIS: Kernel = Kernel {
+    write: |root, path, text| fs::write(root.join(path), text),
+    owner: |root, path| fs::metadata(root.join(path)).map(|facts| (facts.uid(), facts.gid())),
+    give: |root, path, (user, group)| chown(root.join(path), Some(user), Some(group)),
+};
 
 /// A machine, as its kernel tells of it.
 pub(crate) struct Machine {
     root: PathBuf,
-    write: Write,
+    kernel: Kernel,
 }
 
 impl Machine {
     /// The machine that this runs on.
     pub(crate) fn this() -> Self {
-        Self { root: "/".into(), write: |root, path, text| fs::write(root.join(path), text) }
+        Self { root: "/".into(), kernel: THIS }
     }
 
+    /// One whose files lie below `root`, and that does what `kernel` says.
     #[cfg(test)]
-    pub(crate) fn below(root: &Path, write: Write) -> Self {
-        Self { root: root.to_owned(), write }
+    pub(crate) fn below(root: &Path, kernel: Kernel) -> Self {
+        Self { root: root.to_owned(), kernel }
+    }
+
+    /// One of which nothing is asked.
+    #[cfg(test)]
+    pub(crate) fn to_look_at(root: &Path) -> Self {
+        Self::below(root, Kernel { write: |_, path, _| unreachable!("{path} is written"), ..THIS })
     }
 
     /// Where a file lies; `path` is relative to the root.
@@ -82,7 +108,17 @@ impl Machine {
 
     /// Asks the kernel for something.
     pub(crate) fn write(&self, path: &str, text: &str) -> io::Result<()> {
-        (self.write)(&self.root, path, text)
+        (self.kernel.write)(&self.root, path, text)
+    }
+
+    /// Who owns a file.
+    pub(crate) fn owner(&self, path: &str) -> io::Result<Owner> {
+        (self.kernel.owner)(&self.root, path)
+    }
+
+    /// Gives a file to another owner.
+    pub(crate) fn give(&self, path: &str, owner: Owner) -> io::Result<()> {
+        (self.kernel.give)(&self.root, path, owner)
     }
 
     fn read(&self, path: &str, bytes_max: u64) -> Option<String> {
@@ -166,7 +202,7 @@ mod tests {
     #[test]
     fn what_the_kernel_says_is_bounded_and_printable() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let machine = Machine::below(directory.path(), |_, _, _| Ok(()));
+        let machine = Machine::to_look_at(directory.path());
         let put = |name: &str, bytes: &[u8]| fs::write(directory.path().join(name), bytes).expect("written");
         put("serial", b"  A\x1b[2JB\xff  \n");
         assert_eq!(machine.text("serial").as_deref(), Some("A?[2JB\u{fffd}"));

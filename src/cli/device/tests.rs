@@ -3,18 +3,18 @@
 use super::{
     bind::{Bound, UserDriver, bind, unbind},
     controller::{self, Controller, Identity, UseKind},
-    machine::{Machine, PciAddress},
+    machine::{Kernel, Machine, Owner, PciAddress},
     place::place,
 };
 use crate::cli::{
     args::{BindArgs, UnbindArgs},
     output::{Exit, Failure},
 };
-use nix::unistd::{User, geteuid};
+use nix::unistd::User;
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{FileExt, MetadataExt, symlink},
+    os::unix::fs::{FileExt, symlink},
     path::Path,
 };
 use tempfile::TempDir;
@@ -31,6 +31,11 @@ struct Fake {
 impl Fake {
     /// A machine with an IOMMU, vfio-pci, and the controllers S1 (nvme0n1, group 7) and S2 (nvme1n1, group 8).
     fn new() -> Self {
+        Self::with(KERNEL)
+    }
+
+    /// The same, with another kernel.
+    fn with(kernel: Kernel) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let machine = Machine::below(directory.path(), kernel);
         let fake = Self { directory, machine };
@@ -96,6 +101,10 @@ impl Fake {
         controller::all(&self.machine).into_iter().find(|found| found.address.as_str() == address).expect("there")
     }
 
+    fn owner(&self, path: &str) -> Owner {
+        self.machine.owner(path).expect("there")
+    }
+
     fn driver(&self) -> Option<String> {
         self.find(DISK).driver
     }
@@ -129,12 +138,43 @@ fn put(root: &Path, path: &str, text: &str) {
     fs::write(path, text).expect("written");
 }
 
+/// A kernel that keeps owners in files, so that it lets anybody give away anything, as root may.
+const KERNEL: Kernel = Kernel { write: kernel, owner, give };
+
+/// Who has what was not given away.
+const ROOT: Owner = (0, 0);
+
+/// A user that every system has, and that is not root.
+fn somebody() -> User {
+    User::from_name("nobody").expect("looked up").expect("known")
+}
+
+/// Where the owner of a file is kept once it was given away.
+fn owner_file(path: &str) -> String {
+    format!("owners/{path}")
+}
+
+fn owner(root: &Path, path: &str) -> io::Result<Owner> {
+    fs::metadata(root.join(path))?;
+    let Ok(text) = fs::read_to_string(root.join(owner_file(path))) else { return Ok(ROOT) };
+    let (user, group) = text.split_once(' ').expect("written by `give`");
+    Ok((user.parse().expect("a number"), group.parse().expect("a number")))
+}
+
+fn give(root: &Path, path: &str, (user, group): Owner) -> io::Result<()> {
+    fs::metadata(root.join(path))?;
+    put(root, &owner_file(path), &format!("{user} {group}"));
+    Ok(())
+}
+
 /// What the kernel does when something is written: drivers leave and take devices, nodes come and go.
 fn kernel(root: &Path, path: &str, text: &str) -> io::Result<()> {
     let device = |address: &str| root.join("sys/bus/pci/devices").join(address);
     if path.ends_with("/driver/unbind") {
-        let _absent = fs::remove_file(root.join("dev/vfio/7"));
-        let _absent = fs::remove_file(root.join("dev/vfio/devices/vfio0"));
+        for node in ["dev/vfio/7", "dev/vfio/devices/vfio0"] {
+            let _absent = fs::remove_file(root.join(node));
+            let _not_given = fs::remove_file(root.join(owner_file(node)));
+        }
         return fs::remove_file(device(text).join("driver"));
     }
     if path != "sys/bus/pci/drivers_probe" {
@@ -193,12 +233,12 @@ fn controllers_are_listed_with_their_groups_and_namespaces() {
 #[test]
 fn a_controller_goes_to_vfio_and_back() {
     let fake = Fake::new();
-    let me = User::from_uid(geteuid()).expect("looked up").expect("this user has a name");
-    let wanted = BindArgs { user: Some(me.name), ..args("S1") };
+    let user = somebody();
+    let wanted = BindArgs { user: Some(user.name), ..args("S1") };
     for _ in 0..2 {
         let bound = fake.bind(&wanted).expect("bound, and the second time bound already");
         assert_eq!((bound.driver.as_str(), bound.node.as_str()), ("vfio-pci", "/dev/vfio/7"));
-        assert_eq!(fs::metadata(fake.machine.path("dev/vfio/7")).expect("there").uid(), me.uid.as_raw());
+        assert_eq!(fake.owner("dev/vfio/7"), (user.uid.as_raw(), user.gid.as_raw()));
     }
     let found = fake.find(DISK);
     assert_eq!((found.serial.as_str(), found.identity), ("S1", Identity::Remembered));
@@ -210,6 +250,8 @@ fn a_controller_goes_to_vfio_and_back() {
         assert!(fake.machine.names("run/twinlog/devices").is_empty());
         assert_eq!(fake.machine.text(&format!("sys/bus/pci/devices/{DISK}/driver_override")), None);
     }
+    fake.bind(&args("S1")).expect("bound");
+    assert_eq!(fake.owner("dev/vfio/7"), ROOT, "it is given to nobody unasked");
 }
 
 #[test]
@@ -383,20 +425,37 @@ fn what_a_program_drives_is_not_unbound() {
 fn where_the_kernel_has_iommufd_its_node_is_named_given_and_watched() {
     let fake = Fake::new();
     fake.put("dev/iommu", "");
-    let me = User::from_uid(geteuid()).expect("looked up").expect("this user has a name");
-    let bound = fake.bind(&BindArgs { user: Some(me.name), ..args("S1") }).expect("bound");
+    let user = somebody();
+    let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
+    let bound = fake.bind(&BindArgs { user: Some(user.name), ..args("S1") }).expect("bound");
     assert_eq!(bound.node, "/dev/vfio/devices/vfio0");
     assert_eq!(fake.find(DISK).iommufd_node.as_deref(), Some("/dev/vfio/devices/vfio0"));
     for node in ["dev/vfio/devices/vfio0", "dev/vfio/7"] {
-        let facts = fs::metadata(fake.machine.path(node)).expect("there");
-        assert_eq!((facts.uid(), facts.gid()), (me.uid.as_raw(), me.gid.as_raw()), "a node may take either: {node}");
+        assert_eq!(fake.owner(node), (uid, gid), "a node may take either: {node}");
     }
+    assert_eq!(fake.owner("dev/iommu"), (ROOT.0, gid), "it is everybody's, by the group");
     fake.put("proc/4711/comm", "twinlog\n");
     fake.link("proc/4711/fd/9", "/dev/vfio/devices/vfio0");
     assert!(fake.unbind("S1").expect_err("in use").message.contains("process 4711 (twinlog)"));
     fake.remove("proc/4711");
     fake.unbind("S1").expect("given back");
     assert_eq!(fake.find(DISK).iommufd_node, None);
+}
+
+#[test]
+fn a_group_that_somebody_has_given_iommufd_keeps_it() {
+    let fake = Fake::new();
+    fake.put("dev/iommu", "");
+    give(fake.directory.path(), "dev/iommu", (0, 77)).expect("given");
+    fake.bind(&BindArgs { user: Some(somebody().name), ..args("S1") }).expect("bound");
+    assert_eq!(fake.owner("dev/iommu"), (0, 77));
+}
+
+#[test]
+fn a_user_who_gets_nothing_is_not_said_to_have_it() {
+    let fake = Fake::with(Kernel { give: |_, _, _| Err(io::ErrorKind::PermissionDenied.into()), ..KERNEL });
+    let failure = fake.bind(&BindArgs { user: Some(somebody().name), ..args("S1") }).expect_err("refused");
+    assert!(failure.message.contains("give to the user /dev/vfio/7"), "{failure:?}");
 }
 
 #[test]

@@ -117,7 +117,7 @@ mod tests {
             fs::create_dir_all(path.parent().expect("below the root")).expect("made");
             fs::write(path, text).expect("written");
         }
-        let machine = Machine::below(directory.path(), |_, _, _| Ok(()));
+        let machine = Machine::to_look_at(directory.path());
         (directory, machine)
     }
 
