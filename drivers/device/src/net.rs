@@ -130,33 +130,41 @@ impl fmt::Debug for Lent {
     }
 }
 
-/// Blocks in a row, of which a part is to be filled with the next bytes of a connection.
+/// Blocks in a row, of which a part is being filled with the next bytes of a connection.
 #[derive(Debug)]
 pub struct Landing {
     blocks: Vec<BlockBuf>,
-    range: Range<usize>,
+    /// What is still to be filled, counted from the start of the first block.
+    left: Range<usize>,
+    landed_bytes: usize,
 }
 
 impl Landing {
-    /// Bytes `range` of `blocks`, counted from the start of the first.
+    /// Bytes `range` of `blocks`, counted from the start of the first, none of which has landed.
     ///
     /// # Panics
     /// When the range is empty, or does not lie in the blocks.
     #[must_use]
     pub fn new(blocks: Vec<BlockBuf>, range: Range<usize>) -> Self {
         assert!(range.start < range.end && range.end <= blocks.len() * BLOCK_BYTES, "the part lies in the blocks");
-        Self { blocks, range }
+        Self { blocks, left: range, landed_bytes: 0 }
     }
 
-    /// Bytes of the part.
+    /// Bytes that have landed.
     #[must_use]
-    pub fn length_bytes(&self) -> usize {
-        self.range.len()
+    pub fn landed_bytes(&self) -> usize {
+        self.landed_bytes
     }
 
-    /// The memory of the part from its byte `from` on, cut at the blocks' bounds.
-    pub fn parts_mut(&mut self, from: usize) -> impl Iterator<Item = &mut [u8]> {
-        let Range { start, end } = self.range.start + from..self.range.end;
+    /// Bytes that are still to come.
+    #[must_use]
+    pub fn left_bytes(&self) -> usize {
+        self.left.len()
+    }
+
+    /// The memory of what is still to come, in order, cut at the blocks' bounds.
+    pub fn left_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        let Range { start, end } = self.left;
         let first = start / BLOCK_BYTES;
         self.blocks.iter_mut().enumerate().skip(first).map_while(move |(index, block)| {
             let base = index * BLOCK_BYTES;
@@ -165,15 +173,24 @@ impl Landing {
         })
     }
 
-    /// Copies as many of `bytes` as there is room for from byte `from` of the part on; returns how many: for drivers that have the bytes already.
-    pub fn fill(&mut self, from: usize, bytes: &[u8]) -> usize {
-        let mut count = 0;
-        for part in self.parts_mut(from) {
-            let length = part.len().min(bytes.len() - count);
-            part[..length].copy_from_slice(&bytes[count..count + length]);
-            count += length;
+    /// The first of `count` bytes have been written where [`left_mut`](Self::left_mut) leads; returns how many came beyond its end.
+    pub fn advance(&mut self, count: usize) -> usize {
+        let landed = count.min(self.left.len());
+        self.left.start += landed;
+        self.landed_bytes += landed;
+        count - landed
+    }
+
+    /// Lets as many of `bytes` land as there is room for, and returns the rest: for drivers that have the bytes already.
+    pub fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let mut rest = bytes;
+        for part in self.left_mut() {
+            let (now, later) = rest.split_at(part.len().min(rest.len()));
+            part[..now.len()].copy_from_slice(now);
+            rest = later;
         }
-        count
+        self.advance(bytes.len() - rest.len());
+        rest
     }
 
     /// All of its blocks.

@@ -210,6 +210,7 @@ fn connections_conform() {
 fn unread_input_is_counted() {
     for seed in 0..4 {
         conformance::unread(Connections::new(seed), usize::MAX);
+        conformance::unread_beside_landings(Connections::new(seed), usize::MAX);
     }
 }
 

@@ -271,8 +271,10 @@ fn unix_sockets_conform() {
 #[test]
 fn unread_input_is_counted() {
     conformance::unread(Harness::unix(16), usize::MAX);
+    conformance::unread_beside_landings(Harness::unix(16), usize::MAX);
     // Less than any receive window.
     conformance::unread(Harness::tcp(), 16 << 10);
+    conformance::unread_beside_landings(Harness::tcp(), 16 << 10);
 }
 
 #[test]

@@ -16,8 +16,8 @@ struct Wire {
     consumed: usize,
     /// Bytes that were consumed and are not kept any more, or have landed.
     dropped: usize,
-    /// Where what comes next goes, and how much of it has.
-    landing: Option<(Landing, usize)>,
+    /// Where what comes next goes.
+    landing: Option<Landing>,
     to_client: Vec<u8>,
     /// Input that waits at most; what the trait promises unless more was asked for.
     input_bytes_max: usize,
@@ -63,13 +63,8 @@ impl ByteNet {
     /// The client sends.
     pub(crate) fn client_send(&mut self, connection: ConnectionId, bytes: &[u8]) {
         let wire = self.wire(connection);
-        let mut rest = bytes;
-        if let Some((landing, landed)) = &mut wire.landing {
-            let count = landing.fill(*landed, bytes);
-            *landed += count;
-            wire.dropped += count;
-            rest = &bytes[count..];
-        }
+        let rest = wire.landing.as_mut().map_or(bytes, |landing| landing.fill(bytes));
+        wire.dropped += bytes.len() - rest.len();
         wire.to_server.extend_from_slice(rest);
         self.changed.push(connection);
     }
@@ -189,18 +184,18 @@ impl Network for ByteNet {
 
     fn land(&mut self, connection: ConnectionId, landing: Landing) -> Result<(), Landing> {
         assert!(self.input(connection).is_empty() && self.wire(connection).landing.is_none(), "behind the input");
-        self.wire(connection).landing = Some((landing, 0));
+        self.wire(connection).landing = Some(landing);
         self.landing_count += 1;
         Ok(())
     }
 
     fn landed_bytes(&self, connection: ConnectionId) -> usize {
-        self.open(connection).landing.as_ref().map_or(0, |(_, landed)| *landed)
+        self.open(connection).landing.as_ref().map_or(0, Landing::landed_bytes)
     }
 
     fn take_landed(&mut self, connection: ConnectionId) -> Option<Vec<BlockBuf>> {
-        let is_whole = |(landing, landed): &mut (Landing, usize)| *landed == landing.length_bytes();
-        self.wire(connection).landing.take_if(is_whole).map(|(landing, _)| landing.into_blocks())
+        let whole = self.wire(connection).landing.take_if(|landing| landing.left_bytes() == 0);
+        whole.map(Landing::into_blocks)
     }
 
     fn send(&mut self, connection: ConnectionId, bytes: &[u8]) {

@@ -38,6 +38,49 @@ where
     }
 }
 
+/// As [`unread`](super::unread) does, checks that nothing that has arrived is missing from what a driver says is unread, landed and input, while one landing follows the
+/// other.
+///
+/// # Panics
+/// When something is.
+pub fn unread_beside_landings<H: NetworkHarness>(mut harness: H, arriving_bytes_max: usize)
+where
+    H::Network: Unread,
+{
+    let driver = &mut Driver { harness: &mut harness };
+    let (connection, mut peer) = driver.open();
+    let bytes = stream(600_000, 9);
+    let (mut sent, mut taken, mut marked) = (0_usize, 0_usize, 0_usize);
+    let mut under_way: Option<Range<usize>> = None;
+    driver.until("every byte that a client sends arrives", |driver| {
+        let received = usize::try_from(driver.net().received_bytes(connection)).expect("no more than was sent");
+        let piece = PIECES[sent / 30_000 % 3].min(arriving_bytes_max - (sent - received)).min(bytes.len() - sent);
+        sent += driver.harness.peer_send(&mut peer, &bytes[sent..sent + piece]);
+        let unread = usize::try_from(driver.net().unread_bytes(connection)).expect("no more than was sent");
+        assert!(received + unread <= sent, "nothing is unread that was not sent");
+        marked += usize::from(under_way.is_some() && unread > 0);
+        driver.harness.turn();
+        driver.ready();
+        let received = usize::try_from(driver.net().received_bytes(connection)).expect("no more than was sent");
+        assert!(unread + received >= sent, "what has arrived has landed, is input, or unread");
+        if driver.net().take_landed(connection).is_some() {
+            taken += under_way.take().expect("one was begun").len();
+        }
+        if under_way.is_none() {
+            let waiting = driver.net().input(connection).len();
+            driver.net().consume(connection, waiting);
+            taken += waiting;
+            let part = PARTS[taken % PARTS.len()].clone();
+            let has_all = taken + part.len() <= bytes.len();
+            under_way = (has_all && begin(driver, connection, &part)).then_some(part);
+        }
+        let landed = driver.net().landed_bytes(connection);
+        (taken < bytes.len()).then_some(sent + taken + landed)
+    });
+    assert!(marked > 0, "something lies unread behind a landing");
+    assert_eq!(driver.net().unread_bytes(connection), 0);
+}
+
 /// Has all blocks of the part filled with what no stream leaves.
 fn begin<H: NetworkHarness>(driver: &mut Driver<H>, connection: ConnectionId, part: &Range<usize>) -> bool {
     let blocks = pattern::buffers(driver.harness.blocks(), 4);

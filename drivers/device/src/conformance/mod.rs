@@ -29,7 +29,7 @@ pub use block::{
     BlockHarness, block_device, block_device_overfilled, block_device_oversized, block_device_without_blocks,
 };
 pub use connect::{ConnectHarness, connections};
-pub use landing::landing;
+pub use landing::{landing, unread_beside_landings};
 pub use log::{LogHarness, log_memory, log_memory_overfilled};
 pub use network::{NetworkHarness, network, unread};
 

@@ -90,8 +90,8 @@ pub(super) struct Connection {
     input: Vec<u8>,
     consumed: usize,
     received_bytes: u64,
-    /// Where what arrives next goes, and how much of it has.
-    landing: Option<(Landing, usize)>,
+    /// Where what arrives next goes.
+    landing: Option<Landing>,
     input_bytes_max: usize,
     unsent: VecDeque<u8>,
     state: ConnectionState,
@@ -183,17 +183,16 @@ impl Connection {
         if self.state != ConnectionState::Open {
             return Err(landing);
         }
-        self.landing = Some((landing, 0));
+        self.landing = Some(landing);
         Ok(())
     }
 
     pub(super) fn landed_bytes(&self) -> usize {
-        self.landing.as_ref().map_or(0, |(_, landed)| *landed)
+        self.landing.as_ref().map_or(0, Landing::landed_bytes)
     }
 
     pub(super) fn take_landed(&mut self) -> Option<Vec<BlockBuf>> {
-        let whole = self.landing.take_if(|(landing, landed)| *landed == landing.length_bytes());
-        whole.map(|(landing, _)| landing.into_blocks())
+        self.landing.take_if(|landing| landing.left_bytes() == 0).map(Landing::into_blocks)
     }
 
     /// Takes bytes to be sent; whether anybody may get them.
@@ -330,12 +329,7 @@ impl Connection {
             let pipe = stream.sent_by(peer);
             let count = hands.piece(piece);
             carry(&mut pipe.bytes, count, |bytes| {
-                let mut rest = bytes;
-                if let Some((landing, landed)) = &mut self.landing {
-                    let count = landing.fill(*landed, bytes);
-                    *landed += count;
-                    rest = &bytes[count..];
-                }
+                let rest = self.landing.as_mut().map_or(bytes, |landing| landing.fill(bytes));
                 self.input.extend_from_slice(rest);
             });
             self.received_bytes += count as u64;

@@ -147,7 +147,7 @@ impl Inbox {
         let free = self.buffer.len() - self.filled;
         self.offered = if self.brief > 0 { free.min(BRIEF_BYTES) } else { free };
         let address = self.buffer.address(&(self.filled..self.buffer.len()));
-        Some(match self.landing.as_mut().filter(|flight| flight.left_bytes() > 0) {
+        Some(match self.landing.as_mut().filter(|flight| flight.landing().left_bytes() > 0) {
             Some(flight) => Room::Landing(flight.message(address, self.offered)),
             None => Room::Input(address, u32::try_from(self.offered).expect("at most 32 MiB")),
         })
@@ -169,12 +169,12 @@ impl Inbox {
 
     /// Bytes of the landing that are there.
     pub(super) fn landed_bytes(&self) -> usize {
-        self.landing.as_ref().map_or(0, Flight::landed_bytes)
+        self.landing.as_ref().map_or(0, |flight| flight.landing().landed_bytes())
     }
 
     /// The blocks of a landing that is whole.
     pub(super) fn take_landed(&mut self) -> Option<Vec<BlockBuf>> {
-        self.landing.take_if(|flight| flight.left_bytes() == 0).map(Flight::into_blocks)
+        self.landing.take_if(|flight| flight.landing().left_bytes() == 0).map(Flight::into_blocks)
     }
 
     fn make_room(&mut self, waiting: usize) {
@@ -208,7 +208,7 @@ impl Inbox {
         assert!(self.in_flight, "the kernel ends what was begun");
         self.in_flight = false;
         self.received_bytes += count as u64;
-        let landing = self.landing.as_mut().filter(|flight| flight.left_bytes() > 0);
+        let landing = self.landing.as_mut().filter(|flight| flight.landing().left_bytes() > 0);
         let has_landed = landing.is_some();
         let rest = landing.map_or(count, |flight| flight.advance(count));
         assert!(rest <= self.offered, "the kernel fills only what it was given");

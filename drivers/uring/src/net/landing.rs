@@ -17,7 +17,6 @@ use twinlog_device::{BlockBuf, Landing};
 /// A landing of which something is still to come. It belongs to the receive in flight, if there is one: nobody looks at its bytes.
 pub(super) struct Flight {
     landing: Landing,
-    landed_bytes: usize,
     vector: Vec<libc::iovec>,
     header: Box<libc::msghdr>,
 }
@@ -26,21 +25,17 @@ impl Flight {
     pub(super) fn new(landing: Landing) -> Self {
         // SAFETY: a header of zeroes and null pointers is a valid, empty one.
         let header = Box::new(unsafe { std::mem::zeroed::<libc::msghdr>() });
-        Self { landing, landed_bytes: 0, vector: Vec::new(), header }
+        Self { landing, vector: Vec::new(), header }
     }
 
-    pub(super) fn landed_bytes(&self) -> usize {
-        self.landed_bytes
-    }
-
-    pub(super) fn left_bytes(&self) -> usize {
-        self.landing.length_bytes() - self.landed_bytes
+    pub(super) fn landing(&self) -> &Landing {
+        &self.landing
     }
 
     /// The header of a receive into what is left, and then into `tail`.
     pub(super) fn message(&mut self, tail: *mut u8, tail_bytes: usize) -> *mut libc::msghdr {
         self.vector.clear();
-        for part in self.landing.parts_mut(self.landed_bytes) {
+        for part in self.landing.left_mut() {
             let (base, length) = (part.as_mut_ptr(), part.len());
             match self.vector.last_mut() {
                 // Neighbours in memory are one element.
@@ -60,9 +55,7 @@ impl Flight {
 
     /// A receive has brought `count` bytes; returns how many of them went to the tail.
     pub(super) fn advance(&mut self, count: usize) -> usize {
-        let landed = count.min(self.left_bytes());
-        self.landed_bytes += landed;
-        count - landed
+        self.landing.advance(count)
     }
 
     /// The blocks, when no receive is in flight.
