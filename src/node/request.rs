@@ -171,19 +171,13 @@ impl Payload {
         }
     }
 
-    /// Gives the blocks away, to have bytes `part` of the payload received into them. Until [`restore`](Self::restore) nothing else may be asked of it.
+    /// Becomes what bytes `part` of the payload can be received into; with its blocks it is made [again](Self::new).
     #[must_use]
-    pub fn lend_part(&mut self, part: Range<u64>) -> Landing {
+    pub fn into_landing(self, part: Range<u64>) -> Landing {
         assert!(part.end <= self.length_bytes, "the part lies in the payload");
         let first = self.offset_bytes % BLOCK_BYTES as u64;
         let place = |position: u64| usize::try_from(first + position).expect("bounded by the request limit");
-        Landing::new(std::mem::take(&mut self.blocks), place(part.start)..place(part.end))
-    }
-
-    /// The blocks are back.
-    pub fn restore(&mut self, blocks: Vec<BlockBuf>) {
-        assert!(self.blocks.is_empty(), "they were given away");
-        self.blocks = Self::new(self.range(), blocks).blocks;
+        Landing::new(self.blocks, place(part.start)..place(part.end))
     }
 
     /// Gives bytes `part` of the payload to `take`, in pieces.

@@ -1,7 +1,7 @@
 //! Payloads that the network receives straight into their blocks: what a session does while it knows that the bytes to come are data.
 //!
 //! ```text
-//! the input is used up --begin--> Incoming --step, with every piece that arrives--> the payload has its blocks again
+//! the input is used up --begin--> Incoming --step, with every piece that arrives--> the payload again
 //!                           +--the rest is small, or the network cannot--> the session copies what becomes input
 //! ```
 
@@ -14,47 +14,49 @@ use twinlog_device::Network;
 /// server 8 % less than copied (docs/performance.md); where between them the gain begins was not told from the noise.
 const LANDING_BYTES_MIN: u64 = 16 << 10;
 
-/// A part of a payload that the network receives; the payload's blocks are there.
+/// A payload of which the network receives a part.
 #[derive(Debug)]
 pub(super) struct Incoming {
+    /// The payload's bytes of the volume.
+    range: Range<u64>,
     part: Range<u64>,
-    /// Bytes of it that had arrived when it was last looked at.
+    /// Bytes of the part that had arrived when it was last looked at.
     landed_bytes: usize,
 }
 
 /// What has arrived of a part since it was last looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Landed {
     Nothing,
     Partly,
-    /// All of it is there, and the payload has its blocks again.
-    Whole,
+    /// All of it: the payload is back.
+    Whole(Payload),
 }
 
 impl Incoming {
-    /// Has the network receive bytes `part` of `payload`, which are the next to come. `None`: the payload is as it was.
+    /// Has the network receive bytes `part` of `payload`, which are the next to come.
+    ///
+    /// # Errors
+    /// Gives the payload back when that is not worth it, or the network cannot.
     pub(super) fn begin<N: Network, S>(
         turn: &mut Turn<'_, N, S>,
-        payload: &mut Payload,
+        payload: Payload,
         part: Range<u64>,
-    ) -> Option<Self> {
+    ) -> Result<Self, Payload> {
         if part.end - part.start < LANDING_BYTES_MIN {
-            return None;
+            return Err(payload);
         }
-        match turn.net.land(turn.connection, payload.lend_part(part.clone())) {
-            Ok(()) => Some(Self { part, landed_bytes: 0 }),
-            Err(landing) => {
-                payload.restore(landing.into_blocks());
-                None
-            }
+        let range = payload.range();
+        match turn.net.land(turn.connection, payload.into_landing(part.clone())) {
+            Ok(()) => Ok(Self { range, part, landed_bytes: 0 }),
+            Err(landing) => Err(Payload::new(range, landing.into_blocks())),
         }
     }
 
-    /// Looks at what has arrived.
-    pub(super) fn step<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>, payload: &mut Payload) -> Landed {
+    /// Looks at what has arrived. After the whole there is nothing more to look at.
+    pub(super) fn step<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>) -> Landed {
         if let Some(blocks) = turn.net.take_landed(turn.connection) {
-            payload.restore(blocks);
-            return Landed::Whole;
+            return Landed::Whole(Payload::new(self.range.clone(), blocks));
         }
         let landed_bytes = turn.net.landed_bytes(turn.connection);
         let before = std::mem::replace(&mut self.landed_bytes, landed_bytes);

@@ -66,7 +66,6 @@ enum Intake {
     Landing {
         slot: u16,
         part: u16,
-        payload: Payload,
         incoming: Incoming,
     },
     /// Submits the parts of a read, or of a hint to read, from `part` on.
@@ -345,30 +344,24 @@ impl Transmission {
     /// Has the network receive the rest of a part into its blocks, if it has some, and that is worth it and can be.
     fn land<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>) {
         let Intake::Write { slot, part, filling } = &mut self.intake else { return };
-        let Some(Filling { payload, filled_bytes }) = filling else { return };
+        let Some(Filling { payload, filled_bytes }) = filling.take() else { return };
         let range = payload.range();
-        let rest = *filled_bytes..range.end - range.start;
-        let Some(incoming) = Incoming::begin(turn, payload, rest) else { return };
-        let (slot, part) = (*slot, *part);
-        let payload = filling.take().expect("looked at just now").payload;
-        self.intake = Intake::Landing { slot, part, payload, incoming };
+        match Incoming::begin(turn, payload, filled_bytes..range.end - range.start) {
+            Ok(incoming) => self.intake = Intake::Landing { slot: *slot, part: *part, incoming },
+            Err(payload) => *filling = Some(Filling { payload, filled_bytes }),
+        }
     }
 
     /// Takes back what has landed.
     fn take_landed<N: Network, S>(&mut self, turn: &mut Turn<'_, N, S>) -> Pace {
-        let Intake::Landing { slot, part, payload, incoming } = &mut self.intake else {
-            unreachable!("called in this state")
-        };
-        match incoming.step(turn, payload) {
+        let Intake::Landing { slot, part, incoming } = &mut self.intake else { unreachable!("called in this state") };
+        let payload = match incoming.step(turn) {
             Landed::Nothing => return Pace::WaitsForClient,
             Landed::Partly => return Pace::Went,
-            Landed::Whole => {}
-        }
-        let (slot, part, filled_bytes) = (*slot, *part, incoming.part().end);
-        let Intake::Landing { payload, .. } = std::mem::replace(&mut self.intake, Intake::Ended) else {
-            unreachable!("looked at just now")
+            Landed::Whole(payload) => payload,
         };
-        self.intake = Intake::Write { slot, part, filling: Some(Filling { payload, filled_bytes }) };
+        let filling = Some(Filling { payload, filled_bytes: incoming.part().end });
+        self.intake = Intake::Write { slot: *slot, part: *part, filling };
         Pace::Went
     }
 

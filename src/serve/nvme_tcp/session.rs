@@ -130,6 +130,8 @@ enum Sink {
     Nowhere,
     Bytes(Vec<u8>),
     Blocks(Payload),
+    /// The same, of which the network receives a part now.
+    Landing(Incoming),
     /// Stands for what a volume is to be compared with: were it kept, compares could have all the memory and wait for more, to read into.
     Compared(Box<Sha256>),
 }
@@ -146,7 +148,6 @@ enum Intake {
     /// The network receives the rest of a unit's data into the command's payload.
     Landing {
         slot: u16,
-        incoming: Incoming,
         digest: Option<u32>,
     },
     /// The digest of data that has come.

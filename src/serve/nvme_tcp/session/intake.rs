@@ -221,6 +221,7 @@ impl Session {
             Sink::Bytes(place) => place[active.received_bytes as usize..][..bytes.len()].copy_from_slice(bytes),
             Sink::Blocks(payload) => payload.fill(u64::from(active.received_bytes), bytes),
             Sink::Compared(sum) => sum.update(bytes),
+            Sink::Landing(_) => unreachable!("it lands, and is no input"),
         }
         if let Some(digest) = digest {
             *digest = pdu::digest(*digest, bytes);
@@ -241,29 +242,34 @@ impl Session {
         let active = self.commands.get_mut(slot);
         let start = u64::from(active.received_bytes);
         let part = start..start + u64::from(remaining_bytes);
-        if let Sink::Blocks(payload) = &mut active.sink
-            && let Some(incoming) = Incoming::begin(turn, payload, part)
-        {
-            self.intake = Intake::Landing { slot, incoming, digest };
+        match std::mem::replace(&mut active.sink, Sink::Nowhere) {
+            Sink::Blocks(payload) => match Incoming::begin(turn, payload, part) {
+                Ok(incoming) => {
+                    active.sink = Sink::Landing(incoming);
+                    self.intake = Intake::Landing { slot, digest };
+                }
+                Err(payload) => active.sink = Sink::Blocks(payload),
+            },
+            other => active.sink = other,
         }
     }
 
     /// Takes back what has landed.
     pub(super) fn take_landed<N: Unread, S: VolumeService>(&mut self, turn: &mut Turn<'_, N, S>) -> Pace {
-        let Intake::Landing { slot, incoming, digest } = &mut self.intake else { unreachable!("called in this state") };
-        let active = self.commands.get_mut(*slot);
-        let Sink::Blocks(payload) = &mut active.sink else { unreachable!("only what has blocks lands") };
-        match incoming.step(turn, payload) {
+        let Intake::Landing { slot, mut digest } = self.intake else { unreachable!("called in this state") };
+        let active = self.commands.get_mut(slot);
+        let Sink::Landing(incoming) = &mut active.sink else { unreachable!("only what has blocks lands") };
+        let payload = match incoming.step(turn) {
             Landed::Nothing => return Pace::WaitsForClient,
             Landed::Partly => return Pace::Went,
-            Landed::Whole => {}
-        }
+            Landed::Whole(payload) => payload,
+        };
         let part = incoming.part();
-        if let Some(digest) = digest {
+        if let Some(digest) = &mut digest {
             payload.each_part(part.clone(), |bytes| *digest = pdu::digest(*digest, bytes));
         }
         active.received_bytes = u32::try_from(part.end).expect("at most a transfer");
-        let (slot, digest) = (*slot, *digest);
+        active.sink = Sink::Blocks(payload);
         self.end_data_of(turn, slot, digest);
         Pace::Went
     }
