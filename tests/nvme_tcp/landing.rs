@@ -27,8 +27,8 @@ fn pattern(bytes: usize, tag: usize) -> Vec<u8> {
 }
 
 /// A write of which the target has asked for the data: its id and the tag of the transfer.
-fn asked(bench: &mut Bench, io: &mut Queue, first: u64, bytes: usize) -> (u16, u16) {
-    let write = io.blocks(op::WRITE, first, bytes as u64 / 512, 0);
+pub(crate) fn asked(bench: &mut Bench, io: &mut Queue, first: u64, bytes: usize) -> (u16, u16) {
+    let write = io.blocks(op::WRITE, first, bytes as u64 / io.block_bytes, 0);
     let id = u16::from_le_bytes([write[2], write[3]]);
     let capsule = io.capsule(write, Some(&vec![0; bytes]), false);
     bench.net.client_send(io.connection, &capsule);

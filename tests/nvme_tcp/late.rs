@@ -2,6 +2,7 @@
 
 use crate::{
     host::{Answer, Bench, Queue, ic_request, op},
+    landing::asked,
     support::byte_net::Closed,
 };
 use std::{sync::Arc, time::Duration};
@@ -274,6 +275,90 @@ fn what_had_arrived_before_a_takeover_is_not_performed_after_it() {
     assert_eq!(written(&mut bench, &mut later, 0, 4), 0);
     bench.service.openings = [2, 1];
     assert_eq!(written(&mut bench, &mut io, 0, 5), 0);
+}
+
+/// Bytes of a write whose data lands, the header of its unit, and of the data what has landed so far.
+const LANDING: (usize, usize, usize) = (64 << 10, 24, 5000);
+
+/// The data of a write of sevens lands, and not all of it has come: the command's id, and what its host has not sent.
+fn half_landed(bench: &mut Bench, io: &mut Queue) -> (u16, Vec<u8>) {
+    let (bytes, head, landed) = LANDING;
+    let before = bench.net.landing_count();
+    let (id, tag) = asked(bench, io, 0, bytes);
+    let mut unit = io.host_data(id, tag, 0, &vec![7; bytes]);
+    let rest = unit.split_off(head + landed);
+    for part in [&unit[..head], &unit[head..]] {
+        bench.net.client_send(io.connection, part);
+        bench.settle();
+    }
+    assert_eq!(bench.net.landing_count() - before, 1, "it lands");
+    (id, rest)
+}
+
+#[test]
+fn a_sweep_waits_for_what_has_landed_and_for_nothing_that_is_still_to_come() {
+    let (mut bench, sweeps) = swept();
+    let (_admin, id) = bench.admin(false);
+    let mut io = bench.io(id, 1, false);
+    let (_, rest) = half_landed(&mut bench, &mut io);
+    let sweep = sweeps.order();
+    bench.settle();
+    assert!(sweeps.is_done(sweep), "a command of which a part is missing is none");
+    // All of it is there when the next one is ordered, and nobody has looked at it.
+    bench.service.room = 0;
+    bench.net.client_send(io.connection, &rest);
+    let sweep = sweeps.order();
+    bench.settle();
+    assert!(!sweeps.is_done(sweep) && bench.service.submitted_count == 0, "it has come");
+    bench.service.room = 1024;
+    bench.settle();
+    assert!(sweeps.is_done(sweep) && bench.service.submitted_count == 1);
+}
+
+#[test]
+fn a_write_that_lands_while_its_pool_is_taken_over_is_not_performed_after_it() {
+    // The rest comes before anybody has looked at the takeover, or later.
+    for is_late in [false, true] {
+        let (mut bench, _sweeps) = swept();
+        let (_admin, id) = bench.admin(false);
+        let mut io = bench.io(id, 1, false);
+        let (id, rest) = half_landed(&mut bench, &mut io);
+        bench.service.openings = [2, 0];
+        if is_late {
+            bench.settle();
+        }
+        bench.net.client_send(io.connection, &rest);
+        bench.serve(&mut io);
+        assert_eq!(io.answers.remove(&id).map(|answer| answer.status), Some(AGAIN), "later: {is_late}");
+        assert_eq!(read(&mut bench, &mut io, 0), 0, "it began before");
+        let (id, rest) = half_landed(&mut bench, &mut io);
+        bench.net.client_send(io.connection, &rest);
+        bench.serve(&mut io);
+        assert_eq!(io.answers.remove(&id).map(|answer| answer.status), Some(0), "and this one after it");
+        assert_eq!(read(&mut bench, &mut io, 0), 7);
+    }
+}
+
+/// The pass comes with the refusal of a small write, while the data of a large one lands.
+#[test]
+fn a_write_that_lands_when_a_pass_comes_is_not_performed_with_it() {
+    let (mut bench, mut io) = forwarding();
+    bench.service.hold = true;
+    let (small, small_id) = write(&mut io, 20, 5, true);
+    bench.net.client_send(io.connection, &small);
+    bench.settle();
+    let (id, rest) = half_landed(&mut bench, &mut io);
+    bench.service.hold = false;
+    bench.settle();
+    bench.net.client_send(io.connection, &rest);
+    bench.serve(&mut io);
+    let statuses = [small_id, id].map(|id| io.answers.remove(&id).map(|answer| answer.status));
+    assert_eq!((statuses, read(&mut bench, &mut io, 0)), ([Some(AGAIN); 2], 0));
+    let (id, rest) = half_landed(&mut bench, &mut io);
+    bench.net.client_send(io.connection, &rest);
+    bench.serve(&mut io);
+    assert_eq!(io.answers.remove(&id).map(|answer| answer.status), Some(0), "and this one is");
+    assert_eq!(read(&mut bench, &mut io, 0), 7);
 }
 
 #[cfg(feature = "planted-bugs")]
