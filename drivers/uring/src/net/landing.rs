@@ -64,15 +64,18 @@ impl Flight {
     }
 }
 
-/// Receives of this turn, by slot: few have the same turn.
+/// Receives of this turn.
 pub(super) struct Receives {
     port: u16,
-    entries: Vec<(u32, Entry)>,
+    /// In order, each with its slot; what is empty was withdrawn.
+    entries: Vec<(u32, Option<Entry>)>,
+    /// By slot: where its newest receive stands, or stood in an earlier turn.
+    places: Vec<u32>,
 }
 
 impl Receives {
     pub(super) fn new(port: u16) -> Self {
-        Self { port, entries: Vec::new() }
+        Self { port, entries: Vec::new(), places: Vec::new() }
     }
 
     /// Queues a receive for the end of the turn.
@@ -80,19 +83,27 @@ impl Receives {
     /// # Safety
     /// As for [`Core::push`]; until then it can be [withdrawn](Self::withdraw).
     pub(super) unsafe fn queue(&mut self, slot: u32, entry: Entry) {
-        self.entries.push((slot, entry));
+        let index = slot as usize;
+        if self.places.len() <= index {
+            self.places.resize(index + 1, 0);
+        }
+        self.places[index] = u32::try_from(self.entries.len()).expect("a turn has far fewer receives");
+        self.entries.push((slot, Some(entry)));
     }
 
     /// Takes a slot's receive back; whether the kernel does not have it already.
     pub(super) fn withdraw(&mut self, slot: u32) -> bool {
-        let position = self.entries.iter().rposition(|(queued, _)| *queued == slot);
-        position.map(|position| self.entries.swap_remove(position)).is_some()
+        let place = self.places.get(slot as usize).map_or(0, |place| *place as usize);
+        // In an earlier turn it stood where another slot's stands now, or nothing.
+        let own = self.entries.get_mut(place).filter(|(queued, _)| *queued == slot);
+        own.and_then(|(_, entry)| entry.take()).is_some()
     }
 }
 
 impl BeforeEnter for Receives {
     fn before_enter(&mut self, core: &mut Core) {
         for (slot, entry) in self.entries.drain(..) {
+            let Some(entry) = entry else { continue };
             // SAFETY: what the entry names stays valid until its event: promised when it was queued.
             unsafe { core.push(self.port, operation_index(Operation::Receive, slot), entry) };
         }
