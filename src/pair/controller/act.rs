@@ -300,7 +300,8 @@ impl<L: LogMemory> Controller<L> {
             if is_over {
                 side.portion.give_back();
                 side.open = side.after_close;
-                side.has_own_records |= side.register().is_none_or(|register| register.owner != side.me());
+                // If it becomes another's, what its portion holds is of an ownership that is over. Whose it is by now this node may hear later.
+                side.has_own_records = true;
                 side.held = side.held.filter(|_| side.open == Open::Drained);
                 side.is_lease_over &= side.held.is_some();
                 side.mirror.end();

@@ -970,6 +970,35 @@ fn an_owner_that_was_fenced_closes_its_pool_and_follows_the_register() {
     }
 }
 
+/// Rule R7, for a node that lives: it has mirrored its pool and owned it again, closes it at the end of its lease, and hears later that its partner has taken it over.
+#[test]
+fn a_former_owner_that_lives_makes_its_portion_anew() {
+    let mut pair = Pair::with_volume(14);
+    pair.kill(0);
+    pair.until("b serves pool a", |pair| pair.serves(1, PoolSlot::Partner));
+    pair.start(0);
+    pair.until_in_sync();
+    pair.write(0, "vol-a", 0, 1);
+    let own = pair.node(0).controller.sides[0].portion.id().expect("it is there");
+    pair.registers.borrow_mut().is_unreachable_for[0] = true;
+    pair.cut(true);
+    pair.until("its pool is closed", |pair| pair.node(0).pools.engine(PoolSlot::Home).is_none());
+    // That its lease has ended is what the fence confirms.
+    pair.lives[0].set(false);
+    pair.until("b serves pool a again", |pair| pair.serves(1, PoolSlot::Partner));
+    pair.write(1, "vol-a", 0, 2);
+    pair.lives[0].set(true);
+    pair.registers.borrow_mut().is_unreachable_for[0] = false;
+    pair.cut(false);
+    pair.until_in_sync();
+    assert_ne!(
+        pair.node(0).controller.sides[0].portion.id(),
+        Some(own),
+        "what it held is of an ownership that is over"
+    );
+    assert_eq!(pair.read(0, "vol-a", 0), 2);
+}
+
 #[test]
 fn a_guarded_node_has_closed_its_pools_before_its_lease_ends() {
     let mut pair = Pair::started(11);
