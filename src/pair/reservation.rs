@@ -149,12 +149,14 @@ pub enum Step {
     },
     /// Take what nobody holds.
     Acquire(Key),
-    /// Take it away from the holder, and end its commands in flight.
+    /// Take it away from the holder.
     Preempt {
         /// This host's.
         key: Key,
         /// The holder's.
         victim: u64,
+        /// Whether its commands in flight are ended first: else they may still be performed (base 8.19).
+        aborts: bool,
     },
     /// Nothing: it is held.
     Held,
@@ -174,6 +176,7 @@ impl Claim {
             Holder::Strange => return Step::Strange,
             Holder::Other(bits) => match of(bits) {
                 None => return Step::Strange,
+                Some(_) if planted::is("later-key-not-compared") => {}
                 Some(theirs) if theirs > self.epoch => return Step::Later(theirs),
                 Some(theirs) if theirs == self.epoch && !self.is_fence => return Step::Later(theirs),
                 Some(_) => {}
@@ -193,9 +196,74 @@ impl Claim {
         match seen.holder {
             Holder::Nobody => Step::Acquire(key),
             Holder::Other(_) if planted::is("takeover-without-preempting") => Step::Held,
-            Holder::Other(victim) => Step::Preempt { key, victim },
+            Holder::Other(victim) => Step::Preempt { key, victim, aborts: !planted::is("preempt-without-abort") },
             Holder::Mine | Holder::Strange => Step::Held,
         }
+    }
+}
+
+/// Reports of one namespace that are asked for, at most: three are enough, and again when the partner does the same, or answers are lost.
+const REPORTS_MAX: u32 = 16;
+
+/// Taking one namespace, command by command. Who can ask its controller does what [`Taking::next_ask`] says, and hands in what is reported. What becomes of any other
+/// command need not be known: the next report tells.
+#[derive(Clone, Debug)]
+pub struct Taking {
+    claim: Claim,
+    reports_left: u32,
+    step: Option<Step>,
+}
+
+/// What a controller is asked next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Who is registered, and who holds the namespace.
+    Report,
+    /// A step that changes that.
+    Do(Step),
+}
+
+/// What taking a namespace has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is held.
+    Held,
+    /// Somebody is entitled to it since this later epoch.
+    Later(Epoch),
+    /// It is reserved by a stranger.
+    Strange,
+    /// It is still not held, after as many reports as are asked for.
+    GivenUp,
+}
+
+impl Taking {
+    /// Begins.
+    #[must_use]
+    pub fn new(claim: Claim) -> Self {
+        Self { claim, reports_left: REPORTS_MAX, step: None }
+    }
+
+    /// What is to be asked next, after what was asked before has ended.
+    ///
+    /// # Errors
+    /// Nothing more is: what it has come to.
+    pub fn next_ask(&mut self) -> Result<Ask, Taken> {
+        match self.step.take() {
+            Some(Step::Held) => Err(Taken::Held),
+            Some(Step::Later(epoch)) => Err(Taken::Later(epoch)),
+            Some(Step::Strange) => Err(Taken::Strange),
+            Some(step) => Ok(Ask::Do(step)),
+            None if self.reports_left == 0 => Err(Taken::GivenUp),
+            None => {
+                self.reports_left -= 1;
+                Ok(Ask::Report)
+            }
+        }
+    }
+
+    /// What the report says that was asked for.
+    pub fn reported(&mut self, seen: &Seen) {
+        self.step = Some(self.claim.next(seen));
     }
 }
 

@@ -9,6 +9,10 @@
 //!    | process kill: lands by block or not    v
 //!    +--------------------------------------> gone, with its queue
 //! ```
+//!
+//! Where several hosts reach it, reservations say whose operations are performed: `medium/reservation.rs`.
+
+mod reservation;
 
 use crate::{
     content::{Content, Crashed},
@@ -16,6 +20,8 @@ use crate::{
     fault::{Fault, FaultPlan},
     world::{Agenda, SimWorld},
 };
+use reservation::Reservations;
+pub use reservation::{HOSTS_MAX, HostQueue, Registrations, ReservationCounts, ReservationOrder};
 use std::{cell::RefCell, cmp::Reverse, collections::BinaryHeap, rc::Rc};
 use twinlog_device::{
     BlockBuf, BlockBytes, BlockCompletion, BlockRange, DeviceError, DeviceErrorKind, DeviceInfo, DurabilityClass,
@@ -36,6 +42,8 @@ pub struct MediumConfig {
     pub read_slowness: u64,
     /// Unflushed blocks that the cache holds; beyond, the oldest becomes durable.
     pub cache_blocks_max: usize,
+    /// Whether reservations survive a power cut.
+    pub keeps_reservations: bool,
 }
 
 impl MediumConfig {
@@ -55,6 +63,7 @@ impl MediumConfig {
             latency_ns: (10_000, 100_000),
             read_slowness: 1,
             cache_blocks_max: 4096,
+            keeps_reservations: true,
         }
     }
 }
@@ -87,6 +96,7 @@ impl SimMedium {
             gone: false,
             queued_count: 0,
             newest_performed: 0,
+            reservations: Reservations::default(),
         })))
     }
 
@@ -113,14 +123,14 @@ impl SimMedium {
         let medium = &mut *self.0.borrow_mut();
         let in_flight = medium.close_queues();
         medium.content.lose_power(prng, &in_flight);
+        medium.lose_reservations();
     }
 
     /// The processes that use the medium end: what has completed stays, unfinished writes land or not, and every queue is closed.
     pub fn process_kill(&self, prng: &mut Prng) {
         let medium = &mut *self.0.borrow_mut();
         let in_flight = medium.close_queues();
-        let landed = medium.content.write_partly(prng, &in_flight, Some(Fault::UnansweredWrite));
-        assert!(landed.is_ok() || medium.world.crashed(), "only a crash of the world keeps writes from landing");
+        medium.land_partly(prng, &in_flight);
     }
 
     /// Draws faults from now on as `plan` says.
@@ -195,6 +205,7 @@ pub(crate) struct Medium {
     queued_count: u64,
     /// Order of the newest operation that was performed: tells whether a slow one was overtaken.
     newest_performed: u64,
+    reservations: Reservations,
 }
 
 /// Operations in flight of one queue.
@@ -204,6 +215,12 @@ struct Queue {
     free: Vec<usize>,
     /// When each operation is due, its order, and its place in `operations`.
     due: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    /// Whose it is, where hosts are told apart.
+    host: Option<HostQueue>,
+    /// It has met the reservation of another host, and changes nothing any more.
+    is_fenced: bool,
+    /// Its process has ended; that of others has not.
+    is_closed: bool,
 }
 
 /// An operation in flight.
@@ -212,6 +229,12 @@ struct Operation {
     request: Request,
     order: u64,
     is_slow: bool,
+    /// Its host was preempted, and nothing ends what the medium has begun.
+    is_under_way: bool,
+    /// It was ended before it was performed.
+    is_aborted: bool,
+    /// It was performed when its host was preempted: what it is answered.
+    result: Option<Result<(), DeviceErrorKind>>,
 }
 
 /// What an operation asks for.
@@ -232,6 +255,11 @@ pub(crate) enum Request {
 }
 
 impl Request {
+    /// Whether it is one of those that a Write Exclusive reservation keeps others from.
+    fn changes(&self) -> bool {
+        !matches!(self, Self::Read { .. })
+    }
+
     /// Name, first block and number of blocks.
     fn extent(&self) -> (&'static str, u64, u64) {
         match self {
@@ -246,7 +274,8 @@ impl Request {
 impl Medium {
     /// Puts an operation in flight; returns when it is due.
     pub(crate) fn queue(&mut self, (queue, generation): (usize, u64), token: Token, request: Request) -> Nanos {
-        assert_eq!(generation, self.generation, "a queue is not used after a power cut or kill");
+        let is_open = generation == self.generation && !self.queues[queue].is_closed;
+        assert!(is_open, "a queue is not used after a power cut or kill");
         let request = match request {
             Request::Flush => Request::FlushTo(self.content.mark()),
             request => request,
@@ -261,7 +290,8 @@ impl Medium {
         }
         self.queued_count += 1;
         let due = self.world.now().0 + latency_ns;
-        let operation = Operation { token, request, order: self.queued_count, is_slow };
+        let (order, result) = (self.queued_count, None);
+        let operation = Operation { token, request, order, is_slow, is_under_way: false, is_aborted: false, result };
         self.queues[queue].put(due, operation);
         Nanos(due)
     }
@@ -277,10 +307,14 @@ impl Medium {
         }
         self.newest_performed = self.newest_performed.max(operation.order);
         let (name, first, count) = operation.request.extent();
+        let is_kept_out = operation.result.is_none() && self.is_kept_out(queue, &operation);
+        let host = self.queues[queue].host;
         let mut request = operation.request;
-        let result = match self.refusal(&request) {
-            Some(kind) => Err(kind),
-            None => self.perform(&mut request).ok()?,
+        let result = match (operation.result, self.refusal(&request)) {
+            (Some(result), None) => result,
+            (_, Some(kind)) => Err(kind),
+            (None, None) if is_kept_out => Err(DeviceErrorKind::Fenced),
+            (None, None) => self.perform(&mut request, host).ok()?,
         };
         let result = result.map_err(|kind| DeviceError {
             device: self.config.info.name.clone(),
@@ -308,7 +342,14 @@ impl Medium {
         is_beyond.then_some(DeviceErrorKind::Beyond)
     }
 
-    fn perform(&mut self, request: &mut Request) -> Result<Result<(), DeviceErrorKind>, Crashed> {
+    fn perform(
+        &mut self,
+        request: &mut Request,
+        host: Option<HostQueue>,
+    ) -> Result<Result<(), DeviceErrorKind>, Crashed> {
+        if matches!(request, Request::Write { .. } | Request::Discard(_)) {
+            self.note_change(host);
+        }
         match request {
             Request::Read { first, blocks } => Ok(self.read(*first, blocks)),
             Request::Write { first, blocks, persistence } => self.write(*first, blocks, *persistence),
@@ -435,24 +476,43 @@ impl Medium {
     /// Ends every queue; returns the blocks of the writes that were in flight, in the order in which they would have been performed.
     fn close_queues(&mut self) -> Vec<(u64, SharedBlock)> {
         self.generation += 1;
+        let in_flight = self.take_in_flight(|_| true);
+        self.queues.clear();
+        in_flight
+    }
+
+    /// Closes these queues; returns the blocks of the writes that were in flight there and may land, in the order in which they would have been performed.
+    fn take_in_flight(&mut self, is_meant: impl Fn(&Queue) -> bool) -> Vec<(u64, SharedBlock)> {
         let mut operations = Vec::new();
-        for mut queue in self.queues.drain(..) {
+        for queue in self.queues.iter_mut().filter(|queue| is_meant(queue)) {
+            queue.is_closed = true;
             while let Some(Reverse((due, order, place))) = queue.due.pop() {
-                operations.push(((due, order), queue.operations[place].take()));
+                operations.push(((due, order), queue.host, queue.operations[place].take()));
             }
         }
-        operations.sort_unstable_by_key(|(key, _)| *key);
+        operations.sort_unstable_by_key(|(key, ..)| *key);
         let mut in_flight = Vec::new();
-        for operation in operations.into_iter().filter_map(|(_, operation)| operation) {
+        for (host, operation) in operations.into_iter().filter_map(|(_, host, operation)| Some((host, operation?))) {
+            if !self.may_land(host, &operation) {
+                self.count_refused(&operation);
+                continue;
+            }
             let (_, first, count) = operation.request.extent();
             if let Request::Write { blocks, .. } = operation.request
                 && !self.gone
                 && first.checked_add(count).is_some_and(|end| end <= self.config.info.block_count)
             {
+                self.note_change(host);
                 in_flight.extend((first..).zip(blocks));
             }
         }
         in_flight
+    }
+
+    /// Of what a process has had in flight each block lands, does not, or is torn.
+    fn land_partly(&mut self, prng: &mut Prng, in_flight: &[(u64, SharedBlock)]) {
+        let landed = self.content.write_partly(prng, in_flight, Some(Fault::UnansweredWrite));
+        assert!(landed.is_ok() || self.world.crashed(), "only a crash of the world keeps writes from landing");
     }
 }
 

@@ -3,7 +3,7 @@
 //! # Failure cases
 //!
 //! A command whose end is not known, because its controller was reset, is not repeated: the next report tells whether it was performed. After
-//! [`STEPS_MAX`] commands a namespace that is still not held is given up.
+//! `twinlog::pair::reservation::Taking` has asked for enough reports a namespace that is still not held is given up.
 
 use super::{Shared, devices::Opened, pair};
 use crate::cli::output::{Exit, Failure};
@@ -16,7 +16,7 @@ use twinlog::{
     control::config::NodeConfig,
     format::register::NodeIndex,
     node::pools::PoolSlot,
-    pair::reservation::{Claim, Holder, Seen, Step},
+    pair::reservation::{Ask, Claim, Holder, Seen, Step, Taken, Taking},
 };
 use twinlog_device::{BlockDevice, DeviceErrorKind, Token};
 use twinlog_nvme::{Clock, HostId, NvmeDisk, Reservation, ReservationKind, ReservationReport};
@@ -24,8 +24,6 @@ use twinlog_pci::PciFunction;
 
 /// The holder alone writes, everybody reads: decision 0015.
 pub(super) const KIND: ReservationKind = ReservationKind::WriteExclusive;
-/// Commands for one namespace: three reports, a registration and a preemption; and again when the partner does the same.
-const STEPS_MAX: u32 = 16;
 
 /// What this node is to reservations.
 #[derive(Clone, Copy, Debug)]
@@ -102,34 +100,42 @@ pub(super) fn hold<F: PciFunction, C: Clock>(
     }
     let persists = disk.namespace().can_persist().then_some(true);
     let mut said = DeviceErrorKind::Fenced;
-    for _ in 0..STEPS_MAX {
-        if let Err(kind) = perform(disk, Reservation::Report, &mut wait) {
-            said = kind;
-            continue;
-        }
-        let Some(report) = disk.take_report() else { continue };
-        let reservation = match claim.next(&seen(&report, host)) {
-            Step::Held => return Ok(()),
-            Step::Later(epoch) => {
+    let mut taking = Taking::new(*claim);
+    loop {
+        let ask = match taking.next_ask() {
+            Ok(ask) => ask,
+            Err(Taken::Held) => return Ok(()),
+            Err(Taken::Later(epoch)) => {
                 let (later, mine) = (epoch.0, claim.epoch.0);
                 return Err(format!(
                     "{name}: the partner is entitled to it since epoch {later}, this node since {mine}"
                 ));
             }
-            Step::Strange => {
+            Err(Taken::Strange) => {
                 return Err(format!("{name} is reserved by a host that is no node of this pair: nvme resv-report"));
             }
-            Step::Register(key) => Reservation::Register { key: key.bits(), persists },
-            Step::Replace { current, new } => Reservation::Replace { current, key: new.bits() },
-            Step::Acquire(key) => Reservation::Acquire { key: key.bits(), kind: KIND },
-            Step::Preempt { key, victim } => Reservation::Preempt { key: key.bits(), victim, kind: KIND, aborts: true },
+            Err(Taken::GivenUp) => return Err(format!("{name} cannot be reserved: {said}")),
         };
-        // Refused, or nobody knows: the next report tells.
-        if let Err(kind) = perform(disk, reservation, &mut wait) {
-            said = kind;
+        match perform(disk, command(ask, persists), &mut wait) {
+            Ok(()) => disk.take_report().iter().for_each(|report| taking.reported(&seen(report, host))),
+            // Refused, or nobody knows: the next report tells.
+            Err(kind) => said = kind,
         }
     }
-    Err(format!("{name} cannot be reserved: {said}"))
+}
+
+/// What a controller is asked, and whether a key survives a loss of power.
+fn command(ask: Ask, persists: Option<bool>) -> Reservation {
+    match ask {
+        Ask::Report => Reservation::Report,
+        Ask::Do(Step::Register(key)) => Reservation::Register { key: key.bits(), persists },
+        Ask::Do(Step::Replace { current, new }) => Reservation::Replace { current, key: new.bits() },
+        Ask::Do(Step::Acquire(key)) => Reservation::Acquire { key: key.bits(), kind: KIND },
+        Ask::Do(Step::Preempt { key, victim, aborts }) => {
+            Reservation::Preempt { key: key.bits(), victim, kind: KIND, aborts }
+        }
+        Ask::Do(Step::Held | Step::Later(_) | Step::Strange) => unreachable!("with these it has come to its end"),
+    }
 }
 
 fn perform<F: PciFunction, C: Clock>(

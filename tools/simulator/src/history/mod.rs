@@ -67,6 +67,8 @@ pub enum Oracle {
     TwoOwners,
     /// A node answers after its lease has ended.
     Lease,
+    /// A change of a node that was fenced reaches the disk; or who may serve is fenced.
+    Fence,
 }
 
 impl fmt::Display for Oracle {
@@ -83,6 +85,7 @@ impl fmt::Display for Oracle {
             Self::Assertion => "assertion",
             Self::TwoOwners => "two owners",
             Self::Lease => "lease over",
+            Self::Fence => "fence",
         })
     }
 }

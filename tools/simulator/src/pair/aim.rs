@@ -11,6 +11,7 @@
 //! | late reply | a change is replaced, and the owner dies before its reply arrives |
 //! | asked again | a path is lost while what was sent on it waits at the owner behind other changes |
 //! | held | records cannot be performed, and the pool changes hands while they are held |
+//! | fenced | the owner stands still or is cut off with writes at its disk, until the disk is taken away from it; and who takes it dies, or stands still, in between |
 
 use super::{
     History,
@@ -31,10 +32,11 @@ pub(super) enum Aim {
     LateReply,
     AskedAgain,
     Held,
+    Fenced,
 }
 
 impl Aim {
-    /// Every one but the last, which comes with its trouble.
+    /// Every one but the last two, of which one comes with its trouble, the other with its fence.
     pub(super) const ALL: [Self; 7] =
         [Self::Alone, Self::Lease, Self::CatchingUp, Self::Back, Self::BothDie, Self::LateReply, Self::AskedAgain];
 
@@ -65,6 +67,10 @@ impl Aim {
             Self::Held => {
                 (setup.events, setup.gap_turns) = (6, 240);
                 (setup.ring_blocks, setup.is_uniform) = (setup.ring_blocks.max(48), false);
+            }
+            Self::Fenced => {
+                setup.latency_ns.0 = 8000;
+                setup.depth = setup.depth.max(3);
             }
             Self::Lease | Self::Back | Self::BothDie => {}
         }
@@ -147,6 +153,7 @@ impl History {
                 let count = index(self.prng.below(3));
                 rots.into_iter().chain(again.into_iter().take(count)).collect()
             }
+            Aim::Fenced => self.steps_to_a_fence(),
             Aim::AskedAgain => {
                 let turns = self.prng.between(20, 300);
                 let again = Step::after_turns(turns, Act::Break);
@@ -154,6 +161,28 @@ impl History {
                 vec![well(Act::DiskIsSlow), again, again, again, again, rest, heals]
             }
         }
+    }
+
+    /// The owner's lease ends while its disk has work in hand. Its partner may come to an end of its own while it takes the disk away.
+    fn steps_to_a_fence(&mut self) -> Vec<Step> {
+        let detection = self.setup.detection;
+        let (soon, long) = (self.within(1) / 2, detection * 5 + self.within(3));
+        let turns = self.prng.below(12);
+        let mut steps = vec![Step::at(Moment::IsWell, 0, Act::DiskIsSlow), Step::now(Act::Checkpoint)];
+        let end = self.prng.below(4);
+        let stops = if end != 1 && self.prng.chance(1, 4) { Act::OwnerIsIsolated } else { Act::OwnerStandsStill };
+        steps.extend([Step::after(soon, stops), Step::after(detection, Act::Rest)]);
+        match end {
+            0 => steps.push(Step::at(Moment::Fences, turns, Act::OtherDies)),
+            // The owner comes back meanwhile, and is entitled later.
+            1 => {
+                steps.extend([Step::at(Moment::Fences, turns, Act::OtherStandsStill), Step::now(Act::OwnerGoesOn)]);
+            }
+            _ => {}
+        }
+        steps.extend([Step::after(long, Act::EverybodyGoesOn), Step::now(Act::Work)]);
+        steps.extend(aftermath(detection * 2, detection * 4));
+        steps
     }
 }
 

@@ -1,7 +1,7 @@
 //! Trouble that waits for its moment. What takes a few turns of thousands is hardly ever hit by what comes at any time: a pool that is being opened, a
 //! register that is about to change, a reply that is on its way.
 
-use super::{History, arbiter::Reach};
+use super::{History, arbiter::Reach, setup::FenceKind};
 use std::{collections::VecDeque, time::Duration};
 use twinlog::{
     format::register::{MirrorState, Register},
@@ -48,6 +48,8 @@ pub(super) enum Moment {
     IsWell,
     /// A change of data was read and overwritten, and who asked for it has no answer yet.
     Replaced,
+    /// A node begins to take a pool's disk away from the other one.
+    Fences,
 }
 
 /// What happens then. The owner is who the register names by that time.
@@ -63,6 +65,11 @@ pub(super) enum Act {
     OwnerIsIsolated,
     /// It does not reach the arbiter.
     OwnerIsLost,
+    OwnerStandsStill,
+    OtherStandsStill,
+    OwnerGoesOn,
+    /// No node stands still any more.
+    EverybodyGoesOn,
     /// The other node's log of the pool is slow.
     OtherLogIsSlow,
     DiskIsSlow,
@@ -139,7 +146,10 @@ impl History {
     pub(super) fn lie_in_ambush(&mut self, pool: usize) {
         let asked = [Change::InSync, Change::Stale, Change::Moves].map(Moment::Asked);
         let made = [Change::InSync, Change::InSync, Change::Stale, Change::Moves].map(Moment::Made);
-        let moments = [[Moment::Opens, Moment::Serves].as_slice(), &asked, &made].concat();
+        let mut moments = [[Moment::Opens, Moment::Serves].as_slice(), &asked, &made].concat();
+        if self.setup.fence == FenceKind::Reservation {
+            moments.extend([Moment::Fences; 3]);
+        }
         let acts = [Act::OwnerDies, Act::OwnerDies, Act::OtherDies, Act::BothDie, Act::OwnerIsIsolated];
         let (moment, act, turns_max) =
             (*self.prng.pick(&moments), *self.prng.pick(&acts), *self.prng.pick(&[2, 20, 200]));
@@ -237,6 +247,10 @@ impl History {
             }
             Act::OwnerIsIsolated => self.isolate(owner),
             Act::OwnerIsLost => self.site.desk.borrow_mut().reach[owner] = Reach::Lost,
+            Act::OwnerStandsStill => self.pause(owner, true),
+            Act::OtherStandsStill => self.pause(other, true),
+            Act::OwnerGoesOn => self.go_on(owner),
+            Act::EverybodyGoesOn => (0..2).for_each(|node| self.go_on(node)),
             Act::OtherLogIsSlow => {
                 let longest_ns = u64::try_from(self.setup.detection.as_nanos()).expect("some milliseconds");
                 self.site.logs[other][pool].iter().for_each(|log| log.set_latency_ns(longest_ns / 3, longest_ns));
@@ -258,6 +272,13 @@ impl History {
             Act::Rest => self.is_resting = true,
             Act::Work => self.is_resting = false,
             Act::Heal => self.heal(),
+        }
+    }
+
+    /// A node does not stand still any more.
+    fn go_on(&mut self, node: usize) {
+        if self.is_paused[node] {
+            self.pause(node, false);
         }
     }
 

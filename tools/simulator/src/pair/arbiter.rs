@@ -4,6 +4,7 @@
 //! answer after; either way the node hears at last that nobody knows. A change whose end nobody knows can also be made late, long after that,
 //! if the register is still the one that it was made from. What a process asked for that has ended is performed or not.
 
+use super::lease::Sight;
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
@@ -84,13 +85,19 @@ pub(super) struct Desk {
     beats: [u64; 2],
     seen: [u64; 2],
     lives: [u64; 2],
+    /// What each node knows of the other one's beats.
+    pub(super) sights: [Sight; 2],
+    /// The life of each node that beat last.
+    beat_lives: [u64; 2],
+    /// The life of each node that renews nothing, and until when.
+    marks: [Option<(u64, Nanos)>; 2],
     requests: VecDeque<Request>,
     /// Changes that were asked for, for who lies in wait.
     pub(super) asked: Vec<(Register, Register)>,
     answers: [VecDeque<(Nanos, Answer)>; 2],
     /// How each node reaches it.
     pub(super) reach: [Reach; 2],
-    /// After this long a node gives a request up.
+    /// After this long a node gives a request up: half of a lease, and twice what is a break in what it sees of the other one.
     timeout: Duration,
     /// When the beat was asked for whose answer each node heard last.
     pub(super) beat_heard: [Nanos; 2],
@@ -110,6 +117,9 @@ impl Desk {
             beats: [0; 2],
             seen: [0; 2],
             lives: [0; 2],
+            sights: Default::default(),
+            beat_lives: [0; 2],
+            marks: [None; 2],
             requests: VecDeque::new(),
             asked: Vec::new(),
             answers: Default::default(),
@@ -125,6 +135,7 @@ impl Desk {
         self.answers[node].clear();
         self.beat_heard[node] = Nanos(0);
         self.seen[node] = self.beats[1 - node];
+        self.sights[node] = Sight::default();
     }
 
     /// The process of `node` has ended: some of what it asked for was on its way.
@@ -133,6 +144,22 @@ impl Desk {
         self.answers[node].clear();
         let prng = &mut self.prng;
         self.requests.retain(|request| request.node != node || request.fate == Fate::Late || prng.chance(1, 2));
+    }
+
+    /// A node sees no beat of the other one for `lease`: it marks that life, which renews nothing from now on, and looks once more. Whether that lease has ended.
+    pub(super) fn mark(&mut self, node: usize, lease: Duration) -> bool {
+        let (other, now) = (1 - node, self.world.now());
+        let sight = &mut self.sights[node];
+        if self.reach[node] != Reach::Good {
+            sight.lose();
+            return false;
+        }
+        let theirs = self.beats[other];
+        let is_same = sight.is_of(theirs);
+        sight.look(theirs, now, self.timeout / 2);
+        let is_over = is_same && sight.is_over(now, lease);
+        self.marks[other] = is_over.then_some((self.beat_lives[other], now + lease));
+        is_over
     }
 
     /// Both nodes reach it, and what is late is late no longer.
@@ -207,21 +234,32 @@ impl Desk {
 
     fn perform(&mut self, request: &Request) {
         let Request { node, life, asked, due, ask, fate } = *request;
+        let is_posthumous = life != self.lives[node];
+        if fate != Fate::Answered && !is_posthumous {
+            self.sights[node].lose();
+        }
         if fate == Fate::Lost {
             self.counts.lost += 1;
             return;
         }
-        let is_posthumous = life != self.lives[node];
         let answer = match ask {
             Ask::Read(pool) => Answer::Read(pool, Ok(self.registers.get(&pool).copied())),
             Ask::Beat => {
                 self.beats[node] += 1;
+                self.beat_lives[node] = life;
                 let theirs = self.beats[1 - node];
                 let has_changed = std::mem::replace(&mut self.seen[node], theirs) != theirs;
+                let now = self.world.now();
+                let is_marked = self.marks[node].is_some_and(|(marked, until)| marked == life && now < until);
                 if fate == Fate::Answered && !is_posthumous {
-                    self.beat_heard[node] = asked;
+                    self.sights[node].look(theirs, now, self.timeout / 2);
+                    self.beat_heard[node] = if is_marked { self.beat_heard[node] } else { asked };
                 }
-                Answer::Beat(Ok(has_changed))
+                Answer::Beat(if is_marked {
+                    Err("the partner has fenced this node".to_owned())
+                } else {
+                    Ok(has_changed)
+                })
             }
             Ask::Swap(old, new) => {
                 let now = self.registers.get(&new.pool).copied();

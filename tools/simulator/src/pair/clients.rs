@@ -467,6 +467,10 @@ impl History {
             let what = format!("{} answers for pool {} after it has decided to close it", NAMES[node], NAMES[pool]);
             return Err(found(Oracle::Protocol, what));
         }
+        if watch.server == Some(1 - node) && flying.is_local && watch.open_at[node] {
+            let what = format!("{} answers for pool {}, which was taken away from it", NAMES[node], NAMES[pool]);
+            return Err(found(Oracle::TwoOwners, what));
+        }
         if watch.server != Some(node) {
             let is_closed = watch.server.is_none() && flying.parted == Some(watch.services);
             if flying.is_local && is_closed {

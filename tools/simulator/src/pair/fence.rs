@@ -1,6 +1,6 @@
-//! The simulated fences: the lock of the partner's process, and a command.
+//! The simulated fences: the lock of the partner's process, and a command; and a node's way to all of them. That of reservations is in [`super::namespaces`].
 
-use super::setup::FenceKind;
+use super::{namespaces::Namespaces, setup::FenceKind};
 use std::{cell::RefCell, collections::VecDeque, rc::Rc, time::Duration};
 use twinlog::{
     base::{Epoch, PoolId},
@@ -89,7 +89,9 @@ impl Fences {
         while let Some(place) = self.strikes.iter().position(|strike| strike.due <= now) {
             let strike = self.strikes.remove(place).expect("found");
             let victim = 1 - strike.author;
-            let (result, blow) = if strike.is_probe && (self.lives[victim] || self.is_dark[victim]) {
+            // No lock is looked at where reservations fence.
+            let is_unseen = self.is_dark[victim] || self.kind == FenceKind::Reservation;
+            let (result, blow) = if strike.is_probe && (self.lives[victim] || is_unseen) {
                 (Fence::Held, None)
             } else if !self.lives[victim] {
                 (Fence::Confirmed, None)
@@ -122,6 +124,8 @@ impl Fences {
 /// A node's fences.
 pub(super) struct SimFencer {
     fences: Rc<RefCell<Fences>>,
+    /// Where reservations fence.
+    namespaces: Option<Rc<RefCell<Namespaces>>>,
     agenda: Agenda,
     node: usize,
 }
@@ -129,8 +133,13 @@ pub(super) struct SimFencer {
 impl SimFencer {
     /// Those of the process of `agenda` at `node`.
     #[must_use]
-    pub(super) fn new(fences: &Rc<RefCell<Fences>>, agenda: &Agenda, node: usize) -> Self {
-        Self { fences: fences.clone(), agenda: agenda.clone(), node }
+    pub(super) fn new(
+        fences: &Rc<RefCell<Fences>>,
+        namespaces: Option<&Rc<RefCell<Namespaces>>>,
+        agenda: &Agenda,
+        node: usize,
+    ) -> Self {
+        Self { fences: fences.clone(), namespaces: namespaces.cloned(), agenda: agenda.clone(), node }
     }
 }
 
@@ -140,14 +149,25 @@ impl Fencer for SimFencer {
     }
 
     fn fence(&mut self, pool: PoolId, epoch: Epoch) {
-        self.fences.borrow_mut().ask(self.node, &self.agenda, pool, epoch, false);
+        match &self.namespaces {
+            Some(namespaces) => namespaces.borrow_mut().fence(self.node, &self.agenda, (pool, epoch)),
+            None => self.fences.borrow_mut().ask(self.node, &self.agenda, pool, epoch, false),
+        }
     }
 
     fn poll(&mut self) -> Option<FenceAnswer> {
+        let taken = self.namespaces.as_ref().and_then(|namespaces| namespaces.borrow_mut().next_answer(self.node));
+        if taken.is_some() {
+            return taken;
+        }
         let mut fences = self.fences.borrow_mut();
         let now = fences.world.now();
         let answers = &mut fences.answers[self.node];
         answers.front().filter(|(due, _)| *due <= now)?;
         answers.pop_front().map(|(_, answer)| answer)
+    }
+
+    fn lost(&mut self) -> Option<PoolId> {
+        self.namespaces.as_ref()?.borrow_mut().lost(self.node)
     }
 }

@@ -172,14 +172,16 @@ impl History {
 
     /// Whether a register was forced, which alone may lose an answered change; and rule R7: a log that its owner has lost the pool with counts no more.
     pub(super) fn judge_register(&mut self, pool: usize, old: &Register, new: &Register) -> Result<(), Violation> {
-        let void = &mut self.pools[pool].void;
+        let void = &self.pools[pool].void;
         let mirror = if let MirrorState::InSync(portion) = new.mirror { Some(portion) } else { None };
         if void.contains(&new.portion) || mirror.is_some_and(|portion| void.contains(&portion)) {
             let what = format!("the register of pool {} names a log that was to be made anew", NAMES[pool]);
             return Err(found(Oracle::TwoOwners, what));
         }
-        if new.owner != old.owner && mirror != Some(old.portion) {
-            void.insert(old.portion);
+        // Who never had it open has only what the other node has sent.
+        let was_used = new.owner != old.owner && self.pools[pool].used.remove(&old.portion);
+        if was_used && mirror != Some(old.portion) {
+            self.pools[pool].void.insert(old.portion);
         }
         let is_handed_over = new.owner != old.owner && mirror == Some(old.portion);
         if is_handed_over && self.pools[pool].refused_in == Some(self.pools[pool].services) {

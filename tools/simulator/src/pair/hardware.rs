@@ -12,7 +12,11 @@
 //! A pool that has failed stays so until people have mended what failed and have started the node again: the operator here reads of it in the status, as
 //! they do.
 
-use super::{History, lines, setup::Trouble, site::NAMES};
+use super::{
+    History, lines,
+    setup::{FenceKind, Trouble},
+    site::NAMES,
+};
 use crate::{history::Violation, setup::index};
 use twinlog::{
     base::PortionId,
@@ -194,9 +198,11 @@ impl History {
     /// An operator looks at both nodes when all is well, as what was given up stays so until people have mended it. Returns whether something was.
     pub(super) fn take_everything_up(&mut self) -> Result<bool, Violation> {
         let mut is_any = false;
+        let is_reserved = self.setup.fence == FenceKind::Reservation;
+        let may_give_up = is_reserved || self.setup.troubles.contains(&Trouble::Unopenable);
         for node in 0..2 {
             let answer = self.processes[node].as_ref().and_then(|process| process.node.call(AdminRequest::Status));
-            let Some(answer) = answer.filter(|_| self.setup.troubles.contains(&Trouble::Unopenable)) else { continue };
+            let Some(answer) = answer.filter(|_| may_give_up) else { continue };
             while answer.is_empty() && self.processes[node].is_some() {
                 self.turn_with(false)?;
             }

@@ -13,7 +13,7 @@ use twinlog_device::Nanos;
 use twinlog_sim::{Direction, Fault, LogMedium};
 
 /// Everything that is counted.
-pub(super) const ALL: [&str; 52] = [
+pub(super) const ALL: [&str; 62] = [
     ARBITER_LATE,
     ARBITER_LOST,
     ARBITER_POSTHUMOUS,
@@ -24,9 +24,18 @@ pub(super) const ALL: [&str; 52] = [
     CARRIED,
     CUT,
     DIES_OPENING,
+    DISK_ABORTED,
+    DISK_ANEW,
+    DISK_DARK,
+    DISK_DIED,
     DISK_GONE,
+    DISK_LATER,
+    DISK_LOST,
     DISK_READ,
+    DISK_REFUSED,
     DISK_SLOW,
+    DISK_TAKEN,
+    DISK_UNHEARD,
     DISK_WRITE,
     FENCED,
     FORCED_LOG,
@@ -46,6 +55,7 @@ pub(super) const ALL: [&str; 52] = [
     ONLINE_INTERRUPTED,
     ONLINE_REFUSED,
     OPENING,
+    OVERDUE,
     OWN_LOG_LOST,
     PACKET_LOST,
     PAUSE,
@@ -78,6 +88,15 @@ pub(super) const BROUGHT_BACK: &str = "held: brought back";
 pub(super) const CARRIED: &str = "held: carried to another node";
 pub(super) const CUT: &str = "interconnect cut";
 const DIES_OPENING: &str = "died while opening";
+pub(super) const DISK_ABORTED: &str = "reserved: ended in flight";
+pub(super) const DISK_ANEW: &str = "reserved: registered anew";
+pub(super) const DISK_DARK: &str = "reserved: disk not reached";
+pub(super) const DISK_DIED: &str = "reserved: died in between";
+pub(super) const DISK_LATER: &str = "reserved: other came later";
+pub(super) const DISK_LOST: &str = "reserved: command lost";
+pub(super) const DISK_REFUSED: &str = "reserved: change refused";
+pub(super) const DISK_TAKEN: &str = "reserved: partner fenced";
+pub(super) const DISK_UNHEARD: &str = "reserved: answer lost";
 const DISK_GONE: &str = "disk: gone";
 const DISK_READ: &str = "disk: read error";
 const DISK_SLOW: &str = "disk: slow";
@@ -100,6 +119,7 @@ pub(super) const OFFLINE: &str = "volume offline";
 pub(super) const ONLINE_INTERRUPTED: &str = "held: online interrupted";
 pub(super) const ONLINE_REFUSED: &str = "held: online too early";
 const OPENING: &str = "opening: hindered";
+pub(super) const OVERDUE: &str = "stood still over its lease";
 pub(super) const OWN_LOG_LOST: &str = "line: own log lost";
 pub(super) const PACKET_LOST: &str = "packet lost";
 pub(super) const PAUSE: &str = "node paused";
@@ -326,6 +346,7 @@ impl History {
         for (name, count) in all {
             self.tally.count_named(name, count);
         }
+        self.count_reservations();
     }
 }
 

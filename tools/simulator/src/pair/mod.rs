@@ -14,7 +14,7 @@
 //! 1. Everything is drawn from the seed; two runs of one seed are the same to the last byte.
 //! 2. The oracles use nothing of the nodes but their answers, which engines exist, and the registers as the arbiter has them.
 //! 3. What one pool's clients were answered is there after every opening, by whichever node, and what was read once never vanishes.
-//! 4. Two nodes never have a pool open at the same time; only the node that the register names answers, and not after its lease has ended.
+//! 4. Two nodes never have a pool open at the same time, unless one of them has lost the reservation of its disk; only the node that the register names answers, and not after its lease has ended.
 
 mod aim;
 mod ambush;
@@ -27,9 +27,12 @@ mod forced;
 mod hardware;
 mod held;
 pub mod hosts;
+mod judge;
+mod lease;
 mod lines;
 #[cfg(test)]
 mod named;
+mod namespaces;
 mod opener;
 mod setup;
 mod site;
@@ -332,6 +335,7 @@ impl History {
         self.look_at_requests();
         self.wait_in_ambush();
         self.site.desk.borrow_mut().step();
+        self.take_disks()?;
         while let Some(blow) = self.next_blow() {
             self.strike(blow);
         }
@@ -345,9 +349,16 @@ impl History {
                 continue;
             }
             let Some(process) = &mut self.processes[node] else { continue };
+            let now = self.site.world.now();
             let Some(clock) = process.poll(&mut self.prng) else { continue };
+            let is_overdue = process.is_overdue(now);
             self.clocks[node] = clock;
             is_any = true;
+            if is_overdue {
+                self.tell(lines::OVERDUE, true);
+                self.restart(node);
+                continue;
+            }
             if self.site.world.crashed() {
                 self.die(node, false);
                 self.site.world.recover();
@@ -459,15 +470,24 @@ impl History {
             let serves =
                 |reactor: usize| engine(reactor).is_some_and(|engine| engine.is_serving() && !engine.is_closing());
             let is_serving = (0..count).all(serves);
+            let has_lost = [0, 1].map(|node| self.has_lost_disk(pool, node));
             let watch = &mut self.pools[pool];
             let was_open = std::mem::replace(&mut watch.open_at[node], is_open);
             if was_open && !is_open {
                 watch.part(node);
             }
             if is_open && watch.open_at[1 - node] {
-                return Err(found(Oracle::TwoOwners, format!("both nodes have pool {name} open")));
+                if has_lost[0] == has_lost[1] {
+                    return Err(found(Oracle::TwoOwners, format!("both nodes have pool {name} open")));
+                }
+                // Who has lost the disk stands still, or closes the pool.
+                if watch.server.is_some_and(|server| has_lost[server]) {
+                    watch.end();
+                }
             }
             if is_open && !was_open {
+                let portion = self.site.portion_at_rest(node, pool);
+                self.pools[pool].used.extend(portion);
                 self.moment(pool, Moment::Opens);
             }
             let watch = &mut self.pools[pool];
@@ -475,7 +495,7 @@ impl History {
                 watch.end();
                 self.note(|_| format!("{} has closed pool {name}", NAMES[node]));
                 self.tell_close(node);
-            } else if watch.server.is_none() && is_serving {
+            } else if watch.server.is_none() && is_serving && !has_lost[node] {
                 self.note(|_| format!("{} serves pool {name}", NAMES[node]));
                 self.tell_service(pool, node);
                 self.begin_service(pool, node)?;

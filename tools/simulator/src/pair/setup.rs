@@ -20,6 +20,8 @@ pub(super) enum FenceKind {
     Lock,
     /// A command switches the partner's machine off.
     PowerOff,
+    /// Its lease has ended, and it has lost the reservation of the pool's disk.
+    Reservation,
 }
 
 /// How clients are connected.
@@ -151,6 +153,8 @@ pub(super) struct PairSetup {
     pub(super) is_hasty: bool,
     /// How nodes are fenced.
     pub(super) fence: FenceKind,
+    /// Whether disks keep reservations when they lose their power.
+    pub(super) keeps_reservations: bool,
     /// What goes wrong.
     pub(super) troubles: Vec<Trouble>,
     /// What operators lose for good.
@@ -229,6 +233,7 @@ impl PairSetup {
             gives_back: prng.chance(2, 3),
             is_hasty: prng.chance(1, 4),
             fence: *prng.pick(&[FenceKind::Lock, FenceKind::PowerOff]),
+            keeps_reservations: true,
             troubles,
             lost: *prng.pick(&[Lost::Log, Lost::Machine]),
             aim: None,
@@ -259,17 +264,32 @@ impl PairSetup {
             laziness: *prng.pick(&[0, 0, 4, 7]),
         });
         setup.write_bytes_max = setup.write_bytes_max.min(setup.ring_blocks / 4 * BLOCK);
-        // What is given up by force is another story.
-        if prng.chance(1, 4) && !setup.troubles.contains(&Trouble::Forced) {
-            setup.troubles.extend([Trouble::Rot; 6]);
+        setup.draw_rot(prng);
+        setup.draw_reservation(prng);
+        setup
+    }
+
+    /// In every fourth history blocks rot; what is given up by force is another story.
+    fn draw_rot(&mut self, prng: &mut Prng) {
+        if prng.chance(1, 4) && !self.troubles.contains(&Trouble::Forced) {
+            self.troubles.extend([Trouble::Rot; 6]);
             match prng.below(4) {
                 0 => {}
-                1 => (setup.aim, setup.events) = (None, setup.events.max(4)),
-                _ => Aim::Held.prepare(&mut setup),
+                1 => (self.aim, self.events) = (None, self.events.max(4)),
+                _ => Aim::Held.prepare(self),
             }
-            setup.write_bytes_max = setup.write_bytes_max.min(setup.ring_blocks / 4 * BLOCK);
+            self.write_bytes_max = self.write_bytes_max.min(self.ring_blocks / 4 * BLOCK);
         }
-        setup
+    }
+
+    /// In every sixth history reservations of the disks are the fence.
+    fn draw_reservation(&mut self, prng: &mut Prng) {
+        if prng.below(6) == 3 {
+            (self.fence, self.keeps_reservations) = (FenceKind::Reservation, prng.chance(3, 4));
+            if self.aim != Some(Aim::Held) && prng.chance(1, 2) {
+                Aim::Fenced.prepare(self);
+            }
+        }
     }
 
     /// A pool's disk.
@@ -279,6 +299,7 @@ impl PairSetup {
         config.info.sector_bytes = self.sector_bytes;
         config.latency_ns = (500, self.latency_ns.0);
         config.cache_blocks_max = self.cache_blocks_max;
+        config.keeps_reservations = self.keeps_reservations;
         config
     }
 

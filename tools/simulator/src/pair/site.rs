@@ -3,8 +3,10 @@
 use super::{
     arbiter::{Desk, SimArbiter},
     fence::{Fences, SimFencer},
+    lease::Trials,
+    namespaces::Namespaces,
     opener::{Hindrances, Openings, SimOpener},
-    setup::{PairSetup, REACTORS_MAX, SeamSetup, Sessions},
+    setup::{FenceKind, PairSetup, REACTORS_MAX, SeamSetup, Sessions},
 };
 use crate::{
     clients::{Front, Port, nvme},
@@ -83,6 +85,8 @@ pub(super) struct Site {
     pub(super) desk: Rc<RefCell<Desk>>,
     /// The fences.
     pub(super) fences: Rc<RefCell<Fences>>,
+    /// The fences in the disks, where they are used.
+    pub(super) namespaces: Option<Rc<RefCell<Namespaces>>>,
     /// What cannot be opened.
     pub(super) hindrances: Rc<RefCell<Hindrances>>,
     /// The interconnect: the first node connects, the second one listens.
@@ -98,6 +102,7 @@ pub(super) struct Process {
     agendas: Vec<Agenda>,
     /// Which of the reactors get no turns.
     is_starved: [Cell<bool>; REACTORS_MAX],
+    end: Arc<NodeEnd>,
     net: SimListener,
 }
 
@@ -136,6 +141,11 @@ impl Process {
     /// Ends the wait of reactor 0, which was given something by no way of its own.
     pub(super) fn wake(&self) {
         self.agendas[0].wake();
+    }
+
+    /// Whether it stood still over the end of its lease at `now`, with a pool open: it looks at the clock right before it gives anything to the machine, and ends.
+    pub(super) fn is_overdue(&self, now: Nanos) -> bool {
+        !self.end.may_serve(|| now)
     }
 
     /// Ends with its machine: nobody hears of it.
@@ -182,6 +192,11 @@ impl Site {
         let mut prng = Prng::new(seed ^ 0x517E);
         let desk = Desk::new(&world, prng.fork(), setup.detection * 2);
         let fences = Fences::new(&world, prng.fork(), setup.fence);
+        let hindrances = Rc::default();
+        let namespaces = (setup.fence == FenceKind::Reservation).then(|| {
+            let trials = Trials::new(&world, &desk, setup.detection * LEASE_FACTOR);
+            Namespaces::new(&world, prng.fork(), &media, (&hindrances, trials))
+        });
         let paths = (0..setup.paths).map(|path| SimPath::new(&world, &address(path), setup.path())).collect();
         let mut site = Self {
             world,
@@ -191,7 +206,8 @@ impl Site {
             blocks,
             desk,
             fences,
-            hindrances: Rc::default(),
+            namespaces,
+            hindrances,
             paths,
             prng,
         };
@@ -259,8 +275,8 @@ impl Site {
             agendas.iter().map(|agenda| Arc::new(MailWaker(agenda.waker())) as Arc<dyn Waker>).collect();
         let (calls, called) = mailbox(CALLS_MAX, wakers[0].clone());
         self.hindrances.borrow_mut().failed[node] = [0; 2];
-        let hindrances = (node, &self.hindrances);
-        let openings = Openings::new(hindrances, &agendas, &wakers, self.setup.messages_max, self.prng.fork());
+        let ways = (&self.hindrances, self.namespaces.as_ref());
+        let openings = Openings::new(node, ways, (&agendas, &wakers), self.setup.messages_max, self.prng.fork());
         let sweeps = Arc::new(Sweeps::new(&wakers));
         let (forwarder, forward_ports) = self.forwarder(node, &wakers, sweeps.clone());
         let end = Arc::new(NodeEnd::default());
@@ -312,11 +328,13 @@ impl Site {
             listeners.push(listener);
         }
         self.fences.borrow_mut().begin_life(node);
+        self.namespaces.iter().for_each(|namespaces| namespaces.borrow_mut().begin_life(node));
         let mut node = Node::new(reactors, ports, listeners, calls);
         if let (Some(interconnect), Some(seam)) = (interconnect, self.setup.seam) {
             node.set_interconnect(interconnect, seam.laziness);
         }
-        Process { node, agendas: agendas.into_iter().chain(carrier).collect(), is_starved: Default::default(), net }
+        let agendas = agendas.into_iter().chain(carrier).collect();
+        Process { node, agendas, is_starved: Default::default(), end, net }
     }
 
     /// What reactor 0 has beyond the others, an interconnect that is polled beside it, and the name of this end of the interconnect.
@@ -357,12 +375,12 @@ impl Site {
         }
         self.desk.borrow_mut().begin_life(node);
         let pools = [node, 1 - node].map(|pool| self.pair_pool(node, pool, ids[usize::from(pool != node)], agenda));
-        let controller = Controller::new(ControllerParts {
+        let mut controller = Controller::new(ControllerParts {
             name: NAMES[node].to_owned(),
             partner: NAMES[1 - node].to_owned(),
             pools,
             arbiter: Box::new(SimArbiter::new(&self.desk, agenda, node)),
-            fencer: Box::new(SimFencer::new(&self.fences, agenda, node)),
+            fencer: Box::new(SimFencer::new(&self.fences, self.namespaces.as_ref(), agenda, node)),
             timing: Timing {
                 detection,
                 lease: detection * LEASE_FACTOR,
@@ -371,6 +389,9 @@ impl Site {
             },
             prng: self.prng.fork(),
         });
+        if self.namespaces.is_some() {
+            controller.guard_lease();
+        }
         let way = LinkWay::new(net, link);
         let (way, interconnect) = match carrier {
             None => (Box::new(way) as Box<dyn Interconnect>, None),
@@ -462,8 +483,13 @@ impl Site {
 
     /// What runs at `node` has ended, with its machine if `is_dark`: what it left unfinished lands or not. `has_open` are the pools that no other node has open.
     pub(super) fn end_process(&mut self, (node, is_dark): (usize, bool), has_open: [bool; 2], prng: &mut Prng) {
-        for (medium, _) in self.media.iter().zip(has_open).filter(|(_, has_open)| *has_open) {
-            medium.process_kill(prng);
+        if let Some(namespaces) = &self.namespaces {
+            namespaces.borrow_mut().end_life(node);
+            self.media.iter().for_each(|medium| medium.process_kill_of(node, prng));
+        } else {
+            for (medium, _) in self.media.iter().zip(has_open).filter(|(_, has_open)| *has_open) {
+                medium.process_kill(prng);
+            }
         }
         self.logs[node].iter().flatten().for_each(|log| log.power_cut(prng));
         self.desk.borrow_mut().end_life(node);

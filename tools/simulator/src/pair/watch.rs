@@ -95,6 +95,8 @@ pub(super) struct Watch {
     pub(super) was_forced: bool,
     /// Logs that a node owned the pool with when the other one took it over: what they hold counts no more.
     pub(super) void: BTreeSet<PortionId>,
+    /// Logs with which a node has had the pool open since it became its owner: they may hold what it has written.
+    pub(super) used: BTreeSet<PortionId>,
     /// In this service a request was refused as one that its node cannot end.
     pub(super) refused_in: Option<u64>,
     /// It was opened while its disk or its logs failed: a volume may be offline until an operator orders it online.
@@ -126,6 +128,7 @@ impl Watch {
             may_be_forced: false,
             was_forced: false,
             void: BTreeSet::new(),
+            used: BTreeSet::new(),
             refused_in: None,
             may_be_offline: false,
             aftermath: None,
