@@ -428,7 +428,8 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
             return self.finish(index, Ok(()));
         }
         let seat = &mut self.seats[slot.seat];
-        seat.is_fenced |= status.code() == Status::RESERVED.code() && slot.kind.changes();
+        let is_fenced = matches!(Status(status.code()), Status::RESERVED | Status::PREEMPTED);
+        seat.is_fenced |= is_fenced && slot.kind.changes();
         if status.code() == Status::TOO_LARGE.code() && slot.kind == Kind::Discard && slot.step > DISCARD_LBAS_MIN {
             seat.discard_lbas_max = (slot.step / 8).next_multiple_of(DISCARD_LBAS_MIN);
             return self.wait(index, now);
@@ -606,7 +607,7 @@ fn error_kind(status: Status) -> DeviceErrorKind {
         Status::OUT_OF_RANGE => DeviceErrorKind::Beyond,
         Status::NO_SPACE => DeviceErrorKind::NoSpace,
         Status::INVALID_NAMESPACE => DeviceErrorKind::Gone,
-        Status::RESERVED => DeviceErrorKind::Fenced,
+        Status::RESERVED | Status::PREEMPTED => DeviceErrorKind::Fenced,
         Status::WRITE_PROTECTED => DeviceErrorKind::Os(libc::EROFS),
         Status::INVALID_OPCODE => DeviceErrorKind::Os(libc::EOPNOTSUPP),
         _ if status.is_medium() => DeviceErrorKind::Medium,

@@ -51,6 +51,8 @@ pub(super) struct Pending {
     pub(super) queue: u16,
     pub(super) entry: SubmissionEntry,
     pub(super) due: u64,
+    /// It was being processed when its host was preempted: no reservation that came later keeps it from what it does.
+    pub(super) is_under_way: bool,
 }
 
 /// An answer that waits for room in its queue.
@@ -111,6 +113,8 @@ pub(super) struct Device {
     pub(super) sgl_count: u64,
     /// Logarithm of the logical blocks that the driver was told of each namespace: where that was a lie, it moves as many bytes all the same.
     pub(super) told_shifts: BTreeMap<u32, u8>,
+    /// Of each namespace, the preemptions that it has heeded.
+    heeded: BTreeMap<u32, usize>,
 }
 
 impl Device {
@@ -151,6 +155,7 @@ impl Device {
             performed_count: 0,
             sgl_count: 0,
             told_shifts: BTreeMap::new(),
+            heeded: BTreeMap::new(),
         }
     }
 
@@ -207,10 +212,11 @@ impl Device {
     }
 
     pub(super) fn power_cut(&mut self, prng: &mut Prng) {
+        self.heed();
         // What was fetched may have been under way.
         for pending in std::mem::take(&mut self.pending) {
             if prng.chance(1, 2) {
-                self.land(&pending.entry, prng);
+                self.land(&pending, prng);
             }
         }
         for medium in &mut self.subsystem.borrow_mut().namespaces {
@@ -345,6 +351,7 @@ impl Device {
         // What does not answer any more may still have access to memory, unless it was pulled out.
         let is_there = !(self.is_gone && self.is_removed);
         if matches!(self.power, Power::Ready | Power::Stopping { .. }) && is_there && !self.is_fatal {
+            self.heed();
             if self.power == Power::Ready {
                 self.fetch();
             }
@@ -422,7 +429,32 @@ impl Device {
         }
         let delay_max = if self.fails(late) { LATE_MAX } else { self.config.delay_max };
         let due = self.turns + self.prng.below(delay_max + 1);
-        self.pending.push(Pending { queue, entry, due });
+        self.pending.push(Pending { queue, entry, due, is_under_way: false });
+    }
+
+    /// Heeds preemptions of this controller's host that came since it looked last: commands that it has fetched are aborted, or go on.
+    fn heed(&mut self) {
+        let (subsystem, host) = (self.subsystem.clone(), self.host());
+        for medium in &subsystem.borrow().namespaces {
+            let id = medium.shape.id;
+            let preemptions = &medium.reservations.preemptions;
+            let heeded = self.heeded.insert(id, preemptions.len()).unwrap_or(0);
+            for preemption in preemptions.iter().skip(heeded).filter(|preemption| preemption.host == host) {
+                self.end_pending(id, preemption.aborts);
+            }
+        }
+    }
+
+    fn end_pending(&mut self, namespace: u32, aborts: bool) {
+        for mut pending in std::mem::take(&mut self.pending) {
+            let is_meant = pending.queue != 0 && pending.entry.namespace.get() == namespace;
+            if is_meant && aborts {
+                self.answer(pending.queue, pending.entry.command_id.get(), Status::PREEMPTED, 0);
+                continue;
+            }
+            pending.is_under_way |= is_meant && self.prng.chance(1, 2);
+            self.pending.push(pending);
+        }
     }
 
     /// Performs what is due, in any order.
@@ -433,11 +465,12 @@ impl Device {
             let drawn = usize::try_from(self.prng.below(due.len() as u64)).expect("small");
             let index = due.swap_remove(drawn);
             let last = self.pending.len() - 1;
-            let Pending { queue, entry, .. } = self.pending.swap_remove(index);
+            let Pending { queue, entry, is_under_way, .. } = self.pending.swap_remove(index);
             if let Some(moved) = due.iter_mut().find(|other| **other == last) {
                 *moved = index;
             }
-            let answer = if queue == 0 { self.perform_admin(&entry) } else { Some((self.perform_io(&entry), 0)) };
+            let answer =
+                if queue == 0 { self.perform_admin(&entry) } else { Some((self.perform_io(&entry, is_under_way), 0)) };
             if let Some((status, result)) = answer {
                 self.answer(queue, entry.command_id.get(), status, result);
             }

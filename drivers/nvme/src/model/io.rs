@@ -1,6 +1,6 @@
 //! I/O commands.
 
-use super::device::Device;
+use super::device::{Device, Pending};
 use crate::spec::{DeallocateRange, PAGE_BYTES, Status, SubmissionEntry, USES_SGL, io_opcode};
 use twinlog_device::Prng;
 use zerocopy::FromBytes;
@@ -24,7 +24,8 @@ impl Transfer {
 }
 
 impl Device {
-    pub(super) fn perform_io(&mut self, entry: &SubmissionEntry) -> Status {
+    /// Performs a command; `is_under_way`: no reservation keeps it from that.
+    pub(super) fn perform_io(&mut self, entry: &SubmissionEntry, is_under_way: bool) -> Status {
         let subsystem = self.subsystem.clone();
         let mut subsystem = subsystem.borrow_mut();
         let has_write_cache = subsystem.has_write_cache;
@@ -38,9 +39,9 @@ impl Device {
         }
         let writes =
             matches!(entry.opcode, io_opcode::WRITE | io_opcode::WRITE_ZEROES | io_opcode::DATASET | io_opcode::FLUSH);
-        if (writes && !medium.reservations.may_write(host))
-            || (entry.opcode == io_opcode::READ && !medium.reservations.may_read(host))
-        {
+        let is_kept_out = (writes && !medium.reservations.may_write(host))
+            || (entry.opcode == io_opcode::READ && !medium.reservations.may_read(host));
+        if is_kept_out && !is_under_way {
             return Status::RESERVED;
         }
         let lbas = transfer.first..transfer.first + transfer.count;
@@ -248,7 +249,8 @@ impl Device {
     }
 
     /// A write that was under way at a power cut: each logical block lands or not.
-    pub(super) fn land(&mut self, entry: &SubmissionEntry, prng: &mut Prng) {
+    pub(super) fn land(&mut self, pending: &Pending, prng: &mut Prng) {
+        let entry = &pending.entry;
         if entry.opcode != io_opcode::WRITE {
             return;
         }
@@ -258,7 +260,8 @@ impl Device {
         let transfer = Transfer::new(entry);
         let lba_bytes = medium.lba_bytes();
         let length = usize::try_from(transfer.count).expect("sixteen bits") * lba_bytes;
-        if !medium.holds(transfer.first, transfer.count) {
+        let is_kept_out = !pending.is_under_way && !medium.reservations.may_write(self.host());
+        if is_kept_out || !medium.holds(transfer.first, transfer.count) {
             return;
         }
         let Some(bytes) = self.gather(entry, length) else { return };

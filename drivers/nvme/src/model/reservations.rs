@@ -1,4 +1,11 @@
 //! Reservations of a namespace (base 8.19).
+//!
+//! What becomes of commands that a controller has fetched when their host is preempted (`Device::heed`, and base 8.19):
+//!
+//! | the action was | they |
+//! |---|---|
+//! | Preempt and Abort | are aborted before it is answered, with a status of their own |
+//! | Preempt | go on: those that are being processed may still change the namespace; the others are refused |
 
 use crate::{
     HostId,
@@ -6,6 +13,14 @@ use crate::{
 };
 use std::collections::BTreeMap;
 use zerocopy::{FromZeros, IntoBytes};
+
+/// A host whose registration another one has ended.
+#[derive(Clone, Copy)]
+pub(super) struct Preemption {
+    pub(super) host: HostId,
+    /// Whether its commands are aborted.
+    pub(super) aborts: bool,
+}
 
 /// Registrations and the reservation.
 #[derive(Default)]
@@ -16,6 +31,8 @@ pub(super) struct Reservations {
     /// Holder and type.
     held: Option<(HostId, u8)>,
     persists: bool,
+    /// Every preemption so far, for the controllers of those hosts.
+    pub(super) preemptions: Vec<Preemption>,
 }
 
 impl Reservations {
@@ -92,10 +109,16 @@ impl Reservations {
             },
             1 | 2 => {
                 let holder_falls = self.held.is_none_or(|(holder, _)| self.key(holder) == Some(victim));
-                let count_before = self.keys.len();
-                self.keys.retain(|&other, (key, _)| other == host || *key != victim);
-                if self.keys.len() == count_before && !holder_falls {
+                let is_victim =
+                    |(&other, &(key, _)): (&HostId, &(u64, u16))| (other != host && key == victim).then_some(other);
+                let victims: Vec<_> = self.keys.iter().filter_map(is_victim).collect();
+                if victims.is_empty() && !holder_falls {
                     return Status::RESERVED;
+                }
+                let aborts = first & 7 == 2;
+                for host in victims {
+                    self.keys.remove(&host);
+                    self.preemptions.push(Preemption { host, aborts });
                 }
                 if holder_falls {
                     self.held = Some((host, kind));
@@ -145,7 +168,7 @@ impl Reservations {
 
     pub(super) fn lose_power(&mut self) {
         if !self.persists {
-            *self = Self::default();
+            *self = Self { preemptions: std::mem::take(&mut self.preemptions), ..Self::default() };
         }
     }
 }

@@ -23,6 +23,8 @@ impl Status {
     pub const QUEUE_DELETED: Self = Self(0x08);
     /// No such namespace.
     pub const INVALID_NAMESPACE: Self = Self(0x0B);
+    /// Aborted because its host was preempted.
+    pub const PREEMPTED: Self = Self(0x1B);
     /// The namespace cannot be written.
     pub const WRITE_PROTECTED: Self = Self(0x20);
     /// The controller was interrupted: ask again.

@@ -1,12 +1,11 @@
 //! What the driver does when things go wrong, one thing at a time.
 
-use crate::support::{Rig, TURNS_MAX};
+use crate::support::{Rig, TURNS_MAX, expect_whole};
 use std::time::Duration;
-use twinlog_device::{BlockBuf, BlockDevice, BlockRange, DeviceErrorKind, Persistence, Prng, Token};
+use twinlog_device::{BlockBuf, BlockDevice, BlockRange, DeviceErrorKind, Persistence, Token};
 use twinlog_nvme::{
-    Controller, ControllerOptions, ControllerState, Failure, OpenError, Reservation, ReservationKind, Unsupported,
-    Violation,
-    model::{Mischief, Model, ModelConfig, ModelNamespace},
+    Controller, ControllerOptions, ControllerState, Failure, OpenError, Unsupported, Violation,
+    model::{Mischief, ModelConfig, ModelNamespace},
 };
 
 const ALWAYS: u64 = 1000;
@@ -34,13 +33,6 @@ fn kinds(rig: &mut Rig, count: usize) -> Vec<Result<(), DeviceErrorKind>> {
     let mut completions = rig.collect(0, count);
     completions.sort_by_key(|completion| completion.token);
     completions.into_iter().map(|completion| completion.result.map_err(|error| error.kind)).collect()
-}
-
-/// Every block is back in the pool once everything is closed.
-fn expect_whole(mut rig: Rig) {
-    rig.expect_no_fault();
-    rig.close();
-    assert_eq!(rig.pool.free_count(), rig.pool.block_count(), "no block is lost");
 }
 
 #[test]
@@ -484,104 +476,4 @@ fn a_durable_write_is_flushed_where_fua_is_ignored() {
         assert_eq!(rig.model.performed_count(), commands);
         expect_whole(rig);
     }
-}
-
-/// A rig whose driver says that it is `host`, with three disks of the namespace.
-fn hosted(model: Option<Model>, host: u8) -> Rig {
-    let mut rig = Rig::new(ModelConfig::new(9), 64);
-    if let Some(model) = model {
-        rig.model = model;
-    }
-    bring_up(&mut rig, host);
-    rig
-}
-
-fn bring_up(rig: &mut Rig, host: u8) {
-    let options = ControllerOptions { disk_count: 3, host_id: Some([host; 16]), ..ControllerOptions::default() };
-    assert_eq!(rig.start(options), ControllerState::Live);
-    assert_eq!([0; 3].map(|_| rig.open(1)), [0, 1, 2]);
-}
-
-/// The last disk is for reservations.
-fn reserve(rig: &mut Rig, reservation: Reservation) -> Result<(), DeviceErrorKind> {
-    rig.disks[2].reserve(Token(1), reservation);
-    rig.collect(2, 1).remove(0).result.map_err(|error| error.kind)
-}
-
-fn write(rig: &mut Rig, disk: usize) -> Result<(), DeviceErrorKind> {
-    let source = rig.pool.allocate_zeroed().expect("free blocks").freeze();
-    rig.disks[disk].write(Token(2), 3, vec![source], Persistence::Durable);
-    rig.collect(disk, 1).remove(0).result.map_err(|error| error.kind)
-}
-
-/// Two hosts, one namespace: the fence of a pair with shared disks.
-#[test]
-fn a_preempted_host_cannot_write() {
-    let kind = ReservationKind::WriteExclusive;
-    let mut first = hosted(None, 1);
-    let mut second = hosted(Some(first.model.second_controller()), 2);
-    let namespace = first.disks[0].namespace();
-    assert!(namespace.can_reserve(kind) && namespace.can_persist());
-    assert_eq!(reserve(&mut first, Reservation::Register { key: 11, persists: Some(true) }), Ok(()));
-    assert_eq!(reserve(&mut first, Reservation::Acquire { key: 11, kind }), Ok(()));
-    assert_eq!(write(&mut first, 0), Ok(()));
-    assert_eq!(write(&mut second, 0), Err(DeviceErrorKind::Fenced), "only the holder writes");
-    assert_eq!(reserve(&mut second, Reservation::Acquire { key: 22, kind }), Err(DeviceErrorKind::Fenced));
-    assert_eq!(reserve(&mut second, Reservation::Register { key: 22, persists: None }), Ok(()));
-    assert_eq!(write(&mut second, 1), Err(DeviceErrorKind::Fenced), "to be registered is not enough");
-    let wrong = Reservation::Preempt { key: 22, victim: 12, kind, aborts: true };
-    assert_eq!(reserve(&mut second, wrong), Err(DeviceErrorKind::Fenced), "the victim has another key by now");
-    assert_eq!(reserve(&mut second, Reservation::Preempt { key: 22, victim: 11, kind, aborts: true }), Ok(()));
-    assert_eq!(write(&mut first, 0), Err(DeviceErrorKind::Fenced), "the fence holds");
-    first.model.power_cut(&mut Prng::new(1));
-    bring_up(&mut first, 1);
-    assert_eq!(write(&mut first, 0), Err(DeviceErrorKind::Fenced), "and persists");
-    assert_eq!(reserve(&mut second, Reservation::Report), Ok(()));
-    let report = second.disks[2].take_report().expect("it succeeded");
-    assert_eq!((report.kind, report.registered_count, report.persists), (Some(kind), 1, true));
-    let host = report.hosts[0];
-    assert_eq!((host.key, host.holds, host.controller_id, host.host_id), (22, true, 2, [2; 16]));
-    expect_whole(first);
-    expect_whole(second);
-}
-
-#[test]
-fn a_disk_that_was_fenced_asks_no_more() {
-    let kind = ReservationKind::WriteExclusive;
-    let mut first = hosted(None, 1);
-    let mut second = hosted(Some(first.model.second_controller()), 2);
-    assert_eq!(reserve(&mut second, Reservation::Register { key: 22, persists: None }), Ok(()));
-    assert_eq!(reserve(&mut second, Reservation::Acquire { key: 22, kind }), Ok(()));
-    assert_eq!(write(&mut first, 0), Err(DeviceErrorKind::Fenced));
-    assert_eq!(reserve(&mut second, Reservation::Release { key: 22, kind }), Ok(()));
-    assert_eq!(write(&mut first, 0), Err(DeviceErrorKind::Fenced), "the disk is fenced, whatever the namespace says");
-    first.disks[0].flush(Token(3));
-    assert_eq!(first.collect(0, 1).remove(0).result.map_err(|error| error.kind), Err(DeviceErrorKind::Fenced));
-    let target = first.pool.allocate_many(1).expect("free blocks");
-    first.disks[0].read(Token(4), 3, target);
-    assert!(first.collect(0, 1).remove(0).result.is_ok(), "it may read");
-    assert_eq!(write(&mut first, 1), Ok(()), "another disk has met no fence");
-    expect_whole(first);
-    expect_whole(second);
-}
-
-/// Who the host is outlives its processes and the controller's resets: a new driver holds what the former one held.
-#[test]
-fn a_host_is_known_by_its_identifier() {
-    let kind = ReservationKind::WriteExclusive;
-    let mut first = hosted(None, 1);
-    let mut other_port = hosted(Some(first.model.second_controller()), 1);
-    let persists = Some(true);
-    assert_eq!(reserve(&mut first, Reservation::Register { key: 11, persists }), Ok(()));
-    assert_eq!(reserve(&mut first, Reservation::Acquire { key: 11, kind }), Ok(()));
-    assert_eq!(write(&mut other_port, 0), Ok(()), "two controllers, one host");
-    first.model.fail();
-    assert_eq!(write(&mut first, 0), Ok(()), "after a reset the controller is told again");
-    assert_eq!(first.controller().reset_count(), 1);
-    bring_up(&mut first, 1);
-    assert_eq!(write(&mut first, 0), Ok(()), "as is the next process' driver");
-    bring_up(&mut first, 3);
-    assert_eq!(write(&mut first, 0), Err(DeviceErrorKind::Fenced), "another host is another host");
-    expect_whole(first);
-    expect_whole(other_port);
 }

@@ -4,4 +4,5 @@ mod conformance;
 mod driver;
 mod fuzz;
 mod interrupts;
+mod reservation;
 mod support;

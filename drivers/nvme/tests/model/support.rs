@@ -104,6 +104,13 @@ impl Rig {
     }
 }
 
+/// Every block is back in the pool once everything is closed.
+pub(crate) fn expect_whole(mut rig: Rig) {
+    rig.expect_no_fault();
+    rig.close();
+    assert_eq!(rig.pool.free_count(), rig.pool.block_count(), "no block is lost");
+}
+
 impl Drop for Rig {
     fn drop(&mut self) {
         self.close();
