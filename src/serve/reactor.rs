@@ -42,6 +42,9 @@ pub trait FrontEnd<N: Network> {
     /// Does one bounded turn. Returns whether anything moved.
     fn poll<S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool;
 
+    /// Takes what has happened at the network while clients have to wait, and answers nothing of it: a reactor does not sleep over what it leaves with the machine.
+    fn wait(&mut self, net: &mut N);
+
     /// Whether the front ends of other reactors have to look at something, since this was last asked.
     fn take_news(&mut self) -> bool {
         false
@@ -70,6 +73,10 @@ pub trait FrontEnd<N: Network> {
 impl<N: Unread> FrontEnd<N> for Server {
     fn poll<S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool {
         Server::poll(self, net, service, now)
+    }
+
+    fn wait(&mut self, net: &mut N) {
+        Server::wait(self, net);
     }
 
     fn take_news(&mut self) -> bool {
@@ -351,6 +358,8 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
             if front.take_news() {
                 peers.iter().for_each(|peer| peer.wake());
             }
+        } else {
+            front.wait(net);
         }
         // What clients have just asked for leaves in this turn.
         if let Some(pair) = pair.as_mut().filter(|_| worked) {
@@ -385,3 +394,6 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

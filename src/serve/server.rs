@@ -232,15 +232,10 @@ impl Server {
         progressed |= self.accept(net, now);
         self.notify(service);
         progressed |= self.deliver(net, service, now);
-        let mut ready = std::mem::take(&mut self.ready);
-        net.poll(&mut ready);
+        self.take_ready(net);
         if let Some(sweeper) = &mut self.sweeper {
             sweeper.mark(net);
         }
-        for connection in ready.drain(..) {
-            self.enqueue(connection);
-        }
-        self.ready = ready;
         for _ in 0..self.queue.len() {
             let connection = self.queue.pop_front().expect("counted above");
             progressed |= self.run(net, service, connection, now);
@@ -250,6 +245,20 @@ impl Server {
             progressed |= self.look(net, service, now);
         }
         progressed | self.sweep(net, service, now)
+    }
+
+    /// Takes what `net` has to say, for a later turn: clients wait.
+    pub fn wait<N: Network>(&mut self, net: &mut N) {
+        self.take_ready(net);
+    }
+
+    fn take_ready<N: Network>(&mut self, net: &mut N) {
+        let mut ready = std::mem::take(&mut self.ready);
+        net.poll(&mut ready);
+        for connection in ready.drain(..) {
+            self.enqueue(connection);
+        }
+        self.ready = ready;
     }
 
     /// What was submitted in earlier turns may have reached its queues; who waited for that goes on.

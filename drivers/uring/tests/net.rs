@@ -388,3 +388,24 @@ fn two_reactors_share_a_listener() {
     drop(second);
     assert!(!path.exists(), "the last reactor removes the socket file");
 }
+
+#[test]
+fn a_connection_that_nobody_takes_keeps_nobody_awake_who_has_looked() {
+    let mut harness = Harness::unix(16);
+    let ListenAddress::Unix { path, .. } = harness.address.clone() else { unreachable!("the address of this test") };
+    let mut client = UnixStream::connect(path).expect("it listens");
+    client.write_all(b"hello").expect("there is room");
+    // First the connection is found, then what it sends.
+    let mut sleeps = |what: &str, is_looked: bool| {
+        let before = harness.ring.enter_count();
+        for _ in 0..20 {
+            if is_looked {
+                harness.network.poll(&mut Vec::new());
+            }
+            harness.ring.turn(Wait::UpTo(Duration::from_millis(1)));
+        }
+        assert_eq!(harness.ring.enter_count() - before >= 15, is_looked, "{what}");
+    };
+    sleeps("what it leaves with the ring is not slept over", false);
+    sleeps("what it has taken is", true);
+}

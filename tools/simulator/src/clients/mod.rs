@@ -300,6 +300,13 @@ impl<N: Unread> FrontEnd<N> for Front {
         }
     }
 
+    fn wait(&mut self, net: &mut N) {
+        match self {
+            Self::Nbd(server) => server.wait(net),
+            Self::Direct(_) => {}
+        }
+    }
+
     fn take_news(&mut self) -> bool {
         match self {
             Self::Nbd(server) => server.take_news(),
