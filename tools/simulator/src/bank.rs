@@ -109,6 +109,7 @@ pub const BUGS: &[Bug] = &[
     bug("reservation-judged-on-arrival", "what waits is performed although its host was preempted meanwhile"),
     bug("reservation-not-enforced", "a reservation keeps nobody out"),
     bug("reservation-not-in-cp", "a reservation alone does not make a volume dirty"),
+    bug("reservation-told-too-early", "a command about a reservation is answered before its record is durable"),
     bug("resize-keeps-tail", "shrinking frees nothing"),
     bug("resize-not-in-cp", "a new size alone does not make a volume dirty"),
     bug("space-waiters-forgotten", "changes that wait for space are dropped"),

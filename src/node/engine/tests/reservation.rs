@@ -97,6 +97,20 @@ fn a_reservation_keeps_others_out_and_survives_power_cuts_in_the_log_and_in_the_
 }
 
 #[test]
+fn what_is_answered_of_a_reservation_survives_a_power_cut_at_once() {
+    for seed in 0..16 {
+        let mut machine = Machine::new(seed, &[4096], 1, MIB);
+        let mut node = machine.start(1);
+        let volume = node.create("vol", MIB);
+        node.checkpoint();
+        assert_eq!(node.reserve(1, volume, register(1)), None);
+        machine.power_cut(node);
+        let mut node = machine.start(1);
+        assert_eq!(node.reservation(volume).registrants.len(), 1, "seed {seed}");
+    }
+}
+
+#[test]
 fn exclusive_access_is_not_even_read() {
     let machine = Machine::new(32, &[4096], 1, MIB);
     let mut node = machine.start(1);
@@ -218,7 +232,8 @@ fn many_registrants_lie_in_the_object_table() {
 #[test]
 fn planted_bugs_of_reservations_are_found() {
     let survives = a_reservation_keeps_others_out_and_survives_power_cuts_in_the_log_and_in_the_pool as fn();
-    let bugs: [(&'static str, fn()); 4] = [
+    let bugs: [(&'static str, fn()); 5] = [
+        ("reservation-told-too-early", what_is_answered_of_a_reservation_survives_a_power_cut_at_once),
         ("reservation-not-enforced", survives),
         ("replay-skips-reservations", survives),
         ("reservation-not-in-cp", survives),

@@ -24,6 +24,10 @@ pub const BUGS: &[Bug] = &[
     controller_bug("pass-outlives-direct-change", "what a host is answered at the owner does not end its pass"),
     controller_bug("repeated-change-overtakes", "a change that is asked for again overtakes the one that was left"),
     controller_bug(
+        "reservation-needs-no-pass",
+        "what a host has left of commands about its reservation is performed late",
+    ),
+    controller_bug(
         "waited-needs-no-pass",
         "what has waited for a takeover is performed whatever the former owner answered",
     ),
