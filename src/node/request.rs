@@ -8,6 +8,7 @@ use crate::{
     format::reservation::Reservation,
     fs::reservation::{Notice, ReservationCommand},
 };
+use smallvec::SmallVec;
 use std::{fmt, ops::Range, time::Duration};
 use thiserror::Error;
 use twinlog_device::{BLOCK_BYTES, BlockBuf, BlockPool, Landing, SharedBlock};
@@ -234,12 +235,15 @@ pub enum ReplyData {
     /// Nothing but success.
     Done,
     /// The bytes of a read, in order.
-    Data(Vec<DataRun>),
+    Data(DataRuns),
     /// Extents from the start of the range, without gaps; neighbours differ.
     Extents(Vec<Extent>),
     /// Registrants and reservation.
     Reservation(Box<Reservation>),
 }
+
+/// What a read returns: of most reads, one block.
+pub type DataRuns = SmallVec<[DataRun; 1]>;
 
 /// Part of what a read returns.
 #[derive(Clone, Debug)]

@@ -51,9 +51,10 @@ impl Cache {
     }
 
     /// Has the processor load what [`Self::get`] will look at, for somebody who looks for many: without this they wait for memory one after
-    /// the other.
+    /// the other. That is the table, the entry, and the count of the block's handles.
     pub fn look_ahead(&self, key: BlockKey) {
-        std::hint::black_box(self.entries.contains_key(&Key(known_by(key))));
+        let entry = self.entries.get(&Key(known_by(key)));
+        std::hint::black_box(entry.map(|entry| entry.block.handle_count()));
     }
 
     /// Keeps a verified block.

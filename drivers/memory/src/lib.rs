@@ -493,6 +493,12 @@ impl fmt::Debug for DeviceBlock {
 pub struct SharedBlock(Handle);
 
 impl SharedBlock {
+    /// How many handles there are just now.
+    #[must_use]
+    pub fn handle_count(&self) -> u32 {
+        self.0.state().load(Ordering::Relaxed)
+    }
+
     /// The block as its only handle, to be written again.
     ///
     /// # Errors
@@ -548,6 +554,15 @@ mod tests {
             prefer_huge_pages(&mut bytes[range]);
         }
         assert!(bytes.iter().all(|&byte| byte == 7));
+    }
+
+    #[test]
+    fn handles_are_counted() {
+        let block = pool(1).allocate_zeroed().expect("one is free").freeze();
+        let other = block.clone();
+        assert_eq!((block.handle_count(), other.handle_count()), (2, 2));
+        drop(other);
+        assert_eq!(block.handle_count(), 1);
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl<L: LogMemory> Shard<L> {
                     self.leave_line(id);
                     let Some(request) = self.requests.get_mut(id) else { continue };
                     let lsn = request.lsn;
-                    self.stable_waiters.insert((lsn, id));
+                    self.answer_when_stable(lsn, id);
                 }
                 // A long one lets the others pass between its records.
                 Ok(false) => {

@@ -60,7 +60,8 @@ use crate::{
 use pass::Passes;
 use request::Request;
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque},
     time::Duration,
 };
 use twinlog_device::{BlockDevice, DeviceError, DurabilityClass, LogMemory, Nanos, SharedBlock};
@@ -123,8 +124,10 @@ pub struct Shard<L: LogMemory> {
     space_waiters: VecDeque<u64>,
     /// Requests that wait for memory to read into.
     loan_waiters: VecDeque<u64>,
+    /// Reads that know where their blocks lie, as far as that is at hand.
+    located: Vec<u64>,
     /// Requests that wait for the lane to be stable up to a position.
-    stable_waiters: BTreeSet<(Lsn, u64)>,
+    stable_waiters: BinaryHeap<Reverse<(Lsn, u64)>>,
     /// Requests that wait for a consistency point that contains a position.
     cp_waiters: BTreeSet<(Lsn, u64)>,
     woken: Vec<u64>,
@@ -175,7 +178,8 @@ impl<L: LogMemory> Shard<L> {
             behind: VecDeque::new(),
             space_waiters: VecDeque::new(),
             loan_waiters: VecDeque::new(),
-            stable_waiters: BTreeSet::new(),
+            stable_waiters: BinaryHeap::new(),
+            located: Vec::new(),
             cp_waiters: BTreeSet::new(),
             woken: Vec::new(),
             cp: None,
@@ -306,6 +310,7 @@ impl<L: LogMemory> Shard<L> {
             self.wake(io, id);
         }
         self.retry_loans(io);
+        self.take_located(io);
         let mut worked = false;
         match &self.state {
             State::Scanning(_) => {
@@ -448,11 +453,18 @@ impl<L: LogMemory> Shard<L> {
         matches!(&self.state, State::Serving(lane) if lane.info().durability < DurabilityClass::Durable)
     }
 
+    /// Goes on with a request when the lane is stable up to `lsn`.
+    fn answer_when_stable(&mut self, lsn: Lsn, id: u64) {
+        self.stable_waiters.push(Reverse((lsn, id)));
+    }
+
     fn answer_stable(&mut self) {
         let State::Serving(lane) = &self.state else { return };
         let stable = if planted::is("acknowledge-early") { lane.appended() } else { lane.stable() };
-        while let Some(&(lsn, id)) = self.stable_waiters.first().filter(|(lsn, _)| *lsn <= stable) {
-            self.stable_waiters.remove(&(lsn, id));
+        while let Some(&Reverse((lsn, id))) = self.stable_waiters.peek()
+            && lsn <= stable
+        {
+            self.stable_waiters.pop();
             self.stable(id);
         }
     }
@@ -472,6 +484,7 @@ impl<L: LogMemory> Shard<L> {
         self.space_waiters.clear();
         self.loan_waiters.clear();
         self.stable_waiters.clear();
+        self.located.clear();
         self.cp_waiters.clear();
         self.woken.clear();
         for request in self.requests.drain().into_iter().filter(|_| !planted::is("replies-lost-at-stop")) {

@@ -2,16 +2,17 @@
 
 use super::{
     Shard,
-    request::{Kind, Slot},
+    request::{Arrived, Kind, Request, Slot, Slots},
 };
 use crate::{
     base::{Lsn, limits::BLOCK_BYTES, planted},
+    format::reference::BlockKey,
     fs::volume::{Overlay, Volume},
-    node::request::{DataRun, Extent, ReplyData, VolumeError},
+    node::request::{DataRun, DataRuns, Extent, ReplyData, VolumeError},
     pool::{io::Io, tree::Walk},
 };
 use std::ops::Range;
-use twinlog_device::{BLOCK_BYTES as BLOCK, BlockDevice, LogMemory};
+use twinlog_device::{BLOCK_BYTES as BLOCK, BlockDevice, LogMemory, SharedBlock};
 
 /// Blocks that one block status request looks at; what lies beyond is left for the client's next request.
 const STATUS_BLOCKS_MAX: u64 = 1 << 18;
@@ -21,21 +22,17 @@ fn blocks(range: &Range<u64>) -> Range<u64> {
 }
 
 impl<L: LogMemory> Shard<L> {
-    /// Resolves the blocks of a read, as far as they are at hand, and fetches the rest.
-    pub(super) fn advance_read<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) {
+    /// Finds where the blocks of a read lie, as far as nodes are at hand, and fetches the rest. [`Self::take_located`] goes on.
+    pub(super) fn locate_read<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) {
         let tag = self.tag(id);
         let request = self.requests.get_mut(id).expect("the caller looked it up");
-        let Kind::Read { range, slots, is_hint } = &mut request.kind else { unreachable!("a read") };
+        let Kind::Read { range, slots, .. } = &mut request.kind else { unreachable!("a read") };
         let Some(volume) = self.volumes.get(&request.volume) else { return self.refuse(id, VolumeError::NoSuchVolume) };
         let indices = blocks(range);
         if slots.is_empty() {
             request.lsn = overlay(volume, indices.clone(), slots).max(volume.reservation_lsn());
         }
         let arrived = &request.arrived;
-        let at_hand =
-            |io: &mut Io<D>, key| arrived.get(&key).and_then(|result| result.clone().ok()).or_else(|| io.cached(key));
-        let mut is_complete = true;
-        // First where all blocks are, then the blocks: looking for one is waiting for memory, and so they wait together.
         let mut walker = volume.walker();
         let mut index = indices.start;
         while index < indices.end {
@@ -44,7 +41,7 @@ impl<L: LogMemory> Shard<L> {
                 index += 1;
                 continue;
             };
-            match walker.walk(index, |key| at_hand(io, key)) {
+            match walker.walk(index, |key| at_hand(arrived, io, key)) {
                 Walk::Hole(_) => slots[position] = Slot::Hole,
                 Walk::Found(reference) | Walk::Missing(reference)
                     if let Some(Err(reason)) = arrived.get(&reference.key()) =>
@@ -52,23 +49,53 @@ impl<L: LogMemory> Shard<L> {
                     let reason = reason.clone();
                     return self.refuse(id, VolumeError::Unreadable { block: index, reason });
                 }
-                Walk::Found(reference) => {
-                    io.look_ahead(reference.key());
-                    slots[position] = Slot::At(reference);
-                }
+                Walk::Found(reference) => slots[position] = Slot::At(reference),
                 Walk::Missing(node) => {
                     let _ = io.fetch(&node, tag);
-                    is_complete = false;
                     // The same node serves its neighbours.
                     index = index.next_multiple_of(crate::base::limits::TREE_FANOUT).max(index + 1) - 1;
                 }
             }
             index += 1;
         }
+        self.located.push(id);
+    }
+
+    /// Takes the blocks of the reads that [`Self::locate_read`] has looked at. To find a block in the cache is to wait for memory, several times over: what all
+    /// of them will look at is touched first, so that they wait together.
+    pub(super) fn take_located<D: BlockDevice>(&mut self, io: &mut Io<D>) {
+        let mut located = std::mem::take(&mut self.located);
+        for &id in &located {
+            let Some(Request { kind: Kind::Read { slots, .. }, .. }) = self.requests.get_mut(id) else { continue };
+            for slot in slots {
+                if let Slot::At(reference) = slot {
+                    io.look_ahead(reference.key());
+                }
+            }
+        }
+        for id in located.drain(..) {
+            self.take_read(io, id);
+        }
+        self.located = located;
+    }
+
+    /// Takes the blocks of a read, as far as they are at hand, and fetches the rest.
+    fn take_read<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) {
+        let tag = self.tag(id);
+        let Some(request) = self.requests.get_mut(id) else { return };
+        let Kind::Read { slots, is_hint, .. } = &mut request.kind else { unreachable!("a read") };
+        let mut is_complete = true;
         let mut cached = Vec::new();
         for slot in slots {
-            let Slot::At(reference) = slot else { continue };
-            *slot = match at_hand(io, reference.key()).or_else(|| io.fetch(reference, tag)) {
+            let reference = match slot {
+                Slot::At(reference) => *reference,
+                Slot::Below => {
+                    is_complete = false;
+                    continue;
+                }
+                Slot::Hole | Slot::Block(_) => continue,
+            };
+            *slot = match at_hand(&request.arrived, io, reference.key()).or_else(|| io.fetch(&reference, tag)) {
                 // A hint keeps nothing: the block is in the cache now, as long as there is room for it.
                 Some(_) if *is_hint => {
                     cached.push(reference.key());
@@ -86,7 +113,7 @@ impl<L: LogMemory> Shard<L> {
         }
         if is_complete {
             let lsn = if planted::is("read-unstable") { Lsn(0) } else { request.lsn };
-            self.stable_waiters.insert((lsn, id));
+            self.answer_when_stable(lsn, id);
         }
     }
 
@@ -97,7 +124,7 @@ impl<L: LogMemory> Shard<L> {
         if *is_hint {
             return self.reply(request, Ok(ReplyData::Done));
         }
-        let mut runs = Vec::with_capacity(slots.len());
+        let mut runs = DataRuns::with_capacity(slots.len());
         let loan = request.loan.as_mut().expect("a read borrows before it begins");
         let first = range.start / BLOCK_BYTES;
         for (index, slot) in (first..).zip(slots.drain(..)) {
@@ -178,7 +205,7 @@ impl<L: LogMemory> Shard<L> {
             }
         }
         let lsn = *lsn;
-        self.stable_waiters.insert((lsn, id));
+        self.answer_when_stable(lsn, id);
     }
 
     /// Everything that a block status tells is stable: answer.
@@ -190,8 +217,13 @@ impl<L: LogMemory> Shard<L> {
     }
 }
 
+/// A block that was fetched for a request, or is in the cache.
+fn at_hand<D: BlockDevice>(arrived: &Arrived, io: &mut Io<D>, key: BlockKey) -> Option<SharedBlock> {
+    arrived.get(&key).and_then(|result| result.clone().ok()).or_else(|| io.cached(key))
+}
+
 /// What the generations in memory say of each block; returns the newest position among them.
-fn overlay(volume: &Volume, indices: Range<u64>, slots: &mut Vec<Slot>) -> Lsn {
+fn overlay(volume: &Volume, indices: Range<u64>, slots: &mut Slots) -> Lsn {
     let mut newest = Lsn(0);
     for index in indices {
         slots.push(match volume.overlay(index) {

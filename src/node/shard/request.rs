@@ -14,6 +14,7 @@ use crate::{
     },
     pool::io::Io,
 };
+use smallvec::SmallVec;
 use std::{collections::BTreeMap, ops::Range};
 use twinlog_device::{BlockBuf, BlockDevice, Loan, LogMemory, Nanos, SharedBlock};
 
@@ -53,12 +54,18 @@ pub(super) enum Slot {
     Block(SharedBlock),
 }
 
+/// The blocks of a read: most are of one.
+pub(super) type Slots = SmallVec<[Slot; 1]>;
+
+/// Blocks that were fetched for a request, or why they could not be.
+pub(super) type Arrived = BTreeMap<BlockKey, Result<SharedBlock, String>>;
+
 /// What is done.
 pub(super) enum Kind {
     /// `Read`, and `Cache` when nothing is to be returned.
     Read {
         range: Range<u64>,
-        slots: Vec<Slot>,
+        slots: Slots,
         is_hint: bool,
     },
     Status {
@@ -123,7 +130,7 @@ pub(super) struct Request {
     /// What a change is to find in its range: it is performed only then.
     pub(super) expected: Option<ContentSum>,
     /// Blocks that were fetched for it, or could not be.
-    pub(super) arrived: BTreeMap<BlockKey, Result<SharedBlock, String>>,
+    pub(super) arrived: Arrived,
     pub(super) is_woken: bool,
     /// The memory that those blocks may take, and what the reply holds of the cache or of dirty blocks.
     pub(super) loan: Option<Loan>,
@@ -150,9 +157,9 @@ impl Request {
         };
         let (kind, bytes) = match operation {
             VolumeOperation::Read(range) => {
-                (Kind::Read { slots: Vec::new(), is_hint: false, range: range.clone() }, length(&range))
+                (Kind::Read { slots: Slots::new(), is_hint: false, range: range.clone() }, length(&range))
             }
-            VolumeOperation::Cache(range) => (Kind::Read { slots: Vec::new(), is_hint: true, range }, 0),
+            VolumeOperation::Cache(range) => (Kind::Read { slots: Slots::new(), is_hint: true, range }, 0),
             VolumeOperation::Write { payload, durable } | VolumeOperation::CompareAndWrite { payload, durable, .. } => {
                 let range = payload.range();
                 let bytes = length(&range);
@@ -278,7 +285,7 @@ impl<L: LogMemory> Shard<L> {
         }
         let Some(request) = self.requests.get_mut(id) else { return };
         match &request.kind {
-            Kind::Read { .. } => self.advance_read(io, id),
+            Kind::Read { .. } => self.locate_read(io, id),
             Kind::Status { .. } => self.advance_status(io, id),
             Kind::Flush => self.begin_flush(id),
             Kind::Report(_) => self.begin_report(id),
@@ -290,7 +297,7 @@ impl<L: LogMemory> Shard<L> {
         // Another reactor can serve before this lane does: nothing was answered yet that a flush could mean.
         let lsn = if let super::State::Serving(lane) = &self.state { lane.appended() } else { Lsn(0) };
         self.requests.get_mut(id).expect("it has just begun").lsn = lsn;
-        self.stable_waiters.insert((lsn, id));
+        self.answer_when_stable(lsn, id);
     }
 
     /// Ends a request: its reply goes to where it came from.

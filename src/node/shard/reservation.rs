@@ -62,7 +62,7 @@ impl<L: LogMemory> Shard<L> {
         };
         request.verdict = Some(error);
         let lsn = request.lsn;
-        self.stable_waiters.insert((lsn, id));
+        self.answer_when_stable(lsn, id);
     }
 
     /// Takes down what is to be reported.
@@ -71,7 +71,7 @@ impl<L: LogMemory> Shard<L> {
         let Some(volume) = self.volumes.get(&request.volume) else { return self.refuse(id, VolumeError::NoSuchVolume) };
         request.kind = Kind::Report(Box::new(volume.reservation().clone()));
         let lsn = volume.reservation_lsn();
-        self.stable_waiters.insert((lsn, id));
+        self.answer_when_stable(lsn, id);
     }
 
     /// What is reported is stable.

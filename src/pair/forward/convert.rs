@@ -7,12 +7,13 @@ use crate::{
         planted,
     },
     format::reservation::Reservation,
-    node::request::{DataRun, Extent, Payload, ReplyData, VolumeError, VolumeOperation},
+    node::request::{DataRun, DataRuns, Extent, Payload, ReplyData, VolumeError, VolumeOperation},
     pair::wire::{
         EXTENTS_MAX, Reply, ReplyContent, ReplyStatus, Request, RequestKind, TEXT_BYTES_MAX, extents_of, pass_of,
         read_command, write_command, write_extent, write_pass,
     },
 };
+use smallvec::smallvec;
 use std::ops::Range;
 use twinlog_device::{BLOCK_BYTES as BLOCK, BlockPool};
 
@@ -253,7 +254,7 @@ fn done_of(operation: &VolumeOperation, (reply, bytes): (&Reply, &[u8]), buffer:
             Some(ReplyData::Data(runs_of(buffer)))
         }
         (VolumeOperation::Read(range), ReplyContent::Zeroes) if reply.detail == range.end - range.start => {
-            Some(ReplyData::Data(vec![DataRun::Zeroes(reply.detail)]))
+            Some(ReplyData::Data(smallvec![DataRun::Zeroes(reply.detail)]))
         }
         (VolumeOperation::BlockStatus { extents_max, .. }, ReplyContent::Extents) => {
             let extents = extents_of(bytes)?.map(|(length_bytes, allocated)| Extent { length_bytes, allocated });
@@ -269,7 +270,7 @@ fn done_of(operation: &VolumeOperation, (reply, bytes): (&Reply, &[u8]), buffer:
     }
 }
 
-fn runs_of(payload: Payload) -> Vec<DataRun> {
+fn runs_of(payload: Payload) -> DataRuns {
     let range = payload.range();
     let first = range.start - range.start % BLOCK_BYTES;
     let small = |number: u64| usize::try_from(number).expect("inside a block");
@@ -320,7 +321,7 @@ mod tests {
             let buffer = Payload::allocate(&blocks, range.clone());
             let Some(Ok(ReplyData::Data(runs))) = result_of(&read, (&reply, &sent), buffer) else { panic!("data") };
             assert_eq!(bytes_of(&runs), bytes);
-            let zeroes = reply_of(7, Ok(ReplyData::Data(vec![DataRun::Zeroes(range.end - range.start)])));
+            let zeroes = reply_of(7, Ok(ReplyData::Data(smallvec![DataRun::Zeroes(range.end - range.start)])));
             assert!(zeroes.1.is_empty(), "zeroes are told, not sent");
             assert!(result_of(&read, (&zeroes.0, &zeroes.1), None).is_some_and(|result| result.is_ok()));
             assert!(result_of(&read, (&reply, &sent[1..]), None).is_none(), "another length");

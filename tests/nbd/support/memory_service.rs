@@ -13,8 +13,8 @@ use twinlog::{
     format::reservation::Reservation,
     fs::reservation::{Access, Refused, ReservationCommand},
     node::request::{
-        DataRun, Extent, OfflineAt, Reach, ReplyData, ReservationNotice, VolumeError, VolumeInfo, VolumeOperation,
-        VolumeReply, VolumeRequest, VolumeService, VolumeShape,
+        DataRun, DataRuns, Extent, OfflineAt, Reach, ReplyData, ReservationNotice, VolumeError, VolumeInfo,
+        VolumeOperation, VolumeReply, VolumeRequest, VolumeService, VolumeShape,
     },
 };
 use twinlog_device::{BlockBytes, BlockPool};
@@ -316,9 +316,9 @@ impl MemoryService {
         self.change(index, Change::Bytes(start, bytes), durable);
     }
 
-    fn read(&self, index: usize, range: &Range<u64>) -> Vec<DataRun> {
+    fn read(&self, index: usize, range: &Range<u64>) -> DataRuns {
         let blocks = &self.volumes[index].blocks;
-        let mut runs = Vec::new();
+        let mut runs = DataRuns::new();
         for (block, within) in pieces(range) {
             let run = match blocks.get(&block) {
                 None => DataRun::Zeroes(within.len() as u64),
