@@ -208,6 +208,38 @@ fn a_block_of_512_bytes_is_compared_and_written() {
     assert_eq!(bench.run(&mut io, long, Some(&[0; 1024]), true).status, 0x14, "more than ACWU");
 }
 
+/// Of a first half the digest is still to come: it is neither aborted nor ended by a node that stops before that has come.
+#[test]
+fn a_first_half_ends_when_its_digest_has_come() {
+    for stops in [false, true] {
+        let (mut bench, mut admin, mut io) = start(true);
+        let entries = pair(&mut io, 0);
+        let [compare, write] = entries.map(|entry| io.capsule(entry, Some(&[0; 4096]), true));
+        let (most, digest) = compare.split_at(compare.len() - 4);
+        bench.net.client_send(io.connection, most);
+        bench.serve(&mut io);
+        if stops {
+            bench.server.stop(bench.now);
+        } else {
+            let mut abort = admin.entry(op::ABORT);
+            (abort[40], abort[42], abort[43]) = (1, entries[0][2], entries[0][3]);
+            let bytes = admin.capsule(abort, None, false);
+            bench.net.client_send(admin.connection, &bytes);
+        }
+        bench.pass(Duration::from_millis(300));
+        bench.pass(Duration::from_millis(300));
+        bench.serve(&mut io);
+        assert!(io.answers.is_empty());
+        bench.net.client_send(io.connection, digest);
+        if !stops {
+            bench.net.client_send(io.connection, &write);
+        }
+        bench.serve(&mut io);
+        let statuses = entries.map(|entry| io.answers.remove(&id_of(&entry)).map(|answer| answer.status));
+        assert_eq!(statuses, if stops { [Some(0x300), None] } else { [Some(0), Some(0)] });
+    }
+}
+
 /// The node stops, and takes no more commands: a first half that waits is answered by then, and its host takes another path.
 #[test]
 fn a_first_half_does_not_hold_up_a_node_that_stops() {

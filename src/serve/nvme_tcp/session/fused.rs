@@ -10,7 +10,7 @@
 //! The order of a queue is that of its capsules. [`Pairing`] knows which command waits for the next one; [`Half`], of a command in flight, which other one it
 //! belongs to. The second command stands for both: it is what waits for the volume, and what the volume answers.
 
-use super::{Active, Job, Plan, Role, Session, Sink, Status};
+use super::{Active, Intake, Job, Plan, Role, Session, Sink, Status};
 use crate::{
     node::request::{VolumeError, VolumeOperation},
     serve::{
@@ -156,13 +156,18 @@ impl Session {
         }
     }
 
+    /// Whether all data of the command in `slot` is there, its digest too: nothing of it is about to come.
+    fn is_whole(&self, slot: u16) -> bool {
+        let is_awaited = matches!(self.intake, Intake::Digest { slot: awaiting, .. } if awaiting == slot);
+        !is_awaited && self.commands.get(slot).is_some_and(Active::has_come)
+    }
+
     /// The command in `slot`, of which all data has come, waits for the volume, if the other half's has come too.
     pub(super) fn line_up(&mut self, slot: u16) {
-        let has_come = |other: u16| self.commands.get(other).is_some_and(Active::has_come);
         match self.commands.get(slot).map_or(Half::None, |active| active.half) {
             Half::None => self.to_submit.push_back(slot),
-            Half::First(Some(second)) if has_come(second) => self.to_submit.push_back(second),
-            Half::Second(first) if has_come(first) => self.to_submit.push_back(slot),
+            Half::First(Some(second)) if self.is_whole(second) => self.to_submit.push_back(second),
+            Half::Second(first) if self.is_whole(first) => self.to_submit.push_back(slot),
             Half::First(_) | Half::Second(_) => {}
         }
     }
@@ -197,7 +202,7 @@ impl Session {
             Half::None => active.is_due(),
             // The second one stands for both.
             Half::First(_) => false,
-            Half::Second(first) => active.is_due() && self.commands.get(first).is_some_and(Active::has_come),
+            Half::Second(first) => active.is_due() && self.is_whole(first),
         }
     }
 
@@ -207,7 +212,7 @@ impl Session {
             Half::Second(first) => Some(first),
             Half::None | Half::First(_) => None,
         };
-        let lone = self.pairing.waiting().filter(|&first| self.commands.get(first).is_some_and(Active::has_come));
+        let lone = self.pairing.waiting().filter(|&first| self.is_whole(first));
         let firsts = self.to_submit.iter().filter_map(first_of);
         self.to_submit.iter().chain(&self.to_receive).copied().chain(firsts).chain(lone)
     }
@@ -215,7 +220,7 @@ impl Session {
     /// The node stops, and takes no more commands: a first half does not wait for a second one.
     pub(super) fn stop_waiting_for_half<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>) {
         let waiting = self.pairing.waiting().filter(|_| turn.stopping);
-        if let Some(first) = waiting.filter(|&first| self.commands.get(first).is_some_and(Active::has_come)) {
+        if let Some(first) = waiting.filter(|&first| self.is_whole(first)) {
             self.finish(turn, first, Status::PATH_ERROR, 0);
         }
     }
@@ -266,10 +271,11 @@ impl Session {
 
     /// One half of an operation that will not be: it ends now, or when the data has come that its host is about to send.
     fn fail_half<N: Unread, S>(&mut self, turn: &mut Turn<'_, N, S>, slot: u16, status: Status) {
+        let is_whole = self.is_whole(slot);
         let active = self.commands.get_mut(slot);
         active.half = Half::None;
         active.failure.get_or_insert(status);
-        if self.to_receive.contains(&slot) || active.has_come() {
+        if self.to_receive.contains(&slot) || is_whole {
             for waiting in [&mut self.to_receive, &mut self.to_submit] {
                 waiting.retain(|waiting| *waiting != slot);
             }
