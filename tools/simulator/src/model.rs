@@ -18,7 +18,8 @@
 //! 2. When a read that was submitted at `r` returns `w`, every other candidate is dead since `w` was settled, at the latest now, if it was itself settled
 //!    before `r`, or before `w` was submitted.
 //! 3. A read that was submitted at `r` may return a candidate that lives, or died after `r`; nothing else. If one of them was not settled
-//!    at `r`, each block by itself may be of another candidate: blocks are fetched from disks while writes go on.
+//!    at `r`, each block by itself may be of another candidate: blocks are fetched from disks while writes go on. The same is true of a read after a
+//!    crash beside which a node lives with writes in hand.
 //! 4. After a crash that keeps the log, exactly the living candidates are possible; after one that loses the log, everything that no
 //!    *lasting* write has overwritten: one that a flush, FUA or a consistency point has made durable.
 //! 5. A change of at most one record is atomic across a crash: bytes of a write that was not answered, and in the same range bytes that
@@ -564,12 +565,28 @@ impl Model {
         let (oldest_read, answers_last, crashed_at) = (self.oldest_read(), self.answers_last, self.crashed_at);
         let Some(volume) = self.volumes.get_mut(&id) else { return Ok(()) };
         let range = offset..offset + bytes.len() as u64;
+        let writes = &self.writes;
+        let fits = |candidate: &Candidate, start: u64, bytes: &[u8]| {
+            matches(candidate.write, writes[index(candidate.write)].fill, start, bytes)
+        };
+        // Rule 3: beside a write under way each block is judged by itself.
+        let torn = volume.cut(&range).filter(|segment| {
+            let bytes = &bytes[small(segment.start - offset)..small(segment.end - offset)];
+            let mut possible = segment.candidates.iter().filter(|candidate| candidate.dead_at > began);
+            let is_beside_a_write = possible.clone().any(|candidate| writes[index(candidate.write)].settled > began);
+            is_beside_a_write && !possible.any(|candidate| fits(candidate, segment.start, bytes))
+        });
+        let torn: Vec<_> = torn.map(|segment| segment.start..segment.end).collect();
+        for segment in torn {
+            for block in segment.start / BLOCK_BYTES + 1..segment.end.div_ceil(BLOCK_BYTES) {
+                volume.split(block * BLOCK_BYTES);
+            }
+        }
         let mut seen = Vec::new();
         for segment in volume.cut(&range) {
             let bytes = &bytes[small(segment.start - offset)..small(segment.end - offset)];
-            let (writes, start) = (&self.writes, segment.start);
-            let fits =
-                |candidate: &Candidate| matches(candidate.write, writes[index(candidate.write)].fill, start, bytes);
+            let start = segment.start;
+            let fits = |candidate: &Candidate| fits(candidate, start, bytes);
             let held = segment.candidates.clone();
             let mut found = held.iter().filter(|candidate| candidate.dead_at > began && fits(candidate));
             let (first, second) = (found.next(), found.next());
@@ -722,17 +739,21 @@ impl VolumeModel {
         self.segments[first..end.max(first)].iter_mut()
     }
 
+    /// Divides the segment that has bytes before and after `bound`, if one has.
+    fn split(&mut self, bound: u64) {
+        let place = self.segments.partition_point(|segment| segment.end <= bound);
+        if let Some(segment) = self.segments.get_mut(place).filter(|segment| segment.start < bound) {
+            let mut tail = segment.clone();
+            segment.end = bound;
+            tail.start = bound;
+            self.segments.insert(place + 1, tail);
+        }
+    }
+
     /// Segments of exactly `range`.
     fn cut(&mut self, range: &Range<u64>) -> impl Iterator<Item = &mut Segment> {
-        for bound in [range.start, range.end] {
-            let place = self.segments.partition_point(|segment| segment.end <= bound);
-            if let Some(segment) = self.segments.get_mut(place).filter(|segment| segment.start < bound) {
-                let mut tail = segment.clone();
-                segment.end = bound;
-                tail.start = bound;
-                self.segments.insert(place + 1, tail);
-            }
-        }
+        self.split(range.start);
+        self.split(range.end);
         let (first, end) = (
             self.segments.partition_point(|segment| segment.start < range.start),
             self.segments.partition_point(|segment| segment.start < range.end),

@@ -58,6 +58,29 @@ fn what_others_have_in_flight_outlives_a_crash() {
     }
 }
 
+/// The surviving node performs what its clients wait for while what the recovery has left is read: each block is of before or after it.
+#[test]
+fn after_a_crash_beside_a_write_in_hand_a_read_is_judged_block_by_block() {
+    let judge = |border: u64, is_in_hand: bool| {
+        let mut model = model(true);
+        let first = model.begin_write(V, 0..8192, Fill::Pattern);
+        model.end_write(first, true);
+        let second = model.begin_write(V, 0..8192, Fill::Pattern);
+        model.crash_beside(Loss::Unanswered, if is_in_hand { std::slice::from_ref(&second) } else { &[] });
+        let mixed = [bytes(second, 0..border), bytes(first, border..8192)].concat();
+        let found = oracle(check_recovered(&mut model, 0, &mixed));
+        if found.is_none() {
+            model.end_write(second, true);
+            let read = model.begin();
+            assert_eq!(oracle(model.check_read(V, 0, &mixed, read)), Some(DataOracle::StaleRead), "it is answered");
+        }
+        found
+    };
+    assert_eq!(judge(4096, true), None);
+    assert_eq!(judge(2048, true), Some(DataOracle::Corrupt), "a block is whole");
+    assert_eq!(judge(4096, false), Some(DataOracle::Corrupt), "nobody performs it while it is read");
+}
+
 /// A discard that no whole block fits in, in the middle of what has one history.
 #[test]
 fn a_change_of_no_bytes_replaces_nothing() {

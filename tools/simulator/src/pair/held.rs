@@ -430,7 +430,9 @@ impl History {
         if now.since(since) < patience {
             return Ok(());
         }
-        let waits = |flying: &&Flying| flying.volume == rot.volume() && now.since(flying.since.max(since)) >= patience;
+        // A node that has started lets its clients in when it knows the volumes of both pools, or has waited for them for as long again.
+        let waits =
+            |flying: &&Flying| flying.volume == rot.volume() && now.since(flying.since.max(since)) >= patience * 2;
         if let Some(flying) = watch.flying.values().find(waits) {
             let what = format!("{:?} waits for a volume that is offline, at {}", flying.ask, NAMES[flying.node]);
             return Err(found(Oracle::Liveness, what));
