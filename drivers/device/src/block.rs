@@ -83,7 +83,8 @@ pub enum DeviceErrorKind {
     NoSpace,
     /// The device is gone or refuses everything: it stays failed.
     Gone,
-    /// Another host has reserved the device (NVMe reservation conflict, EBADE): what this one writes is refused, and changes nothing.
+    /// Another host has reserved the device (NVMe reservation conflict, EBADE): what this one writes is refused, and changes nothing. Or it has taken the
+    /// device from this one, and ended what that had under way, which may have been done before.
     Fenced,
     /// Any other error number of the kernel.
     Os(i32),

@@ -32,7 +32,7 @@
 //! | CSTS reads all ones, or the kernel wants the function back | it is stopped as far as it answers; everything ends with `Gone` |
 //! | the controller breaks the protocol | it is stopped; everything ends with `Gone` |
 //! | after a reset it has another identity, or a namespace another size | the same |
-//! | another host has reserved a namespace | what would change it ends with `Fenced`; of a disk that has met that, without asking the controller again |
+//! | another host has reserved a namespace | what would change it ends with `Fenced`, and whatever a preemption ends; of a disk that has met that, changes without asking the controller again |
 //! | neither controller nor function can be reset | the same; blocks and queues that it has are never used again |
 //!
 //! # What this does not handle

@@ -428,8 +428,9 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
             return self.finish(index, Ok(()));
         }
         let seat = &mut self.seats[slot.seat];
-        let is_fenced = matches!(Status(status.code()), Status::RESERVED | Status::PREEMPTED);
-        seat.is_fenced |= is_fenced && slot.kind.changes();
+        let is_preempted = Status(status.code()) == Status::PREEMPTED;
+        let is_fenced = is_preempted || Status(status.code()) == Status::RESERVED;
+        seat.is_fenced |= is_preempted || (is_fenced && slot.kind.changes());
         if status.code() == Status::TOO_LARGE.code() && slot.kind == Kind::Discard && slot.step > DISCARD_LBAS_MIN {
             seat.discard_lbas_max = (slot.step / 8).next_multiple_of(DISCARD_LBAS_MIN);
             return self.wait(index, now);
@@ -438,7 +439,7 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
             slot.resubmits += 1;
             return self.wait(index, now + RETRY_DELAY);
         }
-        let kind = if slot.timed_out { DeviceErrorKind::Os(libc::ETIMEDOUT) } else { error_kind(status) };
+        let kind = if slot.timed_out && !is_fenced { DeviceErrorKind::Os(libc::ETIMEDOUT) } else { error_kind(status) };
         self.finish(index, Err(kind));
     }
 

@@ -52,7 +52,7 @@ impl Identity {
 pub(super) struct Hold {
     /// The grant with which the pool was last opened; for a namespace that joins it.
     epoch: AtomicU64,
-    /// Whether a write has met the partner's reservation since.
+    /// Whether a command has met the partner's reservation since.
     pub(super) is_lost: AtomicBool,
 }
 

@@ -1,11 +1,11 @@
 //! Two hosts at one namespace: the fence of a pair with shared disks, and what becomes of commands in flight when their host is preempted.
 
 use crate::support::{Rig, expect_whole};
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 use twinlog_device::{BlockDevice, DeviceErrorKind, Persistence, Prng, Token};
 use twinlog_nvme::{
     ControllerOptions, ControllerState, Reservation, ReservationKind,
-    model::{Model, ModelConfig},
+    model::{Mischief, Model, ModelConfig},
 };
 
 const KIND: ReservationKind = ReservationKind::WriteExclusive;
@@ -213,7 +213,36 @@ fn a_read_that_was_aborted_says_that_its_host_is_fenced() {
     let ended = first.one(0);
     assert_eq!(ended.result.map_err(|error| error.kind), Err(DeviceErrorKind::Fenced));
     drop(ended.blocks);
+    assert_eq!(reserve(&mut second, Reservation::Clear { key: 22 }), Ok(()));
+    assert_eq!(write(&mut first, 0), Err(DeviceErrorKind::Fenced), "the disk has met the fence, and asks no more");
     assert_eq!(first.controller().reset_count(), 0);
+    expect_whole(first);
+    expect_whole(second);
+}
+
+/// A write has not been answered in time, and the controller has not ended it either, when its host is preempted: that, and no failure of the device, is
+/// what ends it.
+#[test]
+fn what_is_late_when_its_host_is_preempted_is_fenced_too() {
+    let mut first = hosted(None, 1);
+    let mut second = hosted(Some(first.model.second_controller()), 2);
+    assert_eq!(reserve(&mut first, Reservation::Register { key: 11, persists: None }), Ok(()));
+    assert_eq!(reserve(&mut second, Reservation::Register { key: 22, persists: None }), Ok(()));
+    first.model.set_mischief(Mischief { late: 1000, ..Mischief::default() });
+    let source = first.pool.allocate_zeroed().expect("free blocks").freeze();
+    first.disks[0].write(Token(1), 3, vec![source], Persistence::Durable);
+    first.disks[0].poll(&mut Vec::new());
+    first.turn();
+    first.model.set_mischief(Mischief { ignored_abort: 1000, ..Mischief::default() });
+    first.time.set(first.time.get() + ControllerOptions::default().command_timeout + Duration::from_millis(1));
+    let mut ended = Vec::new();
+    first.disks[0].poll(&mut ended);
+    first.turn();
+    assert!(ended.is_empty() && first.disks[0].health().expect("a controller can say").timeout_count == 1);
+    let preempt = Reservation::Preempt { key: 22, victim: 11, kind: KIND, aborts: true };
+    assert_eq!(reserve(&mut second, preempt), Ok(()));
+    assert_eq!(first.one(0).result.map_err(|error| error.kind), Err(DeviceErrorKind::Fenced));
+    first.model.set_mischief(Mischief::default());
     expect_whole(first);
     expect_whole(second);
 }
