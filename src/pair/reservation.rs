@@ -48,6 +48,9 @@
 //!
 //! It keeps nobody from reading or answering: that is what the end of the lease is for. Where the device loses its power and cannot keep
 //! reservations over that (PTPL), nobody holds it until the next opening or fence; what was in flight is lost with the power.
+//!
+//! It trusts that who has preempted and aborted, and then holds the namespace, has ended what the other host had in flight. The answer to the preemption says so;
+//! where that is lost, with a controller that was reset over it or a node that died between asking and hearing, only the holder is known (decision 0015).
 
 use crate::{
     base::{Epoch, PoolId, checksum, planted},
@@ -206,7 +209,8 @@ impl Claim {
 const REPORTS_MAX: u32 = 16;
 
 /// Taking one namespace, command by command. Who can ask its controller does what [`Taking::next_ask`] says, and hands in what is reported. What becomes of any other
-/// command need not be known: the next report tells.
+/// command is not asked: the next report tells who holds the namespace. It does not tell whether a preemption whose answer was lost has ended everything that the other
+/// host had in flight: see "What it does not do".
 #[derive(Clone, Debug)]
 pub struct Taking {
     claim: Claim,

@@ -204,7 +204,7 @@ impl<D: BlockDevice> Io<D> {
         self.held.get(key).or_else(|| self.cache.get(key))
     }
 
-    /// Has the processor load what [`Self::cached`] will look at, for those who look for many.
+    /// Has the processor load what [`Self::cached`] will look at in the cache, for those who look for many.
     pub fn look_ahead(&self, key: BlockKey) {
         self.cache.look_ahead(key);
     }

@@ -124,7 +124,8 @@ pub struct Shard<L: LogMemory> {
     space_waiters: VecDeque<u64>,
     /// Requests that wait for memory to read into.
     loan_waiters: VecDeque<u64>,
-    /// Reads that know where their blocks lie, as far as that is at hand.
+    /// Reads that know where their blocks lie, as far as that is at hand. One that was woken meanwhile is here twice, and taken once: what it lacks is looked for
+    /// again, and its answer ends its key.
     located: Vec<u64>,
     /// Requests that wait for the lane to be stable up to a position.
     stable_waiters: BinaryHeap<Reverse<(Lsn, u64)>>,
