@@ -204,16 +204,6 @@ fn stopping_answers_what_is_in_flight_and_closes() {
     assert!(bench.server.is_stopped());
 }
 
-/// Sends an Abort of a command of I/O queue 1. Its id.
-fn send_abort(bench: &mut Bench, admin: &mut Queue, command: [u8; 64]) -> u16 {
-    let mut abort = admin.entry(op::ABORT);
-    (abort[40], abort[42], abort[43]) = (1, command[2], command[3]);
-    let bytes = admin.capsule(abort, None, false);
-    bench.net.client_send(admin.connection, &bytes);
-    bench.serve(admin);
-    u16::from_le_bytes([abort[2], abort[3]])
-}
-
 #[test]
 fn what_no_volume_has_yet_can_be_aborted() {
     let (mut bench, mut admin, mut io) = start(false);
@@ -230,8 +220,8 @@ fn what_no_volume_has_yet_can_be_aborted() {
     }
     bench.serve(&mut io);
     for (entry, is_aborted) in [(at_volume, false), (waiting, true), (unasked, true), (waiting, false)] {
-        let abort = send_abort(&mut bench, &mut admin, entry);
-        let second = send_abort(&mut bench, &mut admin, entry);
+        let abort = bench.abort(&mut admin, &entry);
+        let second = bench.abort(&mut admin, &entry);
         assert_eq!(admin.answers.remove(&second).map(|answer| answer.status), Some(0x103), "one at a time");
         bench.pass(wait);
         bench.pass(wait);
@@ -252,7 +242,7 @@ fn what_no_volume_has_yet_can_be_aborted() {
     let mut abort = admin.entry(op::ABORT);
     abort[40] = 9;
     assert_eq!(bench.run(&mut admin, abort, None, false).result, 1);
-    let abort = send_abort(&mut bench, &mut admin, at_volume);
+    let abort = bench.abort(&mut admin, &at_volume);
     bench.net.client_drop(io.connection);
     bench.pass(Duration::from_secs(1));
     bench.pass(wait);

@@ -171,10 +171,7 @@ fn what_ends_one_half_ends_the_other() {
     bench.service.room = 0;
     let entries = pair(&mut io, 0);
     assert_eq!(send(&mut bench, &mut io, &entries.map(|entry| (entry, 0)), true), [None, None]);
-    let mut abort = admin.entry(op::ABORT);
-    (abort[40], abort[42], abort[43]) = (1, entries[1][2], entries[1][3]);
-    let bytes = admin.capsule(abort, None, false);
-    bench.net.client_send(admin.connection, &bytes);
+    bench.abort(&mut admin, &entries[1]);
     bench.pass(Duration::from_millis(300));
     bench.pass(Duration::from_millis(300));
     bench.serve(&mut io);
@@ -221,10 +218,7 @@ fn a_first_half_ends_when_its_digest_has_come() {
         if stops {
             bench.server.stop(bench.now);
         } else {
-            let mut abort = admin.entry(op::ABORT);
-            (abort[40], abort[42], abort[43]) = (1, entries[0][2], entries[0][3]);
-            let bytes = admin.capsule(abort, None, false);
-            bench.net.client_send(admin.connection, &bytes);
+            bench.abort(&mut admin, &entries[0]);
         }
         bench.pass(Duration::from_millis(300));
         bench.pass(Duration::from_millis(300));

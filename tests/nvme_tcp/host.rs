@@ -248,6 +248,16 @@ impl Bench {
         self.run(queue, entry, None, false)
     }
 
+    /// Sends an Abort of a command of I/O queue 1, and takes what comes. Its id.
+    pub(crate) fn abort(&mut self, admin: &mut Queue, command: &[u8; 64]) -> u16 {
+        let mut abort = admin.entry(op::ABORT);
+        (abort[40], abort[42], abort[43]) = (1, command[2], command[3]);
+        let bytes = admin.capsule(abort, None, false);
+        self.net.client_send(admin.connection, &bytes);
+        self.serve(admin);
+        u16::from_le_bytes([abort[2], abort[3]])
+    }
+
     /// Sends a command, and whatever the target asks for, until it is answered.
     #[track_caller]
     pub(crate) fn run(&mut self, queue: &mut Queue, entry: [u8; 64], data: Option<&[u8]>, in_capsule: bool) -> Answer {
