@@ -56,7 +56,10 @@ use crate::{
     base::{Epoch, PoolId, checksum, planted},
     format::register::NodeIndex,
 };
-use std::fmt;
+use std::{
+    fmt,
+    ops::ControlFlow::{self, Break, Continue},
+};
 
 const EPOCH_BITS: u32 = 47;
 
@@ -138,9 +141,9 @@ pub struct Claim {
     pub is_fence: bool,
 }
 
-/// What is done next.
+/// A change of who is registered with a namespace, or who holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum Change {
     /// Register a key: this host has none.
     Register(Key),
     /// Replace this host's key.
@@ -161,46 +164,53 @@ pub enum Step {
         /// Whether its commands in flight are ended first: else they may still be performed (base 8.19).
         aborts: bool,
     },
-    /// Nothing: it is held.
+}
+
+/// What taking a namespace has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is held.
     Held,
-    /// Nothing: somebody is entitled later, as their key says.
+    /// Somebody is entitled to it since this later epoch, as their key says.
     Later(Epoch),
-    /// Nothing: it is reserved by a stranger.
+    /// It is reserved by a stranger.
     Strange,
+    /// It is still not held, after as many reports as are asked for.
+    GivenUp,
 }
 
 impl Claim {
-    /// What follows from a report.
-    #[must_use]
-    pub fn next(&self, seen: &Seen) -> Step {
+    /// What follows from a report: the next change, or the end.
+    pub fn next(&self, seen: &Seen) -> ControlFlow<Taken, Change> {
+        use Change::{Acquire, Preempt, Register, Replace};
         let key = Key::new(self.pool, self.node, self.epoch);
         let of = |bits| Key::epoch_of(self.pool, bits);
         match seen.holder {
-            Holder::Strange => return Step::Strange,
+            Holder::Strange => return Break(Taken::Strange),
             Holder::Other(bits) => match of(bits) {
-                None => return Step::Strange,
+                None => return Break(Taken::Strange),
                 Some(_) if planted::is("later-key-not-compared") => {}
-                Some(theirs) if theirs > self.epoch => return Step::Later(theirs),
-                Some(theirs) if theirs == self.epoch && !self.is_fence => return Step::Later(theirs),
+                Some(theirs) if theirs > self.epoch => return Break(Taken::Later(theirs)),
+                Some(theirs) if theirs == self.epoch && !self.is_fence => return Break(Taken::Later(theirs)),
                 Some(_) => {}
             },
             Holder::Nobody | Holder::Mine => {}
         }
         match seen.mine {
-            None => return Step::Register(key),
+            None => return Continue(Register(key)),
             Some(current) if current == key.bits() => {}
             Some(current) => {
                 return match of(current) {
-                    Some(mine) if mine > self.epoch => Step::Later(mine),
-                    _ => Step::Replace { current, new: key },
+                    Some(mine) if mine > self.epoch => Break(Taken::Later(mine)),
+                    _ => Continue(Replace { current, new: key }),
                 };
             }
         }
         match seen.holder {
-            Holder::Nobody => Step::Acquire(key),
-            Holder::Other(_) if planted::is("takeover-without-preempting") => Step::Held,
-            Holder::Other(victim) => Step::Preempt { key, victim, aborts: !planted::is("preempt-without-abort") },
-            Holder::Mine | Holder::Strange => Step::Held,
+            Holder::Nobody => Continue(Acquire(key)),
+            Holder::Other(_) if planted::is("takeover-without-preempting") => Break(Taken::Held),
+            Holder::Other(victim) => Continue(Preempt { key, victim, aborts: !planted::is("preempt-without-abort") }),
+            Holder::Mine | Holder::Strange => Break(Taken::Held),
         }
     }
 }
@@ -215,7 +225,7 @@ const REPORTS_MAX: u32 = 16;
 pub struct Taking {
     claim: Claim,
     reports_left: u32,
-    step: Option<Step>,
+    next: Option<ControlFlow<Taken, Change>>,
 }
 
 /// What a controller is asked next.
@@ -223,51 +233,32 @@ pub struct Taking {
 pub enum Ask {
     /// Who is registered, and who holds the namespace.
     Report,
-    /// A step that changes that.
-    Do(Step),
-}
-
-/// What taking a namespace has come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
-    /// It is held.
-    Held,
-    /// Somebody is entitled to it since this later epoch.
-    Later(Epoch),
-    /// It is reserved by a stranger.
-    Strange,
-    /// It is still not held, after as many reports as are asked for.
-    GivenUp,
+    /// A change of that.
+    Do(Change),
 }
 
 impl Taking {
     /// Begins.
     #[must_use]
     pub fn new(claim: Claim) -> Self {
-        Self { claim, reports_left: REPORTS_MAX, step: None }
+        Self { claim, reports_left: REPORTS_MAX, next: None }
     }
 
-    /// What is to be asked next, after what was asked before has ended.
-    ///
-    /// # Errors
-    /// Nothing more is: what it has come to.
-    pub fn next_ask(&mut self) -> Result<Ask, Taken> {
-        match self.step.take() {
-            Some(Step::Held) => Err(Taken::Held),
-            Some(Step::Later(epoch)) => Err(Taken::Later(epoch)),
-            Some(Step::Strange) => Err(Taken::Strange),
-            Some(step) => Ok(Ask::Do(step)),
-            None if self.reports_left == 0 => Err(Taken::GivenUp),
+    /// What is to be asked next, after what was asked before has ended; or what it has come to.
+    pub fn next_ask(&mut self) -> ControlFlow<Taken, Ask> {
+        match self.next.take() {
+            Some(next) => next.map_continue(Ask::Do),
+            None if self.reports_left == 0 => Break(Taken::GivenUp),
             None => {
                 self.reports_left -= 1;
-                Ok(Ask::Report)
+                Continue(Ask::Report)
             }
         }
     }
 
     /// What the report says that was asked for.
     pub fn reported(&mut self, seen: &Seen) {
-        self.step = Some(self.claim.next(seen));
+        self.next = Some(self.claim.next(seen));
     }
 }
 

@@ -43,7 +43,7 @@ pub trait FrontEnd<N: Network> {
     fn poll<S: VolumeService>(&mut self, net: &mut N, service: &mut S, now: Nanos) -> bool;
 
     /// Takes what has happened at the network while clients have to wait, and answers nothing of it: a reactor does not sleep over what it leaves with the machine.
-    fn wait(&mut self, net: &mut N);
+    fn take_events(&mut self, net: &mut N);
 
     /// Whether the front ends of other reactors have to look at something, since this was last asked.
     fn take_news(&mut self) -> bool {
@@ -75,8 +75,8 @@ impl<N: Unread> FrontEnd<N> for Server {
         Server::poll(self, net, service, now)
     }
 
-    fn wait(&mut self, net: &mut N) {
-        Server::wait(self, net);
+    fn take_events(&mut self, net: &mut N) {
+        Server::take_events(self, net);
     }
 
     fn take_news(&mut self) -> bool {
@@ -359,7 +359,7 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
                 peers.iter().for_each(|peer| peer.wake());
             }
         } else {
-            front.wait(net);
+            front.take_events(net);
         }
         // What clients have just asked for leaves in this turn.
         if let Some(pair) = pair.as_mut().filter(|_| worked) {

@@ -248,7 +248,7 @@ impl Server {
     }
 
     /// Takes what `net` has to say, for a later turn: clients wait.
-    pub fn wait<N: Network>(&mut self, net: &mut N) {
+    pub fn take_events<N: Network>(&mut self, net: &mut N) {
         self.take_ready(net);
     }
 

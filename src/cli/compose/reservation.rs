@@ -8,6 +8,7 @@
 use super::{Shared, devices::Opened, pair};
 use crate::cli::output::{Exit, Failure};
 use std::{
+    ops::ControlFlow::{Break, Continue},
     path::PathBuf,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
@@ -16,7 +17,7 @@ use twinlog::{
     control::config::NodeConfig,
     format::register::NodeIndex,
     node::pools::PoolSlot,
-    pair::reservation::{Ask, Claim, Holder, Seen, Step, Taken, Taking},
+    pair::reservation::{Ask, Change, Claim, Holder, Seen, Taken, Taking},
 };
 use twinlog_device::{BlockDevice, DeviceErrorKind, Token};
 use twinlog_nvme::{Clock, HostId, NvmeDisk, Reservation, ReservationKind, ReservationReport};
@@ -103,18 +104,18 @@ pub(super) fn hold<F: PciFunction, C: Clock>(
     let mut taking = Taking::new(*claim);
     loop {
         let ask = match taking.next_ask() {
-            Ok(ask) => ask,
-            Err(Taken::Held) => return Ok(()),
-            Err(Taken::Later(epoch)) => {
+            Continue(ask) => ask,
+            Break(Taken::Held) => return Ok(()),
+            Break(Taken::Later(epoch)) => {
                 let (later, mine) = (epoch.0, claim.epoch.0);
                 return Err(format!(
                     "{name}: the partner is entitled to it since epoch {later}, this node since {mine}"
                 ));
             }
-            Err(Taken::Strange) => {
+            Break(Taken::Strange) => {
                 return Err(format!("{name} is reserved by a host that is no node of this pair: nvme resv-report"));
             }
-            Err(Taken::GivenUp) => return Err(format!("{name} cannot be reserved: {said}")),
+            Break(Taken::GivenUp) => return Err(format!("{name} cannot be reserved: {said}")),
         };
         match perform(disk, command(ask, persists), &mut wait) {
             Ok(()) => disk.take_report().iter().for_each(|report| taking.reported(&seen(report, host))),
@@ -128,13 +129,12 @@ pub(super) fn hold<F: PciFunction, C: Clock>(
 fn command(ask: Ask, persists: Option<bool>) -> Reservation {
     match ask {
         Ask::Report => Reservation::Report,
-        Ask::Do(Step::Register(key)) => Reservation::Register { key: key.bits(), persists },
-        Ask::Do(Step::Replace { current, new }) => Reservation::Replace { current, key: new.bits() },
-        Ask::Do(Step::Acquire(key)) => Reservation::Acquire { key: key.bits(), kind: KIND },
-        Ask::Do(Step::Preempt { key, victim, aborts }) => {
+        Ask::Do(Change::Register(key)) => Reservation::Register { key: key.bits(), persists },
+        Ask::Do(Change::Replace { current, new }) => Reservation::Replace { current, key: new.bits() },
+        Ask::Do(Change::Acquire(key)) => Reservation::Acquire { key: key.bits(), kind: KIND },
+        Ask::Do(Change::Preempt { key, victim, aborts }) => {
             Reservation::Preempt { key: key.bits(), victim, kind: KIND, aborts }
         }
-        Ask::Do(Step::Held | Step::Later(_) | Step::Strange) => unreachable!("with these it has come to its end"),
     }
 }
 

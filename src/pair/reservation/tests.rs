@@ -27,14 +27,14 @@ impl Namespace {
     }
 
     /// As the specification has it; whether it was done.
-    fn perform(&mut self, node: usize, step: Step) -> bool {
-        match step {
-            Step::Register(key) if self.keys[node].is_none() => self.keys[node] = Some(key.bits()),
-            Step::Replace { current, new } if self.keys[node] == Some(current) => self.keys[node] = Some(new.bits()),
-            Step::Acquire(key) if self.keys[node] == Some(key.bits()) && self.holder.is_none() => {
+    fn perform(&mut self, node: usize, change: Change) -> bool {
+        match change {
+            Change::Register(key) if self.keys[node].is_none() => self.keys[node] = Some(key.bits()),
+            Change::Replace { current, new } if self.keys[node] == Some(current) => self.keys[node] = Some(new.bits()),
+            Change::Acquire(key) if self.keys[node] == Some(key.bits()) && self.holder.is_none() => {
                 self.holder = Some(node);
             }
-            Step::Preempt { key, victim, .. }
+            Change::Preempt { key, victim, .. }
                 if self.keys[node] == Some(key.bits()) && self.keys[1 - node] == Some(victim) =>
             {
                 self.keys[1 - node] = None;
@@ -133,14 +133,14 @@ impl World {
                 let claim = Claim { pool: POOL, node: NodeIndex::ALL[node], epoch: Epoch(epoch), is_fence };
                 let again = Phase::Taking { epoch, is_fence, namespace, seen: None };
                 match claim.next(&unpacked(seen)) {
-                    Step::Held if namespace + 1 < NAMESPACES => {
+                    Break(Taken::Held) if namespace + 1 < NAMESPACES => {
                         push(Phase::Taking { epoch, is_fence, namespace: namespace + 1, seen: None }, &nothing);
                     }
-                    Step::Held if is_fence => push(Phase::Fenced { epoch }, &nothing),
-                    Step::Held => push(Phase::Open { epoch }, &|world| world.opened = world.opened.max(epoch)),
-                    Step::Later(_) | Step::Strange => push(Phase::Idle, &nothing),
-                    step => push(again, &|world| {
-                        world.namespaces[namespace].perform(node, step);
+                    Break(Taken::Held) if is_fence => push(Phase::Fenced { epoch }, &nothing),
+                    Break(Taken::Held) => push(Phase::Open { epoch }, &|world| world.opened = world.opened.max(epoch)),
+                    Break(_) => push(Phase::Idle, &nothing),
+                    Continue(change) => push(again, &|world| {
+                        world.namespaces[namespace].perform(node, change);
                     }),
                 }
             }
@@ -211,17 +211,18 @@ fn a_namespace_is_taken_in_few_commands_or_given_up() {
     let (mut taking, mut asked) = (Taking::new(claim), Vec::new());
     let end = loop {
         match taking.next_ask() {
-            Ok(Ask::Report) => taking.reported(&namespace.report(0)),
-            Ok(Ask::Do(step)) => assert!(namespace.perform(0, step)),
-            Err(end) => break end,
+            Continue(Ask::Report) => taking.reported(&namespace.report(0)),
+            Continue(Ask::Do(change)) => assert!(namespace.perform(0, change)),
+            Break(end) => break end,
         }
         asked.push(());
     };
     assert_eq!((end, asked.len(), namespace.holder), (Taken::Held, 5, Some(0)));
     let mut taking = Taking::new(claim);
-    let reports = std::iter::from_fn(|| taking.next_ask().ok()).inspect(|ask| assert_eq!(*ask, Ask::Report)).count();
+    let reports =
+        std::iter::from_fn(|| taking.next_ask().continue_value()).inspect(|ask| assert_eq!(*ask, Ask::Report)).count();
     assert_eq!(reports, 16);
-    assert_eq!(taking.next_ask(), Err(Taken::GivenUp));
+    assert_eq!(taking.next_ask(), Break(Taken::GivenUp));
 }
 
 #[test]
@@ -229,19 +230,26 @@ fn what_is_not_the_pairs_is_left_alone() {
     let claim = Claim { pool: POOL, node: NodeIndex::First, epoch: Epoch(9), is_fence: true };
     let next = |mine, holder| claim.next(&Seen { mine, holder });
     let foreign = Key::new(PoolId(8), NodeIndex::Second, Epoch(1)).bits();
-    assert_eq!(next(None, Holder::Other(foreign)), Step::Strange, "another pool's");
-    assert_eq!(next(None, Holder::Other(0)), Step::Strange);
-    assert_eq!(next(None, Holder::Strange), Step::Strange);
+    assert_eq!(next(None, Holder::Other(foreign)), Break(Taken::Strange), "another pool's");
+    assert_eq!(next(None, Holder::Other(0)), Break(Taken::Strange));
+    assert_eq!(next(None, Holder::Strange), Break(Taken::Strange));
     let key = |epoch| Key::new(POOL, NodeIndex::First, Epoch(epoch));
     let theirs = |epoch| Holder::Other(Key::new(POOL, NodeIndex::Second, Epoch(epoch)).bits());
-    assert_eq!(next(None, theirs(8)), Step::Register(key(9)));
+    assert_eq!(next(None, theirs(8)), Continue(Change::Register(key(9))));
     assert_eq!(
         next(Some(key(9).bits()), theirs(8)),
-        Step::Preempt { key: key(9), victim: 1 << 47 | key(8).bits(), aborts: true }
+        Continue(Change::Preempt { key: key(9), victim: 1 << 47 | key(8).bits(), aborts: true })
     );
-    assert_eq!(next(Some(key(9).bits()), theirs(10)), Step::Later(Epoch(10)));
-    assert_eq!(next(Some(key(10).bits()), Holder::Mine), Step::Later(Epoch(10)), "the own key never falls");
-    assert_eq!(next(Some(key(8).bits()), Holder::Mine), Step::Replace { current: key(8).bits(), new: key(9) });
+    assert_eq!(next(Some(key(9).bits()), theirs(10)), Break(Taken::Later(Epoch(10))));
+    assert_eq!(next(Some(key(10).bits()), Holder::Mine), Break(Taken::Later(Epoch(10))), "the own key never falls");
+    assert_eq!(
+        next(Some(key(8).bits()), Holder::Mine),
+        Continue(Change::Replace { current: key(8).bits(), new: key(9) })
+    );
     let open = Claim { is_fence: false, ..claim };
-    assert_eq!(open.next(&Seen { mine: None, holder: theirs(9) }), Step::Later(Epoch(9)), "fenced at this epoch");
+    assert_eq!(
+        open.next(&Seen { mine: None, holder: theirs(9) }),
+        Break(Taken::Later(Epoch(9))),
+        "fenced at this epoch"
+    );
 }

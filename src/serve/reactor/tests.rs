@@ -17,7 +17,7 @@ impl<N: Network> FrontEnd<N> for Front {
         false
     }
 
-    fn wait(&mut self, _net: &mut N) {
+    fn take_events(&mut self, _net: &mut N) {
         self.waits += 1;
     }
 

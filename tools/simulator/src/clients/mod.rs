@@ -300,9 +300,9 @@ impl<N: Unread> FrontEnd<N> for Front {
         }
     }
 
-    fn wait(&mut self, net: &mut N) {
+    fn take_events(&mut self, net: &mut N) {
         match self {
-            Self::Nbd(server) => server.wait(net),
+            Self::Nbd(server) => server.take_events(net),
             Self::Direct(_) => {}
         }
     }

@@ -20,14 +20,14 @@ use super::{
     opener::Hindrances,
     site::pool_id,
 };
-use std::{cell::RefCell, collections::VecDeque, rc::Rc, time::Duration};
+use std::{cell::RefCell, collections::VecDeque, ops::ControlFlow, rc::Rc, time::Duration};
 use twinlog::{
     base::{Epoch, PoolId},
     format::register::NodeIndex,
     pair::{
         decide::Fence,
         fence::FenceAnswer,
-        reservation::{Ask, Claim, Holder, Seen, Step, Taken, Taking},
+        reservation::{Ask, Change, Claim, Holder, Seen, Taken, Taking},
     },
 };
 use twinlog_device::{DeviceErrorKind, Nanos, Prng};
@@ -148,10 +148,10 @@ impl Namespaces {
         self.works = others;
         let mine: Vec<Work> = mine;
         for work in mine {
-            if let Some(Command { ask: Ask::Do(step), answer: None, .. }) = work.command
+            if let Some(Command { ask: Ask::Do(change), answer: None, .. }) = work.command
                 && self.prng.chance(1, 2)
             {
-                let _unheard = self.perform((work.node, work.pool), step);
+                let _unheard = self.perform((work.node, work.pool), change);
             }
             self.counts.died_between += u64::from(work.is_between);
         }
@@ -238,7 +238,7 @@ impl Namespaces {
             None => {}
         }
         match work.taking.next_ask() {
-            Ok(ask) => {
+            ControlFlow::Continue(ask) => {
                 let due = now + Duration::from_nanos(self.prng.between(500, 30_000));
                 work.agenda.at(due);
                 let fate = match self.prng.below(2 * FAULTS_ONE_IN) {
@@ -249,7 +249,7 @@ impl Namespaces {
                 work.command = Some(Command { ask, fate, due, answer: None });
                 true
             }
-            Err(taken) => {
+            ControlFlow::Break(taken) => {
                 self.end(work, taken);
                 false
             }
@@ -266,12 +266,12 @@ impl Namespaces {
         }
         let seen = match command.ask {
             Ask::Report => self.report(node, pool).ok(),
-            Ask::Do(step) => {
-                let done = self.perform((node, pool), step);
+            Ask::Do(change) => {
+                let done = self.perform((node, pool), change);
                 self.counts.dark += u64::from(done == Err(DeviceErrorKind::Gone));
-                match (done, step) {
-                    (Ok(()), Step::Register(_)) => work.is_between = true,
-                    (Ok(()), Step::Acquire(_) | Step::Preempt { .. }) => work.is_between = false,
+                match (done, change) {
+                    (Ok(()), Change::Register(_)) => work.is_between = true,
+                    (Ok(()), Change::Acquire(_) | Change::Preempt { .. }) => work.is_between = false,
                     _ => {}
                 }
                 None
@@ -295,18 +295,17 @@ impl Namespaces {
         Ok(Seen { mine: now.keys[node], holder })
     }
 
-    fn perform(&mut self, (node, pool): (usize, usize), step: Step) -> Result<(), DeviceErrorKind> {
-        let order = match step {
-            Step::Register(key) => ReservationOrder::Register { key: key.bits() },
-            Step::Replace { current, new } => ReservationOrder::Replace { current, key: new.bits() },
-            Step::Acquire(key) => ReservationOrder::Acquire { key: key.bits() },
-            Step::Preempt { key, victim, aborts } => ReservationOrder::Preempt { key: key.bits(), victim, aborts },
-            Step::Held | Step::Later(_) | Step::Strange => unreachable!("with these it has come to its end"),
+    fn perform(&mut self, (node, pool): (usize, usize), change: Change) -> Result<(), DeviceErrorKind> {
+        let order = match change {
+            Change::Register(key) => ReservationOrder::Register { key: key.bits() },
+            Change::Replace { current, new } => ReservationOrder::Replace { current, key: new.bits() },
+            Change::Acquire(key) => ReservationOrder::Acquire { key: key.bits() },
+            Change::Preempt { key, victim, aborts } => ReservationOrder::Preempt { key: key.bits(), victim, aborts },
         };
         self.media[pool].reserve(node, order)?;
-        match step {
-            Step::Preempt { .. } => self.is_unregistered[1 - node][pool] = true,
-            Step::Register(_) => {
+        match change {
+            Change::Preempt { .. } => self.is_unregistered[1 - node][pool] = true,
+            Change::Register(_) => {
                 self.counts.anew += u64::from(std::mem::take(&mut self.is_unregistered[node][pool]));
             }
             _ => {}
