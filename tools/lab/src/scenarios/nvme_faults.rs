@@ -59,7 +59,8 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     bench.no_answer()?;
     bench.taken_out()?;
     bench.guest.tell("end")?;
-    bench.guest.succeed(PATIENCE)
+    bench.guest.succeed(PATIENCE)?;
+    bench.guest.no_iommu_fault()
 }
 
 impl<'a> Bench<'a> {
