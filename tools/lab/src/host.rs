@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Programs by the Debian package that brings them, where the names differ.
-const PACKAGES: [(&str, &str); 13] = [
+const PACKAGES: [(&str, &str); 15] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -20,8 +20,10 @@ const PACKAGES: [(&str, &str); 13] = [
     ("xz", "xz-utils"),
     ("ip", "iproute2"),
     ("ldd", "libc-bin"),
+    ("install", "coreutils"),
     ("setpriv", "util-linux"),
     ("strip", "binutils"),
+    ("useradd", "passwd"),
 ];
 
 /// Where Debian keeps what is meant for root, which need not be in `PATH`.

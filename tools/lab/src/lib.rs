@@ -11,6 +11,7 @@
 //! | [`machine`], [`console`] | QEMU from start to end; how a guest ended |
 //! | [`disk`] | a guest's disk that loses, when the power is cut, what was not flushed |
 //! | [`node`], [`pair`] | a Twinlog node beside the guests; two, of which each can be harmed apart |
+//! | [`page`] | the commands of a page of `docs` |
 //! | [`user_mode`] | a kernel that is a process, in place of QEMU |
 //! | [`iommufd`] | Debian's kernel with what Debian leaves out |
 //! | [`relay`] | a connection that can be cut |
@@ -28,6 +29,7 @@ pub mod kernel;
 pub mod machine;
 pub mod modules;
 pub mod node;
+pub mod page;
 pub mod pair;
 pub mod random;
 pub mod relay;

@@ -1,5 +1,6 @@
 //! Named scenarios, and what they share.
 
+mod bare_metal;
 mod kill;
 mod nbd;
 mod nvdimm;
@@ -40,7 +41,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 17] = [
+pub const SCENARIOS: [Scenario; 18] = [
     Scenario {
         name: "nbd-kernel",
         about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
@@ -112,6 +113,12 @@ pub const SCENARIOS: [Scenario; 17] = [
         about: "a pair in two guests that drive controllers with the same namespaces: one is cut off, taken over from, comes back",
         programs: &["ndctl", "mkfs.ext4"],
         run: nvme_pair::pair,
+    },
+    Scenario {
+        name: "bare-metal",
+        about: "the guide for NVMe drives as it is written, command by command, from three bare machines to a pair that serves",
+        programs: &["install", "mkfs.ext4", "useradd"],
+        run: bare_metal::guide,
     },
     Scenario {
         name: "nvme-cuts",

@@ -197,14 +197,9 @@ impl Site<'_> {
             Some(Nvdimms { files: vec![lab.folder.join(format!("nvdimm-{name}"))], size_bytes: NVDIMM_BYTES });
         machine.devices = vec!["-device".to_owned(), format!("nvme,id={SERIAL},serial={SERIAL}")];
         for (number, disk) in (1..).zip(NAMES) {
-            machine.devices.extend(shared(&lab.folder, disk, number));
+            machine.devices.extend(shared(&lab.folder, disk, (SERIAL, number), number));
         }
-        machine.devices.extend([
-            "-netdev".to_owned(),
-            format!("socket,id=pair,mcast=230.77.0.1:{},localaddr=127.0.0.1", self.network),
-            "-device".to_owned(),
-            format!("virtio-net-pci,netdev=pair,mac=52:54:00:77:00:0{}", node + 1),
-        ]);
+        machine.devices.extend(network(self.network, node));
         Ok(machine)
     }
 
@@ -236,16 +231,26 @@ impl Site<'_> {
     }
 }
 
-/// A namespace whose content both guests have.
-fn shared(folder: &Path, disk: &str, number: usize) -> [String; 4] {
+/// A namespace of a controller, by its number there, whose content both guests have. `number` is in its identity.
+pub(super) fn shared(folder: &Path, disk: &str, (controller, namespace): (&str, usize), number: usize) -> [String; 4] {
     let image = folder.join(format!("{disk}.img"));
     [
         "-drive".to_owned(),
         format!("file={},if=none,id=disk-{disk},format=raw,file.locking=off", image.display()),
         "-device".to_owned(),
         format!(
-            "nvme-ns,drive=disk-{disk},bus={SERIAL},nsid={number},share-rw=on,uuid=00000000-0000-4000-8000-00000000000{number}"
+            "nvme-ns,drive=disk-{disk},bus={controller},nsid={namespace},share-rw=on,uuid=00000000-0000-4000-8000-00000000000{number}"
         ),
+    ]
+}
+
+/// A network that guests have among themselves, at that port of this machine's.
+pub(super) fn network(port: u16, guest: usize) -> [String; 4] {
+    [
+        "-netdev".to_owned(),
+        format!("socket,id=pair,mcast=230.77.0.1:{port},localaddr=127.0.0.1"),
+        "-device".to_owned(),
+        format!("virtio-net-pci,netdev=pair,mac=52:54:00:77:00:0{}", guest + 1),
     ]
 }
 
