@@ -7,12 +7,16 @@
 //! # Keys
 //!
 //! ```text
-//! 63      48 47   46        0
-//! | of pool | node |  epoch |      the pool's bits are never all zero
+//! 63      48 47   46          45        0
+//! | of pool | node | unproven |  epoch |      the pool's bits are never all zero
 //! ```
 //!
 //! A key names the epoch at which its node was entitled: the owner's claim, or the epoch at which its partner was fenced. So the device itself
 //! knows which of two nodes came later, whatever they believe.
+//!
+//! It also says whether its node may still have a preemption to hear of. Only the answer to a preemption says that everything is ended that the other host had in
+//! flight; a report says who holds the namespace, and that from the moment in which the controller begins with it. So who takes away does it with an *unproven* key, and
+//! replaces it when the answer has come. Who finds the namespace its own with such a key, because the answer was lost or it is the next life of who has asked, has fenced nobody.
 //!
 //! # Invariants
 //!
@@ -21,7 +25,8 @@
 //! 2. A node's own key never falls to an earlier epoch.
 //! 3. Every step names the key that it replaces or takes away, so it fails if that has changed since the report: it is a compare-and-swap.
 //! 4. A reservation that no node of the pair made is never touched.
-//! 5. Nothing is released. Whoever is entitled later takes it over, so a hand-over needs no step of the node that gives, which may have died.
+//! 5. A node that holds a namespace with a key that is not unproven has heard the end of its last preemption of it.
+//! 6. Nothing is released. Whoever is entitled later takes it over, so a hand-over needs no step of the node that gives, which may have died.
 //!
 //! # Steps, and a crash after each
 //!
@@ -29,17 +34,20 @@
 //!
 //! | step | a crash of this node here |
 //! |---|---|
-//! | 1 register (node, g), or replace the own earlier key by it | the holder is as before. If it was this node, it holds with the newer key |
+//! | 1 register (node, g), unproven if another holds it; or replace the own earlier key by it | the holder is as before. If it was this node, it holds with the newer key |
 //! | 2 acquire; or preempt the holder's earlier key, whose commands in flight are aborted | this namespace is this node's, the next one still the former owner's. That one is fenced: it stops at its next write. Whoever opens next has a later epoch and takes all |
-//! | 3 report: it holds (node, g) | the same |
-//! | 4 all namespaces are held; the pool is opened | the next life of this node finds itself the holder, by its host identifier |
+//! | 3 when the preemption is answered: replace the key by one that is not unproven | the key stays unproven |
+//! | 4 report: it holds (node, g) | the same |
+//! | 5 all namespaces are held; the pool is opened | the next life of this node finds itself the holder, by its host identifier |
+//!
+//! An opening does not ask whether its preemption was heard: what entitles it says that the former owner has ended, or was fenced.
 //!
 //! To **fence** the partner at epoch e, the register's:
 //!
 //! | step | a crash of this node here |
 //! |---|---|
 //! | 1 the partner's lease has ended, and cannot be renewed | nothing has happened; the partner claims its pools again |
-//! | 2 the steps above with (node, e) | the partner, if it lives, meets a conflict, stops, and claims the pool at e+1, which is later than e: it takes the namespaces back |
+//! | 2 the steps above with (node, e), until no key is unproven | the partner, if it lives, meets a conflict, stops, and claims the pool at e+1, which is later than e: it takes the namespaces back |
 //! | 3 the fence is confirmed | the same |
 //! | 4 the register is swapped from e to e+1 | if the partner's claim was first, the swap fails and the partner takes the namespaces back; else it is fenced for good, and this node's next life opens at e+1 |
 //! | 5 the pool is opened at e+1: the own key is replaced | as above |
@@ -49,8 +57,8 @@
 //! It keeps nobody from reading or answering: that is what the end of the lease is for. Where the device loses its power and cannot keep
 //! reservations over that (PTPL), nobody holds it until the next opening or fence; what was in flight is lost with the power.
 //!
-//! It trusts that who has preempted and aborted, and then holds the namespace, has ended what the other host had in flight. The answer to the preemption says so;
-//! where that is lost, with a controller that was reset over it or a node that died between asking and hearing, only the holder is known (decision 0015).
+//! It cannot prove a preemption whose answer was lost: the victim is no registrant any more, and nothing can be asked of a controller that ends its commands. Such a
+//! fence fails until the partner opens the pool again, which takes the namespace back, or another fence confirms (decision 0015).
 
 use crate::{
     base::{Epoch, PoolId, checksum, planted},
@@ -61,7 +69,9 @@ use std::{
     ops::ControlFlow::{self, Break, Continue},
 };
 
-const EPOCH_BITS: u32 = 47;
+const EPOCH_BITS: u32 = 46;
+const UNPROVEN: u64 = 1 << EPOCH_BITS;
+const NODE_BIT: u32 = EPOCH_BITS + 1;
 
 /// What a node registers with a namespace.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -77,9 +87,15 @@ impl Key {
         assert!(epoch.0 < 1 << EPOCH_BITS, "an epoch grows by one with each change of a pool's mode");
         let node = match node {
             NodeIndex::First => 0,
-            NodeIndex::Second => 1 << EPOCH_BITS,
+            NodeIndex::Second => 1 << NODE_BIT,
         };
         Self(tag(pool) | node | epoch.0)
+    }
+
+    /// The same, as long as its node may have a preemption to hear of.
+    #[must_use]
+    fn unproven(self) -> Self {
+        Self(self.0 | UNPROVEN)
     }
 
     /// As the device keeps it.
@@ -90,7 +106,7 @@ impl Key {
 
     /// Since when the node with the key `bits` was entitled; `None`: it is none of this pool.
     fn epoch_of(pool: PoolId, bits: u64) -> Option<Epoch> {
-        let is_ours = bits >> (EPOCH_BITS + 1) == tag(pool) >> (EPOCH_BITS + 1);
+        let is_ours = bits >> (NODE_BIT + 1) == tag(pool) >> (NODE_BIT + 1);
         is_ours.then_some(Epoch(bits & ((1 << EPOCH_BITS) - 1)))
     }
 }
@@ -102,7 +118,7 @@ impl fmt::Debug for Key {
 }
 
 fn tag(pool: PoolId) -> u64 {
-    (checksum(0, &pool.0.to_le_bytes()) | 1 << (EPOCH_BITS + 1)) & !((1 << (EPOCH_BITS + 1)) - 1)
+    (checksum(0, &pool.0.to_le_bytes()) | 1 << (NODE_BIT + 1)) & !((1 << (NODE_BIT + 1)) - 1)
 }
 
 /// What a report says of one namespace.
@@ -175,13 +191,15 @@ pub enum Taken {
     Later(Epoch),
     /// It is reserved by a stranger.
     Strange,
+    /// It is held, but whether everything has ended that the partner had in flight is not known: a fence is not confirmed.
+    Unproven,
     /// It is still not held, after as many reports as are asked for.
     GivenUp,
 }
 
 impl Claim {
-    /// What follows from a report: the next change, or the end.
-    pub fn next(&self, seen: &Seen) -> ControlFlow<Taken, Change> {
+    /// What follows from a report: the next change, or the end. `is_heard`: the last preemption that was asked for was answered well.
+    pub fn next(&self, seen: &Seen, is_heard: bool) -> ControlFlow<Taken, Change> {
         use Change::{Acquire, Preempt, Register, Replace};
         let key = Key::new(self.pool, self.node, self.epoch);
         let of = |bits| Key::epoch_of(self.pool, bits);
@@ -196,6 +214,11 @@ impl Claim {
             },
             Holder::Nobody | Holder::Mine => {}
         }
+        let is_unproven = match seen.holder {
+            Holder::Other(_) | Holder::Strange => true,
+            Holder::Nobody | Holder::Mine => seen.mine.is_some_and(|mine| mine & UNPROVEN != 0) && !is_heard,
+        };
+        let key = if is_unproven { key.unproven() } else { key };
         match seen.mine {
             None => return Continue(Register(key)),
             Some(current) if current == key.bits() => {}
@@ -210,6 +233,9 @@ impl Claim {
             Holder::Nobody => Continue(Acquire(key)),
             Holder::Other(_) if planted::is("takeover-without-preempting") => Break(Taken::Held),
             Holder::Other(victim) => Continue(Preempt { key, victim, aborts: !planted::is("preempt-without-abort") }),
+            Holder::Mine if is_unproven && self.is_fence && !planted::is("unheard-preemption-is-a-fence") => {
+                Break(Taken::Unproven)
+            }
             Holder::Mine | Holder::Strange => Break(Taken::Held),
         }
     }
@@ -218,14 +244,15 @@ impl Claim {
 /// Reports of one namespace that are asked for, at most: three are enough, and again when the partner does the same, or answers are lost.
 const REPORTS_MAX: u32 = 16;
 
-/// Taking one namespace, command by command. Who can ask its controller does what [`Taking::next_ask`] says, and hands in what is reported. What becomes of any other
-/// command is not asked: the next report tells who holds the namespace. It does not tell whether a preemption whose answer was lost has ended everything that the other
-/// host had in flight: see "What it does not do".
+/// Taking one namespace, command by command. Who can ask its controller does what [`Taking::next_ask`] says, and hands in what is reported, and that a change was answered
+/// well. What becomes of one that was not is not asked: the next report tells who holds the namespace.
 #[derive(Clone, Debug)]
 pub struct Taking {
     claim: Claim,
     reports_left: u32,
     next: Option<ControlFlow<Taken, Change>>,
+    /// The last preemption that was asked for was answered well.
+    is_heard: bool,
 }
 
 /// What a controller is asked next.
@@ -241,13 +268,17 @@ impl Taking {
     /// Begins.
     #[must_use]
     pub fn new(claim: Claim) -> Self {
-        Self { claim, reports_left: REPORTS_MAX, next: None }
+        Self { claim, reports_left: REPORTS_MAX, next: None, is_heard: false }
     }
 
     /// What is to be asked next, after what was asked before has ended; or what it has come to.
     pub fn next_ask(&mut self) -> ControlFlow<Taken, Ask> {
         match self.next.take() {
-            Some(next) => next.map_continue(Ask::Do),
+            Some(Continue(change)) => {
+                self.is_heard &= !matches!(change, Change::Preempt { .. });
+                Continue(Ask::Do(change))
+            }
+            Some(Break(taken)) => Break(taken),
             None if self.reports_left == 0 => Break(Taken::GivenUp),
             None => {
                 self.reports_left -= 1;
@@ -258,7 +289,12 @@ impl Taking {
 
     /// What the report says that was asked for.
     pub fn reported(&mut self, seen: &Seen) {
-        self.next = Some(self.claim.next(seen));
+        self.next = Some(self.claim.next(seen, self.is_heard));
+    }
+
+    /// What was asked for was answered: it is done.
+    pub fn done(&mut self, ask: Ask) {
+        self.is_heard |= matches!(ask, Ask::Do(Change::Preempt { .. }));
     }
 }
 

@@ -38,7 +38,9 @@ mod world;
 pub use disk::SimDisk;
 pub use fault::{Fault, FaultPlan};
 pub use log::{LogMedium, LogShape, SimLog};
-pub use medium::{HOSTS_MAX, HostQueue, MediumConfig, Registrations, ReservationCounts, ReservationOrder, SimMedium};
+pub use medium::{
+    Aborts, HOSTS_MAX, HostQueue, MediumConfig, Registrations, ReservationCounts, ReservationOrder, SimMedium,
+};
 pub use net::{Direction, PathCounts, PathPlan, SimClient, SimListener, SimNet, SimPath};
 pub use platform::SimPlatform;
 pub use world::{Agenda, SimWaker, SimWorld};

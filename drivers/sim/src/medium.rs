@@ -21,7 +21,7 @@ use crate::{
     world::{Agenda, SimWorld},
 };
 use reservation::Reservations;
-pub use reservation::{HOSTS_MAX, HostQueue, Registrations, ReservationCounts, ReservationOrder};
+pub use reservation::{Aborts, HOSTS_MAX, HostQueue, Registrations, ReservationCounts, ReservationOrder};
 use std::{cell::RefCell, cmp::Reverse, collections::BinaryHeap, rc::Rc};
 use twinlog_device::{
     BlockBuf, BlockBytes, BlockCompletion, BlockRange, DeviceError, DeviceErrorKind, DeviceInfo, DurabilityClass,

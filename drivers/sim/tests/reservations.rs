@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 use twinlog_device::{
     BlockCompletion, BlockDevice, BlockPool, BlockRange, DeviceErrorKind, Persistence, Prng, Token, Wait,
 };
-use twinlog_sim::{Agenda, HostQueue, MediumConfig, ReservationOrder, SimDisk, SimMedium, SimWorld};
+use twinlog_sim::{Aborts, Agenda, HostQueue, MediumConfig, ReservationOrder, SimDisk, SimMedium, SimWorld};
 
 const FENCED: Result<(), DeviceErrorKind> = Err(DeviceErrorKind::Fenced);
 
@@ -37,7 +37,7 @@ impl Rig {
         rig
     }
 
-    fn preempt(&mut self, aborts: bool) {
+    fn preempt(&mut self, aborts: Aborts) {
         assert_eq!(self.medium.reserve(1, ReservationOrder::Register { key: 2 }), Ok(()));
         assert_eq!(self.medium.reserve(1, ReservationOrder::Acquire { key: 2 }), FENCED, "it is held");
         assert_eq!(self.medium.reserve(1, ReservationOrder::Preempt { key: 2, victim: 9, aborts }), FENCED, "nobody's");
@@ -78,7 +78,7 @@ impl Rig {
 fn only_the_holder_changes_anything_and_everybody_reads() {
     let mut rig = Rig::new(1);
     assert_eq!((rig.write(0, 1), rig.write(1, 2)), (Ok(()), FENCED));
-    rig.preempt(true);
+    rig.preempt(Aborts::AtOnce);
     rig.disks[0].read(Token(0), 1, vec![rig.blocks.allocate().expect("few are used")]);
     assert_eq!(rig.result(0), Ok(()));
     assert_eq!(rig.write(0, 3), FENCED);
@@ -90,7 +90,7 @@ fn only_the_holder_changes_anything_and_everybody_reads() {
     assert_eq!(rig.landed(), BTreeSet::from([1]));
     // It is entitled again: its next opening writes, the queue that was refused does not.
     assert_eq!(rig.medium.reserve(0, ReservationOrder::Register { key: 3 }), Ok(()));
-    assert_eq!(rig.medium.reserve(0, ReservationOrder::Preempt { key: 3, victim: 2, aborts: true }), Ok(()));
+    assert_eq!(rig.medium.reserve(0, ReservationOrder::Preempt { key: 3, victim: 2, aborts: Aborts::AtOnce }), Ok(()));
     assert_eq!(rig.write(0, 4), FENCED);
     rig.disks[0] = rig.medium.open_for(&rig.agenda, HostQueue { host: 0, opening: 3 });
     assert_eq!((rig.write(0, 4), rig.write(1, 5)), (Ok(()), FENCED));
@@ -103,7 +103,7 @@ fn what_is_aborted_has_landed_or_never_does() {
     for seed in 0..50 {
         let mut rig = Rig::new(seed);
         (0..8).for_each(|block| rig.start_write(0, block));
-        rig.preempt(true);
+        rig.preempt(Aborts::AtOnce);
         rig.medium.forbid(0, 1);
         let landed = rig.landed();
         let answered = rig.complete(0, 8).into_iter().filter(|completion| completion.result.is_ok());
@@ -122,7 +122,7 @@ fn what_is_under_way_may_land_after_a_preemption_that_aborts_nothing() {
     for seed in 0..50 {
         let mut rig = Rig::new(seed);
         (0..8).for_each(|block| rig.start_write(0, block));
-        rig.preempt(false);
+        rig.preempt(Aborts::Nothing);
         rig.medium.forbid(0, 1);
         assert_eq!(rig.landed(), BTreeSet::new());
         rig.complete(0, 8);
@@ -133,11 +133,33 @@ fn what_is_under_way_may_land_after_a_preemption_that_aborts_nothing() {
     assert!(late > 100, "{late} of 400");
 }
 
+/// A controller that takes its time: what is under way lands after the reservation has changed hands, and nothing when the abort has ended.
+#[test]
+fn what_is_aborted_later_may_land_until_that_has_ended() {
+    let (mut all_late, mut all_aborted) = (0, 0);
+    for seed in 0..50 {
+        let mut rig = Rig::new(seed);
+        (0..8).for_each(|block| rig.start_write(0, block));
+        rig.preempt(Aborts::Later);
+        assert_eq!(rig.landed(), BTreeSet::new());
+        let first = rig.complete(0, 4);
+        rig.medium.end_aborts(0);
+        rig.medium.forbid(0, 1);
+        let landed = rig.landed();
+        let answered = first.into_iter().chain(rig.complete(0, 4)).filter(|completion| completion.result.is_ok());
+        assert_eq!(answered.map(|completion| completion.token.0).collect::<BTreeSet<_>>(), landed, "seed {seed}");
+        assert_eq!((rig.landed(), rig.medium.reservation_counts().trespasses), (landed.clone(), 0));
+        all_late += landed.len();
+        all_aborted += 8 - landed.len();
+    }
+    assert!(all_late > 100 && all_aborted > 100, "{all_late} landed, {all_aborted} did not");
+}
+
 #[test]
 fn the_end_of_a_host_leaves_the_other_one_and_lands_nothing_that_is_kept_out() {
     for seed in 0..50 {
         let mut rig = Rig::new(seed);
-        rig.preempt(true);
+        rig.preempt(Aborts::AtOnce);
         (0..8).for_each(|block| rig.start_write(0, block));
         (8..16).for_each(|block| rig.start_write(1, block));
         let mut prng = rig.prng.fork();

@@ -3,7 +3,8 @@
 //! # Failure cases
 //!
 //! A command whose end is not known, because its controller was reset, is not repeated: the next report tells whether it was performed. After
-//! `twinlog::pair::reservation::Taking` has asked for enough reports a namespace that is still not held is given up.
+//! `twinlog::pair::reservation::Taking` has asked for enough reports a namespace that is still not held is given up. A preemption whose end is not known
+//! fences nobody.
 
 use super::{Shared, devices::Opened, pair};
 use crate::cli::output::{Exit, Failure};
@@ -115,10 +116,18 @@ pub(super) fn hold<F: PciFunction, C: Clock>(
             Break(Taken::Strange) => {
                 return Err(format!("{name} is reserved by a host that is no node of this pair: nvme resv-report"));
             }
+            Break(Taken::Unproven) => {
+                return Err(format!(
+                    "{name} was taken away from the partner, but the answer was lost that says that nothing of it is in flight any more: a power switch tells (fence = [\"command\"]), or its next start"
+                ));
+            }
             Break(Taken::GivenUp) => return Err(format!("{name} cannot be reserved: {said}")),
         };
         match perform(disk, command(ask, persists), &mut wait) {
-            Ok(()) => disk.take_report().iter().for_each(|report| taking.reported(&seen(report, host))),
+            Ok(()) => {
+                taking.done(ask);
+                disk.take_report().iter().for_each(|report| taking.reported(&seen(report, host)));
+            }
             // Refused, or nobody knows: the next report tells.
             Err(kind) => said = kind,
         }

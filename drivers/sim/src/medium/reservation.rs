@@ -8,6 +8,7 @@
 //! | has lost the reservation | it is refused; the queue that has met this asks no more, as those of the NVMe driver |
 //! | was preempted | as above; of those in flight any may be *under way* and land later, since nothing ends them (base 8.19) |
 //! | was preempted, and what it had in flight aborted | each has landed by then, or never will |
+//! | the same, by a controller that takes its time | the reservation has changed hands; any may be *under way* until [`SimMedium::end_aborts`], and each has landed then, or never will |
 //!
 //! A queue that no host has opened is like that of a host without a registration. What has come to a host is never undone: landed writes stay.
 
@@ -62,9 +63,20 @@ pub enum ReservationOrder {
         key: u64,
         /// The other one's.
         victim: u64,
-        /// Whether what that one has in flight is ended first.
-        aborts: bool,
+        /// What becomes of what that one has in flight.
+        aborts: Aborts,
     },
+}
+
+/// What a preemption does to operations in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aborts {
+    /// Nothing.
+    Nothing,
+    /// It ends them.
+    AtOnce,
+    /// It ends them by [`SimMedium::end_aborts`]; the reservation has changed hands before.
+    Later,
 }
 
 /// How often reservations kept anything from a medium.
@@ -167,9 +179,14 @@ impl SimMedium {
         if let ReservationOrder::Preempt { victim, aborts, .. } = order
             && let Some(other) = before.host_of(host, victim)
         {
-            medium.end_in_flight(other, aborts);
+            medium.end_in_flight(other, aborts, |_| true);
         }
         Ok(())
+    }
+
+    /// What a preemption of a host has left under way has landed, or never does.
+    pub fn end_aborts(&self, host: usize) {
+        self.0.borrow_mut().end_in_flight(host, Aborts::AtOnce, |operation| operation.is_under_way);
     }
 
     /// From now on no change of the host's openings up to this one is to reach the medium: those that do are counted.
@@ -244,23 +261,26 @@ impl Medium {
     }
 
     /// A host was preempted: what it has in flight has landed, or never does, if that is aborted; else some of it is under way and lands when it does.
-    fn end_in_flight(&mut self, host: usize, aborts: bool) {
+    fn end_in_flight(&mut self, host: usize, aborts: Aborts, concerns: impl Fn(&Operation) -> bool) {
         for index in 0..self.queues.len() {
             let Some(of) = self.queues[index].host.filter(|of| of.host == host) else { continue };
             let mut operations = std::mem::take(&mut self.queues[index].operations);
-            for operation in operations.iter_mut().flatten().filter(|operation| operation.result.is_none()) {
+            let left = operations.iter_mut().flatten();
+            for operation in left.filter(|operation| operation.result.is_none() && concerns(operation)) {
                 let has_begun = !self.gone && self.prng.chance(1, 2);
+                let is_write = matches!(operation.request, Request::Write { .. });
                 match (has_begun, aborts) {
-                    (true, true) if matches!(operation.request, Request::Write { .. }) => {
+                    (has_begun, Aborts::Nothing) => operation.is_under_way |= has_begun,
+                    (true, Aborts::Later) if is_write => operation.is_under_way = true,
+                    (true, Aborts::AtOnce) if is_write => {
                         // A world that has crashed performs nothing any more.
                         operation.result = self.perform(&mut operation.request, Some(of)).ok();
                     }
-                    (_, true) => {
+                    (_, Aborts::AtOnce | Aborts::Later) => {
                         operation.is_aborted = true;
                         let counts = &mut self.reservations.counts.aborted;
                         *counts = (counts.0 + 1, counts.1 + u64::from(operation.request.changes()));
                     }
-                    (has_begun, false) => operation.is_under_way |= has_begun,
                 }
             }
             self.queues[index].operations = operations;

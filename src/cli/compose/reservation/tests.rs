@@ -135,6 +135,32 @@ fn a_strangers_reservation_is_left_alone() {
     a.hold(5, true).expect("nobody has it");
 }
 
+/// The answer to its preemption is lost: it holds the namespace, and has fenced nobody, not in its next life either, until the partner has opened it again.
+#[test]
+fn a_preemption_whose_answer_is_lost_is_no_fence() {
+    let mut unproven = 0;
+    for seed in 0..200 {
+        let model = Model::new(ModelConfig::new(seed));
+        let (mut a, mut b) =
+            (Host::new(model.clone(), NodeIndex::First), Host::new(model.second_controller(), NodeIndex::Second));
+        a.hold(1, false).expect("nobody has it");
+        b.model.set_mischief(Mischief { lost_answer: 60, ..Mischief::default() });
+        let outcome = b.hold(2, true);
+        b.model.set_mischief(Mischief::default());
+        let Err(said) = outcome else { continue };
+        if !said.contains("the answer was lost") {
+            continue;
+        }
+        unproven += 1;
+        assert_eq!(a.write(&mut a.disk(), 2), Err(DeviceErrorKind::Fenced), "seed {seed}");
+        let mut again = Host::new(b.model.clone(), NodeIndex::Second);
+        again.hold(2, true).expect_err("its next life has not heard it either");
+        a.hold(3, false).expect("it claims its pool again");
+        again.hold(4, true).expect("and this one is heard");
+    }
+    assert!(unproven > 5, "{unproven} of 200");
+}
+
 /// Commands that a reset has ended may have been performed; answers are late, lost, or errors. What is held in the end is held.
 #[test]
 fn a_controller_that_misbehaves_makes_nobody_hold_what_another_has() {
@@ -161,9 +187,10 @@ fn a_controller_that_misbehaves_makes_nobody_hold_what_another_has() {
                 held += 1;
                 assert_eq!(a.write(&mut disk, 2), Err(DeviceErrorKind::Fenced), "seed {seed}");
             }
+            // It may hold it all the same; the owner takes it back.
             Err(_) if a.hold(3, false).is_ok() => assert_eq!(a.write(&mut a.disk(), 3), Ok(()), "seed {seed}"),
             Err(reason) => panic!("seed {seed}: {reason}"),
         }
     }
-    assert!(held > 100, "{held} of 200");
+    assert!(held > 60, "{held} of 200");
 }

@@ -88,6 +88,7 @@ pub const BUGS: &[Bug] = &[
     bug("takeover-loses-power", "a takeover ends reservations like the loss of power"),
     bug("takeover-without-preempting", "a node registers with a disk, and takes it for its own"),
     bug("takeover-while-stale", "a takeover is decided although the register says stale"),
+    bug("unheard-preemption-is-a-fence", "who holds a disk has fenced the other node, whatever that has in flight"),
     bug("unknown-is-done", "a change of the register whose end nobody knows counts as made"),
     bug("void-log-kept", "a former owner takes its log for a mirror"),
     bug("word-epoch-not-compared", "a word of an earlier epoch counts"),

@@ -63,6 +63,7 @@ impl History {
             (lines::DISK_LATER, both(counts.later)),
             (lines::DISK_LOST, both(counts.lost)),
             (lines::DISK_UNHEARD, counts.unheard),
+            (lines::DISK_UNPROVEN, both(counts.unproven)),
             (lines::DISK_DIED, both(counts.died_between)),
         ];
         for (name, count) in all {

@@ -13,7 +13,7 @@ use twinlog_device::Nanos;
 use twinlog_sim::{Direction, Fault, LogMedium};
 
 /// Everything that is counted.
-pub(super) const ALL: [&str; 62] = [
+pub(super) const ALL: [&str; 63] = [
     ARBITER_LATE,
     ARBITER_LOST,
     ARBITER_POSTHUMOUS,
@@ -36,6 +36,7 @@ pub(super) const ALL: [&str; 62] = [
     DISK_SLOW,
     DISK_TAKEN,
     DISK_UNHEARD,
+    DISK_UNPROVEN,
     DISK_WRITE,
     FENCED,
     FORCED_LOG,
@@ -97,6 +98,7 @@ pub(super) const DISK_LOST: &str = "reserved: command lost";
 pub(super) const DISK_REFUSED: &str = "reserved: change refused";
 pub(super) const DISK_TAKEN: &str = "reserved: partner fenced";
 pub(super) const DISK_UNHEARD: &str = "reserved: answer lost";
+pub(super) const DISK_UNPROVEN: &str = "reserved: not proven";
 const DISK_GONE: &str = "disk: gone";
 const DISK_READ: &str = "disk: read error";
 const DISK_SLOW: &str = "disk: slow";

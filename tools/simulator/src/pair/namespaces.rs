@@ -6,7 +6,9 @@
 //! | fault | what becomes of it |
 //! |---|---|
 //! | a command does not arrive | its end is an error; the next report tells |
-//! | it is performed, and its answer is lost | the same |
+//! | it is performed, and its answer is lost | the same; a preemption whose end nobody has heard of confirms no fence |
+//! | the end of the other node's process is seen by a switch, which is asked after a preemption that nobody has heard of | the fence is confirmed |
+//! | a preemption takes its time | who holds the disk changes at once; what it aborts may land until its answer is made, also if that is lost |
 //! | the disk is gone, or the node does not reach it for a while | every command fails: the opening, or the fence, does |
 //! | the node dies in between | what it had asked for is performed or not; its next life finds what it has left |
 //! | it stands still in between | what it had asked for is performed; it goes on later with what it knew |
@@ -31,10 +33,13 @@ use twinlog::{
     },
 };
 use twinlog_device::{DeviceErrorKind, Nanos, Prng};
-use twinlog_sim::{Agenda, ReservationOrder, SimMedium, SimWorld};
+use twinlog_sim::{Aborts, Agenda, ReservationOrder, SimMedium, SimWorld};
 
-/// One command in so many goes wrong.
+/// One command in so many goes wrong; of preemptions more, since their answers say what no report does.
 const FAULTS_ONE_IN: u64 = 12;
+
+/// How long a preemption takes to end what it aborts, if it does not end it at once.
+const ABORT_NS: (u64, u64) = (10_000, 1_000_000);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
@@ -45,14 +50,32 @@ enum Fate {
     Unheard,
 }
 
+/// What becomes of a command, as its node hears it.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    /// It has failed, or nobody knows.
+    Failed,
+    Done,
+    Report(Seen),
+}
+
 /// A command on its way.
 #[derive(Clone, Copy, Debug)]
 struct Command {
     ask: Ask,
     fate: Fate,
+    /// When it arrives; then, when its answer does.
     due: Nanos,
-    /// It was performed or lost; its answer is there, if there is any.
-    answer: Option<Option<Seen>>,
+    /// It was performed or lost.
+    answer: Option<Answer>,
+}
+
+/// A preemption that has not ended what it aborts.
+#[derive(Clone, Copy, Debug)]
+struct Abort {
+    victim: usize,
+    pool: usize,
+    due: Nanos,
 }
 
 /// A node that takes a pool's disk.
@@ -76,6 +99,8 @@ pub(super) struct NamespaceCounts {
     pub(super) lost: u64,
     /// Answers that were lost, and those of them of commands that have changed something.
     pub(super) unheard: (u64, u64),
+    /// Fences that were not confirmed since the end of the preemption was not heard.
+    pub(super) unproven: u64,
     /// Commands that failed since the disk was gone or not reached.
     pub(super) dark: u64,
     /// Nodes that ended between their registration and what it was for.
@@ -95,6 +120,7 @@ pub(super) struct Namespaces {
     /// Fences that wait for the end of the other node's lease.
     trials: Trials,
     works: Vec<Work>,
+    aborts: Vec<Abort>,
     answers: [VecDeque<FenceAnswer>; 2],
     opened: [VecDeque<(usize, Result<(), String>)>; 2],
     /// Of each node, and each pool: whether the other node has taken its key away.
@@ -124,6 +150,7 @@ impl Namespaces {
             hindrances: hindrances.clone(),
             trials,
             works: Vec::new(),
+            aborts: Vec::new(),
             answers: Default::default(),
             opened: Default::default(),
             is_unregistered: [[false; 2]; 2],
@@ -196,6 +223,10 @@ impl Namespaces {
 
     /// Everything that is due happens.
     pub(super) fn step(&mut self) {
+        let now = self.world.now();
+        for Abort { victim, pool, .. } in self.aborts.extract_if(.., |abort| abort.due <= now) {
+            self.media[pool].end_aborts(victim);
+        }
         while let Some((node, (pool, epoch), verdict)) = self.trials.step(self.is_still) {
             match verdict {
                 Verdict::Over(agenda) => {
@@ -221,29 +252,30 @@ impl Namespaces {
     /// Goes on with a work; whether it is not at its end.
     fn go_on(&mut self, work: &mut Work) -> bool {
         let now = self.world.now();
-        if let Some(command) = &mut work.command
-            && command.answer.is_none()
-            && command.due <= now
-        {
-            let mut command = *command;
-            command.answer = Some(self.arrive(work, command));
+        if let Some(mut command) = work.command.filter(|command| command.answer.is_none() && command.due <= now) {
+            let (answer, at) = self.arrive(work, command);
+            (command.answer, command.due) = (Some(answer), at);
+            work.agenda.at(at);
             work.command = Some(command);
         }
         if self.is_still[work.node] {
             return true;
         }
-        match work.command {
-            Some(Command { answer: None, .. }) => return true,
-            Some(Command { answer: Some(answer), .. }) => answer.iter().for_each(|seen| work.taking.reported(seen)),
-            None => {}
+        if let Some(command) = work.command {
+            match command.answer.filter(|_| command.due <= now) {
+                None => return true,
+                Some(Answer::Failed) => {}
+                Some(Answer::Done) => work.taking.done(command.ask),
+                Some(Answer::Report(seen)) => work.taking.reported(&seen),
+            }
         }
         match work.taking.next_ask() {
             ControlFlow::Continue(ask) => {
                 let due = now + Duration::from_nanos(self.prng.between(500, 30_000));
                 work.agenda.at(due);
-                let fate = match self.prng.below(2 * FAULTS_ONE_IN) {
-                    0 => Fate::Lost,
-                    1 => Fate::Unheard,
+                let fate = match (self.prng.below(2 * FAULTS_ONE_IN), ask) {
+                    (0, _) => Fate::Lost,
+                    (1, _) | (2..=8, Ask::Do(Change::Preempt { .. })) => Fate::Unheard,
                     _ => Fate::Answered,
                 };
                 work.command = Some(Command { ask, fate, due, answer: None });
@@ -256,33 +288,37 @@ impl Namespaces {
         }
     }
 
-    /// A command arrives at the disk, or does not; what is reported.
-    fn arrive(&mut self, work: &mut Work, command: Command) -> Option<Seen> {
-        let Work { node, pool, .. } = *work;
-        let is_dark = self.hindrances.borrow().is_in_force(node, pool, self.world.now());
+    /// A command arrives at the disk, or does not; what its node hears, and when.
+    fn arrive(&mut self, work: &mut Work, command: Command) -> (Answer, Nanos) {
+        let (now, node, pool) = (self.world.now(), work.node, work.pool);
+        let is_dark = self.hindrances.borrow().is_in_force(node, pool, now);
         if is_dark || command.fate == Fate::Lost {
             *(if is_dark { &mut self.counts.dark } else { &mut self.counts.lost }) += 1;
-            return None;
+            return (Answer::Failed, now);
         }
-        let seen = match command.ask {
-            Ask::Report => self.report(node, pool).ok(),
-            Ask::Do(change) => {
-                let done = self.perform((node, pool), change);
-                self.counts.dark += u64::from(done == Err(DeviceErrorKind::Gone));
-                match (done, change) {
-                    (Ok(()), Change::Register(_)) => work.is_between = true,
-                    (Ok(()), Change::Acquire(_) | Change::Preempt { .. }) => work.is_between = false,
-                    _ => {}
+        let (answer, at) = match command.ask {
+            Ask::Report => (self.report(node, pool).map_or(Answer::Failed, Answer::Report), now),
+            Ask::Do(change) => match self.perform((node, pool), change) {
+                Ok(at) => {
+                    match change {
+                        Change::Register(_) => work.is_between = true,
+                        Change::Acquire(_) | Change::Preempt { .. } => work.is_between = false,
+                        Change::Replace { .. } => {}
+                    }
+                    (Answer::Done, at)
                 }
-                None
-            }
+                Err(kind) => {
+                    self.counts.dark += u64::from(kind == DeviceErrorKind::Gone);
+                    (Answer::Failed, now)
+                }
+            },
         };
         if command.fate == Fate::Unheard {
             let unheard = &mut self.counts.unheard;
             *unheard = (unheard.0 + 1, unheard.1 + u64::from(command.ask != Ask::Report));
-            return None;
+            return (Answer::Failed, now);
         }
-        seen
+        (answer, at)
     }
 
     fn report(&self, node: usize, pool: usize) -> Result<Seen, DeviceErrorKind> {
@@ -295,12 +331,20 @@ impl Namespaces {
         Ok(Seen { mine: now.keys[node], holder })
     }
 
-    fn perform(&mut self, (node, pool): (usize, usize), change: Change) -> Result<(), DeviceErrorKind> {
+    /// Performs a change; when its answer is made.
+    fn perform(&mut self, (node, pool): (usize, usize), change: Change) -> Result<Nanos, DeviceErrorKind> {
         let order = match change {
             Change::Register(key) => ReservationOrder::Register { key: key.bits() },
             Change::Replace { current, new } => ReservationOrder::Replace { current, key: new.bits() },
             Change::Acquire(key) => ReservationOrder::Acquire { key: key.bits() },
-            Change::Preempt { key, victim, aborts } => ReservationOrder::Preempt { key: key.bits(), victim, aborts },
+            Change::Preempt { key, victim, aborts } => {
+                let aborts = match (aborts, self.prng.chance(1, 2)) {
+                    (false, _) => Aborts::Nothing,
+                    (true, false) => Aborts::AtOnce,
+                    (true, true) => Aborts::Later,
+                };
+                ReservationOrder::Preempt { key: key.bits(), victim, aborts }
+            }
         };
         self.media[pool].reserve(node, order)?;
         match change {
@@ -310,15 +354,22 @@ impl Namespaces {
             }
             _ => {}
         }
-        Ok(())
+        let now = self.world.now();
+        let ReservationOrder::Preempt { aborts: Aborts::Later, .. } = order else { return Ok(now) };
+        let due = now + Duration::from_nanos(self.prng.between(ABORT_NS.0, ABORT_NS.1));
+        self.aborts.push(Abort { victim: 1 - node, pool, due });
+        Ok(due)
     }
 
     /// A node holds a disk, or does not.
     fn end(&mut self, work: &Work, taken: Taken) {
         let Work { node, pool, epoch, is_fence, .. } = *work;
         let other = 1 - node;
-        let is_held = taken == Taken::Held;
+        // The next fence in order is a switch, which tells that a machine is off.
+        let is_switched = taken == Taken::Unproven && !self.lives[other];
+        let is_held = taken == Taken::Held || is_switched;
         self.counts.later += u64::from(matches!(taken, Taken::Later(_)));
+        self.counts.unproven += u64::from(taken == Taken::Unproven);
         if is_held {
             // A fence is of the owner at its epoch; who opens a pool, of all before.
             self.media[pool].forbid(other, if is_fence { epoch.0 } else { epoch.0 - 1 });
