@@ -80,11 +80,14 @@ pub(crate) fn skip(why: &str) {
     let _ = writeln!(io::stderr(), "SKIPPED: {why}");
 }
 
-/// A foreign program under `timeout`, its input empty.
+/// A foreign program under `timeout`, its input empty. A signal to `timeout` reaches the program once: without `--foreground` it
+/// would come once more to the whole group, and the load tool ends at once, without a report, when it is told twice.
 #[must_use]
 pub(crate) fn command<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=10", PROGRAM_SECONDS_MAX]).arg(find(program).unwrap_or_else(|| program.into()));
+    command
+        .args(["--foreground", "--kill-after=10", PROGRAM_SECONDS_MAX])
+        .arg(find(program).unwrap_or_else(|| program.into()));
     command.args(arguments).stdin(Stdio::null());
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = PROGRAM_FOLDERS.iter().map(PathBuf::from).chain(env::split_paths(&path));

@@ -67,11 +67,17 @@ pub(super) fn load(uri: &str, journal: &Path, seed: u64, more: &[&str]) -> Child
 
 /// Waits for a load that must have met no error; its report.
 pub(super) fn finish(load: Child, pair: &Pair) -> Value {
+    end(load, "finished", pair)
+}
+
+/// Waits for a load that must have met no error and have ended for this reason; its report.
+pub(super) fn end(load: Child, reason: &str, pair: &Pair) -> Value {
     let output = load.wait_with_output().expect("a child of ours");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}\n{}\n{}", String::from_utf8_lossy(&output.stdout), pair.said());
+    let words = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let said = format!("{}: {}\n{}\n{}", output.status, words(&output.stdout), words(&output.stderr), pair.said());
+    assert!(output.status.success(), "{said}");
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!((report["end"].as_str(), report["errors"].as_array().map(Vec::len)), (Some("finished"), Some(0)));
+    assert_eq!((report["end"].as_str(), report["errors"].as_array().map(Vec::len)), (Some(reason), Some(0)), "{said}");
     report
 }
 
