@@ -6,25 +6,35 @@ use std::ops::Range;
 use twinlog::base::ObjectId;
 
 impl Model {
-    /// The writes whose changes these are: the bytes that each changes, and what it puts there, which is nothing for zeroes. Of writes that cannot be told
-    /// apart the last ones. `None`: one of them is nobody's.
+    /// The writes whose changes these are, in the order in which they were performed: the bytes that each changes, and what it puts there, which is
+    /// nothing for zeroes. Of writes that cannot be told apart the last ones that can lie there. `None`: one of them is nobody's.
     #[must_use]
     pub fn writes_of(&self, volume: ObjectId, changes: &[(Range<u64>, Option<&[u8]>)]) -> Option<Vec<WriteId>> {
+        let of = |range: &Range<u64>, fill: Fill| -> Vec<WriteId> {
+            let is_one = |write: &Write| write.volume == volume && write.range == *range && write.fill == fill;
+            let all = (0..).map(WriteId).zip(&self.writes).skip(1);
+            all.filter(|(_, write)| is_one(write) && !write.is_void).map(|(id, _)| id).collect()
+        };
+        let by_bytes = |(range, bytes): &(Range<u64>, Option<&[u8]>)| {
+            let bytes = (*bytes)?;
+            of(range, Fill::Pattern).into_iter().find(|id| matches(*id, Fill::Pattern, range.start, bytes))
+        };
+        let by_bytes: Vec<Option<WriteId>> = changes.iter().map(by_bytes).collect();
         let mut found = Vec::new();
-        for (range, bytes) in changes.iter().rev() {
-            let fits = |id: WriteId, write: &Write| {
-                let is_same = write.volume == volume && write.range == *range && !write.is_void;
-                let has_bytes = match (write.fill, bytes) {
-                    (Fill::Pattern, Some(bytes)) => matches(id, Fill::Pattern, range.start, bytes),
-                    (Fill::Zeroes, None) => true,
-                    _ => false,
-                };
-                is_same && has_bytes && !found.contains(&id)
+        for (place, (range, bytes)) in changes.iter().enumerate().rev() {
+            let one = if bytes.is_some() {
+                by_bytes[place].filter(|id| !found.contains(id))
+            } else {
+                // What was settled when somebody asked for one of these lies before that one.
+                let behind = by_bytes[..place].iter().flatten().map(|&id| self.writes[index(id)].submitted).max();
+                let mut zeroes = of(range, Fill::Zeroes);
+                zeroes.retain(|id| Some(self.writes[index(*id)].settled) > behind && !found.contains(id));
+                // Of what cannot be told apart, what was answered is rather among them.
+                let is_answered = |write: &Write| !write.is_pending && !write.is_doubtful;
+                let answered = zeroes.iter().rfind(|id| is_answered(&self.writes[index(**id)]));
+                answered.or(zeroes.last()).copied()
             };
-            let newest_first = || (0..).map(WriteId).zip(&self.writes).skip(1).filter(|&(id, write)| fits(id, write));
-            // Of what cannot be told apart, what was answered is rather among them.
-            let answered = newest_first().filter(|(_, write)| !write.is_pending && !write.is_doubtful).last();
-            found.push(answered.or_else(|| newest_first().last())?.0);
+            found.push(one?);
         }
         Some(found)
     }
