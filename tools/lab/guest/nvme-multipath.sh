@@ -1,6 +1,7 @@
 # The kernel's NVMe/TCP initiator with a path to each node of a pair, each through a network of its own, under load while the lab harms the pair and mends it:
 # fio, a pacer and a file system in each pool.
 . /lab/lib.sh
+. /lab/nvme.sh
 . /lab/settings
 
 now() { cut -d' ' -f1 /proc/uptime; }
@@ -56,13 +57,7 @@ verify() {
 }
 
 step network
-# Nodes are at addresses of the lab's loopback, each its own, and say so to hosts. Here none is this machine's.
-ip addr del 127.0.0.1/8 dev lo
-ip addr add 10.0.3.15/24 dev eth1
-ip link set eth1 up
-for device in eth0 eth1; do echo 1 >/proc/sys/net/ipv4/conf/$device/route_localnet; done
-ip route add "$first/32" via 10.0.2.2 dev eth0
-ip route add "$second/32" via 10.0.3.2 dev eth1
+pair_networks
 
 step connect
 nvme discover -t tcp -a "$first" -s "$port" >/tmp/discovered

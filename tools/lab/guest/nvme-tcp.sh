@@ -1,5 +1,6 @@
 # The kernel's NVMe/TCP initiator: discovery, two I/O queues, digests, fio, a file system, discard, a resize that is noticed, new connections.
 . /lab/lib.sh
+. /lab/nvme.sh
 . /lab/settings
 
 # The block device of the one namespace, when it is there; multipath hides what has a c in its name.
@@ -28,17 +29,6 @@ disconnect() {
 verify() {
     fio --name=verify --filename="$device" --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bsrange=4k-256k --blockalign=4k \
         --offset="$1" --size=12M --verify=crc32c --verify_fatal=1 --randseed="$seed" --output=/tmp/fio --minimal || fail "fio: $(cat /tmp/fio)"
-}
-
-# field NAME FILE: what a field of an answer in JSON says, without spaces and quotes.
-field() { tr -d '\t ,"' <"/tmp/$2" | sed -n "s/^$1://p" | head -1; }
-# says FILE FIELD=VALUE...
-says() {
-    file=$1
-    shift
-    for wanted; do
-        same "${wanted%%=*} in $file" "$(field "${wanted%%=*}" "$file")" "${wanted#*=}"
-    done
 }
 
 step discover
@@ -174,36 +164,13 @@ dmesg | grep -i nvme
 dmesg | grep -i -e 'I/O error' -e 'EXT4-fs error' -e 'nvme.*\(fail\|error\|timeout\|time out\|invalid\|support\|bug\|mismatch\|reset\|reconnect\|duplicate\|ignor\)' |
     grep -v 'sector 524288' >/tmp/errors && fail "the kernel complains: $(cat /tmp/errors)"
 
-# path_of HOST: the controller of the host of that name, when it has its namespace. What goes there goes to no other path.
-path_of() {
-    for try in $(seq 300); do
-        for folder in /sys/class/nvme/nvme*; do
-            [ "$(cat "$folder/hostnqn") $(cat "$folder/state")" = "$1 live" ] || continue
-            ls "$folder" | grep -q '^nvme.*n' && echo "/dev/${folder##*/}" && return
-        done
-        sleep 0.1
-    done
-    fail "no path of $1: $(dmesg | tail -5)" >&2
-}
-# connect_as HOST ID: as the tools do, which take a second host in one machine for the first one.
-connect_as() {
-    echo "transport=tcp,traddr=$host,trsvcid=$port,nqn=$nqn,hostnqn=$1,hostid=$2,nr_io_queues=1,reconnect_delay=1" >/dev/nvme-fabrics
-}
-write_as() { nvme io-passthru "$1" -o 1 -n 1 -l 4096 -w -i /tmp/pattern; }
-read_as() { nvme io-passthru "$1" -o 2 -n 1 -l 4096 -r >/dev/null; }
-# reserved PATH FIELD=VALUE...: what the report says there.
-reserved() {
-    nvme resv-report "$1" -n 1 --eds -o json >/tmp/reservation
-    shift
-    says reservation "$@"
-}
-
 step "two hosts reserve a namespace"
 own=$(cat /etc/nvme/hostnqn)
-connect_as "$own" "$(cat /etc/nvme/hostid)"
-connect_as "$other" "$other_id"
-one=$(path_of "$own")
-two=$(path_of "$other")
+connect_as "$own" "$(cat /etc/nvme/hostid)" $host
+connect_as "$other" "$other_id" $host
+one=$(path_of "$own" $host)
+two=$(path_of "$other" $host)
+namespace=1
 nvme resv-register "$one" -n 1 --nrkey=0xa1 --rrega=0 --cptpl=3
 nvme resv-register "$two" -n 1 --nrkey=0xa2 --rrega=0 --cptpl=3
 nvme resv-acquire "$one" -n 1 --crkey=0xa1 --rtype=1 --racqa=0
@@ -214,7 +181,7 @@ fails "eservation" write_as "$two"
 step "the node dies and comes back"
 event reserved
 await back
-[ "$(path_of "$own") $(path_of "$other")" = "$one $two" ] || fail "paths have other names"
+[ "$(path_of "$own" $host) $(path_of "$other" $host)" = "$one $two" ] || fail "paths have other names"
 reserved "$one" gen=2 rtype=1 regctl=2 ptpls=1
 fails "eservation" write_as "$two"
 step "the other host preempts"
@@ -222,8 +189,7 @@ nvme resv-acquire "$two" -n 1 --crkey=0xa2 --prkey=0xa1 --rtype=1 --racqa=1
 reserved "$one" gen=3 rtype=1 regctl=1
 write_as "$two"
 fails "eservation" write_as "$one"
-nvme get-log "$one" --log-id=0x80 --log-len=64 -b >/tmp/notice
-same "a registration was preempted" "$(dd if=/tmp/notice bs=1 skip=8 count=1 2>/dev/null | tr '\001' p)" p
+told_of_preemption "$one"
 nvme resv-release "$two" -n 1 --crkey=0xa2 --rtype=1 --rrela=0
 write_as "$one"
 nvme resv-release "$two" -n 1 --crkey=0xa2 --rrela=1

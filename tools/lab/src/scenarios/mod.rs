@@ -9,6 +9,7 @@ mod nvme_faults;
 mod nvme_multipath;
 mod nvme_node;
 mod nvme_pair;
+mod nvme_reserve;
 mod nvme_tcp;
 mod power;
 mod remains;
@@ -41,7 +42,7 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 18] = [
+pub const SCENARIOS: [Scenario; 19] = [
     Scenario {
         name: "nbd-kernel",
         about: "the kernel's nbd client with two connections: limits, patterns, discard, write-zeroes, flush",
@@ -77,6 +78,12 @@ pub const SCENARIOS: [Scenario; 18] = [
         about: "the same with a path to each node of a pair: nodes are killed, stopped and started anew, networks are cut",
         programs: &["nvme", "fio", "mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_repair"],
         run: nvme_multipath::run,
+    },
+    Scenario {
+        name: "nvme-reserve",
+        about: "two hosts with a path to each node of a pair each: one reserves, the node dies and comes back, the other preempts",
+        programs: &["nvme", "fio", "mkfs.ext4", "e2fsck"],
+        run: nvme_reserve::run,
     },
     Scenario {
         name: "nvme-auth",

@@ -11,6 +11,7 @@ use crate::{
 };
 use anyhow::{Result, bail};
 
+const LIBRARY: &str = include_str!("../../guest/nvme.sh");
 const PAYLOAD: &str = include_str!("../../guest/nvme-tcp.sh");
 const AUTHENTICATION: &str = include_str!("../../guest/nvme-auth.sh");
 
@@ -19,8 +20,8 @@ const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:5f0a2c1e-9d3b-4f52-8a7e-3c1d
 const HOST_ID: &str = "5f0a2c1e-9d3b-4f52-8a7e-3c1d2b4a5968";
 
 /// Another host, in the same guest.
-const OTHER: &str = "nqn.2014-08.org.nvmexpress:uuid:0c7d2f4a-6b1e-4d83-9f50-7a2e8c5b1d36";
-const OTHER_ID: &str = "0c7d2f4a-6b1e-4d83-9f50-7a2e8c5b1d36";
+pub(super) const OTHER: &str = "nqn.2014-08.org.nvmexpress:uuid:0c7d2f4a-6b1e-4d83-9f50-7a2e8c5b1d36";
+pub(super) const OTHER_ID: &str = "0c7d2f4a-6b1e-4d83-9f50-7a2e8c5b1d36";
 
 /// What a guest that is a host of NVMe/TCP has.
 pub(super) fn contents(lab: &Lab, payload: &'static str, settings: &str) -> Contents {
@@ -28,6 +29,7 @@ pub(super) fn contents(lab: &Lab, payload: &'static str, settings: &str) -> Cont
     let modules = vec!["nvme_tcp", "crc32c_generic", "ext4"];
     let programs = vec!["nvme", "fio", "mkfs.ext4", "e2fsck"];
     let mut contents = Contents { payload, modules, programs, ..Contents::default() };
+    contents.files.insert("lab/nvme.sh".to_owned(), LIBRARY.into());
     contents.files.insert("lab/settings".to_owned(), format!("{settings}seed={}\n", lab.seed).into_bytes());
     contents.files.insert("etc/nvme/hostnqn".to_owned(), format!("{HOST}\n").into_bytes());
     contents.files.insert("etc/nvme/hostid".to_owned(), format!("{HOST_ID}\n").into_bytes());
