@@ -530,20 +530,8 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             ReactorMessage::Coordinator(message) => {
                 self.coordinator.as_mut().expect("the coordinator lives on reactor 0").receive(message);
             }
-            ReactorMessage::Request(origin, request) => {
-                let lane = self.lane_of(request.volume);
-                match self.shards.iter_mut().find(|shard| shard.lane_index() == lane) {
-                    Some(shard) => shard.submit(&mut self.io, origin, request),
-                    None => {
-                        let reply = VolumeReply { tag: request.tag, result: Err(VolumeError::NoSuchVolume) };
-                        self.post(origin, ReactorMessage::Reply(reply));
-                    }
-                }
-            }
-            ReactorMessage::Reply(reply) => {
-                self.in_flight -= 1;
-                self.replies.push_back(reply);
-            }
+            ReactorMessage::Request(origin, request) => self.begin(origin, request),
+            ReactorMessage::Reply(reply) => self.end(reply),
             ReactorMessage::Volumes(volumes, lane_count) => {
                 self.volumes = volumes.into_iter().map(|volume| (volume.id, volume)).collect();
                 self.lane_count = lane_count;
@@ -574,6 +562,33 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                 self.coordinator.as_mut().expect("the coordinator lives on reactor 0").stop(reason);
             }
         }
+    }
+
+    /// Gives a request to the shard that serves its volume.
+    fn begin(&mut self, origin: ReactorIndex, request: VolumeRequest) {
+        let lane = self.lane_of(request.volume);
+        match self.shards.iter_mut().find(|shard| shard.lane_index() == lane) {
+            Some(shard) => shard.submit(&mut self.io, origin, request),
+            None => {
+                let reply = VolumeReply { tag: request.tag, result: Err(VolumeError::NoSuchVolume) };
+                self.answer(origin, reply);
+            }
+        }
+    }
+
+    /// Sends a reply to where its request came from.
+    fn answer(&mut self, origin: ReactorIndex, reply: VolumeReply) {
+        if origin == self.index {
+            self.end(reply);
+        } else {
+            self.post(origin, ReactorMessage::Reply(reply));
+        }
+    }
+
+    /// A request of this reactor's clients is answered.
+    fn end(&mut self, reply: VolumeReply) {
+        self.in_flight -= 1;
+        self.replies.push_back(reply);
     }
 
     /// The configuration does not have a lane of the pool (requirement 100: a mismatch is refused).
@@ -617,7 +632,8 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                     self.post(ReactorIndex(0), ReactorMessage::Coordinator(message));
                 }
                 while let Some((origin, reply)) = self.shards[position].next_reply() {
-                    self.post(origin, ReactorMessage::Reply(reply));
+                    busy = true;
+                    self.answer(origin, reply);
                 }
             }
             while let Some(event) = self.coordinator.as_mut().and_then(Coordinator::next_event) {
@@ -742,7 +758,12 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Engine<D, L> {
         }
         self.in_flight += 1;
         let to = self.reactor_of(self.lane_of(request.volume));
-        self.post(to, ReactorMessage::Request(self.index, request));
+        // With nothing ahead of it a request of this reactor's goes straight to its shard, as it would at the next turn.
+        if to == self.index && self.local.is_empty() && self.mailbox.is_empty() {
+            self.begin(self.index, request);
+        } else {
+            self.post(to, ReactorMessage::Request(self.index, request));
+        }
     }
 
     /// What has been submitted here is in line to be performed.

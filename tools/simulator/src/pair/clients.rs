@@ -37,6 +37,14 @@ impl History {
         self.processes[node].as_ref()?.node.reactor(0)?.pools().engine(slot_of(node, pool))
     }
 
+    /// Whether one of the node's reactors serves the pool: it answers, though the others have not heard that it is open.
+    fn has_opened_somewhere(&self, pool: usize, node: usize) -> bool {
+        let Some(process) = &self.processes[node] else { return false };
+        let reactors = (0..process.node.reactor_count()).filter_map(|reactor| process.node.reactor(reactor));
+        let mut engines = reactors.filter_map(|reactor| reactor.pools().engine(slot_of(node, pool)));
+        engines.any(|engine| engine.is_serving() && !engine.is_closing())
+    }
+
     /// Whether the pool is on its way out at its server, so that requests are refused.
     pub(super) fn is_leaving(&self, pool: usize, node: usize) -> bool {
         self.engine(pool, node).is_none_or(|engine| {
@@ -473,7 +481,7 @@ impl History {
         }
         if watch.server != Some(node) {
             let is_closed = watch.server.is_none() && flying.parted == Some(watch.services);
-            if flying.is_local && is_closed {
+            if flying.is_local && is_closed && !self.has_opened_somewhere(pool, node) {
                 let what = format!("{} has answered for pool {} after it had closed it", NAMES[node], NAMES[pool]);
                 return Err(found(Oracle::Protocol, what));
             }
