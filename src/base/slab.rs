@@ -45,9 +45,27 @@ impl<T> Slab<T> {
             return None;
         }
         let thing = place.take()?;
-        *current = current.wrapping_add(1);
-        self.free.push(u32::try_from(slot).expect("32 bits"));
+        self.vacate(slot);
         Some(thing)
+    }
+
+    /// Drops the thing called `key` where it lies, if it is still there: a large one is not moved for its end.
+    pub fn discard(&mut self, key: u64) {
+        let (slot, generation) = parts(key);
+        if let Some((current, place)) = self.slots.get_mut(slot)
+            && *current == generation
+            && place.is_some()
+        {
+            *place = None;
+            self.vacate(slot);
+        }
+    }
+
+    /// No later thing in `slot` has the key that the last one had.
+    fn vacate(&mut self, slot: usize) {
+        let (generation, _) = &mut self.slots[slot];
+        *generation = generation.wrapping_add(1);
+        self.free.push(u32::try_from(slot).expect("32 bits"));
     }
 
     /// Things in the table.
@@ -90,7 +108,14 @@ mod tests {
         assert_eq!(slab.remove(first), None);
         assert_eq!(slab.get_mut(second), Some(&mut 'b'));
         assert_eq!(slab.len(), 1);
+        slab.discard(first);
         assert_eq!(slab.drain(), vec!['b']);
         assert!(slab.is_empty());
+        let third = slab.insert('c');
+        slab.discard(third);
+        slab.discard(third);
+        assert!(slab.is_empty() && slab.get_mut(third).is_none());
+        assert!(slab.insert('d') != third && slab.insert('e') != third);
+        assert_eq!(slab.len(), 2);
     }
 }

@@ -237,7 +237,7 @@ impl<L: LogMemory> Shard<L> {
         request.kind = Kind::Change { change: Change::Volume(change), durable: false };
         if let State::Stopped(reason) = &self.state {
             let error = VolumeError::Stopped(reason.clone());
-            return self.reply(request, Err(error));
+            return self.reply(request.ended(), Err(error));
         }
         self.line_up(request);
     }
@@ -297,7 +297,7 @@ impl<L: LogMemory> Shard<L> {
         if range.end > volume.record().size_bytes {
             return Err(Obstacle::Refused(VolumeError::OutOfRange));
         }
-        compare(volume, &range, request.expected.as_ref(), &mut reading)?;
+        compare(volume, &range, request.expected.as_deref(), &mut reading)?;
         let part = next_part(change, &range);
         if matches!(change, Change::Discard(_)) && whole_blocks(&part).is_empty() {
             *change = Change::Done;

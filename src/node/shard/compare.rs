@@ -56,8 +56,8 @@ pub(super) fn compare_early(volume: &Volume, request: &mut Request) {
     let range = request.range();
     let index = range.start / BLOCK_BYTES;
     if planted::is("compared-when-it-comes")
-        && let (Some(expected), Overlay::Block(block, _)) = (request.expected, volume.overlay(index))
-        && sum(Some(&block), within(&range, index)) == expected
+        && let (Some(expected), Overlay::Block(block, _)) = (&request.expected, volume.overlay(index))
+        && sum(Some(&block), within(&range, index)) == **expected
     {
         request.expected = None;
     }

@@ -268,11 +268,11 @@ impl<L: LogMemory> Shard<L> {
         let request = Request { host, ..Request::new(Source::Client(origin, tag), volume, operation, self.now) };
         if let State::Stopped(reason) = &self.state {
             let error = VolumeError::Stopped(reason.clone());
-            return self.reply(request, Err(error));
+            return self.reply(request.ended(), Err(error));
         }
         match verdict {
             Ok(()) => self.begin(io, request),
-            Err(late) => self.reply(request, Err(late)),
+            Err(late) => self.reply(request.ended(), Err(late)),
         }
     }
 
@@ -489,7 +489,7 @@ impl<L: LogMemory> Shard<L> {
         self.cp_waiters.clear();
         self.woken.clear();
         for request in self.requests.drain().into_iter().filter(|_| !planted::is("replies-lost-at-stop")) {
-            self.reply(request, Err(VolumeError::Stopped(reason.clone())));
+            self.reply(request.ended(), Err(VolumeError::Stopped(reason.clone())));
         }
         self.state = State::Stopped(reason);
     }

@@ -119,10 +119,10 @@ impl<L: LogMemory> Shard<L> {
 
     /// Everything that a read returns is stable: answer.
     pub(super) fn finish_read(&mut self, id: u64) {
-        let Some(mut request) = self.requests.remove(id) else { return };
+        let Some(request) = self.requests.get_mut(id) else { return };
         let Kind::Read { range, slots, is_hint } = &mut request.kind else { unreachable!("a read") };
         if *is_hint {
-            return self.reply(request, Ok(ReplyData::Done));
+            return self.end(id, Ok(ReplyData::Done));
         }
         let mut runs = DataRuns::with_capacity(slots.len());
         let loan = request.loan.as_mut().expect("a read borrows before it begins");
@@ -140,7 +140,7 @@ impl<L: LogMemory> Shard<L> {
                 _ => runs.push(DataRun::Zeroes(end - start)),
             }
         }
-        self.reply(request, Ok(ReplyData::Data(runs)));
+        self.end(id, Ok(ReplyData::Data(runs)));
     }
 
     /// Collects extents, as far as nodes are at hand, and fetches the next node.
@@ -210,10 +210,10 @@ impl<L: LogMemory> Shard<L> {
 
     /// Everything that a block status tells is stable: answer.
     pub(super) fn finish_status(&mut self, id: u64) {
-        let Some(mut request) = self.requests.remove(id) else { return };
+        let Some(request) = self.requests.get_mut(id) else { return };
         let Kind::Status { extents, .. } = &mut request.kind else { unreachable!("status") };
         let extents = std::mem::take(extents);
-        self.reply(request, Ok(ReplyData::Extents(extents)));
+        self.end(id, Ok(ReplyData::Extents(extents)));
     }
 }
 

@@ -128,7 +128,7 @@ pub(super) struct Request {
     pub(super) started: Nanos,
     pub(super) bytes: u64,
     /// What a change is to find in its range: it is performed only then.
-    pub(super) expected: Option<ContentSum>,
+    pub(super) expected: Option<Box<ContentSum>>,
     /// Blocks that were fetched for it, or could not be.
     pub(super) arrived: Arrived,
     pub(super) is_woken: bool,
@@ -143,7 +143,16 @@ pub(super) struct Request {
     /// Consistency points that it has waited for space.
     pub(super) space_tries: u8,
     /// It is refused for this reason, when what decided that is stable.
-    pub(super) verdict: Option<VolumeError>,
+    pub(super) verdict: Option<Box<VolumeError>>,
+}
+
+/// What is left of a request that has ended.
+pub(super) struct Ended {
+    source: Source,
+    volume: ObjectId,
+    started: Nanos,
+    /// Which way how many bytes went, for the volume's figures.
+    moved: Option<(Access, u64)>,
 }
 
 impl Request {
@@ -152,7 +161,7 @@ impl Request {
         let length = |range: &Range<u64>| range.end - range.start;
         let change = |change, durable| Kind::Change { change, durable };
         let expected = match &operation {
-            VolumeOperation::CompareAndWrite { expected, .. } => Some(*expected),
+            VolumeOperation::CompareAndWrite { expected, .. } => Some(Box::new(*expected)),
             _ => None,
         };
         let (kind, bytes) = match operation {
@@ -212,6 +221,16 @@ impl Request {
         }
     }
 
+    /// What its reply needs of it.
+    pub(super) fn ended(&self) -> Ended {
+        let moved = match &self.kind {
+            Kind::Read { is_hint: false, .. } => Some((Access::Read, self.bytes)),
+            Kind::Change { .. } if self.bytes > 0 => Some((Access::Write, self.bytes)),
+            _ => None,
+        };
+        Ended { source: self.source, volume: self.volume, started: self.started, moved }
+    }
+
     /// Stands where a request was taken from, while it is worked on.
     pub(super) fn placeholder() -> Self {
         Self::new(Source::Replay(Lsn(0)), ObjectId(0), VolumeOperation::Flush, Nanos(0))
@@ -242,13 +261,13 @@ impl<L: LogMemory> Shard<L> {
             if matches!(request.kind, Kind::Change { change: Change::Volume(VolumeChange::Create { .. }), .. }) {
                 return self.line_up(request);
             }
-            return self.reply(request, Err(VolumeError::NoSuchVolume));
+            return self.reply(request.ended(), Err(VolumeError::NoSuchVolume));
         };
         if let Some(reason) = self.offline_reason(request.volume).filter(|_| !planted::is("offline-volume-answers")) {
-            return self.reply(request, Err(VolumeError::Offline(reason)));
+            return self.reply(request.ended(), Err(VolumeError::Offline(reason)));
         }
         if request.range().end > volume.record().size_bytes {
-            return self.reply(request, Err(VolumeError::OutOfRange));
+            return self.reply(request.ended(), Err(VolumeError::OutOfRange));
         }
         // A change is judged when it enters the lane, in the order of the lane; the rest now.
         let is_change = matches!(request.kind, Kind::Change { .. });
@@ -300,24 +319,33 @@ impl<L: LogMemory> Shard<L> {
         self.answer_when_stable(lsn, id);
     }
 
-    /// Ends a request: its reply goes to where it came from.
-    pub(super) fn reply(&mut self, request: Request, result: Result<ReplyData, VolumeError>) {
-        match request.source {
+    /// A request under way ends: its reply goes to where it came from.
+    pub(super) fn end(&mut self, id: u64, result: Result<ReplyData, VolumeError>) {
+        if let Some(request) = self.requests.get_mut(id) {
+            let ended = request.ended();
+            self.requests.discard(id);
+            self.reply(ended, result);
+        }
+    }
+
+    /// The reply to a request that has ended goes to where that came from.
+    pub(super) fn reply(&mut self, ended: Ended, result: Result<ReplyData, VolumeError>) {
+        match ended.source {
             Source::Client(origin, tag) => {
-                let latency = self.now.since(request.started);
+                let latency = self.now.since(ended.started);
                 // A volume that was deleted meanwhile has no figures any more.
-                if self.volumes.contains_key(&request.volume) {
-                    let figures = self.figures.entry(request.volume).or_default();
-                    match &request.kind {
-                        Kind::Read { is_hint: false, .. } => figures.reads.record(request.bytes, latency),
-                        Kind::Change { .. } if request.bytes > 0 => figures.writes.record(request.bytes, latency),
-                        _ => {}
+                if self.volumes.contains_key(&ended.volume) {
+                    let figures = self.figures.entry(ended.volume).or_default();
+                    match ended.moved {
+                        Some((Access::Read, bytes)) => figures.reads.record(bytes, latency),
+                        Some((Access::Write, bytes)) => figures.writes.record(bytes, latency),
+                        None => {}
                     }
                 }
                 self.replies.push_back((origin, VolumeReply { tag, result }));
             }
             Source::Volume(call) => {
-                let record = self.volumes.get(&request.volume).map(|volume| volume.record().clone());
+                let record = self.volumes.get(&ended.volume).map(|volume| volume.record().clone());
                 let volume = result.map(|_| record).map_err(|error| error.to_string());
                 self.messages.push_back(ToCoordinator::VolumeDone { call, volume });
             }
@@ -329,7 +357,7 @@ impl<L: LogMemory> Shard<L> {
     pub(super) fn stable(&mut self, id: u64) {
         let Some(request) = self.requests.get_mut(id) else { return };
         if let Some(verdict) = request.verdict.take() {
-            return self.refuse(id, verdict);
+            return self.refuse(id, *verdict);
         }
         let needs_cp = match &request.kind {
             Kind::Read { .. } => return self.finish_read(id),
@@ -354,16 +382,12 @@ impl<L: LogMemory> Shard<L> {
 
     /// A change or flush is done.
     pub(super) fn finish_change(&mut self, id: u64) {
-        if let Some(request) = self.requests.remove(id) {
-            self.reply(request, Ok(ReplyData::Done));
-        }
+        self.end(id, Ok(ReplyData::Done));
     }
 
     /// A request cannot be done.
     pub(super) fn refuse(&mut self, id: u64, error: VolumeError) {
-        if let Some(request) = self.requests.remove(id) {
-            self.reply(request, Err(error));
-        }
+        self.end(id, Err(error));
     }
 }
 

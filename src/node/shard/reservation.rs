@@ -60,7 +60,7 @@ impl<L: LogMemory> Shard<L> {
             State::Serving(lane) if error == VolumeError::Differs => lane.appended(),
             _ => self.volumes.get(&request.volume).map_or(Lsn(0), |volume| volume.reservation_lsn()),
         };
-        request.verdict = Some(error);
+        request.verdict = Some(Box::new(error));
         let lsn = request.lsn;
         self.answer_when_stable(lsn, id);
     }
@@ -76,10 +76,10 @@ impl<L: LogMemory> Shard<L> {
 
     /// What is reported is stable.
     pub(super) fn finish_report(&mut self, id: u64) {
-        let Some(mut request) = self.requests.remove(id) else { return };
+        let Some(request) = self.requests.get_mut(id) else { return };
         let Kind::Report(state) = &mut request.kind else { unreachable!("a report") };
         let state = std::mem::take(state);
-        self.reply(request, Ok(ReplyData::Reservation(state)));
+        self.end(id, Ok(ReplyData::Reservation(state)));
     }
 
     /// Decides a host's command and appends the record of what came of it, or performs one that is there.
