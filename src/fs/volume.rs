@@ -38,7 +38,7 @@ use crate::{
     },
     pool::tree::{Dirty, DirtyBlock, DirtyLookup, Walker, levels_for, missing_node, span},
 };
-use std::{ops::Range, rc::Rc};
+use std::{borrow::Borrow, ops::Range, rc::Rc};
 use twinlog_device::{BlockBuf, SharedBlock};
 
 /// What the overlay says of a block.
@@ -151,7 +151,7 @@ impl Volume {
 
     /// Walks to what the tree on disk says of blocks.
     #[must_use]
-    pub fn walker(&self) -> Walker {
+    pub fn walker<N: Borrow<SharedBlock>>(&self) -> Walker<N> {
         Walker::new(self.tree())
     }
 

@@ -8,6 +8,7 @@ use crate::{
     format::reference::BlockKey,
 };
 use std::{
+    cell::Cell,
     collections::VecDeque,
     hash::{Hash, Hasher},
 };
@@ -31,7 +32,7 @@ impl Hash for Key {
 
 struct Entry {
     block: SharedBlock,
-    used: bool,
+    used: Cell<bool>,
 }
 
 /// The cache. Its size is bounded by whoever calls [`Cache::evict`].
@@ -43,11 +44,11 @@ pub struct Cache {
 
 impl Cache {
     /// The block, if it is here.
-    pub fn get(&mut self, key: BlockKey) -> Option<SharedBlock> {
+    pub fn get(&self, key: BlockKey) -> Option<&SharedBlock> {
         let key = known_by(key);
-        let entry = self.entries.get_mut(&Key(key))?;
-        entry.used = true;
-        Some(entry.block.clone())
+        let entry = self.entries.get(&Key(key))?;
+        entry.used.set(true);
+        Some(&entry.block)
     }
 
     /// Has the processor load what [`Self::get`] will look at, for somebody who looks for many: without this they wait for memory one after
@@ -60,7 +61,7 @@ impl Cache {
     /// Keeps a verified block.
     pub fn insert(&mut self, key: BlockKey, block: SharedBlock) {
         let key = known_by(key);
-        if self.entries.insert(Key(key), Entry { block, used: false }).is_none() {
+        if self.entries.insert(Key(key), Entry { block, used: Cell::new(false) }).is_none() {
             self.order.push_back(Key(key));
         }
     }
@@ -69,7 +70,7 @@ impl Cache {
     pub fn evict(&mut self) -> bool {
         while let Some(key) = self.order.pop_front() {
             let entry = self.entries.get_mut(&key).expect("every queued key has an entry");
-            if std::mem::take(&mut entry.used) {
+            if entry.used.take() {
                 self.order.push_back(key);
             } else {
                 self.entries.remove(&key);

@@ -200,7 +200,7 @@ impl<D: BlockDevice> Io<D> {
     }
 
     /// The block, if it is in memory.
-    pub fn cached(&mut self, key: BlockKey) -> Option<SharedBlock> {
+    pub fn cached(&self, key: BlockKey) -> Option<&SharedBlock> {
         self.held.get(key).or_else(|| self.cache.get(key))
     }
 
@@ -218,7 +218,7 @@ impl<D: BlockDevice> Io<D> {
     pub fn fetch(&mut self, reference: &BlockRef, tag: Tag) -> Option<SharedBlock> {
         assert!(!reference.is_hole(), "a hole has no block to fetch");
         if let Some(block) = self.cached(reference.key()) {
-            return Some(block);
+            return Some(block.clone());
         }
         self.queue(reference, tag).is_kept = true;
         None

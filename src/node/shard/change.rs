@@ -67,7 +67,7 @@ impl<D: BlockDevice> Reading<'_, D> {
     /// The block, if it is in memory.
     fn known(&mut self, key: BlockKey) -> Option<SharedBlock> {
         let arrived = self.arrived.get(&key).and_then(|result| result.as_ref().ok().cloned());
-        arrived.or_else(|| self.io.cached(key))
+        arrived.or_else(|| self.io.cached(key).cloned())
     }
 
     /// Reads the nodes that writing blocks `range`, or freeing them, will copy: an unreadable one is refused here, where it costs one

@@ -259,7 +259,7 @@ impl<L: LogMemory> Shard<L> {
         let known = |io: &mut Io<D>, key: BlockKey| match online.arrived.get(&key) {
             Some(Err(reason)) => Err(format!("the held records cannot be read: {reason}")),
             Some(Ok(block)) => Ok(Some(block.clone())),
-            None => Ok(io.cached(key)),
+            None => Ok(io.cached(key).cloned()),
         };
         let mut bytes = Vec::new();
         let mut is_complete = true;

@@ -33,7 +33,7 @@ impl<L: LogMemory> Shard<L> {
             request.lsn = overlay(volume, indices.clone(), slots).max(volume.reservation_lsn());
         }
         let arrived = &request.arrived;
-        let mut walker = volume.walker();
+        let (mut walker, mut missing) = (volume.walker(), Vec::new());
         let mut index = indices.start;
         while index < indices.end {
             let position = usize::try_from(index - indices.start).expect("inside a request");
@@ -51,12 +51,15 @@ impl<L: LogMemory> Shard<L> {
                 }
                 Walk::Found(reference) => slots[position] = Slot::At(reference),
                 Walk::Missing(node) => {
-                    let _ = io.fetch(&node, tag);
+                    missing.push(node);
                     // The same node serves its neighbours.
                     index = index.next_multiple_of(crate::base::limits::TREE_FANOUT).max(index + 1) - 1;
                 }
             }
             index += 1;
+        }
+        for node in missing {
+            let _ = io.fetch(&node, tag);
         }
         self.located.push(id);
     }
@@ -95,7 +98,8 @@ impl<L: LogMemory> Shard<L> {
                 }
                 Slot::Hole | Slot::Block(_) => continue,
             };
-            *slot = match at_hand(&request.arrived, io, reference.key()).or_else(|| io.fetch(&reference, tag)) {
+            let known = at_hand(&request.arrived, io, reference.key()).cloned();
+            *slot = match known.or_else(|| io.fetch(&reference, tag)) {
                 // A hint keeps nothing: the block is in the cache now, as long as there is room for it.
                 Some(_) if *is_hint => {
                     cached.push(reference.key());
@@ -165,7 +169,7 @@ impl<L: LogMemory> Shard<L> {
                     (*next + 1, false)
                 }
                 Overlay::Below => {
-                    let ask = |key| arrived.get(&key).and_then(|result| result.clone().ok()).or_else(|| io.cached(key));
+                    let ask = |key| at_hand(arrived, io, key).cloned();
                     match walker.walk(*next, ask) {
                         Walk::Hole(until) => {
                             let until = until.min(volume.next_change(*next)).min(indices.end);
@@ -218,8 +222,8 @@ impl<L: LogMemory> Shard<L> {
 }
 
 /// A block that was fetched for a request, or is in the cache.
-fn at_hand<D: BlockDevice>(arrived: &Arrived, io: &mut Io<D>, key: BlockKey) -> Option<SharedBlock> {
-    arrived.get(&key).and_then(|result| result.clone().ok()).or_else(|| io.cached(key))
+fn at_hand<'a, D: BlockDevice>(arrived: &'a Arrived, io: &'a Io<D>, key: BlockKey) -> Option<&'a SharedBlock> {
+    arrived.get(&key).and_then(|result| result.as_ref().ok()).or_else(|| io.cached(key))
 }
 
 /// What the generations in memory say of each block; returns the newest position among them.

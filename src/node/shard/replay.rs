@@ -171,7 +171,7 @@ impl<L: LogMemory> Shard<L> {
         for Ahead { record, is_read } in replay.ahead.iter_mut().filter(|ahead| !ahead.is_read) {
             let (blocks, is_freed) = touched(record);
             let volume = self.volumes.get(&record.draft.object);
-            match volume.and_then(|volume| volume.missing_path(&blocks, is_freed, |key| io.cached(key))) {
+            match volume.and_then(|volume| volume.missing_path(&blocks, is_freed, |key| io.cached(key).cloned())) {
                 Some((node, _)) => drop(io.fetch(&node, tag)),
                 None => *is_read = true,
             }

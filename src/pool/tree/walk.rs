@@ -10,6 +10,7 @@ use crate::{
         superblock::TreeRoot,
     },
 };
+use std::borrow::Borrow;
 use twinlog_device::SharedBlock;
 
 /// Data blocks below one reference to a block at `level` (0: the data block itself).
@@ -43,14 +44,15 @@ pub enum Walk {
     Missing(BlockRef),
 }
 
-/// Walks to blocks of one tree. The leaf node where a walk ended serves the walks to its neighbours.
-pub struct Walker {
+/// Walks to blocks of one tree, through nodes that are lent (`N` is `&SharedBlock`: no handle is counted) or given. The leaf node where a walk ended
+/// serves the walks to its neighbours.
+pub struct Walker<N> {
     tree: TreeRoot,
     /// The newest leaf node, and the first block below it.
-    leaf: Option<(u64, SharedBlock)>,
+    leaf: Option<(u64, N)>,
 }
 
-impl Walker {
+impl<N: Borrow<SharedBlock>> Walker<N> {
     /// Walks from the root of `tree`.
     #[must_use]
     pub fn new(tree: TreeRoot) -> Self {
@@ -58,13 +60,13 @@ impl Walker {
     }
 
     /// Walks to block `index`, through nodes that `cached` has.
-    pub fn walk(&mut self, index: u64, cached: impl FnMut(BlockKey) -> Option<SharedBlock>) -> Walk {
+    pub fn walk(&mut self, index: u64, cached: impl FnMut(BlockKey) -> Option<N>) -> Walk {
         if index >= span(self.tree.levels) {
             return Walk::Hole(u64::MAX);
         }
         let first = index / span(1) * span(1);
         let found = match &self.leaf {
-            Some((below, leaf)) if *below == first => Ok(node(leaf)[child_index(1, index)]),
+            Some((below, leaf)) if *below == first => Ok(node(leaf.borrow())[child_index(1, index)]),
             _ => self.descend(index, cached),
         };
         match found {
@@ -78,18 +80,14 @@ impl Walker {
     ///
     /// # Errors
     /// The walk ended before it.
-    fn descend(
-        &mut self,
-        index: u64,
-        mut cached: impl FnMut(BlockKey) -> Option<SharedBlock>,
-    ) -> Result<BlockRef, Walk> {
+    fn descend(&mut self, index: u64, mut cached: impl FnMut(BlockKey) -> Option<N>) -> Result<BlockRef, Walk> {
         let mut reference = self.tree.root;
         for level in (1..=self.tree.levels).rev() {
             if reference.is_hole() {
                 return Err(Walk::Hole((index / span(level) + 1) * span(level)));
             }
             let Some(block) = cached(reference.key()) else { return Err(Walk::Missing(reference)) };
-            reference = node(&block)[child_index(level, index)];
+            reference = node(block.borrow())[child_index(level, index)];
             if level == 1 {
                 self.leaf = Some((index / span(1) * span(1), block));
             }
@@ -99,16 +97,16 @@ impl Walker {
 }
 
 /// Walks to one block.
-pub fn walk(tree: &TreeRoot, index: u64, cached: impl FnMut(BlockKey) -> Option<SharedBlock>) -> Walk {
+pub fn walk<N: Borrow<SharedBlock>>(tree: &TreeRoot, index: u64, cached: impl FnMut(BlockKey) -> Option<N>) -> Walk {
     Walker::new(*tree).walk(index, cached)
 }
 
 /// The first node on the way to block `index` that `cached` does not have, of the nodes down to `level`.
-pub fn missing_node(
+pub fn missing_node<N: Borrow<SharedBlock>>(
     tree: &TreeRoot,
     index: u64,
     level: u8,
-    mut cached: impl FnMut(BlockKey) -> Option<SharedBlock>,
+    mut cached: impl FnMut(BlockKey) -> Option<N>,
 ) -> Option<BlockRef> {
     let mut reference = tree.root;
     for level in (level..=tree.levels).rev() {
@@ -116,7 +114,7 @@ pub fn missing_node(
             return None;
         }
         let Some(block) = cached(reference.key()) else { return Some(reference) };
-        reference = node(&block)[child_index(level, index)];
+        reference = node(block.borrow())[child_index(level, index)];
     }
     None
 }
@@ -130,6 +128,10 @@ mod tests {
     };
     use twinlog_device::BlockPool;
 
+    fn nothing(_: BlockKey) -> Option<SharedBlock> {
+        None
+    }
+
     #[test]
     fn levels_change_at_the_bounds() {
         assert_eq!(levels_for(1), 1);
@@ -142,17 +144,17 @@ mod tests {
     #[test]
     fn an_empty_tree_is_one_hole() {
         let tree = TreeRoot { root: BlockRef::default(), levels: 2 };
-        assert_eq!(walk(&tree, 5, |_| None), Walk::Hole(128 * 128));
-        assert_eq!(walk(&tree, 128 * 128, |_| None), Walk::Hole(u64::MAX));
+        assert_eq!(walk(&tree, 5, nothing), Walk::Hole(128 * 128));
+        assert_eq!(walk(&tree, 128 * 128, nothing), Walk::Hole(u64::MAX));
     }
 
     #[test]
     fn the_root_of_a_tree_without_nodes_is_its_only_block() {
         let mut tree = TreeRoot { root: BlockRef::new(BlockAddress::new(0, 99), CpNumber(1), &[0; 4096]), levels: 0 };
-        assert_eq!(walk(&tree, 0, |_| None), Walk::Found(tree.root));
-        assert_eq!(walk(&tree, 1, |_| None), Walk::Hole(u64::MAX));
+        assert_eq!(walk(&tree, 0, nothing), Walk::Found(tree.root));
+        assert_eq!(walk(&tree, 1, nothing), Walk::Hole(u64::MAX));
         tree.root = BlockRef::default();
-        assert_eq!(walk(&tree, 0, |_| None), Walk::Hole(1));
+        assert_eq!(walk(&tree, 0, nothing), Walk::Hole(1));
     }
 
     /// A tree of two levels whose node at level 1 with number `n` has blocks `n * 1000` and up, but for its last one.
