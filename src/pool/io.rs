@@ -290,6 +290,8 @@ impl<D: BlockDevice> Io<D> {
         for index in 0..self.disks.len() {
             self.start(index);
             self.finish(index);
+            // What there is room for now: not every end of an operation is an event, which alone would bring a turn.
+            self.start(index);
         }
     }
 
@@ -483,5 +485,39 @@ impl<D: BlockDevice> Io<D> {
             let result = group.error.map_or(Ok(group.blocks), Err);
             self.events.push_back(IoEvent::Done { tag, result });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::CpNumber;
+    use std::time::Duration;
+    use twinlog_device::{BLOCK_BYTES, Wait};
+    use twinlog_sim::{Agenda, Fault, MediumConfig, SimMedium, SimWorld};
+
+    /// The end of the read that fails is no event, and the disk may have nothing else in hand: nobody else brings a turn in which its blocks would be asked for.
+    #[test]
+    fn blocks_are_read_one_by_one_from_the_turn_that_finds_the_error() {
+        let world = SimWorld::new(1);
+        let agenda = Agenda::new(&world);
+        let medium = SimMedium::new(&world, MediumConfig::new("disk", 64));
+        medium.arm(Fault::ReadError, 0);
+        let mut io = Io::new(vec![medium.open(&agenda)], BlockPool::new(64).expect("a small mapping"), 0);
+        for block in [3, 4] {
+            let reference = BlockRef::new(BlockAddress::new(0, block), CpNumber(1), &[0; BLOCK_BYTES]);
+            assert!(io.fetch(&reference, Tag { owner: 0, id: block }).is_none());
+        }
+        let mut arrived = 0;
+        while arrived < 2 {
+            io.poll();
+            while let Some(event) = io.next_event() {
+                assert!(matches!(event, IoEvent::Fetched { result: Ok(_), .. }), "only the common read has failed");
+                arrived += 1;
+            }
+            assert!(arrived == 2 || io.is_awaited(), "after {arrived} blocks");
+            agenda.turn(Wait::UpTo(Duration::from_secs(1)));
+        }
+        assert_eq!(io.counters().device_errors, 1);
     }
 }
