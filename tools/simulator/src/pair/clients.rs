@@ -227,10 +227,12 @@ impl History {
 
     fn heard_check(&mut self, pool: usize, report: &CheckReport, was_rotten: bool) -> Result<(), Violation> {
         self.figures.checks += 1;
-        if was_rotten {
+        let is_excused = self.is_excused(pool);
+        // What lies below a block that the disk did not return was not looked at.
+        let is_blind = is_excused && report.problems.iter().any(|line| line.contains(": read of block "));
+        if was_rotten && !is_blind {
             self.judge_damage(pool, report)?;
         }
-        let is_excused = self.is_excused(pool);
         let watch = &mut self.pools[pool];
         if is_excused && !report.problems.is_empty() {
             // What could not be read is looked at again.

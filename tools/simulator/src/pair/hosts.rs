@@ -290,7 +290,9 @@ impl History {
         let request =
             AdminRequest::VolumeCreate { name: VOLUME.to_owned(), size_bytes: self.size_bytes, block_bytes: 4096 };
         let replies = self.processes[0].node.call(request).expect("nobody else orders anything");
-        self.until("both nodes know the volume", |history| history.processes.iter().all(knows))?;
+        self.until("the volume is made, and both nodes know it", |history| {
+            !replies.is_empty() && history.processes.iter().all(knows)
+        })?;
         match replies.try_recv() {
             Ok(AdminReply::Volumes { volumes }) if !volumes.is_empty() => {
                 self.volume = ObjectId(volumes[0].id);
