@@ -106,7 +106,6 @@ pub const BUGS: &[Bug] = &[
     bug("replies-lost-at-stop", "requests in flight are not answered when the pool stops"),
     bug("reservation-decided-for-anybody", "a command about a reservation is decided as one host's, whoever sends it"),
     bug("reservation-forgotten", "changes are admitted without space"),
-    bug("reservation-judged-on-arrival", "what waits is performed although its host was preempted meanwhile"),
     bug("reservation-not-enforced", "a reservation keeps nobody out"),
     bug("reservation-not-in-cp", "a reservation alone does not make a volume dirty"),
     bug("reservation-told-too-early", "a command about a reservation is answered before its record is durable"),
