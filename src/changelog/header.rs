@@ -89,6 +89,11 @@ impl<L: LogMemory> ReadHeader<L> {
         Ok(self.header)
     }
 
+    /// Whether the read is under way, whose end gives the reactor a turn.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.is_asked && self.header.is_none()
+    }
+
     /// The log memory.
     ///
     /// # Panics

@@ -45,7 +45,7 @@ use twinlog_device::{DeviceError, LogMemory};
 /// What a call of [`Scan::poll`] gives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ScanStep {
-    /// Reads are on their way, or there is more to look through: poll again.
+    /// Reads are on their way, or the log memory has no room for one: poll again.
     Pending,
     /// The next change. Pads and marks are not returned.
     Record(OwnedRecord),
@@ -219,6 +219,16 @@ impl<L: LogMemory> Scan<L> {
         Ok(step)
     }
 
+    /// Whether reads are on their way, whose end gives the reactor a turn. Before that a scan that was pending has nothing to do.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        match &self.phase {
+            Phase::Header(header) => header.is_awaited(),
+            Phase::Records(reader) | Phase::Search { reader, .. } | Phase::Ended { reader, .. } => !reader.idle(),
+            Phase::Broken(_) => false,
+        }
+    }
+
     /// The log memory, for the lane to go on in.
     ///
     /// # Panics
@@ -234,18 +244,17 @@ impl<L: LogMemory> Scan<L> {
         self.start.applied.plus(self.ring.bytes())
     }
 
-    fn poll_header(&self, mut header: ReadHeader<L>) -> Result<(Phase<L>, ScanStep), ScanError> {
+    fn poll_header(&mut self, mut header: ReadHeader<L>) -> Result<(Phase<L>, ScanStep), ScanError> {
         let Some(found) = header.poll()? else { return Ok((Phase::Header(header), ScanStep::Pending)) };
         found.must_be(&self.start.identity)?;
-        let reader = RingReader::new(header.into_log(), self.ring, self.start.applied, self.limit());
-        Ok((Phase::Records(reader), ScanStep::Pending))
+        self.poll_records(RingReader::new(header.into_log(), self.ring, self.start.applied, self.limit()))
     }
 
     fn poll_records(&mut self, mut reader: RingReader<L>) -> Result<(Phase<L>, ScanStep), ScanError> {
         reader.pump()?;
         loop {
             if self.position == self.limit() {
-                return Ok((self.end(reader, EndReason::Full, None), ScanStep::Pending));
+                return self.end(reader, EndReason::Full, None);
             }
             match self.next_record(&reader) {
                 Ok(None) => {
@@ -261,10 +270,7 @@ impl<L: LogMemory> Scan<L> {
                     }
                 }
                 Err(RecordFault::Unsupported { lsn, what, .. }) => return Err(ScanError::Unsupported { lsn, what }),
-                Err(fault) => {
-                    let next = self.position;
-                    return Ok((Phase::Search { reader, fault, next, seen_beyond: false }, ScanStep::Pending));
-                }
+                Err(fault) => return self.poll_search(reader, fault, self.position, false),
             }
         }
     }
@@ -303,7 +309,7 @@ impl<L: LogMemory> Scan<L> {
     }
 
     fn poll_search(
-        &mut self,
+        &self,
         mut reader: RingReader<L>,
         fault: RecordFault,
         mut next: Lsn,
@@ -321,7 +327,7 @@ impl<L: LogMemory> Scan<L> {
                     Beyond::Record => seen_beyond = true,
                     Beyond::Proof(proof_lsn, kind) => {
                         let hole = Hole { at: self.position, fault, proof_lsn, kind };
-                        return Ok((self.end(reader, EndReason::TornTail(fault), Some(hole)), ScanStep::Pending));
+                        return self.end(reader, EndReason::TornTail(fault), Some(hole));
                     }
                 }
             }
@@ -340,7 +346,7 @@ impl<L: LogMemory> Scan<L> {
             _ if untouched => EndReason::Clean,
             _ => EndReason::TornTail(fault),
         };
-        Ok((self.end(reader, reason, None), ScanStep::Pending))
+        self.end(reader, reason, None)
     }
 
     /// What the bytes at position `slot`, beyond the end, say about the end.
@@ -367,11 +373,16 @@ impl<L: LogMemory> Scan<L> {
         Beyond::Record
     }
 
-    fn end(&self, mut reader: RingReader<L>, reason: EndReason, hole: Option<Hole>) -> Phase<L> {
+    fn end(
+        &self,
+        mut reader: RingReader<L>,
+        reason: EndReason,
+        hole: Option<Hole>,
+    ) -> Result<(Phase<L>, ScanStep), ScanError> {
         reader.stop();
         let new_head = head_after_recovery(self.position, self.ring.bytes());
         let end = ScanEnd { end: self.position, new_head, epoch: self.epoch, reason, hole };
-        Phase::Ended { reader, end }
+        poll_ended(reader, end)
     }
 }
 

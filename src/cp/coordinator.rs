@@ -331,8 +331,9 @@ impl Coordinator {
     /// first. A reactor that went on turning would keep the processor from those who end it.
     #[must_use]
     pub fn is_busy<D: BlockDevice>(&self, io: &Io<D>) -> bool {
-        let is_under_way = self.run.is_some() || self.wanted;
-        self.state == PoolState::Opening || (is_under_way && !io.is_awaited() && !self.awaits_shards())
+        let may_start = self.wanted && self.to_replay.is_empty() && !matches!(self.state, PoolState::Stopped(_));
+        let is_under_way = self.opening.is_some() || self.run.is_some() || may_start;
+        is_under_way && !io.is_awaited() && !self.awaits_shards()
     }
 
     /// When [`Coordinator::step`] has something to do even if nothing arrives.
@@ -459,7 +460,7 @@ impl Coordinator {
     pub fn step<D: BlockDevice>(&mut self, io: &mut Io<D>, now: Nanos, wall_clock_ns: u64) -> bool {
         if let Some(opening) = &mut self.opening {
             match opening.step(io) {
-                Ok(None) => {}
+                Ok(None) => return false,
                 Ok(Some(pool)) => self.opened(pool),
                 Err(error) => self.stop(error.to_string()),
             }

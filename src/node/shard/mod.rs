@@ -314,10 +314,7 @@ impl<L: LogMemory> Shard<L> {
         self.take_located(io);
         let mut worked = false;
         match &self.state {
-            State::Scanning(_) => {
-                self.replay(io);
-                worked = true;
-            }
+            State::Scanning(_) => worked = self.replay(io),
             State::Serving(_) => {
                 self.serve_turn(io);
                 worked = self.online_turn(io);

@@ -138,29 +138,39 @@ impl<L: LogMemory> Shard<L> {
         self.state = State::Scanning(Box::new(replay));
     }
 
-    /// Performs the records that are at hand, a bounded number.
-    pub(super) fn replay<D: BlockDevice>(&mut self, io: &mut Io<D>) {
-        if let Err(reason) = self.read_ahead(io) {
-            return self.fail(reason);
+    /// Performs the records that are at hand, a bounded number. Returns whether there is more to do at once: not while a disk or the log has to end a
+    /// read first.
+    pub(super) fn replay<D: BlockDevice>(&mut self, io: &mut Io<D>) -> bool {
+        match self.replay_some(io) {
+            Ok(is_more) => is_more,
+            Err(reason) => {
+                self.fail(reason);
+                true
+            }
         }
+    }
+
+    fn replay_some<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<bool, String> {
+        self.read_ahead(io)?;
         for _ in 0..super::REPLAYS_PER_TURN {
-            let State::Scanning(replay) = &mut self.state else { return };
+            let State::Scanning(replay) = &mut self.state else { return Ok(true) };
             let performed = match (replay.current, replay.ahead.is_empty(), replay.end) {
                 (Some(id), ..) => self.replay_step(io, id),
                 (None, false, _) => self.replay_first(io),
-                (None, true, Some(end)) => return self.replay_end(end),
-                (None, true, None) => return,
+                (None, true, Some(end)) => {
+                    self.replay_end(end);
+                    return Ok(true);
+                }
+                (None, true, None) => return Ok(!replay.scan.is_awaited()),
             };
-            let held = match performed {
-                Ok(true) => Ok(()),
-                Ok(false) => return,
-                Err(Unperformed::Volume(cause, why)) => self.take_offline(io, cause, &why),
-                Err(Unperformed::Pool(reason)) => Err(reason),
-            };
-            if let Err(reason) = held {
-                return self.fail(reason);
+            match performed {
+                Ok(true) => {}
+                Ok(false) => return Ok(!io.is_awaited()),
+                Err(Unperformed::Volume(cause, why)) => self.take_offline(io, cause, &why)?,
+                Err(Unperformed::Pool(reason)) => return Err(reason),
             }
         }
+        Ok(true)
     }
 
     /// Reads what the next records need of their volumes' trees, all at once: one after the other they would wait for a disk each.
