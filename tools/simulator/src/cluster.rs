@@ -469,10 +469,10 @@ impl Node {
             .map_or("none", twinlog::cp::coordinator::Coordinator::phase)
     }
 
-    /// The volume called `name`, as a front end sees it.
+    /// Whether there is a volume called `name` for the clients of every reactor.
     #[must_use]
-    pub fn volume(&self, name: &str) -> Option<(twinlog::base::ObjectId, u64)> {
-        self.reactors[0].as_ref()?.pools().volume(name).map(|volume| (volume.id, volume.size_bytes))
+    pub fn knows_volume(&self, name: &str) -> bool {
+        self.reactors.iter().flatten().all(|reactor| reactor.pools().volume(name).is_some())
     }
 
     /// Puts an order to reactor 0; the answer comes through the returned channel. `None` while too many wait.

@@ -272,14 +272,21 @@ impl History {
         is_rotten || self.pools[pool].aftermath.is_some_and(is_late)
     }
 
-    /// A volume that is offline does nothing for anybody.
-    pub(super) fn judge_done(&self, pool: usize, id: u64, flying: &Flying) -> Result<(), Violation> {
-        let Some(rot) = self.rots[pool].as_ref().filter(|rot| rot.volume() == flying.volume) else { return Ok(()) };
-        if !rot.is_surely_offline() || id <= rot.since.1 {
-            return Ok(());
-        }
-        let (ask, node) = (&flying.ask, NAMES[flying.node]);
-        Err(found(Oracle::Damage, format!("{ask:?} of a volume that is offline was done for a client of {node}")))
+    /// A volume that is offline does nothing for anybody: what it does after an order shows that this was carried out, before its answer comes.
+    pub(super) fn judge_done(&mut self, pool: usize, id: u64, flying: &Flying) -> Result<(), Violation> {
+        let rot = self.rots[pool].as_mut().filter(|rot| rot.volume() == flying.volume && rot.held.is_some());
+        let Some(rot) = rot.filter(|rot| id > rot.since.1) else { return Ok(()) };
+        let Some(place) = rot.orders.iter().position(|order| !order.is_refused) else {
+            let (ask, node) = (&flying.ask, NAMES[flying.node]);
+            return Err(found(
+                Oracle::Damage,
+                format!("{ask:?} of a volume that is offline was done for a client of {node}"),
+            ));
+        };
+        let order = rot.orders.swap_remove(place);
+        self.came_back(pool, &order)?;
+        self.read_again(pool, flying.volume);
+        Ok(())
     }
 
     /// An operator, and who hears what was ordered.

@@ -285,13 +285,12 @@ impl History {
     }
 
     fn make_volume(&mut self) -> Result<(), Violation> {
-        let knows = |process: &Process| process.node.volume(VOLUME).is_some();
         self.until("the pool is served", |history| history.processes[0].node.is_serving())?;
         let request =
             AdminRequest::VolumeCreate { name: VOLUME.to_owned(), size_bytes: self.size_bytes, block_bytes: 4096 };
         let replies = self.processes[0].node.call(request).expect("nobody else orders anything");
-        self.until("the volume is made, and both nodes know it", |history| {
-            !replies.is_empty() && history.processes.iter().all(knows)
+        self.until("the volume is made, and every reactor of both nodes knows it", |history| {
+            !replies.is_empty() && history.processes.iter().all(|process| process.node.knows_volume(VOLUME))
         })?;
         match replies.try_recv() {
             Ok(AdminReply::Volumes { volumes }) if !volumes.is_empty() => {
