@@ -200,12 +200,12 @@ def free_port():
 
 
 class TwinlogTcp(Twinlog):
-    """The same over TCP on loopback, by NVMe or NBD; log in memory."""
+    """The same over TCP on loopback, by NVMe or NBD; log in memory, and blocks pinned from the start, as SPDK's memory is."""
 
     def __init__(self, name, scheme):
         self.port = free_port()
         listen = f'listen = "127.0.0.1:{self.port}"' if scheme == "nvme-tcp" else f'tcp = ["127.0.0.1:{self.port}"]'
-        super().__init__(name, "memory", more=f"[{scheme.replace('-', '_')}]\n{listen}\n")
+        super().__init__(name, "memory", more=f"[memory]\npinned = true\n[{scheme.replace('-', '_')}]\n{listen}\n")
         self.scheme = scheme
         if scheme == "nbd":
             self.more += 'unix = ["nbd.sock"]\n'
