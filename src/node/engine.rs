@@ -429,8 +429,14 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
         self.admin_call(call);
     }
 
+    /// A turn begins, in which requests may be submitted before [`Self::poll`].
+    pub fn begin_turn(&mut self, now: Nanos, wall_clock_ns: u64) {
+        self.shards.iter_mut().for_each(|shard| shard.begin_turn(now, wall_clock_ns));
+    }
+
     /// One turn: takes what arrived, goes on with everything, hands out what is to be done. Returns whether anything was.
     pub fn poll(&mut self, now: Nanos, wall_clock_ns: u64) -> bool {
+        self.begin_turn(now, wall_clock_ns);
         self.turns += 1;
         let started = *self.started.get_or_insert(now);
         assert!(started <= now, "the clock is monotonic");
@@ -441,7 +447,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             busy |= coordinator.step(&mut self.io, now, wall_clock_ns);
         }
         for shard in &mut self.shards {
-            busy |= shard.poll(&mut self.io, now, wall_clock_ns);
+            busy |= shard.poll(&mut self.io);
         }
         busy |= self.route();
         if self.is_stopping && self.in_flight == 0 && !std::mem::replace(&mut self.is_drained, true) {

@@ -264,6 +264,11 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
         }
     }
 
+    /// A turn begins, in which requests may be submitted before [`Self::poll`].
+    pub fn begin_turn(&mut self, now: Nanos, wall_clock_ns: u64) {
+        self.engines.iter_mut().flatten().for_each(|engine| engine.begin_turn(now, wall_clock_ns));
+    }
+
     /// One turn of every open pool. Returns whether anything was done.
     pub fn poll(&mut self, now: Nanos, wall_clock_ns: u64) -> bool {
         let mut busy = false;

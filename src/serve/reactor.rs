@@ -308,6 +308,7 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
         let ReactorParts { platform, pools, net, front, calls, open_device, opener, pair, peers, end, .. } =
             &mut self.parts;
         let (now, wall_clock_ns) = (platform.now(), platform.wall_clock_ns());
+        pools.begin_turn(now, wall_clock_ns);
         let mut worked = false;
         while let Some(call) = calls.as_ref().and_then(Mailbox::receive) {
             if call.request == AdminRequest::Status {

@@ -80,13 +80,24 @@ pub(crate) fn skip(why: &str) {
     let _ = writeln!(io::stderr(), "SKIPPED: {why}");
 }
 
-/// A foreign program under `timeout`, its input empty. A signal to `timeout` reaches the program once: without `--foreground` it
-/// would come once more to the whole group, and the load tool ends at once, without a report, when it is told twice.
+/// A foreign program under `timeout`, its input empty. At its limit all that it has started ends as well.
 #[must_use]
 pub(crate) fn command<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Command {
+    under_timeout(&[], program, arguments)
+}
+
+/// The load tool, to which a signal comes once: without `--foreground` what `timeout` gets comes to the program, and once more to its whole group. The tool ends at once,
+/// without a report, when it is told twice.
+#[must_use]
+pub(crate) fn load_command<S: AsRef<OsStr>>(arguments: &[S]) -> Command {
+    under_timeout(&["--foreground"], load_tool().to_str().expect("plain"), arguments)
+}
+
+fn under_timeout<S: AsRef<OsStr>>(options: &[&str], program: &str, arguments: &[S]) -> Command {
     let mut command = Command::new("timeout");
     command
-        .args(["--foreground", "--kill-after=10", PROGRAM_SECONDS_MAX])
+        .args(options)
+        .args(["--kill-after=10", PROGRAM_SECONDS_MAX])
         .arg(find(program).unwrap_or_else(|| program.into()));
     command.args(arguments).stdin(Stdio::null());
     let path = env::var_os("PATH").unwrap_or_default();

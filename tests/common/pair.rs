@@ -1,6 +1,6 @@
 //! A pair of real processes on one machine: `twinlog up` with two nodes, load on a volume, and the proof that nothing answered was lost.
 
-use super::{PATIENCE, command, folder, load_tool, outcome, pause_ms, signal};
+use super::{PATIENCE, command, folder, load_command, load_tool, outcome, pause_ms, signal};
 use serde_json::Value;
 use std::{
     fs::{self, File},
@@ -176,7 +176,7 @@ pub(crate) fn load_with(uri: &str, journal: &Path, seed: u64, options: &[String]
         format!("--seed={seed}"),
         format!("--journal={}", journal.display()),
     ];
-    let mut load = command(load_tool().to_str().expect("plain"), &[&arguments, options].concat());
+    let mut load = load_command(&[&arguments, options].concat());
     load.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("coreutils' timeout can be started")
 }
 

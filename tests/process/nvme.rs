@@ -9,7 +9,7 @@
 //! ```
 
 use crate::common::{
-    self, command, load_tool, number,
+    self, command, load_command, load_tool, number,
     nvme::{BLOCK, DIFFERS, Host},
     outcome,
     pair::{Pair, prove},
@@ -61,7 +61,7 @@ pub(super) fn load(uri: &str, journal: &Path, seed: u64, more: &[&str]) -> Child
         format!("--journal={}", journal.display()),
     ];
     let more: Vec<String> = more.iter().map(|word| (*word).to_owned()).collect();
-    let mut load = command(load_tool().to_str().expect("plain"), &[&arguments[..], &more].concat());
+    let mut load = load_command(&[&arguments[..], &more].concat());
     load.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("coreutils' timeout can be started")
 }
 

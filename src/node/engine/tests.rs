@@ -437,6 +437,25 @@ fn a_stop_of_a_pool_that_fails_waits_until_every_reactor_has_its_answers() {
     assert!(node.replies.values().any(|reply| matches!(reply, Err(VolumeError::Stopped(_)))));
 }
 
+/// A request that comes to a reactor that has slept is as old as the turn in which it comes, before the engine's own part of that turn too.
+#[test]
+fn latencies_do_not_contain_the_sleep_before_the_request() {
+    let machine = Machine::new(9, &[4096], 1, MIB);
+    let mut node = machine.start(1);
+    let volume = node.create("vol", MIB);
+    let platform = &mut node.platforms[0];
+    let before = platform.now();
+    while platform.now() < before + Duration::from_secs(1) {
+        platform.turn(Wait::UpTo(Duration::from_secs(1)));
+    }
+    let (now, wall_clock_ns) = (platform.now(), platform.wall_clock_ns());
+    node.engines[0].begin_turn(now, wall_clock_ns);
+    node.read(volume, 0..4096).expect("a hole");
+    let AdminReply::Status(status) = node.admin(AdminRequest::Status) else { panic!("a status") };
+    let reads = &status.volumes[0].reads;
+    assert!(reads.count == 1 && reads.max_ns < 500_000_000, "{reads:?}");
+}
+
 /// Found by the simulator: block status told of a discard that was not stable yet where holes of the tree lay before it, and a power cut
 /// brought the blocks back.
 #[test]

@@ -302,11 +302,14 @@ impl<L: LogMemory> Shard<L> {
         }
     }
 
+    /// A turn begins: what is submitted in it is as old as the turn, not as the one before, since which the reactor may have slept.
+    pub fn begin_turn(&mut self, now: Nanos, wall_clock_ns: u64) {
+        (self.now, self.wall_clock_ns) = (now, wall_clock_ns);
+    }
+
     /// Goes on for one turn. Returns whether a replay or a consistency point goes on that may have more to do: nothing else may bring
     /// the next turn.
-    pub fn poll<D: BlockDevice>(&mut self, io: &mut Io<D>, now: Nanos, wall_clock_ns: u64) -> bool {
-        self.now = now;
-        self.wall_clock_ns = wall_clock_ns;
+    pub fn poll<D: BlockDevice>(&mut self, io: &mut Io<D>) -> bool {
         for id in std::mem::take(&mut self.woken) {
             self.wake(io, id);
         }

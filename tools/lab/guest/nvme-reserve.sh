@@ -24,8 +24,11 @@ paths() {
     for node; do
         address=$first
         [ "$node" = a ] || address=$second
-        found=$(path_of "$own" "$address") && eval "one_$node=$found"
-        found=$(path_of "$other" "$address") && eval "two_$node=$found"
+        # Each alone, so that a path that is not there ends the script.
+        found=$(path_of "$own" "$address")
+        eval "one_$node=$found"
+        found=$(path_of "$other" "$address")
+        eval "two_$node=$found"
     done
 }
 # agree FIELD=VALUE...: what the report says at both nodes.

@@ -1,5 +1,5 @@
 # Functions for payloads whose guest is one or two NVMe/TCP hosts, of which each may have a path to each node of a pair. `$port` is the nodes', `$nqn` the
-# subsystem's.
+# subsystem's, `$first` and `$second` are the addresses of a pair's nodes; commands go to `$namespace`, and write what /tmp/pattern holds.
 
 # field NAME FILE: what a field of an answer in JSON says, without spaces and quotes.
 field() { tr -d '\t ,"' <"/tmp/$2" | sed -n "s/^$1://p" | head -1; }

@@ -6,8 +6,9 @@ use std::ops::Range;
 use twinlog::base::ObjectId;
 
 impl Model {
-    /// The writes whose changes these are, in the order in which they were performed: the bytes that each changes, and what it puts there, which is
-    /// nothing for zeroes. Of writes that cannot be told apart the last ones that can lie there. `None`: one of them is nobody's.
+    /// The writes whose changes these are, the last one first. Of a change, which stand here in the order in which they were performed: the bytes that it
+    /// changes, and what it puts there, which is nothing for zeroes. Of writes that cannot be told apart the last ones that can lie there. `None`: one of
+    /// them is nobody's.
     #[must_use]
     pub fn writes_of(&self, volume: ObjectId, changes: &[(Range<u64>, Option<&[u8]>)]) -> Option<Vec<WriteId>> {
         let of = |range: &Range<u64>, fill: Fill| -> Vec<WriteId> {
