@@ -53,7 +53,7 @@ impl<L: LogMemory> RingReader<L> {
         Self { log, ring, buffer: Vec::new(), start, next: start, limit, flights: VecDeque::new(), next_token: 0 }
     }
 
-    /// Collects finished reads and starts further ones.
+    /// Collects finished reads. Further ones start here and as room for them is [released](Self::release).
     pub(super) fn pump(&mut self) -> Result<(), DeviceError> {
         self.start_reads();
         let mut completions: Vec<LogCompletion> = Vec::new();
@@ -87,13 +87,14 @@ impl<L: LogMemory> RingReader<L> {
         usize::try_from(length).ok().and_then(|length| self.bytes(lsn).get(..length))
     }
 
-    /// Drops what lies before `lsn`.
+    /// Drops what lies before `lsn`, and starts the reads that this makes room for: before one of those in flight ends, nobody may call again.
     pub(super) fn release(&mut self, lsn: Lsn) {
         let skip = usize::try_from(lsn.0.saturating_sub(self.start)).unwrap_or(usize::MAX).min(self.buffer.len());
         // Moving the rest down costs as much as it keeps: only when that is the smaller part, or for the next read.
         if skip == self.buffer.len() || skip as u64 >= CHUNK_BYTES {
             self.buffer.drain(..skip);
             self.start += skip as u64;
+            self.start_reads();
         }
     }
 
@@ -135,5 +136,31 @@ impl<L: LogMemory> RingReader<L> {
             self.flights.push_back(Flight { token, length, bytes: None });
             self.next += length;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use twinlog_device::Wait;
+    use twinlog_sim::{Agenda, LogMedium, LogShape, SimWorld};
+
+    /// Who waits for the end of a read is not called before it: what there is room for must be under way by then.
+    #[test]
+    fn released_room_is_read_into_at_once() {
+        let (world, region_bytes) = (SimWorld::new(1), 16 << 20);
+        let shape = LogShape { latency_ns: (1000, 1000), ..LogShape::file(region_bytes) };
+        let medium = LogMedium::new(&world, "log", shape);
+        let agenda = Agenda::new(&world);
+        let ring = Ring::of_region(region_bytes).expect("whole blocks");
+        let mut reader = RingReader::new(medium.open(&agenda), ring, Lsn(0), Lsn(8 << 20));
+        while reader.buffer.is_empty() {
+            reader.pump().expect("no fault");
+            agenda.turn(Wait::UpTo(Duration::from_secs(1)));
+        }
+        let end = Lsn(reader.start + reader.buffer.len() as u64);
+        reader.release(end);
+        assert_eq!((reader.start, reader.next - reader.start), (end.0, WINDOW_BYTES));
     }
 }

@@ -219,7 +219,8 @@ impl<L: LogMemory> Scan<L> {
         Ok(step)
     }
 
-    /// Whether reads are on their way, whose end gives the reactor a turn. Before that a scan that was pending has nothing to do.
+    /// Whether reads are on their way, whose end gives the reactor a turn. Before that a scan that was pending has nothing to do: it has looked at
+    /// what was read, and asked for whatever there is room for.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
         match &self.phase {

@@ -152,7 +152,7 @@ impl<L: LogMemory> Shard<L> {
 
     fn replay_some<D: BlockDevice>(&mut self, io: &mut Io<D>) -> Result<bool, String> {
         self.read_ahead(io)?;
-        for _ in 0..super::REPLAYS_PER_TURN {
+        for step in 0..super::REPLAYS_PER_TURN {
             let State::Scanning(replay) = &mut self.state else { return Ok(true) };
             let performed = match (replay.current, replay.ahead.is_empty(), replay.end) {
                 (Some(id), ..) => self.replay_step(io, id),
@@ -161,7 +161,8 @@ impl<L: LogMemory> Shard<L> {
                     self.replay_end(end);
                     return Ok(true);
                 }
-                (None, true, None) => return Ok(!replay.scan.is_awaited()),
+                // What was ahead is done, and the scan may have more at hand than was wanted at once.
+                (None, true, None) => return Ok(step > 0 || !replay.scan.is_awaited()),
             };
             match performed {
                 Ok(true) => {}
