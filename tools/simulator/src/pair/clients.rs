@@ -482,13 +482,16 @@ impl History {
             return Err(found(Oracle::TwoOwners, what));
         }
         if watch.server != Some(node) {
-            let is_closed = watch.server.is_none() && flying.parted == Some(watch.services);
-            if flying.is_local && is_closed && !self.has_opened_somewhere(pool, node) {
+            let is_closed = watch.server.is_none() && flying.parted == Some(watch.services) && flying.is_local;
+            let is_anew = is_closed && !is_single && self.has_opened_somewhere(pool, node);
+            if is_closed && !is_anew {
                 let what = format!("{} has answered for pool {} after it had closed it", NAMES[node], NAMES[pool]);
                 return Err(found(Oracle::Protocol, what));
             }
-            // The owner's answer has come from the other node.
-            return Ok(());
+            if !is_anew {
+                // The owner's answer has come from the other node.
+                return Ok(());
+            }
         }
         let desk = self.site.desk.borrow();
         let owner = desk.registers.get(&pool_id(pool)).map(|register| register.owner);

@@ -276,14 +276,15 @@ impl History {
     pub(super) fn judge_done(&mut self, pool: usize, id: u64, flying: &Flying) -> Result<(), Violation> {
         let rot = self.rots[pool].as_mut().filter(|rot| rot.volume() == flying.volume && rot.held.is_some());
         let Some(rot) = rot.filter(|rot| id > rot.since.1) else { return Ok(()) };
-        let Some(place) = rot.orders.iter().position(|order| !order.is_refused) else {
+        let Some(place) = rot.orders.iter().rposition(|order| !order.is_refused) else {
             let (ask, node) = (&flying.ask, NAMES[flying.node]);
             return Err(found(
                 Oracle::Damage,
                 format!("{ask:?} of a volume that is offline was done for a client of {node}"),
             ));
         };
-        let order = rot.orders.swap_remove(place);
+        let mut order = rot.orders.swap_remove(place);
+        self.pools[pool].unheard = order.replies.take();
         self.came_back(pool, &order)?;
         self.read_again(pool, flying.volume);
         Ok(())
@@ -373,6 +374,16 @@ impl History {
     }
 
     fn hear_online(&mut self, pool: usize) -> Result<(), Violation> {
+        if let Some(replies) = &self.pools[pool].unheard {
+            match replies.try_recv() {
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => self.pools[pool].unheard = None,
+                Ok(reply) => {
+                    self.pools[pool].unheard = None;
+                    self.is_brought_online(pool, reply, false)?;
+                }
+            }
+        }
         let Some(rot) = &mut self.rots[pool] else { return Ok(()) };
         let Some(order) = rot.orders.last_mut() else { return Ok(()) };
         let Some(replies) = &order.replies else { return Ok(()) };
@@ -386,28 +397,33 @@ impl History {
             Ok(reply) => reply,
         };
         order.replies = None;
+        let is_meant = !order.was_healed && order.gives_up.is_none();
+        let is_online = self.is_brought_online(pool, reply, is_meant)?;
+        let rot = self.rots[pool].as_mut().expect("looked at before");
+        if is_online {
+            let (order, volume) = (rot.orders.pop().expect("it was heard"), rot.volume());
+            self.came_back(pool, &order)?;
+            self.read_again(pool, volume);
+        } else {
+            // What ended with its node may be done at the next opening.
+            rot.orders.last_mut().expect("it was heard").is_refused = is_meant;
+            self.tell(lines::ONLINE_REFUSED, is_meant);
+        }
+        Ok(())
+    }
+
+    /// Whether an order to bring a volume online was carried out, as its answer says. One that was meant to be refused may be, others need a reason.
+    fn is_brought_online(&self, pool: usize, reply: AdminReply, is_meant: bool) -> Result<bool, Violation> {
         match reply {
-            AdminReply::Volumes { volumes } => {
-                let order = rot.orders.pop().expect("it was heard");
-                let volume = rot.volume();
-                if volumes.iter().any(|volume| volume.offline.is_some()) {
-                    return Err(found(Oracle::Damage, "a volume is online, and is shown as offline"));
-                }
-                self.came_back(pool, &order)?;
-                self.read_again(pool, volume);
-                Ok(())
+            AdminReply::Volumes { volumes } if volumes.iter().any(|volume| volume.offline.is_some()) => {
+                Err(found(Oracle::Damage, "a volume is online, and is shown as offline"))
             }
+            AdminReply::Volumes { .. } => Ok(true),
             AdminReply::Refused { message, .. } => {
                 let is_leaving = self.pools[pool].server.is_none_or(|node| self.is_leaving(pool, node));
                 let is_over = message.contains("shutting down") || message.contains("stopp");
-                let rot = self.rots[pool].as_mut().expect("looked at before");
-                let order = rot.orders.last_mut().expect("it was heard");
-                let is_meant = !order.was_healed && order.gives_up.is_none();
-                // What ended with its node may be done at the next opening.
-                order.is_refused = is_meant;
-                self.tell(lines::ONLINE_REFUSED, is_meant);
                 if is_meant || is_leaving || is_over || self.is_excused(pool) {
-                    return Ok(());
+                    return Ok(false);
                 }
                 Err(found(Oracle::Error, format!("a volume was not brought online without a fault: {message}")))
             }

@@ -103,6 +103,8 @@ pub(super) struct Watch {
     pub(super) may_be_offline: bool,
     /// A volume that was offline, or a block that has healed.
     pub(super) aftermath: Option<Aftermath>,
+    /// The answer to an order to bring it online that was seen to be carried out before.
+    pub(super) unheard: Option<Receiver<AdminReply>>,
     /// Changes under way that had been read and overwritten before the pool was opened, and were not there when it was: where.
     pub(super) replaced: Vec<(WriteId, ObjectId, Range<u64>)>,
     /// Before this turn errors may come from its disk or its logs.
@@ -132,6 +134,7 @@ impl Watch {
             refused_in: None,
             may_be_offline: false,
             aftermath: None,
+            unheard: None,
             replaced: Vec::new(),
             excused_until: 0,
         }
