@@ -7,7 +7,8 @@
 //!
 //! # Invariants
 //!
-//! 1. Messages between two parties arrive in order, whether both live here or not.
+//! 1. Messages between two parties arrive in order, whether both live here or not. A request that goes straight to a shard of this reactor
+//!    overtakes none: it does so only when nothing is in line before it. So what was handed on before, as a sweep counts it, comes first.
 //! 2. A mailbox that is full delays messages, it never loses one. What can be under way is bounded by the requests in flight.
 //! 3. One turn does a bounded amount of work.
 
