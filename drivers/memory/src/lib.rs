@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //!
-//! 1. A block index is in the free list (its state is zero), or owned by exactly one [`BlockBuf`] (`UNIQUE`) or one [`DeviceBlock`]
+//! 1. A block index is free (in the list or the one that is next; its state is zero), or owned by exactly one [`BlockBuf`] (`UNIQUE`) or one [`DeviceBlock`]
 //!    (`DEVICE`), or shared by `n >= 1` [`SharedBlock`]s (its state is `n`). Never two of these.
 //! 2. Bytes are written only through a `BlockBuf`, or by a device while they are a `DeviceBlock`, to which no reference exists; a
 //!    `SharedBlock` never changes.
@@ -78,6 +78,12 @@ const DEVICE: u32 = UNIQUE + 1;
 /// The same, while [`BlockPool::write_as_device`] writes to it.
 const DEVICE_WRITES: u32 = UNIQUE + 2;
 
+/// Bytes that a processor fetches at once.
+const LINE_BYTES: usize = 64;
+
+/// No block: a pool has fewer.
+const NONE: u32 = u32::MAX;
+
 struct Mapping {
     base: NonNull<u8>,
     length_bytes: NonZeroUsize,
@@ -86,6 +92,8 @@ struct Mapping {
     /// State of each block: invariant 1. Written by handles only.
     states: Box<[AtomicU32]>,
     free: ArrayQueue<u32>,
+    /// First of the free blocks, when it is not in `free` any more but fetched; else [`NONE`].
+    next: AtomicU32,
     /// Blocks of loans and lent handles: invariant 4.
     lent: AtomicUsize,
     /// The shares, by field.
@@ -124,10 +132,47 @@ impl Mapping {
         unsafe { self.base.add(offset) }.cast()
     }
 
+    /// The block that has been free for longest.
+    fn take(&self) -> Option<u32> {
+        match self.next.swap(NONE, Ordering::Acquire) {
+            NONE => self.free.pop(),
+            index => Some(index),
+        }
+    }
+
+    /// Has the processor fetch the block that is handed out next, so that whoever writes to it soon does not wait for its memory.
+    fn fetch_next(&self) {
+        // Between list and `next` other threads miss a block, so none is moved when they could need it.
+        let is_scarce = self.free.len() < self.states.len() / 16;
+        if is_scarce || self.next.load(Ordering::Relaxed) != NONE {
+            return;
+        }
+        let Some(index) = self.free.pop() else { return };
+        prefetch(self.block(index));
+        // Whoever takes it from here is to see all that its last owner did, as if it had come from the list.
+        let other = self.next.swap(index, Ordering::AcqRel);
+        if other != NONE {
+            self.free.push(other).expect("the queue holds every block");
+        }
+    }
+
     fn give_back(&self, count: usize) {
         let before = self.lent.fetch_sub(count, Ordering::Relaxed);
         assert!(before >= count, "no more is given back than was lent");
     }
+}
+
+/// Has the processor bring a block into its cache, to be written. Nothing waits for it, and nothing changes.
+fn prefetch(block: NonNull<BlockBytes>) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..BLOCK_BYTES / LINE_BYTES {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        let line = block.as_ptr().cast::<i8>().wrapping_add(line * LINE_BYTES);
+        // SAFETY: a hint, which neither reads nor writes for the program, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = block;
 }
 
 impl Drop for Mapping {
@@ -190,6 +235,7 @@ impl BlockPool {
             page_bytes,
             states,
             free,
+            next: AtomicU32::new(NONE),
             lent: AtomicUsize::new(0),
             clients_max: AtomicUsize::new(usize::MAX),
             changes_max: AtomicUsize::new(0),
@@ -215,7 +261,7 @@ impl BlockPool {
     /// The same, from what [`Self::allocate`] leaves free, too: for what cannot wait.
     #[must_use]
     pub fn allocate_kept(&self) -> Option<BlockBuf> {
-        let index = self.0.free.pop()?;
+        let index = self.0.take()?;
         let before = self.0.states[index as usize].swap(UNIQUE, Ordering::Relaxed);
         assert_eq!(before, 0, "a free block has no handles");
         Some(BlockBuf(Handle { mapping: self.0.clone(), index, is_lent: false }))
@@ -237,7 +283,12 @@ impl BlockPool {
         }
         let mut loan = self.lend(count).filter(|loan| loan.count == count)?;
         // Another thread may take blocks between the check and here; then what was taken goes back by drop.
-        (0..count).map(|_| self.allocate().map(|block| BlockBuf(loan.mark(block.0)))).collect()
+        let blocks = (0..count).map(|_| self.allocate().map(|block| BlockBuf(loan.mark(block.0)))).collect();
+        // A payload of one block is copied from a buffer, and the next is soon to follow. Of larger ones each would push the other out of the cache.
+        if count == 1 {
+            self.0.fetch_next();
+        }
+        blocks
     }
 
     /// Lends `count` blocks of the clients' share, or none while too many are lent. Who wants more than the whole share gets the share.
@@ -277,7 +328,7 @@ impl BlockPool {
     /// Blocks that are free now.
     #[must_use]
     pub fn free_count(&self) -> usize {
-        self.0.free.len()
+        self.0.free.len() + usize::from(self.0.next.load(Ordering::Relaxed) != NONE)
     }
 
     /// All blocks of the pool.
@@ -575,6 +626,40 @@ mod tests {
         assert_eq!(pool.free_count(), 1);
         drop(second);
         assert_eq!(pool.free_count(), pool.block_count());
+    }
+
+    #[test]
+    fn the_block_that_is_fetched_is_the_next_and_is_free() {
+        let pool = pool(32);
+        let first = pool.allocate_many(1).expect("all are free");
+        assert_eq!(
+            (pool.0.next.load(Ordering::Relaxed), pool.free_count()),
+            (1, 31),
+            "the second, which is still free"
+        );
+        drop(first);
+        let all: Vec<_> = std::iter::from_fn(|| pool.allocate()).collect();
+        let order: Vec<u32> = all.iter().map(|block| block.0.index).collect();
+        assert_eq!(order, (1..32).chain([0]).collect::<Vec<u32>>(), "in the order in which they became free");
+        assert_eq!((pool.free_count(), pool.0.next.load(Ordering::Relaxed)), (0, NONE));
+    }
+
+    #[test]
+    fn threads_that_take_single_blocks_never_share_one() {
+        let pool = pool(64);
+        std::thread::scope(|scope| {
+            for tag in 1..=4 {
+                let pool = pool.clone();
+                scope.spawn(move || {
+                    for _ in 0..2000 {
+                        let Some(mut blocks) = pool.allocate_many(1) else { continue };
+                        blocks[0].fill(tag);
+                        assert!(blocks[0].iter().all(|&byte| byte == tag), "nobody else writes to it");
+                    }
+                });
+            }
+        });
+        assert_eq!(pool.free_count(), 64, "every block came back");
     }
 
     #[test]

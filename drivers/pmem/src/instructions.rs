@@ -85,6 +85,25 @@ pub(crate) unsafe fn store<I: Instructions>(instructions: &mut I, stores: Stores
     }
 }
 
+/// Copies `source` over `target`, of the same length, past the processor's caches as far as it fills whole lines: no line is read before it is written,
+/// and none that is in use leaves the caches for bytes that nobody reads soon.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn copy_past_caches(target: &mut [u8], source: &[u8]) {
+    assert_eq!(target.len(), source.len(), "a copy is as long as what is copied");
+    let before = target.as_ptr().align_offset(LINE_BYTES).min(target.len());
+    let (start, rest) = target.split_at_mut(before);
+    let (lines, end) = rest.split_at_mut(rest.len() / LINE_BYTES * LINE_BYTES);
+    let (source_of_start, rest) = source.split_at(before);
+    let (source_of_lines, source_of_end) = rest.split_at(lines.len());
+    start.copy_from_slice(source_of_start);
+    // SAFETY: whole lines that are aligned, and ours alone until the slice is used again, which it is not.
+    unsafe { store(&mut Native, Stores::NonTemporal, NonNull::from(lines).cast(), source_of_lines) };
+    end.copy_from_slice(source_of_end);
+    Native.fence();
+}
+
 /// `length` bytes at `source`, read word by word: another program may be writing there.
 ///
 /// # Safety
@@ -169,5 +188,26 @@ impl Instructions for Native {
 
     fn fence(&mut self) {
         atomic::fence(Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_past_the_caches_copies_all_bytes_and_no_more() {
+        let source: Vec<u8> = (0..300_u32).map(|index| u8::try_from(index % 251).expect("below 251")).collect();
+        for from in 0..LINE_BYTES + 1 {
+            for length in [0, 1, 47, 63, 64, 65, 127, 128, 129, 200] {
+                let mut target = vec![0xff; 300];
+                copy_past_caches(&mut target[from..from + length], &source[..length]);
+                assert_eq!(target[from..from + length], source[..length]);
+                assert!(
+                    target[..from].iter().chain(&target[from + length..]).all(|&byte| byte == 0xff),
+                    "from {from}, {length} bytes"
+                );
+            }
+        }
     }
 }

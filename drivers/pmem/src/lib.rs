@@ -41,7 +41,7 @@ mod mapping;
 mod shadow;
 mod system;
 
-pub use instructions::{Instructions, LINE_BYTES, Line, Native, Stores, can_write_back};
+pub use instructions::{Instructions, LINE_BYTES, Line, Native, Stores, can_write_back, copy_past_caches};
 pub use system::PersistenceDomain;
 
 use mapping::Mapping;

@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 use twinlog_device::{DurabilityClass, LogCompletion, LogInfo, LogMemory, Token, prefer_huge_pages};
+use twinlog_pmem::copy_past_caches;
 
 /// Operations that may wait for the next poll: the persists that the contract of [`LogMemory::persist`] allows.
 const OPERATIONS_MAX: usize = 8;
@@ -80,7 +81,8 @@ impl LogMemory for MemoryLog {
     }
 
     fn store(&mut self, offset_bytes: u64, bytes: &[u8]) {
-        self.bytes()[Self::place(offset_bytes, bytes.len())].copy_from_slice(bytes);
+        // Nobody reads them again, but a recovery.
+        copy_past_caches(&mut self.bytes()[Self::place(offset_bytes, bytes.len())], bytes);
     }
 
     fn persist(&mut self, token: Token) {
