@@ -78,9 +78,6 @@ const DEVICE: u32 = UNIQUE + 1;
 /// The same, while [`BlockPool::write_as_device`] writes to it.
 const DEVICE_WRITES: u32 = UNIQUE + 2;
 
-/// Bytes that a processor fetches at once.
-const LINE_BYTES: usize = 64;
-
 /// No block: a pool has fewer.
 const NONE: u32 = u32::MAX;
 
@@ -132,8 +129,11 @@ impl Mapping {
         unsafe { self.base.add(offset) }.cast()
     }
 
-    /// The block that has been free for longest.
+    /// The block that has been free for longest, or among the longest when several threads take blocks.
     fn take(&self) -> Option<u32> {
+        if self.next.load(Ordering::Relaxed) == NONE {
+            return self.free.pop();
+        }
         match self.next.swap(NONE, Ordering::Acquire) {
             NONE => self.free.pop(),
             index => Some(index),
@@ -142,8 +142,8 @@ impl Mapping {
 
     /// Has the processor fetch the block that is handed out next, so that whoever writes to it soon does not wait for its memory.
     fn fetch_next(&self) {
-        // Between list and `next` other threads miss a block, so none is moved when they could need it.
-        let is_scarce = self.free.len() < self.states.len() / 16;
+        // Between list and `next` other threads miss a block, so none is moved when they are likely to need it.
+        let is_scarce = self.free.len() <= self.states.len() / 16;
         if is_scarce || self.next.load(Ordering::Relaxed) != NONE {
             return;
         }
@@ -162,14 +162,14 @@ impl Mapping {
     }
 }
 
-/// Has the processor bring a block into its cache, to be written. Nothing waits for it, and nothing changes.
+/// Has the processor bring a block into its cache. Nothing waits for it, and nothing changes.
 fn prefetch(block: NonNull<BlockBytes>) {
     #[cfg(target_arch = "x86_64")]
-    for line in 0..BLOCK_BYTES / LINE_BYTES {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        let line = block.as_ptr().cast::<i8>().wrapping_add(line * LINE_BYTES);
+    for offset_bytes in (0..BLOCK_BYTES).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let line = block.as_ptr().cast::<i8>().wrapping_add(offset_bytes);
         // SAFETY: a hint, which neither reads nor writes for the program, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = block;
@@ -328,7 +328,8 @@ impl BlockPool {
     /// Blocks that are free now.
     #[must_use]
     pub fn free_count(&self) -> usize {
-        self.0.free.len() + usize::from(self.0.next.load(Ordering::Relaxed) != NONE)
+        // Looked at one after the other: a block that moves meanwhile can be seen in both places.
+        (self.0.free.len() + usize::from(self.0.next.load(Ordering::Relaxed) != NONE)).min(self.block_count())
     }
 
     /// All blocks of the pool.
