@@ -1,4 +1,4 @@
-//! How bytes get into mapped memory, and out of it.
+//! How bytes get into mapped memory, and out of it; and past the caches into ordinary memory ([`copy_past_caches`]).
 //!
 //! The instructions are a trait, so that tests can put a memory in the processor's place that loses what was not brought to safety.
 //!
