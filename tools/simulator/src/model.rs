@@ -38,6 +38,8 @@ mod exchange;
 mod given_up;
 pub mod reservation;
 
+pub use given_up::{Change, GivenUp};
+
 use crate::pattern::{Fill, WriteId, matches};
 use std::{collections::BTreeMap, fmt, ops::Range};
 use twinlog::base::{ObjectId, limits::BLOCK_BYTES};
@@ -129,6 +131,8 @@ struct Write {
     is_doubtful: bool,
     /// It never happens: it was refused or given up.
     is_void: bool,
+    /// It, or another one that cannot be told from it, was given up: its answer proves nothing.
+    may_be_void: bool,
 }
 
 impl Write {
@@ -203,6 +207,7 @@ impl Model {
             bound: u64::MAX,
             is_doubtful: false,
             is_void: false,
+            may_be_void: false,
         };
         Self {
             volumes: BTreeMap::new(),
@@ -275,6 +280,7 @@ impl Model {
             bound: u64::MAX,
             is_doubtful: false,
             is_void: false,
+            may_be_void: false,
         };
         if let Some(volume) = self.volumes.get_mut(&write.volume) {
             for segment in volume.cut(&write.range) {
@@ -291,7 +297,7 @@ impl Model {
         let write = &mut self.writes[index(id)];
         write.settled = write.settled.min(now);
         (write.is_pending, write.is_repeated) = (false, false);
-        if write.is_void {
+        if write.is_void || write.may_be_void {
             return;
         }
         let (volume, range) = (write.volume, write.range.clone());

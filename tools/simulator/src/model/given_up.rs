@@ -5,47 +5,76 @@ use crate::pattern::{Fill, WriteId, matches};
 use std::ops::Range;
 use twinlog::base::ObjectId;
 
-impl Model {
-    /// The writes whose changes these are, the last one first. Of a change, which stand here in the order in which they were performed: the bytes that it
-    /// changes, and what it puts there, which is nothing for zeroes. Of writes that cannot be told apart the last ones that can lie there. `None`: one of
-    /// them is nobody's.
+/// A change that is given up: the bytes that it changes, and what it puts there, which is nothing for zeroes.
+pub type Change<'a> = (Range<u64>, Option<&'a [u8]>);
+
+/// Whose changes are given up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GivenUp {
+    /// These writes never happen.
+    pub never: Vec<WriteId>,
+    /// Some of these do not, and nothing tells which: zeroes have no bytes of their own.
+    pub perhaps: Vec<WriteId>,
+}
+
+impl GivenUp {
+    /// Whether there is nothing to give up.
     #[must_use]
-    pub fn writes_of(&self, volume: ObjectId, changes: &[(Range<u64>, Option<&[u8]>)]) -> Option<Vec<WriteId>> {
+    pub fn is_empty(&self) -> bool {
+        self.never.is_empty() && self.perhaps.is_empty()
+    }
+}
+
+impl Model {
+    /// The writes whose changes these are, which stand here in the order in which they were performed. `None`: one of them is nobody's.
+    #[must_use]
+    pub fn writes_of(&self, volume: ObjectId, changes: &[Change<'_>]) -> Option<GivenUp> {
         let of = |range: &Range<u64>, fill: Fill| -> Vec<WriteId> {
             let is_one = |write: &Write| write.volume == volume && write.range == *range && write.fill == fill;
             let all = (0..).map(WriteId).zip(&self.writes).skip(1);
             all.filter(|(_, write)| is_one(write) && !write.is_void).map(|(id, _)| id).collect()
         };
-        let by_bytes = |(range, bytes): &(Range<u64>, Option<&[u8]>)| {
+        let by_bytes = |(range, bytes): &Change<'_>| {
             let bytes = (*bytes)?;
             of(range, Fill::Pattern).into_iter().find(|id| matches(*id, Fill::Pattern, range.start, bytes))
         };
         let by_bytes: Vec<Option<WriteId>> = changes.iter().map(by_bytes).collect();
-        let mut found = Vec::new();
-        for (place, (range, bytes)) in changes.iter().enumerate().rev() {
-            let one = if bytes.is_some() {
-                by_bytes[place].filter(|id| !found.contains(id))
-            } else {
-                // What was settled when somebody asked for one of these lies before that one.
-                let behind = by_bytes[..place].iter().flatten().map(|&id| self.writes[index(id)].submitted).max();
-                let mut zeroes = of(range, Fill::Zeroes);
-                zeroes.retain(|id| Some(self.writes[index(*id)].settled) > behind && !found.contains(id));
-                // Of what cannot be told apart, what was answered is rather among them.
-                let is_answered = |write: &Write| !write.is_pending && !write.is_doubtful;
-                let answered = zeroes.iter().rfind(|id| is_answered(&self.writes[index(**id)]));
-                answered.or(zeroes.last()).copied()
-            };
-            found.push(one?);
+        let mut given_up = GivenUp::default();
+        for (place, (range, bytes)) in changes.iter().enumerate() {
+            if bytes.is_some() {
+                given_up.never.push(by_bytes[place].filter(|id| !given_up.never.contains(id))?);
+                continue;
+            }
+            // What was settled when somebody asked for one of these lies before that one.
+            let behind = by_bytes[..place].iter().flatten().map(|&id| self.writes[index(id)].submitted).max();
+            let mut zeroes = of(range, Fill::Zeroes);
+            zeroes.retain(|id| Some(self.writes[index(*id)].settled) > behind);
+            let is_like = |change: &&Change<'_>| change.1.is_none() && change.0 == *range;
+            let count = changes[place..].iter().filter(is_like).count();
+            if zeroes.len() < count {
+                return None;
+            }
+            let whose = if zeroes.len() == count { &mut given_up.never } else { &mut given_up.perhaps };
+            whose.extend(zeroes);
         }
-        Some(found)
+        for ids in [&mut given_up.never, &mut given_up.perhaps] {
+            ids.sort_unstable();
+            ids.dedup();
+        }
+        given_up.perhaps.retain(|id| !given_up.never.contains(id));
+        Some(given_up)
     }
 
     /// An operator has given up these writes of a volume: what it holds is as if they had never been, and everything else that was answered is there.
-    pub fn give_up(&mut self, id: ObjectId, given_up: &[WriteId]) {
-        for write in given_up {
+    pub fn give_up(&mut self, id: ObjectId, given_up: &GivenUp) {
+        for write in &given_up.never {
             self.writes[index(*write)].is_void = true;
         }
-        self.at_crash.retain(|write| !given_up.contains(write));
+        for write in &given_up.perhaps {
+            let write = &mut self.writes[index(*write)];
+            (write.is_doubtful, write.may_be_void) = (true, true);
+        }
+        self.at_crash.retain(|write| !given_up.never.contains(write));
         self.forget_exchanges();
         let writes = &self.writes;
         let Some(volume) = self.volumes.get_mut(&id) else { return };

@@ -221,9 +221,18 @@ impl History {
     fn is_unread(&self, node: usize, status: &PairPoolStatus) -> bool {
         let Some(pool) = NAMES.iter().position(|name| *name == status.name) else { return false };
         let desk = self.site.desk.borrow();
-        let named = desk.registers.get(&super::pool_id(pool)).map(|register| register.portion);
-        let at_rest = self.site.portion_at_rest(node, pool);
+        let register = desk.registers.get(&super::pool_id(pool));
+        let [own, other] = [node, 1 - node].map(|node| self.site.portion_at_rest(node, pool));
         // Before there is a register it is the only one that there ever was.
-        status.row.starts_with("own log lost") && at_rest.is_some() && named.is_none_or(|named| Some(named) == at_rest)
+        let is_own = || own.is_some() && register.is_none_or(|register| Some(register.portion) == own);
+        // A mirror that failed is made anew, unless the owner's log is lost as well.
+        let is_last = || {
+            let in_sync = register.filter(|register| Some(register.portion) != other).map(|register| register.mirror);
+            own.is_some_and(|own| in_sync == Some(MirrorState::InSync(own)))
+        };
+        match status.row.as_str() {
+            "mirror lost" => is_last(),
+            row => row.starts_with("own log lost") && is_own(),
+        }
     }
 }

@@ -28,12 +28,11 @@ use super::{
 };
 use crate::{
     history::{Oracle, Violation},
+    model::{Change, GivenUp},
     needs::{Content, Rotten},
-    pattern::WriteId,
     setup::{BLOCK, index},
 };
 use crossbeam_channel::{Receiver, TryRecvError};
-use std::ops::Range;
 use twinlog::{
     base::{BlockAddress, LaneIndex, Lsn, ObjectId},
     format::{object::Offline, record::OwnedRecord, record::RecordKind},
@@ -76,7 +75,7 @@ struct OnlineOrder {
     /// Where the answer comes, until it has come.
     replies: Option<Receiver<AdminReply>>,
     /// What it gives up, if it does.
-    gives_up: Option<Vec<WriteId>>,
+    gives_up: Option<GivenUp>,
     was_healed: bool,
     /// It was not carried out, and will not be.
     is_refused: bool,
@@ -248,9 +247,9 @@ impl History {
             return Err(found(Oracle::Damage, what));
         }
         match &order.gives_up {
-            Some(writes) => {
-                self.pools[pool].model.give_up(volume, writes);
-                self.tell(lines::GIVEN_UP, !writes.is_empty());
+            Some(given_up) => {
+                self.pools[pool].model.give_up(volume, given_up);
+                self.tell(lines::GIVEN_UP, !given_up.is_empty());
             }
             None => self.tell(lines::BROUGHT_BACK, true),
         }
@@ -356,7 +355,7 @@ impl History {
     }
 
     /// What is held of a volume, as writes; `None`: its records cannot be read.
-    fn given_up(&self, pool: usize, volume: ObjectId) -> Result<Option<Vec<WriteId>>, Violation> {
+    fn given_up(&self, pool: usize, volume: ObjectId) -> Result<Option<GivenUp>, Violation> {
         let content = Content::newest(std::slice::from_ref(&self.site.media[pool]), DISK_BLOCKS);
         let Some(records) = content.and_then(|content| content.held(pool_id(pool), volume)) else { return Ok(None) };
         let changes: Vec<_> = records.iter().map(change_of).collect();
@@ -493,7 +492,7 @@ impl History {
 }
 
 /// The bytes of a volume that a record changes, and what it puts there: nothing for zeroes.
-fn change_of(record: &OwnedRecord) -> (Range<u64>, Option<&[u8]>) {
+fn change_of(record: &OwnedRecord) -> Change<'_> {
     let draft = &record.draft;
     let start = draft.offset_bytes;
     match draft.kind {
