@@ -520,6 +520,10 @@ impl Model {
         self.gone.clear();
         for (id, write) in (0..).zip(&mut self.writes) {
             if writes.contains(&WriteId(id)) {
+                if loss == Loss::NotLasting {
+                    // What was read of it may be lost, and it is performed again.
+                    (write.settled, write.was_read) = (u64::MAX, false);
+                }
                 continue;
             }
             let may_be_lost = loss == Loss::NotLasting && write.submitted > self.recovered_at;

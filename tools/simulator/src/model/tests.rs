@@ -399,6 +399,26 @@ fn what_is_held_behind_another_change_was_not_answered_before_it() {
     assert_eq!(model.writes_of(V, &[const { (0..4096, None) }; 3]), None, "nobody has zeroed it three times");
 }
 
+/// A change of the other node's clients is read, lost with the log that a forced takeover gives up, and performed by the node that serves then: over
+/// what was there before it. (Seeds `0x264124ab9761f529` and `0xda2dfe4101e4a24a` of pairs.)
+#[test]
+fn what_was_read_and_lost_and_is_still_under_way_may_happen_again() {
+    let mut model = model(true);
+    let first = model.begin_write(V, 0..4096, Fill::Pattern);
+    model.end_write(first, true);
+    let waiting = model.begin_write(V, 0..4096, Fill::Pattern);
+    let read = model.begin();
+    assert_eq!(oracle(model.check_read(V, 0, &bytes(waiting, 0..4096), read)), None);
+    model.end(read);
+    model.crash_beside(Loss::NotLasting, &[waiting]);
+    assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(first, 0..4096))), None);
+    assert_eq!(oracle(model.judge_crash()), None);
+    model.end_write(waiting, true);
+    let read = model.begin();
+    assert_eq!(oracle(model.check_read(V, 0, &bytes(waiting, 0..4096), read)), None);
+    assert_eq!(oracle(model.check_read(V, 0, &bytes(first, 0..4096), read)), Some(DataOracle::StaleRead));
+}
+
 /// A discard that waits at the other node while an earlier one is given up is performed after that, and its answer does not show which of them that was.
 /// (Seeds `0xf27eab45e8452c0d` and `0x979131e994182384` of pairs, where the one that waited was taken for the one that was given up.)
 #[test]
