@@ -51,6 +51,10 @@ use std::{
 /// Bytes of one block: the unit of pools, caches and transfers.
 pub const BLOCK_BYTES: usize = 4096;
 
+/// What [`SharedBlock::fetch`] asks for: a hash that goes on where these end took 0.7 of the time of one of a block that no cache had, and no less with the
+/// whole block.
+const FETCHED_BYTES: usize = 1024;
+
 /// Bytes of a huge page.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
@@ -148,7 +152,7 @@ impl Mapping {
             return;
         }
         let Some(index) = self.free.pop() else { return };
-        prefetch(self.block(index));
+        prefetch(self.block(index), BLOCK_BYTES);
         // Whoever takes it from here is to see all that its last owner did, as if it had come from the list.
         let other = self.next.swap(index, Ordering::AcqRel);
         if other != NONE {
@@ -162,17 +166,17 @@ impl Mapping {
     }
 }
 
-/// Has the processor bring a block into its cache. Nothing waits for it, and nothing changes.
-fn prefetch(block: NonNull<BlockBytes>) {
+/// Has the processor bring the first bytes of a block into its cache. Nothing waits for it, and nothing changes.
+fn prefetch(block: NonNull<BlockBytes>, length_bytes: usize) {
     #[cfg(target_arch = "x86_64")]
-    for offset_bytes in (0..BLOCK_BYTES).step_by(64) {
+    for offset_bytes in (0..length_bytes).step_by(64) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         let line = block.as_ptr().cast::<i8>().wrapping_add(offset_bytes);
         // SAFETY: a hint, which neither reads nor writes for the program, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = block;
+    let _ = (block, length_bytes);
 }
 
 impl Drop for Mapping {
@@ -549,6 +553,11 @@ impl SharedBlock {
     #[must_use]
     pub fn handle_count(&self) -> u32 {
         self.0.state().load(Ordering::Relaxed)
+    }
+
+    /// Has the processor begin to load the block, for who reads all of it next: the first lines, from which on it goes ahead by itself.
+    pub fn fetch(&self) {
+        prefetch(self.0.mapping.block(self.0.index), FETCHED_BYTES);
     }
 
     /// The block as its only handle, to be written again.

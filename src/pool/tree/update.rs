@@ -397,7 +397,7 @@ impl TreeUpdate {
     fn write_leaves<D: BlockDevice>(&mut self, io: &mut Io<D>, budget: usize) -> bool {
         let dirty = self.dirty.clone();
         let mut work = 0;
-        let mut leaves = dirty.blocks_in(self.cursor..u64::MAX);
+        let mut leaves = dirty.blocks_in(self.cursor..u64::MAX).peekable();
         while work < budget && self.writes < WRITES_MAX {
             let Some((index, leaf)) = leaves.next() else {
                 self.flush_run(io);
@@ -405,6 +405,10 @@ impl TreeUpdate {
                 self.cursor = 0;
                 return true;
             };
+            // They were written long ago: each is loaded while the one before it is hashed.
+            if let Some((_, next)) = leaves.peek() {
+                next.data.fetch();
+            }
             let address = self.place();
             let reference = BlockRef::new(address, self.cp, &leaf.data).with_aux(self.aux.of_leaf(&leaf.data));
             let parent = self.nodes[0].get_mut(&(index / TREE_FANOUT)).expect("the path to every leaf was loaded");
