@@ -98,14 +98,28 @@ pub struct Decided {
 }
 
 /// What a host is told of what another one has done (section 8.19.1).
+///
+/// The numbers are those of the log page (section 5.16.1.25).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Notice {
     /// Its registration was preempted.
-    RegistrationPreempted,
+    RegistrationPreempted = 1,
     /// A reservation in which it had a part was released, or has become one of another kind.
-    ReservationReleased,
+    ReservationReleased = 2,
     /// Registrations and reservation were cleared.
-    ReservationPreempted,
+    ReservationPreempted = 3,
+}
+
+impl Notice {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::RegistrationPreempted, Self::ReservationReleased, Self::ReservationPreempted];
+
+    /// The one with this number.
+    #[must_use]
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|&notice| notice as u8 == byte)
+    }
 }
 
 /// Kinds that let registrants in, with one holder.

@@ -16,14 +16,18 @@ use super::{
     admin::{AdminCall, AdminReply, AdminRequest},
     memory::MemoryShares,
     request::{
-        OfflineAt, Reach, RequestTag, ReservationNotice, VolumeError, VolumeInfo, VolumeReply, VolumeRequest,
-        VolumeService, VolumeShape,
+        NOTICES_MAX, OfflineAt, Reach, RequestTag, ReservationNotice, VolumeError, VolumeInfo, VolumeReply,
+        VolumeRequest, VolumeService, VolumeShape,
     },
     shard::{Shard, ShardOptions, ShardOwners},
 };
 use crate::{
     alloc::budget::Budget,
-    base::{LaneIndex, ObjectId, ReactorIndex, limits::BLOCK_BYTES, planted},
+    base::{
+        LaneIndex, ObjectId, ReactorIndex,
+        limits::{BLOCK_BYTES, LANES_MAX},
+        planted,
+    },
     changelog::lane::MirrorItem,
     cp::{
         coordinator::{Coordinator, CoordinatorEvent, Owners, PoolState},
@@ -60,6 +64,8 @@ pub enum ReactorMessage {
     Volumes(Vec<VolumeInfo>, u16),
     /// For the partner's portion of a lane.
     Mirror(LaneIndex, MirrorItem),
+    /// For the partner's hosts.
+    Notice(ReservationNotice),
     /// The sender has heard of that.
     VolumesKnown,
     /// Tell reactor 0 how you are.
@@ -157,6 +163,9 @@ enum Closing {
     LettingGo,
 }
 
+/// Notices that wait to be taken: all that the shards have.
+pub const ENGINE_NOTICES_MAX: usize = LANES_MAX * NOTICES_MAX;
+
 const COORDINATOR: Owners = Owners { main: 0, update: 1 };
 const CHECK_OWNER: u16 = 2;
 const GROW_OWNER: u16 = 3;
@@ -203,6 +212,10 @@ pub struct Engine<D: BlockDevice, L: LogMemory> {
     /// On reactor 0: what goes to the partner. Bounded by what each lane keeps.
     mirror_items: VecDeque<(LaneIndex, MirrorItem)>,
     mirror_news: VecDeque<PoolMirrorNews>,
+    /// For hosts of this node, of the shards of this reactor.
+    notices: VecDeque<ReservationNotice>,
+    /// On reactor 0: for the partner's hosts, of all shards.
+    partner_notices: VecDeque<ReservationNotice>,
     /// The last field: let go after the devices.
     holders: Arc<()>,
 }
@@ -266,6 +279,8 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
             quiet: 0,
             mirror_items: VecDeque::new(),
             mirror_news: VecDeque::new(),
+            notices: VecDeque::new(),
+            partner_notices: VecDeque::new(),
             holders,
         }
     }
@@ -337,6 +352,11 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
     pub fn drain(&mut self) {
         let (reply, _nobody_waits) = crossbeam_channel::bounded(1);
         self.call(AdminCall { request: AdminRequest::Stop, reply });
+    }
+
+    /// What the partner's hosts are to be told next, on reactor 0: no later than what shows it is answered there.
+    pub fn next_partner_notice(&mut self) -> Option<ReservationNotice> {
+        self.partner_notices.pop_front()
     }
 
     /// What goes to the partner's portion next, on reactor 0.
@@ -546,6 +566,7 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                 self.post(ReactorIndex(0), ReactorMessage::VolumesKnown);
             }
             ReactorMessage::Mirror(lane, item) => self.mirror_items.push_back((lane, item)),
+            ReactorMessage::Notice(notice) => keep(&mut self.partner_notices, notice),
             ReactorMessage::VolumesKnown => self.admin.volumes_known(),
             ReactorMessage::StatusQuery(call) => {
                 let report = Box::new(self.report());
@@ -637,6 +658,11 @@ impl<D: BlockDevice, L: LogMemory> Engine<D, L> {
                 }
                 while let Some(message) = self.shards[position].next_message() {
                     self.post(ReactorIndex(0), ReactorMessage::Coordinator(message));
+                }
+                // In front of every reply that shows what they tell of.
+                while let Some(notice) = self.shards[position].next_notice() {
+                    keep(&mut self.notices, notice);
+                    self.post(ReactorIndex(0), ReactorMessage::Notice(notice));
                 }
                 while let Some((origin, reply)) = self.shards[position].next_reply() {
                     busy = true;
@@ -785,6 +811,13 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Engine<D, L> {
     }
 
     fn poll_notice(&mut self) -> Option<ReservationNotice> {
-        self.shards.iter_mut().find_map(Shard::next_notice)
+        self.notices.pop_front()
+    }
+}
+
+/// Who takes no notices has no hosts to tell.
+fn keep(notices: &mut VecDeque<ReservationNotice>, notice: ReservationNotice) {
+    if notices.len() < ENGINE_NOTICES_MAX {
+        notices.push_back(notice);
     }
 }

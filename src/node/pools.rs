@@ -8,13 +8,14 @@
 //!    is closed, this node has none of its devices open.
 //! 3. A request to a pool of a pair is refused only when the node stops: while this node does not have the pool open it is forwarded.
 //! 4. Every order of the control side gets exactly one answer.
+//! 5. What hosts are to be told of reservations is told at both nodes, once at each, whichever of them serves the pool.
 
 use super::{
     admin::{
         AdminCall, AdminReply, AdminRequest, HostStatus, NodeStatus, NvmeTcpStatus, OfflineThere, PairStatus,
         PoolStatus,
     },
-    engine::{Engine, EngineParts},
+    engine::{ENGINE_NOTICES_MAX, Engine, EngineParts},
     forward::ForwardPort,
     request::{
         FORWARDED_SESSION, OfflineAt, Reach, ReservationNotice, VolumeError, VolumeInfo, VolumeReply, VolumeRequest,
@@ -25,6 +26,9 @@ use crate::{base::ObjectId, cp::message::Grant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::VecDeque;
 use twinlog_device::{BlockDevice, BlockPool, LogMemory, Nanos};
+
+/// Notices that wait for the front end, or for the hub: what both pools have in one turn.
+const NOTICES_KEPT_MAX: usize = 2 * ENGINE_NOTICES_MAX;
 
 /// Marks the ids of volumes of the partner's pool: pools count their objects from 1 and never get this far.
 pub const PARTNER_BIT: u64 = 1 << 63;
@@ -126,6 +130,11 @@ pub struct Pools<D: BlockDevice, L: LogMemory> {
     replies: VecDeque<VolumeReply>,
     /// To requests of the hub, by pool.
     hub_replies: VecDeque<(PoolSlot, VolumeReply)>,
+    /// What this node's hosts are to be told, and how much of it was lost.
+    notices: VecDeque<ReservationNotice>,
+    lost_notices: u64,
+    /// For the hub: what the partner's are.
+    partner_notices: VecDeque<(PoolSlot, ReservationNotice)>,
     gatherings: Vec<Gathering>,
     /// The pair, as it was when it was last asked for; none: the node has no partner.
     pair: Option<PairStatus>,
@@ -151,6 +160,9 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
             port: None,
             replies: VecDeque::new(),
             hub_replies: VecDeque::new(),
+            notices: VecDeque::new(),
+            lost_notices: 0,
+            partner_notices: VecDeque::new(),
             gatherings: Vec::new(),
             pair: None,
             hosts: Vec::new(),
@@ -166,6 +178,19 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
     /// Gives the reactor its way to pools that are not open here.
     pub fn set_port(&mut self, port: ForwardPort) {
         self.port = Some(port);
+    }
+
+    /// What the partner's hosts are to be told next, for the hub.
+    pub fn next_partner_notice(&mut self) -> Option<(PoolSlot, ReservationNotice)> {
+        self.partner_notices.pop_front()
+    }
+
+    /// What this node's hosts are to be told of a pool that the partner serves, of which `lost` did not come.
+    pub fn notify(&mut self, slot: PoolSlot, lost: u64, notices: impl IntoIterator<Item = ReservationNotice>) {
+        self.lost_notices = self.lost_notices.saturating_add(lost);
+        for notice in notices {
+            keep(&mut self.notices, &mut self.lost_notices, (slot, notice));
+        }
     }
 
     /// A reply to a request of the hub.
@@ -284,6 +309,15 @@ impl<D: BlockDevice, L: LogMemory> Pools<D, L> {
                     reply.result = Err(VolumeError::Interrupted(std::mem::take(reason)));
                 }
                 self.replies.push_back(reply);
+            }
+            while let Some(notice) = engine.poll_notice() {
+                keep(&mut self.notices, &mut self.lost_notices, (slot, notice));
+            }
+            while let Some(notice) = engine.next_partner_notice() {
+                // The hub takes them in every turn.
+                if self.port.is_some() && self.partner_notices.len() < NOTICES_KEPT_MAX {
+                    self.partner_notices.push_back((slot, notice));
+                }
             }
             if engine.is_closed() {
                 *place = None;
@@ -559,9 +593,42 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Pools<D, L> {
     }
 
     fn poll_notice(&mut self) -> Option<ReservationNotice> {
-        PoolSlot::ALL.into_iter().find_map(|slot| {
-            let notice = self.engine_mut(slot)?.poll_notice()?;
-            Some(ReservationNotice { volume: slot.outside(notice.volume), ..notice })
-        })
+        self.notices.pop_front()
+    }
+
+    fn take_lost_notices(&mut self) -> u64 {
+        std::mem::take(&mut self.lost_notices)
+    }
+}
+
+/// Keeps what a front end is to tell its hosts of a pool.
+fn keep(notices: &mut VecDeque<ReservationNotice>, lost: &mut u64, (slot, notice): (PoolSlot, ReservationNotice)) {
+    if notices.len() < NOTICES_KEPT_MAX {
+        notices.push_back(ReservationNotice { volume: slot.outside(notice.volume), ..notice });
+    } else {
+        *lost = lost.saturating_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{base::HostId, fs::reservation::Notice};
+    use twinlog_sim::{SimDisk, SimLog};
+
+    #[test]
+    fn notices_that_find_no_room_are_counted() {
+        let mut pools = Pools::<SimDisk, SimLog>::new(BlockPool::new(64).expect("a small mapping"), None);
+        let host = HostId::new([1; 16]).expect("not zero");
+        let notice = |volume| ReservationNotice { host, volume, notice: Notice::ReservationReleased };
+        pools.notify(PoolSlot::Partner, 7, (1..=NOTICES_KEPT_MAX as u64).map(|id| notice(ObjectId(id))));
+        assert_eq!(pools.take_lost_notices(), 7);
+        pools.notify(PoolSlot::Home, 0, [notice(ObjectId(1)); 2]);
+        assert_eq!((pools.take_lost_notices(), pools.take_lost_notices()), (2, 0));
+        assert_eq!(pools.poll_notice(), Some(notice(ObjectId(1 | PARTNER_BIT))), "by the name that it has outside");
+        pools.notify(PoolSlot::Home, 0, [notice(ObjectId(1)); 1]);
+        let told: Vec<_> = std::iter::from_fn(|| pools.poll_notice()).collect();
+        assert_eq!((told.len(), told.last()), (NOTICES_KEPT_MAX, Some(&notice(ObjectId(1)))));
+        assert_eq!(pools.take_lost_notices(), 0);
     }
 }

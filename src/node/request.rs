@@ -393,6 +393,9 @@ pub struct ReservationNotice {
     pub notice: Notice,
 }
 
+/// Notices that wait in one place: eight commands that all registrants of a volume hear of.
+pub const NOTICES_MAX: usize = 8 * REGISTRANTS_MAX;
+
 /// What a node offers its front ends.
 pub trait VolumeService {
     /// Where payloads come from.
@@ -437,4 +440,9 @@ pub trait VolumeService {
 
     /// What a host is to be told, wherever it is connected, of a reservation that is stable. Each is taken by the front end of one reactor.
     fn poll_notice(&mut self) -> Option<ReservationNotice>;
+
+    /// How many notices were lost since this was last asked, of hosts that nobody knows any more.
+    fn take_lost_notices(&mut self) -> u64 {
+        0
+    }
 }

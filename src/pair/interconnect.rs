@@ -4,18 +4,18 @@
 //!
 //! 1. `Up` comes when the partner has been recognised, `Down` when no path to it is left; messages come between them only.
 //! 2. Messages arrive whole and at most once. Those of one lane arrive in the order in which they were sent as long as no path is lost; so do
-//!    the words, asks and refusals about one pool. Between these there is no order: each says all that its reader must know.
+//!    the words, asks, refusals and notices about one pool. Between these there is no order: each says all that its reader must know.
 //! 3. What was sent before `Down`, or on a path that is lost, may or may not have arrived. Whoever must know says it again.
 //! 4. Memory is bounded: no batch is sent while `has_room` is false. Everything else waits once: a later word, acknowledgement or refusal takes
 //!    the place of the one before.
-//! 5. Requests and their replies are sent only while `has_room_to_forward`, which leaves room for batches: those hold up every client of the
-//!    pool. They keep no order, neither among each other nor with other messages.
+//! 5. Requests, their replies and notices are sent only while `has_room_to_forward`, which leaves room for batches: those hold up every client of the
+//!    pool. Requests and replies keep no order, neither among each other nor with other messages.
 
 use crate::{
     base::{Epoch, Incarnation, LaneIndex, Lsn, PoolId, PortionId},
     pair::{
         decide::Word,
-        wire::{Ack, MirrorRefusal, Reply, Request, Volumes},
+        wire::{Ack, MirrorRefusal, Notices, Reply, Request, Volumes},
     },
 };
 use std::{sync::Arc, time::Duration};
@@ -116,6 +116,15 @@ pub enum Message<B = Arc<Vec<u8>>> {
         /// Its payload.
         bytes: B,
     },
+    /// What the receiver's hosts are to be told of reservations.
+    Notices {
+        /// Of which pool.
+        pool: PoolId,
+        /// Its epoch, as far as the sender knows.
+        epoch: Epoch,
+        /// What.
+        notices: Notices,
+    },
 }
 
 impl<B> Message<B> {
@@ -131,7 +140,8 @@ impl<B> Message<B> {
             | Self::Ask { pool, .. }
             | Self::Volumes { pool, .. }
             | Self::Request { pool, .. }
-            | Self::Reply { pool, .. } => *pool,
+            | Self::Reply { pool, .. }
+            | Self::Notices { pool, .. } => *pool,
         }
     }
 
@@ -151,6 +161,7 @@ impl<B> Message<B> {
                 Message::Request { pool, epoch, request, bytes: change(bytes) }
             }
             Self::Reply { pool, epoch, reply, bytes } => Message::Reply { pool, epoch, reply, bytes: change(bytes) },
+            Self::Notices { pool, epoch, notices } => Message::Notices { pool, epoch, notices },
         }
     }
 }
@@ -199,7 +210,7 @@ pub trait Interconnect {
     /// Whether a further batch can be sent now.
     fn has_room(&self) -> bool;
 
-    /// Whether a request, a reply to one, or a list of volumes can be sent now.
+    /// Whether a request, a reply to one, a list of volumes or notices can be sent now.
     fn has_room_to_forward(&self) -> bool {
         self.has_room()
     }

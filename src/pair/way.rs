@@ -90,6 +90,7 @@ impl<N: Network> LinkWay<N> {
                 ((*pool, *epoch), wire::Message::MirrorRefusal(refusal.clone()))
             }
             Message::Volumes { pool, epoch, list } => ((*pool, *epoch), wire::Message::Volumes(list.clone())),
+            Message::Notices { pool, epoch, notices } => ((*pool, *epoch), wire::Message::Notices(notices.clone())),
             Message::Request { pool, epoch, request, bytes } => {
                 let payload = [PayloadPart::Shared(bytes, 0..bytes.len())];
                 let frame = wire::Message::Request(*request);
@@ -129,6 +130,7 @@ fn heard((pool, epoch): (PoolId, Epoch), message: wire::Message) -> Option<Messa
         wire::Message::Volumes(list) => Some(Message::Volumes { pool, epoch, list }),
         wire::Message::Request(request) => Some(Message::Request { pool, epoch, request, bytes: () }),
         wire::Message::Reply(reply) => Some(Message::Reply { pool, epoch, reply, bytes: () }),
+        wire::Message::Notices(notices) => Some(Message::Notices { pool, epoch, notices }),
         other => {
             tracing::debug!(?other, "a frame that this program has no use for");
             None

@@ -45,6 +45,9 @@ pub trait FrontEnd<N: Network> {
     /// Takes what has happened at the network while clients have to wait, and answers nothing of it: a reactor does not sleep over what it leaves with the machine.
     fn take_events(&mut self, net: &mut N);
 
+    /// Tells hosts what they are to be told of reservations, at whichever reactor they are.
+    fn tell<S: VolumeService>(&mut self, _service: &mut S) {}
+
     /// Whether the front ends of other reactors have to look at something, since this was last asked.
     fn take_news(&mut self) -> bool {
         false
@@ -77,6 +80,10 @@ impl<N: Unread> FrontEnd<N> for Server {
 
     fn take_events(&mut self, net: &mut N) {
         Server::take_events(self, net);
+    }
+
+    fn tell<S: VolumeService>(&mut self, service: &mut S) {
+        Server::tell(self, service);
     }
 
     fn take_news(&mut self) -> bool {
@@ -159,13 +166,20 @@ impl<L: LogMemory> PairParts<L> {
         self.forwarder.as_mut().is_some_and(|forwarder| forwarder.deliver(pools))
     }
 
-    /// Lets requests go where their pool is served.
-    fn forward<D: BlockDevice>(&mut self, pools: &mut Pools<D, L>, now: Nanos) -> bool {
+    /// Lets requests go where their pool is served. Hosts are told what the partner has told before anybody gets a reply that shows it.
+    fn forward<D: BlockDevice, N: Network>(
+        &mut self,
+        pools: &mut Pools<D, L>,
+        front: &mut impl FrontEnd<N>,
+        now: Nanos,
+    ) -> bool {
         let Some(forwarder) = &mut self.forwarder else {
             while self.controller.next_forward_event().is_some() {}
             return false;
         };
-        forwarder.poll(&mut self.controller, pools, &mut *self.way, now)
+        let is_busy = forwarder.poll(&mut self.controller, pools, &mut *self.way, now);
+        front.tell(pools);
+        is_busy | forwarder.post()
     }
 }
 
@@ -332,7 +346,7 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
         if let Some(pair) = pair {
             worked |= pair.way.poll(now);
             worked |= pair.controller.poll(pools, &mut **opener, &mut *pair.way, (now, wall_clock_ns));
-            worked |= pair.forward(pools, now);
+            worked |= pair.forward(pools, front, now);
         }
         while let Some((slot, opened)) = opener.poll() {
             if let (Err(reason), Some(pair)) = (pools.open(slot, opened), pair.as_mut()) {
@@ -364,7 +378,7 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
         }
         // What clients have just asked for leaves in this turn.
         if let Some(pair) = pair.as_mut().filter(|_| worked) {
-            worked |= pair.forward(pools, now);
+            worked |= pair.forward(pools, front, now);
         }
         if is_shut {
             front.stop(now);

@@ -214,9 +214,14 @@ impl Server {
     }
 
     /// Hands what hosts are to be told of reservations to their controllers, at whichever reactor: those look by themselves.
-    fn notify<S: VolumeService>(&self, service: &mut S) {
+    pub fn tell<S: VolumeService>(&self, service: &mut S) {
+        let target = self.nvme_tcp.as_ref().map(|nvme_tcp| &nvme_tcp.target);
+        let lost = service.take_lost_notices();
+        if let Some(target) = target.filter(|_| lost > 0) {
+            target.lose_notices(lost);
+        }
         while let Some(notice) = service.poll_notice() {
-            if let Some(NvmeTcp { target, .. }) = &self.nvme_tcp {
+            if let Some(target) = target {
                 target.notify(&notice);
             }
         }
@@ -230,7 +235,7 @@ impl Server {
         self.notice_openings(net, service);
         progressed |= self.announce(net, service, now);
         progressed |= self.accept(net, now);
-        self.notify(service);
+        self.tell(service);
         progressed |= self.deliver(net, service, now);
         self.take_ready(net);
         if let Some(sweeper) = &mut self.sweeper {

@@ -22,14 +22,17 @@ use twinlog::{
         reservation::{Held, Registrant, Reservation, ReservationKind},
         superblock::{PoolDevice, Superblock, TreeRoot},
     },
-    fs::reservation::ReservationCommand,
-    node::admin::{AdminReply, AdminRequest, CheckReport, NodeStatus, VolumeStatus},
+    fs::reservation::{Notice, ReservationCommand},
+    node::{
+        admin::{AdminReply, AdminRequest, CheckReport, NodeStatus, VolumeStatus},
+        request::ReservationNotice,
+    },
     pair::{
         decide::Word,
         wire::{
-            Ack, Heartbeat, Hello, Message, MirrorRefusal, MirrorRefusalReason, Outgoing, PoolFacts, PoolState,
-            Refusal, RefusalReason, Reply, ReplyContent, ReplyStatus, Request, RequestKind, Role, Seal, VolumeEntry,
-            Volumes, write_command, write_extent, write_pass,
+            Ack, Heartbeat, Hello, Message, MirrorRefusal, MirrorRefusalReason, Notices, Outgoing, PoolFacts,
+            PoolState, Refusal, RefusalReason, Reply, ReplyContent, ReplyStatus, Request, RequestKind, Role, Seal,
+            VolumeEntry, Volumes, write_command, write_extent, write_pass,
         },
     },
 };
@@ -231,6 +234,11 @@ fn frames() -> Vec<Vec<u8>> {
         length_bytes,
         extents_max: 0,
     };
+    let notice = ReservationNotice {
+        host: HostId::new([8; 16]).expect("not zero"),
+        volume: ObjectId(3),
+        notice: Notice::ReservationReleased,
+    };
     let mut extents = Vec::new();
     write_extent(4096, true, &mut extents);
     write_extent(8192, false, &mut extents);
@@ -259,6 +267,7 @@ fn frames() -> Vec<Vec<u8>> {
         (reply(ReplyContent::Bytes), vec![4; 77]),
         (reply(ReplyContent::Extents), extents),
         (late, write_pass(Pass { epoch: Epoch(3), number: 2 })),
+        (Message::Notices(Notices { first: 8, entries: vec![notice; 2] }), vec![]),
     ];
     let ack = Ack { pool: PoolId(1), lane, epoch: Epoch(2), durable: Lsn(128), expected: Lsn(256) };
     let frame = |(message, payload): &(Message, Vec<u8>)| {

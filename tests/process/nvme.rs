@@ -198,20 +198,40 @@ fn a_host_follows_a_pool_that_is_moved() {
     prove(&uri, &journal).unwrap_or_else(|said| panic!("{said}\n{}", pair.said()));
 }
 
+/// The ways to a volume: one over each node.
+pub(crate) struct Ways {
+    addresses: [String; 2],
+    subsystem: String,
+    namespace: u32,
+}
+
+impl Ways {
+    pub(crate) fn to(pair: &Pair, volume: &str) -> Self {
+        let uri = uri(pair, volume, "");
+        let (_, options) = uri.split_once('?').expect("a URI with options");
+        let subsystem = pair.until("the node has a subsystem", || {
+            Some(pair.status("a")?["status"]["nvme_tcp"]["subsystem"].as_str()?.to_owned())
+        });
+        let namespace = options.split('&').find_map(|option| option.strip_prefix("nsid=")?.parse().ok());
+        let namespace = namespace.expect("the namespace is named");
+        let ports = fs::read_to_string(pair.dir().join("nvme-ports")).expect("up has written it");
+        let mut lines = ports.lines().map(str::to_owned);
+        let addresses = [0, 1].map(|_| lines.next().expect("a line for each node"));
+        Self { addresses, subsystem, namespace }
+    }
+
+    /// The host `number` connects to a node, 0 or 1.
+    pub(crate) fn connect(&self, node: usize, number: u8) -> Host {
+        let address = &self.addresses[node];
+        Host::connect(address, &self.subsystem, (number, self.namespace))
+            .unwrap_or_else(|error| panic!("{address}: {error}"))
+    }
+}
+
 /// A host at each node, numbered from 1, for a volume.
 pub(crate) fn hosts_of(pair: &Pair, volume: &str) -> [Host; 2] {
-    let uri = uri(pair, volume, "");
-    let (_, options) = uri.split_once('?').expect("a URI with options");
-    let subsystem = pair.until("the node has a subsystem", || {
-        Some(pair.status("a")?["status"]["nvme_tcp"]["subsystem"].as_str()?.to_owned())
-    });
-    let namespace = options.split('&').find_map(|option| option.strip_prefix("nsid=")?.parse().ok());
-    let namespace: u32 = namespace.expect("the namespace is named");
-    let ports = fs::read_to_string(pair.dir().join("nvme-ports")).expect("up has written it");
-    let addresses: Vec<&str> = ports.lines().take(2).collect();
-    [(addresses[0], 1), (addresses[1], 2)].map(|(address, number)| {
-        Host::connect(address, &subsystem, (number, namespace)).unwrap_or_else(|error| panic!("{address}: {error}"))
-    })
+    let ways = Ways::to(pair, volume);
+    [ways.connect(0, 1), ways.connect(1, 2)]
 }
 
 /// The block that a counter lies in.

@@ -14,19 +14,16 @@ use super::{
     request::{Change, Kind, Request, Source},
 };
 use crate::{
-    base::{HostId, Lsn, ObjectId, limits::REGISTRANTS_MAX, planted},
+    base::{HostId, Lsn, ObjectId, planted},
     format::{
         object::registrant_parts,
         record::{Draft, RecordKind},
         reservation::Reservation,
     },
     fs::reservation::{Decided, Refused, ReservationCommand},
-    node::request::{FORWARDED_SESSION, ReplyData, ReservationNotice, VolumeError},
+    node::request::{FORWARDED_SESSION, NOTICES_MAX, ReplyData, ReservationNotice, VolumeError},
 };
 use twinlog_device::LogMemory;
-
-/// Notices that wait until they are stable, or for the front end: eight commands that all registrants of a volume hear of.
-const NOTICES_MAX: usize = 8 * REGISTRANTS_MAX;
 
 /// Blocks of the object table that a consistency point copies for one record of it: itself, and the nodes above (128^3 blocks are more than there can be).
 const TABLE_PATH_BLOCKS: u64 = 4;
@@ -107,7 +104,7 @@ impl<L: LogMemory> Shard<L> {
         *change = Change::Done;
         self.abort(request.volume, &decided.aborted);
         for (host, notice) in decided.notices {
-            // Who takes none of them has no hosts to tell.
+            // Of more that wait to be stable the newest gives way to the next.
             self.notices.truncate(NOTICES_MAX - 1);
             self.notices.push_back((request.lsn, ReservationNotice { host, volume: request.volume, notice }));
         }

@@ -51,13 +51,13 @@ type Heard<'a> = Message<&'a [u8]>;
 /// What the interconnect tells about requests at the other node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ForwardEvent {
-    /// The partner is there.
-    Up,
+    /// The partner is there, in this life of its process.
+    Up(Incarnation),
     /// A path was lost and others are left: what was sent on it may not have arrived.
     PathLost,
     /// The partner is not there.
     Down,
-    /// Volumes, a request or a reply.
+    /// Volumes, a request, a reply or notices.
     Message(Message),
 }
 
@@ -392,7 +392,7 @@ impl<L: LogMemory> Controller<L> {
                 Event::Up(partner) => {
                     tracing::info!(partner = self.partner, "the partner is there");
                     (self.up, self.down_since) = (Some(partner.incarnation), None);
-                    self.forward_events.push_back(ForwardEvent::Up);
+                    self.forward_events.push_back(ForwardEvent::Up(partner.incarnation));
                     self.sides.iter_mut().for_each(|side| side.partner_is_there(&partner));
                 }
                 Event::PathLost => {
@@ -419,7 +419,7 @@ impl<L: LogMemory> Controller<L> {
 
     /// What the partner says about a pool. Returns what is answered at once.
     fn hear<D: BlockDevice>(&mut self, pools: &mut Pools<D, L>, message: Heard<'_>) -> Option<Message> {
-        if matches!(message, Heard::Volumes { .. } | Heard::Request { .. } | Heard::Reply { .. }) {
+        if let Heard::Volumes { .. } | Heard::Request { .. } | Heard::Reply { .. } | Heard::Notices { .. } = message {
             let message = message.map(|bytes| Arc::new(bytes.to_vec()));
             self.forward_events.push_back(ForwardEvent::Message(message));
             return None;
@@ -427,7 +427,7 @@ impl<L: LogMemory> Controller<L> {
         let now = self.now;
         let side = self.side_of(message.pool())?;
         match message {
-            Heard::Volumes { .. } | Heard::Request { .. } | Heard::Reply { .. } => {}
+            Heard::Volumes { .. } | Heard::Request { .. } | Heard::Reply { .. } | Heard::Notices { .. } => {}
             Heard::Word(word) => side.hear_word(pools, word),
             Heard::Begin { lane, epoch, start, .. } => {
                 return side.take((lane, epoch), |mirror| mirror.begin(lane, epoch, start));

@@ -7,6 +7,7 @@ mod commands;
 mod compare;
 mod forward;
 mod late;
+mod notices;
 mod opening;
 mod partner;
 mod reservation;
@@ -376,6 +377,7 @@ impl Node {
         let (now, wall) = (self.platform.now(), self.platform.wall_clock_ns());
         self.controller.poll(&mut self.pools, &mut self.opener, &mut self.way, (now, wall));
         self.forwarder.poll(&mut self.controller, &mut self.pools, &mut self.way, now);
+        self.forwarder.post();
         while let Some((slot, parts)) = self.opener.poll() {
             if let Err(reason) = self.pools.open(slot, parts) {
                 self.controller.open_failed(slot, reason);

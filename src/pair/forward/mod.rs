@@ -32,6 +32,7 @@
 
 mod client;
 mod convert;
+mod notices;
 mod server;
 #[cfg(test)]
 mod stub;
@@ -42,7 +43,7 @@ use super::{
     wire::{VOLUMES_PER_FRAME_MAX, VolumeEntry, Volumes},
 };
 use crate::{
-    base::{PoolId, ReactorIndex, planted},
+    base::{Incarnation, PoolId, ReactorIndex, planted},
     node::{
         engine::Engine,
         forward::{ToHub, ToPort},
@@ -53,6 +54,7 @@ use crate::{
     reactor::mailbox::{Mailbox, MailboxSender, SendError},
 };
 use client::Client;
+use notices::{Inbox, Outbox};
 use server::Server;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use twinlog_device::{BlockDevice, LogMemory, Nanos};
@@ -129,6 +131,9 @@ struct Side {
     /// Which version of the own engine's list the partner was told in this session, and the ports.
     told: Option<u64>,
     listed: Option<u64>,
+    /// What hosts are to be told of reservations: the partner's, and this node's.
+    outbox: Outbox,
+    inbox: Inbox,
 }
 
 /// The forwarder.
@@ -140,6 +145,8 @@ pub struct Forwarder {
     client: Client,
     server: Server,
     is_up: bool,
+    /// The life of the partner's process that was met last.
+    partner: Option<Incarnation>,
     born: Option<Nanos>,
     now: Nanos,
 }
@@ -158,6 +165,8 @@ impl Forwarder {
             part: Vec::new(),
             told: None,
             listed: None,
+            outbox: Outbox::default(),
+            inbox: Inbox::default(),
         };
         Self {
             mailbox,
@@ -167,12 +176,14 @@ impl Forwarder {
             client: Client::new(pools, first_number),
             server: Server::new(ids, sweeps),
             is_up: false,
+            partner: None,
             born: None,
             now: Nanos(0),
         }
     }
 
-    /// One bounded turn, after the controller's. Returns whether anything was done.
+    /// One bounded turn, after the controller's. What it has for the ports leaves with [`post`](Self::post): what has come from the partner for hosts is told
+    /// before. Returns whether anything was done.
     pub fn poll<D: BlockDevice, L: LogMemory>(
         &mut self,
         controller: &mut Controller<L>,
@@ -185,18 +196,20 @@ impl Forwarder {
         (self.client.is_starved, self.server.is_starved) = (false, false);
         self.server.look_at_sweeps();
         let mut is_busy = self.follow(controller, pools);
-        is_busy |= self.hear(controller);
+        is_busy |= self.hear(controller, pools);
         is_busy |= self.take_replies(pools);
         while let Some(message) = self.mailbox.receive() {
             is_busy = true;
             self.client.take(message, now);
         }
         is_busy |= self.serve(controller, pools, way);
+        // In front of the replies that show what they tell of.
+        is_busy |= self.tell_notices(controller, pools, way);
         is_busy |= self.server.poll(pools, way);
         self.tell_volumes(controller, pools, way);
         let (age, list_wait) = (now.since(born), self.timing.list_wait);
         self.stop_waiting_for_lists(age >= list_wait || (age >= list_wait / 2 && is_alone(controller, pools)));
-        is_busy | self.post()
+        is_busy
     }
 
     /// Hands the ports what the engines have done in this turn: an answer leaves in the turn in which it was found that it may be given.
@@ -221,7 +234,8 @@ impl Forwarder {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Nanos> {
         let is_starved = self.client.is_starved || self.server.is_starved;
-        let is_held = self.server.is_busy() || self.ports.iter().any(|(_, waiting)| !waiting.is_empty());
+        let is_untold = self.is_up && self.sides.iter().any(|side| side.outbox.is_waiting());
+        let is_held = is_untold || self.server.is_busy() || self.ports.iter().any(|(_, waiting)| !waiting.is_empty());
         let soon = (is_starved || is_held).then(|| self.now + self.timing.starved_pause);
         let paused = |slot: &PoolSlot| self.client.is_waiting(*slot);
         let pauses = PoolSlot::ALL.into_iter().filter(paused).map(|slot| {
@@ -270,13 +284,14 @@ impl Forwarder {
         is_news
     }
 
-    fn hear<L: LogMemory>(&mut self, controller: &mut Controller<L>) -> bool {
+    fn hear<D: BlockDevice, L: LogMemory>(&mut self, controller: &mut Controller<L>, pools: &mut Pools<D, L>) -> bool {
         let mut is_busy = false;
         while let Some(event) = controller.next_forward_event() {
             is_busy = true;
             match event {
-                ForwardEvent::Up => {
+                ForwardEvent::Up(partner) => {
                     self.is_up = true;
+                    self.meet(partner);
                     self.begin_session();
                 }
                 ForwardEvent::Down => {
@@ -287,10 +302,20 @@ impl Forwarder {
                     self.recall_all();
                     self.sides.iter_mut().for_each(|side| side.told = None);
                 }
-                ForwardEvent::Message(message) => self.hear_message(message),
+                ForwardEvent::Message(message) => self.hear_message(message, pools),
             }
         }
         is_busy
+    }
+
+    /// Nothing of what a process of the partner's was told, or has told, is another one's.
+    fn meet(&mut self, partner: Incarnation) {
+        if self.partner.replace(partner) != Some(partner) && !planted::is("notices-of-a-former-life") {
+            for side in &mut self.sides {
+                side.outbox.forget();
+                side.inbox.forget();
+            }
+        }
     }
 
     fn begin_session(&mut self) {
@@ -304,9 +329,12 @@ impl Forwarder {
 
     fn recall_all(&mut self) {
         PoolSlot::ALL.into_iter().for_each(|slot| self.client.recall(slot, self.now));
+        if !planted::is("notices-not-said-again") {
+            self.sides.iter_mut().for_each(|side| side.outbox.recall());
+        }
     }
 
-    fn hear_message(&mut self, message: Message) {
+    fn hear_message<D: BlockDevice, L: LogMemory>(&mut self, message: Message, pools: &mut Pools<D, L>) {
         let Some(slot) = PoolSlot::ALL.into_iter().find(|slot| self.sides[slot.index()].pool == message.pool()) else {
             return;
         };
@@ -319,6 +347,10 @@ impl Forwarder {
                 }
             }
             Message::Volumes { list, .. } => self.hear_volumes(slot, list),
+            Message::Notices { notices, .. } => {
+                let (lost, new) = self.sides[slot.index()].inbox.take(notices);
+                pools.notify(slot, lost, new);
+            }
             _ => {}
         }
     }
@@ -348,6 +380,31 @@ impl Forwarder {
                 }
                 Service::There => {}
                 Service::Nowhere(since) => self.client.expire(slot, since, (self.now, self.timing.deadline)),
+            }
+        }
+        is_busy
+    }
+
+    /// Tells the partner what its hosts are to be told of reservations, also of a pool that this node has had until now.
+    fn tell_notices<D: BlockDevice, L: LogMemory>(
+        &mut self,
+        controller: &Controller<L>,
+        pools: &mut Pools<D, L>,
+        way: &mut dyn Interconnect,
+    ) -> bool {
+        while let Some((slot, notice)) = pools.next_partner_notice() {
+            self.sides[slot.index()].outbox.add(notice);
+        }
+        let mut is_busy = false;
+        for slot in PoolSlot::ALL {
+            let (epoch, side) = (controller.epoch(slot), &mut self.sides[slot.index()]);
+            while self.is_up
+                && epoch.0 > 0
+                && way.has_room_to_forward()
+                && let Some(notices) = side.outbox.next_frame()
+            {
+                way.send(Message::Notices { pool: side.pool, epoch, notices });
+                is_busy = true;
             }
         }
         is_busy
@@ -429,8 +486,8 @@ impl Forwarder {
         }
     }
 
-    /// Hands the ports what is theirs.
-    fn post(&mut self) -> bool {
+    /// Hands the ports what is theirs. Returns whether anything was.
+    pub fn post(&mut self) -> bool {
         for (reactor, message) in self.client.done.drain(..) {
             let ReactorIndex(index) = reactor;
             self.ports[usize::from(index)].1.push_back(message);

@@ -1,7 +1,8 @@
 //! Which way frames go, and which acknowledgements wait.
 //!
 //! Frames of one lane go over one channel as long as any of them is unacknowledged, so that they arrive in the order of their positions; an
-//! idle lane is free to move. States of pools, asks and refusals stay on one channel for the same reason. Requests and replies have no order.
+//! idle lane is free to move. States of pools, asks, refusals and notices stay on one channel for the same reason. Requests and replies have no
+//! order.
 
 use crate::{
     base::{Epoch, LaneIndex, PoolId},

@@ -17,8 +17,8 @@
 //! 1. Nothing of a frame is delivered before its author has proved that it knows the pair's key, and both hellos agree.
 //! 2. A frame is delivered at most once, and only within the session in which it was sent. The connecting node numbers sessions; the listening
 //!    node ends its own when a new number arrives, and refuses one that it has ended.
-//! 3. Frames of one lane arrive in the order in which they were sent, as long as no [`Event::PathDown`] intervenes; so do asks and
-//!    states of pools. Requests and replies have no order.
+//! 3. Frames of one lane arrive in the order in which they were sent, as long as no [`Event::PathDown`] intervenes; so do asks, states
+//!    of pools and notices. Requests and replies have no order.
 //! 4. When a node has reported [`Event::PathDown`], nothing that it sent on that path is delivered after anything that it sends from then
 //!    on: the partner closes the path before it takes the next frame ([`Message::PathClosed`]), which every channel that is open carries at
 //!    once, and one that opens later before anything else. So what may have been lost can be sent again.

@@ -26,12 +26,14 @@
 
 mod hello;
 mod mirror;
+mod notices;
 mod pool;
 mod request;
 mod reservation;
 
 pub use hello::{Heartbeat, Hello, PoolFacts, Refusal, RefusalReason, Role};
 pub use mirror::{Ack, MirrorRefusal, MirrorRefusalReason};
+pub use notices::{NOTICES_PER_FRAME_MAX, Notices};
 pub use pool::{PoolState, VOLUMES_PER_FRAME_MAX, VolumeEntry, Volumes};
 pub use request::{
     EXTENTS_MAX, Reply, ReplyContent, ReplyStatus, Request, RequestKind, extents_of, pass_of, write_extent, write_pass,
@@ -54,7 +56,7 @@ use zerocopy::{
 };
 
 /// Version of this layout.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = size_of::<RawHeader>();
@@ -122,11 +124,13 @@ pub enum Kind {
     Request = 14,
     /// Its end.
     Reply = 15,
+    /// What the receiver's hosts are to be told of reservations.
+    Notices = 16,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Hello,
         Self::Proof,
         Self::Welcome,
@@ -142,6 +146,7 @@ impl Kind {
         Self::Volumes,
         Self::Request,
         Self::Reply,
+        Self::Notices,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -205,6 +210,8 @@ pub enum Message {
     Request(Request),
     /// [`Kind::Reply`]; the bytes of a read or the extents are the payload.
     Reply(Reply),
+    /// [`Kind::Notices`].
+    Notices(Notices),
 }
 
 impl Message {
@@ -227,6 +234,7 @@ impl Message {
             Self::Volumes(_) => Kind::Volumes,
             Self::Request(_) => Kind::Request,
             Self::Reply(_) => Kind::Reply,
+            Self::Notices(_) => Kind::Notices,
         }
     }
 
@@ -246,6 +254,7 @@ impl Message {
             Self::Volumes(volumes) => volumes.write(output),
             Self::Request(request) => request.write(output),
             Self::Reply(reply) => reply.write(output),
+            Self::Notices(notices) => notices.write(output),
         }
     }
 
@@ -257,6 +266,7 @@ impl Message {
             Kind::MirrorRefusal => return whole(Self::MirrorRefusal(MirrorRefusal::read(bytes)?)),
             Kind::PoolState => return whole(Self::PoolState(PoolState::read(bytes)?)),
             Kind::Volumes => return whole(Self::Volumes(Volumes::read(bytes)?)),
+            Kind::Notices => return whole(Self::Notices(Notices::read(bytes)?)),
             Kind::MirrorWrite => return mirror::read_write(bytes),
             Kind::Request => return Request::read(bytes).map(|(request, payload)| (Self::Request(request), payload)),
             Kind::Reply => return Reply::read(bytes).map(|(reply, payload)| (Self::Reply(reply), payload)),

@@ -7,7 +7,8 @@ use crate::{
     base::{BlockSize, HostId, Incarnation, ObjectId, PairId, Pass, PortionId, Prng},
     changelog::PortionRole,
     format::reservation::Reservation,
-    fs::reservation::ReservationCommand,
+    fs::reservation::{Notice, ReservationCommand},
+    node::request::ReservationNotice,
     pair::decide::Word,
 };
 
@@ -62,6 +63,15 @@ fn reply(status: ReplyStatus, content: ReplyContent, detail: u64) -> Message {
     Message::Reply(Reply { id: 8, status, content, detail })
 }
 
+fn notices(first: u64, count: u64) -> Message {
+    let notice = |number: u64| ReservationNotice {
+        host: HostId::new([0x5a; 16]).expect("not zero"),
+        volume: ObjectId(1 << 40 | number),
+        notice: Notice::ALL[usize::try_from(number % 3).expect("small")],
+    };
+    Message::Notices(Notices { first, entries: (0..count).map(notice).collect() })
+}
+
 /// Messages of every kind, each with a payload that fits.
 fn samples() -> Vec<(Message, Vec<u8>)> {
     let text = || "the log memory has failed: ENOSPC".to_owned();
@@ -102,6 +112,8 @@ fn samples() -> Vec<(Message, Vec<u8>)> {
         empty(reply(ReplyStatus::Unreadable, ReplyContent::Nothing, 12)),
         empty(reply(ReplyStatus::Done, ReplyContent::Zeroes, 4096)),
         empty(Message::Ask),
+        empty(notices(1, 1)),
+        empty(notices(u64::MAX - 2, 3)),
     ];
     let refusals = RefusalReason::ALL.map(|reason| Message::Refusal(Refusal { reason, text: text() }));
     let kinds = [RequestKind::Read, RequestKind::Discard, RequestKind::WriteZeroes, RequestKind::BlockStatus];
@@ -236,7 +248,7 @@ fn headers_that_cannot_be_are_refused() {
         assert_eq!(decode(&change(4, version), Seal::default()), Err(FrameError::OtherVersion(version)));
     }
     assert_eq!(decode(&change(5, 0), Seal::default()), Err(FrameError::UnknownKind(0)));
-    assert_eq!(decode(&change(5, 16), Seal::default()), Err(FrameError::UnknownKind(16)));
+    assert_eq!(decode(&change(5, 17), Seal::default()), Err(FrameError::UnknownKind(17)));
     assert_eq!(malformed(&change(6, 65)), "too many acknowledgements");
     for reserved in [7, 12, 15] {
         assert_eq!(malformed(&change(reserved, 1)), "reserved bytes are not zero");
@@ -337,6 +349,14 @@ fn messages_that_cannot_be_meant_are_refused() {
     assert_eq!(change(Kind::Reply, 16, 15), "an unknown kind of reply");
     assert_eq!(change(Kind::Reply, 16, 1), "a payload that is not the reply's");
     assert_eq!(change(Kind::Reply, 8, 1), "a detail that is not the reply's");
+    assert_eq!(change(Kind::Notices, 0, 0), "notices have numbers from 1");
+    assert_eq!(change(Kind::Notices, 8 + 24, 0), "a notice of nothing, or to nobody");
+    assert_eq!(change(Kind::Notices, 8 + 24, 4), "a notice of nothing, or to nobody");
+    assert_eq!(change(Kind::Notices, 8 + 25, 1), "reserved bytes are not zero");
+    let nobody = forged(&notices(1, 1), &[], |bytes| bytes[FIXED + 16..FIXED + 32].fill(0));
+    assert_eq!(malformed(&nobody), "a notice of nothing, or to nobody");
+    let beyond = forged(&notices(1, 2), &[], |bytes| bytes[FIXED..FIXED + 8].fill(0xFF));
+    assert_eq!(malformed(&beyond), "notices have numbers from 1");
 }
 
 #[test]
@@ -395,6 +415,23 @@ fn every_bound_can_be_reached_and_not_passed() {
     let entries = vec![entry; VOLUMES_PER_FRAME_MAX];
     let volumes = Message::Volumes(Volumes { total_count: count, first: 0, entries });
     assert!(decode(&encode(&volumes, &[], &[], Seal::default()), Seal::default()).is_ok());
+    let most = NOTICES_PER_FRAME_MAX as u64;
+    let bytes = encode(&notices(u64::MAX - most + 1, most), &[], &[], Seal::default());
+    assert!(decode(&bytes, Seal::default()).is_ok());
+    let sized = |bytes: &mut Vec<u8>| {
+        let body = u32::try_from(bytes.len() - HEADER_BYTES).expect("short");
+        bytes[8..12].copy_from_slice(&body.to_le_bytes());
+    };
+    let more = forged(&notices(1, most), &[], |bytes| {
+        bytes.extend_from_within(FIXED + 8..FIXED + 40);
+        sized(bytes);
+    });
+    assert_eq!(malformed(&more), "no notices, or too many for a frame");
+    let none = forged(&notices(1, 1), &[], |bytes| {
+        bytes.truncate(FIXED + 8);
+        sized(bytes);
+    });
+    assert_eq!(malformed(&none), "no notices, or too many for a frame");
     let mut extents = Vec::new();
     (0..EXTENTS_MAX).for_each(|index| write_extent(1, index % 2 == 0, &mut extents));
     assert!(extents_of_count(&extents) == Some(EXTENTS_MAX));
@@ -448,7 +485,7 @@ fn arbitrary_bytes_are_no_frame() {
         let mut bytes = vec![0; usize::try_from(prng.below(300)).expect("small")];
         prng.fill(&mut bytes);
         if prng.chance(1, 2) && bytes.len() >= HEADER_BYTES {
-            let (kind, acks) = (bytes[5] % 18, bytes[6] % 3);
+            let (kind, acks) = (bytes[5] % 19, bytes[6] % 3);
             bytes[..8].copy_from_slice(&[b'T', b'W', b'L', b'F', VERSION, kind, acks, 0]);
             let body = u32::try_from(bytes.len() - HEADER_BYTES).expect("short");
             bytes[8..12].copy_from_slice(&body.to_le_bytes());

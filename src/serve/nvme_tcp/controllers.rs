@@ -198,7 +198,17 @@ impl Controllers {
         }
     }
 
-    /// What the controller's host is to be told, and how much of what came later was lost.
+    /// So much was lost of what some hosts were to be told: each controller of a host that lives counts it.
+    pub(super) fn lose(&self, lost: u64) {
+        for place in &self.places {
+            let has_host = place.host_id.iter().any(|word| word.load(Ordering::Acquire) != 0);
+            if has_host && life_of(place.state.load(Ordering::Acquire)) != 0 {
+                place.lost.fetch_add(lost, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What the controller's host is to be told, and how much was lost.
     pub(super) fn collect_notifications(&self, claim: &Claim) -> (Vec<Notification>, u64) {
         let place = &self.places[claim.index];
         let lost = place.lost.swap(0, Ordering::Relaxed);
@@ -399,6 +409,24 @@ mod tests {
         assert!(is_member(again) && controllers.join(id, 7, 1) == Err(Refused::Taken));
         controllers.release(&claim);
         assert!(!is_member(again) && controllers.hosts().is_empty());
+    }
+
+    #[test]
+    fn what_nobody_knows_the_host_of_is_lost_to_all_that_live() {
+        let controllers = Controllers::new(1);
+        let host = HostId::new([7; 16]).expect("not zero");
+        let claims: [Claim; 3] =
+            std::array::from_fn(|_| controllers.claim("nqn.2014-08.a", 1, false).expect("there is room"));
+        let [alive, disabled, discovery] = &claims;
+        [alive, disabled].into_iter().for_each(|claim| controllers.name_host(claim, host));
+        [alive, discovery].into_iter().for_each(|claim| controllers.enable(claim));
+        controllers.lose(3);
+        let notification = Notification { namespace: 1, kind: 1 };
+        (0..=NOTIFICATIONS_MAX).for_each(|_| controllers.notify(host, notification));
+        assert_eq!(controllers.collect_notifications(alive), (vec![notification; NOTIFICATIONS_MAX], 4));
+        for claim in [alive, disabled, discovery] {
+            assert_eq!(controllers.collect_notifications(claim), (vec![], 0));
+        }
     }
 
     #[test]

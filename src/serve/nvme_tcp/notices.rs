@@ -4,6 +4,7 @@
 //!
 //! 1. The oldest notification is read first, and leaves the queue when it was read.
 //! 2. Nothing that waits is overwritten. What finds the queue full is lost, and the newest that waits gets the count of the lost one: the host sees that counts are missing.
+//!    With nothing that waits, as when it was lost on its way from the partner, they are missing before the next one.
 //! 3. Counts never are zero, which says that a page is empty.
 
 use super::wire::log::{self, Notification, NotificationEntry};
@@ -42,10 +43,12 @@ impl Notices {
 
     /// So many were lost.
     pub(super) fn lose(&mut self, lost: u64) {
-        if let Some(newest) = self.queue.back().filter(|_| lost > 0).copied() {
-            self.advance(lost);
-            self.queue.pop_back();
-            self.queue.push_back(NotificationEntry { count: self.count, ..newest });
+        if lost == 0 {
+            return;
+        }
+        self.advance(lost);
+        if let Some(newest) = self.queue.back_mut() {
+            newest.count = self.count;
         }
     }
 
@@ -103,6 +106,17 @@ mod tests {
         assert_eq!(notices.page(), vec![0; 64]);
         assert!(notices.is_empty() && notices.add(released(1)));
         assert_eq!(notices.page()[0], waiting + 4);
+    }
+
+    #[test]
+    fn what_was_lost_while_nothing_waits_is_missing_before_the_next_one() {
+        let mut notices = Notices::default();
+        notices.lose(0);
+        notices.lose(2);
+        assert!(notices.is_empty());
+        assert_eq!(notices.page(), vec![0; 64]);
+        assert!(notices.add(released(1)));
+        assert_eq!(notices.page()[0], 3);
     }
 
     #[test]

@@ -20,7 +20,6 @@ use super::{
 };
 use crate::{
     base::{BlockSize, ObjectId, PoolId, checksum},
-    fs::reservation::Notice,
     node::{
         admin::{HostStatus, NamespaceStatus, NvmeTcpStatus},
         pools::{PARTNER_BIT, PoolSlot},
@@ -253,12 +252,12 @@ impl Target {
     /// A host is to be told of a reservation, at each of its controllers.
     pub(in crate::serve) fn notify(&self, notice: &ReservationNotice) {
         let Some(namespace) = self.id_of(notice.volume) else { return };
-        let kind = match notice.notice {
-            Notice::RegistrationPreempted => 1,
-            Notice::ReservationReleased => 2,
-            Notice::ReservationPreempted => 3,
-        };
-        self.controllers.notify(notice.host, Notification { namespace, kind });
+        self.controllers.notify(notice.host, Notification { namespace, kind: notice.notice as u8 });
+    }
+
+    /// Hosts were to be told of more, and nobody knows which: each sees that something is missing.
+    pub(in crate::serve) fn lose_notices(&self, lost: u64) {
+        self.controllers.lose(lost);
     }
 
     /// All namespaces, in order.

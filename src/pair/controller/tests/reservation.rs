@@ -14,7 +14,7 @@ pub(super) fn host(number: u8) -> HostId {
     HostId::new([number; 16]).expect("not zero")
 }
 
-fn register(key: u64) -> ReservationCommand {
+pub(super) fn register(key: u64) -> ReservationCommand {
     ReservationCommand::Register { action: RegisterAction::Register { key }, persists: None }
 }
 
@@ -54,7 +54,7 @@ impl Pair {
     }
 
     /// A host's command about the reservation of `vol-a`, at a node.
-    fn reserve(&mut self, node: usize, number: u8, command: ReservationCommand) -> Option<VolumeError> {
+    pub(super) fn reserve(&mut self, node: usize, number: u8, command: ReservationCommand) -> Option<VolumeError> {
         self.ask_as(node, number, |_| VolumeOperation::Reserve(command)).err()
     }
 

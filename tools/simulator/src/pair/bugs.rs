@@ -53,6 +53,9 @@ pub const BUGS: &[Bug] = &[
     bug("name-not-noted", "the owner remembers only the names of before it opened the pool"),
     bug("names-forgotten-at-takeover", "what waits is performed after a takeover, whatever the pool contains"),
     bug("names-not-in-superblock", "a consistency point keeps the names of the one before"),
+    controller_bug("notices-not-said-again", "what the other node's hosts are to be told is lost with a path"),
+    controller_bug("notices-of-a-former-life", "a node that starts is told what its hosts were told before"),
+    controller_bug("notices-told-again", "hosts are told twice of what was sent again after a lost path"),
     bug("offline-not-told", "the other node does not hear that a volume is offline"),
     controller_bug(
         "offline-refused-as-elsewhere",
