@@ -2,6 +2,8 @@
 
 mod reservation;
 
+pub use reservation::Notification;
+
 use super::{Answer, Ask, Refusal};
 use crate::{
     model::reservation::Deed,
@@ -22,6 +24,7 @@ const READ: u8 = 2;
 const COMPARE: u8 = 5;
 const WRITE_ZEROES: u8 = 8;
 const FLUSH: u8 = 0;
+const GET_LOG_PAGE: u8 = 2;
 const FABRICS: u8 = 0x7f;
 const DEALLOCATE: u32 = 1 << 25;
 const FORCE_UNIT_ACCESS: u32 = 1 << 30;
@@ -119,6 +122,8 @@ pub struct Session {
     in_capsule: bool,
     next_command: u16,
     waiting: BTreeMap<u16, Waiting>,
+    /// The page of notifications that was read.
+    page: Option<Vec<u8>>,
 }
 
 fn word16(bytes: &[u8]) -> u16 {
@@ -164,6 +169,7 @@ impl Session {
             in_capsule,
             next_command: 0,
             waiting: BTreeMap::new(),
+            page: None,
         };
         session.admin.push();
         session
@@ -276,6 +282,19 @@ impl Session {
         io.push();
     }
 
+    /// Asks what the controller has to tell of reservations, oldest first.
+    pub fn ask_for_notification(&mut self) {
+        let mut entry = self.entry(GET_LOG_PAGE);
+        entry[40..44].copy_from_slice(&reservation::NOTIFICATION_PAGE.to_le_bytes());
+        self.admin.output.extend(capsule(entry, &[], reservation::NOTIFICATION_BYTES));
+        self.admin.push();
+    }
+
+    /// The answer, if it has come.
+    pub fn take_notification(&mut self) -> Option<Notification> {
+        self.page.take().map(|page| reservation::notification_of(&page))
+    }
+
     /// Takes what has arrived; finished commands go to the end of `answers`.
     ///
     /// # Errors
@@ -322,6 +341,7 @@ impl Session {
                 self.stage = Stage::Greeting;
             }
             (_, 5) => self.stage = Stage::Closed,
+            (Stage::Open, 7) => self.page = Some(unit[usize::from(unit[3])..].to_vec()),
             (stage, kind) => return Err(format!("a unit of kind {kind} at an admin queue in {stage:?}")),
         }
         Ok(())

@@ -5,7 +5,8 @@
 //! Hosts of NVMe/TCP go from any node to the other one, and pools change hands beneath them. Clients of NBD have no identity by which the owner could know what they have left at the
 //! node that forwards: they prefer the node where the pool is at home, go back there when nothing is under way, and have no history in which that changes.
 //!
-//! In one of four histories hosts of NVMe/TCP reserve the volume, over whichever path they use (`hosts/reserve.rs`).
+//! In one of four histories hosts of NVMe/TCP reserve the volume, over whichever path they use (`hosts/reserve.rs`). At the end of those a host with a path to each
+//! node is told over both of them, once, of each end of its registration (`hosts/tell.rs`).
 //!
 //! # Invariants
 //!
@@ -15,6 +16,7 @@
 #[cfg(feature = "planted-bugs")]
 pub mod bugs;
 mod reserve;
+mod tell;
 
 use super::{
     found,
@@ -62,11 +64,14 @@ const HANDED_OVER: &str = "pool changes hands";
 const RESERVED_AGAIN: &str = "reservation command is sent again";
 /// A reservation keeps a host out.
 const KEPT_OUT: &str = "reservation keeps a host out";
+/// A host is told of the end of its registration by the node that does not serve.
+const TOLD_THERE: &str = "host is told by the node that forwards";
 
 /// Names of everything that is counted.
 #[must_use]
 pub fn tally() -> Tally {
-    let all = [GIVEN_UP, GIVEN_UP_THERE, FOUND_LATE, PAUSED, STARVED, HANDED_OVER, RESERVED_AGAIN, KEPT_OUT];
+    let all =
+        [GIVEN_UP, GIVEN_UP_THERE, FOUND_LATE, PAUSED, STARVED, HANDED_OVER, RESERVED_AGAIN, KEPT_OUT, TOLD_THERE];
     Tally::of(all.into_iter())
 }
 
@@ -270,7 +275,8 @@ impl History {
         let everything = Ask::Read(0..self.size_bytes);
         (0..self.hosts.len()).for_each(|host| self.begin(host, everything.clone()));
         self.report_all();
-        self.until("everything is read", |history| history.hosts.iter().all(|host| host.commands.is_empty()))
+        self.until("everything is read", |history| history.hosts.iter().all(|host| host.commands.is_empty()))?;
+        if self.reserving.is_some() { self.tell_all() } else { Ok(()) }
     }
 
     fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) -> Result<(), Violation> {

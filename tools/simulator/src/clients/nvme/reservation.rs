@@ -30,6 +30,27 @@ const REGISTRANT_BYTES: usize = 64;
 /// Room for all hosts.
 pub(super) const REPORT_BYTES: usize = HEAD_BYTES + REGISTRANT_BYTES * HOSTS as usize;
 
+/// Dword 10 of a Get Log Page of the notifications, and the bytes of that page.
+pub(super) const NOTIFICATION_PAGE: u32 = 0x80 | 15 << 16;
+pub(super) const NOTIFICATION_BYTES: usize = 64;
+
+/// What a controller has to tell of a reservation (section 5.16.1.25); of all zeroes: nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notification {
+    /// One more for each that there was, those that were lost among them.
+    pub count: u64,
+    /// 1: registration preempted, 2: reservation released, 3: reservation preempted.
+    pub kind: u8,
+    /// Of which namespace.
+    pub namespace: u32,
+}
+
+/// What a page says.
+pub(super) fn notification_of(page: &[u8]) -> Notification {
+    let count = u64::from_le_bytes(*page.first_chunk().expect("a page"));
+    Notification { count, kind: page[8], namespace: word32(&page[12..]) }
+}
+
 /// A command as it is sent.
 pub(super) struct Encoded {
     pub(super) opcode: u8,

@@ -14,6 +14,7 @@ pub const BUGS: &[Bug] = &[
     controller_bug("change-not-swept", "a change from the partner is performed in front of what lies unread here"),
     session_bug("connection-not-held", "commands of a new connection are taken in front of what lies unread at others"),
     bug("forwarded-not-held-against-reservations", "forwarded requests are performed whoever has reserved the volume"),
+    bug("notices-stay-here", "hosts are told of reservations by the node that serves alone"),
     session_bug("opening-not-noticed", "what had arrived before a node took a pool over is performed after it"),
     controller_bug(
         "overlapping-change-overtakes",
