@@ -89,7 +89,7 @@ step "the other host preempts, over the node that forwards"
 performed nvme resv-acquire "$two_b" -n "$namespace" --crkey=0xa2 --prkey=0xa1 --rtype=1 --racqa=1
 agree gen=3 rtype=1 regctl=1
 only two a b
-told_of_preemption "$one_a"
+for path in "$one_a" "$one_b"; do told_of_preemption "$path"; done
 
 step "node a dies again, and the preempted host stays out"
 event preempted
