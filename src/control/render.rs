@@ -209,15 +209,24 @@ fn pool_figures(text: &mut String, status: &NodeStatus) {
     let cp = format!("{} is {age}, now {}", pool.cp, pool.cp_phase);
     line(text, "cp", &cp);
     for device in &pool.devices {
-        if let Some(HealthStatus { wear: Some(wear), .. }) = &device.health {
-            let WearStatus { temperature_celsius, spare_percent, used_percent, media_errors, .. } = wear;
-            let words = format!(
-                "{}  {temperature_celsius} C, spare {spare_percent} %, endurance used {used_percent} %, media errors {media_errors}",
-                device.name
-            );
-            line(text, "device", &words);
+        let Some(health) = &device.health else { continue };
+        let words: Vec<String> = health.wear.iter().map(wear).chain(confinement(health)).collect();
+        if !words.is_empty() {
+            line(text, "device", &format!("{}  {}", device.name, words.join("; ")));
         }
     }
+}
+
+fn wear(wear: &WearStatus) -> String {
+    let WearStatus { temperature_celsius, spare_percent, used_percent, media_errors, .. } = wear;
+    format!(
+        "{temperature_celsius} C, spare {spare_percent} %, endurance used {used_percent} %, media errors {media_errors}"
+    )
+}
+
+fn confinement(health: &HealthStatus) -> Option<String> {
+    let confined_by = &health.confined_by;
+    (!confined_by.is_empty()).then(|| format!("confined by {confined_by}"))
 }
 
 fn lane(text: &mut String, lane: &LaneStatus, is_mirrored: bool) {
@@ -363,6 +372,27 @@ OK  single node, log not mirrored (so configured); answered changes survive a po
             writes 1000 in all, 3.90 MiB; p50 80.0 us, p99 400 us, p99.9 900 us, p99.99 1.00 ms, max 2.00 ms
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_device_is_shown_with_what_is_known_of_it() {
+        let shown = |health: Option<HealthStatus>| {
+            let mut status = healthy();
+            status.pool.devices[0].health = health;
+            let text = figures(&status, None);
+            text.lines().find_map(|line| Some(line.strip_prefix("  device    ")?.to_owned()))
+        };
+        let wear = WearStatus { temperature_celsius: 38, spare_percent: 100, ..WearStatus::default() };
+        let confined_by = "IOMMUFD".to_owned();
+        let health = HealthStatus { confined_by, wear: Some(wear), ..HealthStatus::default() };
+        assert_eq!(
+            shown(Some(health.clone())).as_deref(),
+            Some("disks/pool-a.img  38 C, spare 100 %, endurance used 0 %, media errors 0; confined by IOMMUFD")
+        );
+        let starting = HealthStatus { wear: None, ..health };
+        assert_eq!(shown(Some(starting)).as_deref(), Some("disks/pool-a.img  confined by IOMMUFD"));
+        assert_eq!(shown(Some(HealthStatus::default())), None);
+        assert_eq!(shown(None), None);
     }
 
     #[test]

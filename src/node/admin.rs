@@ -415,6 +415,9 @@ pub struct DeviceStatus {
 /// How a device is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthStatus {
+    /// What keeps it to the memory that it was given; empty if not this node drives it, but the kernel.
+    #[serde(default)]
+    pub confined_by: String,
     /// Why it does not serve now; empty if it does.
     pub trouble: String,
     /// What it calls critical.
@@ -458,6 +461,7 @@ impl From<DeviceHealth> for HealthStatus {
             WearStatus { temperature_celsius, spare_percent, used_percent, media_errors, unsafe_shutdowns }
         };
         Self {
+            confined_by: health.confined_by.unwrap_or_default().to_owned(),
             trouble: health.trouble.unwrap_or_default(),
             warnings: health.warnings.into_iter().map(str::to_owned).collect(),
             oldest_ns: u64::try_from(health.oldest.as_nanos()).unwrap_or(u64::MAX),

@@ -106,6 +106,8 @@ impl fmt::Display for DeviceErrorKind {
 /// What a device says of its own condition, and what it has cost so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceHealth {
+    /// What keeps the device to the memory that it was given, for a person, if this process drives it.
+    pub confined_by: Option<&'static str>,
     /// Why it does not serve now; none if it does.
     pub trouble: Option<String>,
     /// What it calls critical.

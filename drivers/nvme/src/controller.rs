@@ -146,7 +146,7 @@ impl<F: PciFunction> Controller<F> {
         let admin = Admin::new(&function, controls.clone())?;
         let mut core = Core::new(function, controls, admin, maps.into(), options);
         core.stop(now, Next::Enable);
-        let condition = Lock::new(Told { condition: Condition::STARTING, error_count: 0, newest_error: None });
+        let condition = Lock::new(Told { condition: core.condition(), error_count: 0, newest_error: None });
         Ok(Self(Arc::new(Shared { core: Lock::new(core), is_live: AtomicBool::new(false), condition })))
     }
 

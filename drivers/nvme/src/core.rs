@@ -235,6 +235,7 @@ impl<F: PciFunction> Core<F> {
             timeout_count: self.timeout_count,
             change_count: self.change_count,
             oldest: self.oldest,
+            confined_by: self.function.confined_by(),
         }
     }
 

@@ -89,19 +89,10 @@ pub(crate) struct Condition {
     pub(crate) timeout_count: u64,
     pub(crate) change_count: u64,
     pub(crate) oldest: Duration,
+    pub(crate) confined_by: &'static str,
 }
 
 impl Condition {
-    /// Of a controller that nothing is known of.
-    pub(crate) const STARTING: Self = Self {
-        state: ControllerState::Starting,
-        health: None,
-        reset_count: 0,
-        timeout_count: 0,
-        change_count: 0,
-        oldest: Duration::ZERO,
-    };
-
     /// For people.
     pub(crate) fn tell(&self) -> DeviceHealth {
         let trouble = match self.state {
@@ -110,6 +101,7 @@ impl Condition {
             ControllerState::Failed(failure) => Some(failure.to_string()),
         };
         DeviceHealth {
+            confined_by: Some(self.confined_by),
             trouble,
             warnings: self.health.iter().flat_map(Health::warnings).collect(),
             timeout_count: self.timeout_count,

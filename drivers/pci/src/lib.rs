@@ -89,6 +89,9 @@ pub trait PciFunction {
     /// What it is.
     fn identity(&self) -> &Identity;
 
+    /// What keeps it to the memory that was mapped for it, for a person: `IOMMUFD`; `nothing`.
+    fn confined_by(&self) -> &'static str;
+
     /// Maps the register window of base address register `window`, 0 to 5.
     ///
     /// # Errors

@@ -3,7 +3,6 @@
 use crate::{container::Container, iommufd::Iommufd};
 use nix::errno::Errno;
 use std::{
-    fmt,
     fs::{File, OpenOptions},
     io,
     path::Path,
@@ -11,19 +10,20 @@ use std::{
 
 /// By which of the kernel's interfaces a function is confined. What it may reach, and what happens at its end, is the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interface {
+pub(crate) enum Interface {
     /// `/dev/iommu` and the function's own node, `/dev/vfio/devices/vfioN`.
     Iommufd,
     /// VFIO's container with an IOMMU of type 1, and the function's group.
     Container,
 }
 
-impl fmt::Display for Interface {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
+impl Interface {
+    /// As people know it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
             Self::Iommufd => "IOMMUFD",
             Self::Container => "VFIO's container",
-        })
+        }
     }
 }
 

@@ -34,7 +34,6 @@ mod uio;
 mod vfio;
 mod window;
 
-pub use confinement::Interface;
 pub use memory::Memory;
 pub use uio::UioFunction;
 pub use vfio::VfioFunction;

@@ -100,6 +100,10 @@ impl PciFunction for UioFunction {
         &self.0.identity
     }
 
+    fn confined_by(&self) -> &'static str {
+        "nothing"
+    }
+
     fn map_window(&self, window: u8) -> Result<Window, PciError> {
         let none = || PciError::NoWindow { address: self.0.identity.address.clone(), window };
         let file = match OpenOptions::new().read(true).write(true).open(self.place(&format!("resource{window}"))) {

@@ -23,7 +23,7 @@
 )]
 
 use crate::{
-    Interface, Memory, Window, abi, checked,
+    Memory, Window, abi, checked,
     config::Config,
     confinement::Confinement,
     memory::{Mapping, Owner, keep_from_children},
@@ -101,12 +101,6 @@ impl VfioFunction {
         Self::of(address, device, confinement).map_err(failed("set it up"))
     }
 
-    /// What confines it.
-    #[must_use]
-    pub fn interface(&self) -> Interface {
-        self.0.confinement.interface()
-    }
-
     fn of(address: &str, device: File, confinement: Confinement) -> io::Result<Self> {
         let info = abi::device_info(&device)?;
         if info.flags & VFIO_DEVICE_FLAGS_PCI == 0 {
@@ -150,6 +144,10 @@ impl PciFunction for VfioFunction {
 
     fn identity(&self) -> &Identity {
         &self.0.identity
+    }
+
+    fn confined_by(&self) -> &'static str {
+        self.0.confinement.interface().name()
     }
 
     fn map_window(&self, window: u8) -> Result<Window, PciError> {

@@ -20,14 +20,16 @@ stop() {
     [ $code -lt 100 ] || fail "the node ended with $code"
 }
 
-# begin: starts the node; with a kernel that has IOMMUFD, that must be what confines the controller.
+# begin: starts the node. It says what confines the controller, and has opened that and nothing else; with a kernel that has IOMMUFD, it is that.
 begin() {
     start
-    [ -n "${iommufd:-}" ] || return 0
+    by="VFIO's container" opened=/dev/vfio/vfio other=/dev/iommu
+    [ -z "${iommufd:-}" ] || by=IOMMUFD opened=/dev/iommu other=/dev/vfio/vfio
+    grep -q "nvme:$controller .*confined by $by$" /tmp/status || fail "no '$by': $(cat /tmp/status)"
     ls -l "/proc/$node/fd" >/tmp/files
-    grep -q "/dev/iommu$" /tmp/files && grep -q "/dev/vfio/devices/" /tmp/files || fail "no IOMMUFD: $(cat /tmp/files)"
-    grep -q "/dev/vfio/vfio$" /tmp/files && fail "a container: $(cat /tmp/files)"
-    step "the node's controller is confined by IOMMUFD"
+    grep -q "$opened$" /tmp/files || fail "it has not opened $opened: $(cat /tmp/files)"
+    grep -q "$other$" /tmp/files && fail "it has opened $other: $(cat /tmp/files)"
+    step "the node's controller is confined by $by"
 }
 
 bind

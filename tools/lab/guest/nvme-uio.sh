@@ -16,8 +16,8 @@ grep -q UNSAFE /tmp/said || fail "it is not called unsafe"
 address=$(twinlog device bind LAB0 --driver uio_pci_generic -o jsonl | sed -n 's/.*"address":"\([^"]*\)".*/\1/p')
 
 step "the function"
-twinlog-lab guest pci "$address" --serial LAB0 --uio
-twinlog-lab guest pci "$address" --serial LAB0 --uio --forever /tmp/busy &
+twinlog-lab guest pci "$address" --serial LAB0 --uio --confined-by nothing
+twinlog-lab guest pci "$address" --serial LAB0 --uio --confined-by nothing --forever /tmp/busy &
 driver=$!
 until [ -e /tmp/busy ]; do kill -0 $driver || fail "the driver ended"; sleep 0.1; done
 code=0
@@ -25,10 +25,10 @@ twinlog device unbind LAB0 || code=$?
 same "exit code while it is driven" $code 4
 kill -9 $driver
 wait $driver || true
-twinlog-lab guest pci "$address" --serial LAB0 --uio
+twinlog-lab guest pci "$address" --serial LAB0 --uio --confined-by nothing
 
 step "the NVMe driver: what every block device must do"
-twinlog-lab guest nvme "$address" --serial LAB0 --uio
+twinlog-lab guest nvme "$address" --serial LAB0 --uio --confined-by nothing
 
 step "back to the kernel"
 twinlog device unbind LAB0

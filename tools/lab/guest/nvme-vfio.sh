@@ -24,9 +24,11 @@ disk() {
 faults() { dmesg | grep -c 'DMAR:.*fault addr' || true; }
 # By its path: the shell has an applet of that name.
 user="/bin/setpriv --reuid 990 --regid 990 --clear-groups"
-# A kernel with IOMMUFD: that must be what confines a controller.
-pci="twinlog-lab guest pci ${iommufd:+--iommufd}"
-nvme="twinlog-lab guest nvme ${iommufd:+--iommufd}"
+# Of a kernel with IOMMUFD that must be what confines a controller.
+by=container
+[ -z "${iommufd:-}" ] || by=IOMMUFD
+pci="twinlog-lab guest pci --confined-by $by"
+nvme="twinlog-lab guest nvme --confined-by $by"
 
 step "list, doctor"
 twinlog device list
@@ -74,7 +76,7 @@ if [ -n "${iommufd:-}" ]; then
     grep -q "by IOMMUFD: $node" /tmp/list || fail "the list does not name $node"
     chgrp 0 /dev/iommu
     fails "confined by VFIO's container" $user $pci "$address" --serial LAB0
-    $user twinlog-lab guest pci "$address" --serial LAB0
+    $user twinlog-lab guest pci --confined-by container "$address" --serial LAB0
     twinlog device bind LAB0 --user twinlog
 fi
 

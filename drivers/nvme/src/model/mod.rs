@@ -231,6 +231,10 @@ impl PciFunction for ModelFunction {
         &self.identity
     }
 
+    fn confined_by(&self) -> &'static str {
+        "a model"
+    }
+
     fn map_window(&self, window: u8) -> Result<ModelRegisters, PciError> {
         match window {
             0 => Ok(ModelRegisters(self.device.clone())),

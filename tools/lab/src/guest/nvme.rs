@@ -51,9 +51,9 @@ pub struct NvmeArgs {
     /// Through uio_pci_generic, not VFIO
     #[arg(long)]
     uio: bool,
-    /// IOMMUFD must confine it
-    #[arg(long, conflicts_with = "uio")]
-    iommufd: bool,
+    /// What must confine it: a word of what the driver says
+    #[arg(long, value_name = "WORD")]
+    confined_by: String,
     /// Only write this file's content to the namespace, from its first block on, durably
     #[arg(long)]
     copy: Option<PathBuf>,
@@ -69,10 +69,6 @@ pub(super) fn run(args: &NvmeArgs) -> Result<()> {
     if args.uio {
         drive(args, UioFunction::open, BlockPool::in_huge_pages)
     } else {
-        if args.iommufd {
-            // It is opened the same way each time.
-            super::pci::open(&args.address, true)?;
-        }
         drive(args, VfioFunction::open, BlockPool::new)
     }
 }
@@ -87,6 +83,8 @@ fn drive<F: PciFunction>(
     let identity = disks.controller()?.identity().context("a controller that serves was identified")?;
     println!("{identity:?}");
     ensure!(identity.serial == args.serial, "serial {:?} and not {:?}", identity.serial, args.serial);
+    let confined_by = disks.disks[0].health().and_then(|health| health.confined_by).context("a controller can say")?;
+    super::pci::expect_confined(&args.address, confined_by, &args.confined_by)?;
     if let Some(path) = &args.copy {
         return disks.copy(&fs::read(path)?);
     }

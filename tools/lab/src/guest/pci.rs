@@ -15,7 +15,7 @@ use std::{
 };
 use twinlog_memory::BlockPool;
 use twinlog_pci::{DmaMemory as _, PciFunction, PoolMap, Registers as _};
-use twinlog_vfio::{Interface, UioFunction, VfioFunction};
+use twinlog_vfio::{UioFunction, VfioFunction};
 
 const CLASS_NVME: u32 = 0x01_0802;
 /// Registers.
@@ -51,9 +51,9 @@ pub struct PciArgs {
     /// Through uio_pci_generic, not VFIO
     #[arg(long)]
     uio: bool,
-    /// IOMMUFD must confine it
-    #[arg(long, conflicts_with = "uio")]
-    iommufd: bool,
+    /// What must confine it: a word of what the driver says
+    #[arg(long, value_name = "WORD")]
+    confined_by: String,
     /// When all is proved, write this file and go on asking the controller until killed
     #[arg(long)]
     forever: Option<std::path::PathBuf>,
@@ -69,25 +69,21 @@ pub(super) fn run(args: &PciArgs) -> Result<()> {
     if args.uio {
         exercise(&UioFunction::open(&args.address)?, &BlockPool::in_huge_pages(POOL_BLOCKS)?, args)
     } else {
-        exercise(&open(&args.address, args.iommufd)?, &BlockPool::new(POOL_BLOCKS)?, args)
+        exercise(&VfioFunction::open(&args.address)?, &BlockPool::new(POOL_BLOCKS)?, args)
     }
 }
 
-/// A function through VFIO; says what confines it, and fails if that has to be IOMMUFD and is not.
-pub(super) fn open(address: &str, must_be_iommufd: bool) -> Result<VfioFunction> {
-    let function = VfioFunction::open(address)?;
-    let interface = function.interface();
-    println!("confined by {interface}");
-    ensure!(
-        !must_be_iommufd || interface == Interface::Iommufd,
-        "{address} is confined by {interface}, not by IOMMUFD"
-    );
-    Ok(function)
+/// Fails unless what is said to confine a function has this word.
+pub(super) fn expect_confined(address: &str, said: &str, word: &str) -> Result<()> {
+    println!("confined by {said}");
+    ensure!(said.split(' ').any(|part| part == word), "{address} is confined by {said}, not by {word}");
+    Ok(())
 }
 
 fn exercise<F: PciFunction>(function: &F, pool: &BlockPool, args: &PciArgs) -> Result<()> {
     let identity = function.identity();
     ensure!(identity.class == CLASS_NVME && identity.address == args.address, "{identity:?}");
+    expect_confined(&args.address, function.confined_by(), &args.confined_by)?;
     ensure!(function.map_window(9).is_err(), "a window that is none");
     let map = function.map_pool(pool)?;
     let event = if function.vector_count() > 0 { Some(function.interrupt(0)?) } else { None };
