@@ -85,7 +85,7 @@ pub(super) struct Node {
     pub(super) stream: Stream,
     /// This node's portion takes the partner's frames.
     pub(super) receives: bool,
-    /// The portion holds records that this node made as owner.
+    /// The portion may hold records of an ownership of this node's that is over: since the pool was closed here, or the process began.
     pub(super) has_own_records: bool,
     pub(super) complete: bool,
     /// The portion can be read; one that cannot holds what it held.
@@ -171,7 +171,7 @@ const UP: Node = Node {
     lease: false,
     stream: Stream::None,
     receives: false,
-    has_own_records: false,
+    has_own_records: true,
     complete: true,
     readable: true,
     on_its_way: None,
@@ -351,14 +351,12 @@ impl World {
             Event::LeaseEnds(n) => (self.nodes[n].lease, self.nodes[n].was_out) = (false, true),
             Event::PortionLost(n) => self.lose_portion(n),
             Event::PortionReadable(n, readable) => self.nodes[n].readable = readable,
-            Event::Failure(n) => {
-                self.nodes[n].open = Open::Failed;
-                self.detach(n);
-            }
-            Event::NotOpened(n) | Event::TriesAgain(n) => self.nodes[n].open = Open::Closed,
+            Event::Failure(n) => self.close(n, Open::Failed),
+            Event::NotOpened(n) => self.close(n, Open::Closed),
+            Event::TriesAgain(n) => self.nodes[n].open = Open::Closed,
             Event::GivesUp(n) => {
+                self.close(n, Open::Yielded);
                 let node = &mut self.nodes[n];
-                node.open = Open::Yielded;
                 if flaw != Flaw::YieldsAndOpens {
                     (node.held, node.lease) = (Held::No, false);
                 }
@@ -386,7 +384,7 @@ impl World {
                 if flaw != Flaw::DrainedWithoutCheckpoint {
                     self.checkpoint(n)?;
                 }
-                self.detach(n);
+                self.close(n, Open::Drained);
             }
             Event::Checkpoint(n) => self.checkpoint(n)?,
             Event::Answer(n) => self.answer(n)?,
@@ -414,10 +412,17 @@ impl World {
     }
 
     fn crash(&mut self, n: usize) {
-        let Node { has_own_records, complete, readable, on_its_way, has_yielded, .. } = self.nodes[n];
-        let kept = Node { has_own_records, complete, readable, on_its_way, has_yielded, ..UP };
+        let Node { complete, readable, on_its_way, has_yielded, .. } = self.nodes[n];
+        // What the portion holds the next process does not know.
+        let kept = Node { complete, readable, on_its_way, has_yielded, ..UP };
         self.nodes[n] = Node { process: Process::Dead, ..kept };
         self.nodes[1 - n].stream = Stream::None;
+    }
+
+    /// The pool is closed at node `n`, for whatever reason: if it becomes another's, the portion counts no more.
+    fn close(&mut self, n: usize, then: Open) {
+        (self.nodes[n].open, self.nodes[n].has_own_records) = (then, true);
+        self.detach(n);
     }
 
     /// The log of node `n` does not reach its partner any more.
@@ -429,7 +434,8 @@ impl World {
     /// Another, empty portion takes the place of node `n`'s, with another id.
     fn lose_portion(&mut self, n: usize) {
         self.nodes[n].complete = self.disk;
-        (self.nodes[n].has_own_records, self.nodes[n].readable) = (false, true);
+        self.nodes[n].readable = true;
+        self.nodes[n].has_own_records = self.nodes[n].process == Process::Dead;
         self.detach(1 - n);
         if self.register.owner == n {
             self.register.owner_portion_is_there = false;
@@ -535,10 +541,7 @@ impl World {
                 self.nodes[n].open = Open::Opening;
             }
             Action::Drain => self.nodes[n].open = Open::Draining,
-            Action::StopServing => {
-                self.nodes[n].open = Open::Closed;
-                self.detach(n);
-            }
+            Action::StopServing => self.close(n, Open::Closed),
             Action::Discard => self.lose_portion(n),
             Action::Resync => self.resync(n, flaw)?,
             other => unreachable!("{other:?} changes nothing"),
@@ -598,13 +601,11 @@ impl World {
             Swap::InSync(there) => self.register.mirror = if there { Mirror::Named } else { Mirror::Other },
             Swap::TakeOver(there) => {
                 self.register = Register { owner: n, owner_portion_is_there: there, mirror: Mirror::Stale };
-                self.nodes[1 - n].has_own_records = true;
             }
             Swap::Force(there) => {
                 // What the portion lacks is given up: from now on it is what was answered.
                 self.register = Register { owner: n, owner_portion_is_there: there, mirror: Mirror::Stale };
                 (self.nodes[n].complete, self.nodes[1 - n].complete, self.disk) = (there, false, false);
-                self.nodes[1 - n].has_own_records = true;
             }
             Swap::GiveBack(there) => {
                 if !self.disk {
@@ -635,7 +636,7 @@ impl World {
                 self.detach(n);
             }
             Swap::Claim | Swap::TakeOver(_) | Swap::Force(_) => {
-                (node.lease, node.open, node.has_own_records) = (true, Open::Closed, true);
+                (node.lease, node.open) = (true, Open::Closed);
                 node.was_out &= flaw == Flaw::OldFenceCounts;
                 node.replies = if mirror == Mirror::Stale { Replies::Alone } else { Replies::Mirrored };
                 self.detach(n);
