@@ -93,13 +93,21 @@ nc -ll -p 7022 -e /usr/local/bin/receive &
 # What cannot be seen from outside.
 journal() { tail -n 30 /tmp/journal-* 2>/dev/null || true; }
 trap journal EXIT
+# fail WORDS [FILE]: of what is printed the lab shows the end, so that what failed comes last.
+fail() {
+    journal
+    trap - EXIT
+    [ -z "${2:-}" ] || cat "$2"
+    echo "FAILED: $1"
+    exit 1
+}
 
 node=a
 [ "$name" = first ] || node=b
 admin=/run/twinlog-$node/admin.sock
 drives=$(sed -n 's/^twinlog device bind \([^ ]*\) .*/\1/p' /lab/steps/* | sort -u)
 # says FILE WORDS: a line of it.
-says() { grep -q "$2" "$1" || fail "'$2' is not said: $(cat "$1")"; }
+says() { grep -q "$2" "$1" || fail "'$2' is not said" "$1"; }
 
 cd /mnt/source
 event ready
@@ -146,7 +154,10 @@ while read -r word number <&3; do
             done
             ;;
         serves | is-in-step)
-            until twinlog status --admin "$admin" >/tmp/said; do sleep 1; done
+            for try in $(seq 300); do
+                ! twinlog status --admin "$admin" >/tmp/said 2>&1 || break
+                sleep 1
+            done
             cat /tmp/said
             says /tmp/said "^OK"
             same "who serves" "$(stat -c %U "/proc/$(cat /run/twinlog-$node/pid)")" twinlog
