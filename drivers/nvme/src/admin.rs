@@ -6,7 +6,7 @@ use crate::{
     ring::{self, Rings},
     spec::{PAGE_BYTES, Status, SubmissionEntry},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use twinlog_device::Nanos;
 use twinlog_pci::{DmaMemory, PciError, PciFunction, Registers};
 use zerocopy::{FromBytes, little_endian::U16};
@@ -136,6 +136,11 @@ impl<R: Registers, M: DmaMemory> Admin<R, M> {
     /// Whether a command other than an event request has not been answered in time.
     pub(crate) fn is_late(&self, now: Nanos) -> bool {
         self.slots.iter().flatten().any(|&(purpose, deadline)| purpose != Purpose::Event && deadline <= now)
+    }
+
+    /// Gives every command more time.
+    pub(crate) fn postpone(&mut self, by: Duration) {
+        self.slots.iter_mut().flatten().for_each(|(_, deadline)| *deadline = *deadline + by);
     }
 
     /// Leaves the memory to a controller that may still use it.

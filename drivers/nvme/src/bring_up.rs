@@ -167,7 +167,7 @@ impl<F: PciFunction> Core<F> {
         let identity =
             ControllerIdentity::verify(&self.admin.data::<IdentifyController>()).map_err(Failure::Unsupported)?;
         match &self.identity {
-            Some(known) if *known != identity => Err(Failure::Changed),
+            Some(known) if !known.is_same(&identity) => Err(Failure::Changed),
             _ => {
                 self.identity = Some(identity);
                 Ok(())

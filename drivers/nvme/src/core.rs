@@ -46,6 +46,9 @@ const READY_SLACK: Duration = Duration::from_secs(1);
 /// Least time for a shutdown, as the kernel's driver gives.
 const SHUTDOWN_MIN: Duration = Duration::from_secs(5);
 
+/// Longest pause that a controller is granted, however long a firmware's activation takes by its own word (up to 109 minutes): clients wait meanwhile.
+const PAUSE_MAX: Duration = Duration::from_secs(120);
+
 /// How often the health log is read without being asked for.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -165,6 +168,8 @@ pub(crate) struct Core<F: PciFunction> {
     reset_count: u64,
     timeout_count: u64,
     change_count: u64,
+    /// Since when it has paused.
+    paused_at: Option<Nanos>,
     /// For how long it has had its oldest command, at the last look.
     oldest: Duration,
 }
@@ -203,6 +208,7 @@ impl<F: PciFunction> Core<F> {
             reset_count: 0,
             timeout_count: 0,
             change_count: 0,
+            paused_at: None,
             oldest: Duration::ZERO,
         }
     }
@@ -235,6 +241,7 @@ impl<F: PciFunction> Core<F> {
             timeout_count: self.timeout_count,
             change_count: self.change_count,
             oldest: self.oldest,
+            is_paused: self.paused_at.is_some(),
             confined_by: self.function.confined_by(),
         }
     }
@@ -281,7 +288,11 @@ impl<F: PciFunction> Core<F> {
             }
             Phase::BringUp(_) | Phase::Live if status.is_fatal() || !status.is_ready() => self.recover(now),
             Phase::BringUp(step) => self.receive_step(step, now),
-            Phase::Live => self.watch(now),
+            Phase::Live if status.is_paused() => self.pause(now),
+            Phase::Live => {
+                self.resume(now);
+                self.watch(now)
+            }
             Phase::ShuttingDown { deadline } => {
                 if status.is_shut_down() || status.is_fatal() || deadline <= now {
                     self.stop(now, Next::Fail(Failure::ShutDown));
@@ -377,7 +388,7 @@ impl<F: PciFunction> Core<F> {
     }
 
     fn enable(&mut self, now: Nanos) {
-        self.log_wanted = None;
+        (self.log_wanted, self.paused_at) = (None, None);
         self.events_max = EVENTS_MAX;
         self.admin.reset(&self.controls);
         if self.events.is_empty() {
@@ -403,6 +414,34 @@ impl<F: PciFunction> Core<F> {
         }
         self.health_at = now;
         self.phase = Phase::Live;
+    }
+
+    /// The controller processes nothing for a while (base 3.1.3.6, CSTS.PP): it is given nothing, and nothing is late, for as long as it says that this may
+    /// take at most. Then it is reset.
+    fn pause(&mut self, now: Nanos) {
+        let since = *self.paused_at.get_or_insert(now);
+        for queue in &self.queues {
+            // Of a queue that another thread is at, at the next turn.
+            if let Some(mut queue) = queue.attempt() {
+                queue.pause(now);
+            }
+        }
+        let said = self.identity.as_ref().map_or(Duration::ZERO, |identity| identity.activation);
+        let patience = if said.is_zero() { self.options.admin_timeout } else { said.min(PAUSE_MAX) };
+        if now.since(since) > patience {
+            self.recover(now);
+        }
+    }
+
+    fn resume(&mut self, now: Nanos) {
+        let Some(since) = self.paused_at else { return };
+        for queue in &self.queues {
+            // It stays paused until every queue goes on.
+            let Some(mut queue) = queue.attempt() else { return };
+            queue.resume(now);
+        }
+        self.admin.postpone(now.since(since));
+        self.paused_at = None;
     }
 
     fn watch(&mut self, now: Nanos) {

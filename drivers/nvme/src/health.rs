@@ -89,6 +89,7 @@ pub(crate) struct Condition {
     pub(crate) timeout_count: u64,
     pub(crate) change_count: u64,
     pub(crate) oldest: Duration,
+    pub(crate) is_paused: bool,
     pub(crate) confined_by: &'static str,
 }
 
@@ -96,6 +97,9 @@ impl Condition {
     /// For people.
     pub(crate) fn tell(&self) -> DeviceHealth {
         let trouble = match self.state {
+            ControllerState::Live if self.is_paused => {
+                Some("it has paused, as for the activation of a firmware: operations wait".to_owned())
+            }
             ControllerState::Live => None,
             ControllerState::Starting => Some("it is being reset: operations wait".to_owned()),
             ControllerState::Failed(failure) => Some(failure.to_string()),

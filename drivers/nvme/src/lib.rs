@@ -28,17 +28,18 @@
 //! | what | outcome |
 //! |---|---|
 //! | a command is not answered in time | abort; then reset of the controller; then of the function. It ends with `Os(ETIMEDOUT)`; others in flight are given again |
+//! | CSTS.PP: it processes nothing for a while | it is given nothing, nothing is late; reset if that lasts longer than it said |
 //! | CSTS.CFS, or ready goes away | reset; everything in flight is given again |
 //! | CSTS reads all ones, or the kernel wants the function back | it is stopped as far as it answers; everything ends with `Gone` |
 //! | the controller breaks the protocol | it is stopped; everything ends with `Gone` |
-//! | after a reset it has another identity, or a namespace another size | the same |
+//! | after a reset it has another identity (but for its firmware), or a namespace another size | the same |
 //! | another host has reserved a namespace | what would change it ends with `Fenced`, and whatever a preemption ends; of a disk that has met that, changes without asking the controller again |
 //! | neither controller nor function can be reset | the same; blocks and queues that it has are never used again |
 //!
 //! # What this does not handle
 //!
 //! Metadata and protection information, namespaces of other command sets, queues in controller memory, namespace
-//! management, firmware, sanitize. A reset is trusted not to lose the volatile write cache, as the specification has it.
+//! management, giving it a firmware, sanitize. A reset is trusted not to lose the volatile write cache, as the specification has it.
 
 #![forbid(unsafe_code)]
 

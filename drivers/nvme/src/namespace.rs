@@ -4,6 +4,7 @@ use crate::{
     ReservationKind, Unsupported,
     spec::{IdentifyController, IdentifyNamespace, attribute, once},
 };
+use std::time::Duration;
 use twinlog_device::BLOCK_BYTES;
 
 /// Logarithm of the bytes of a block.
@@ -51,7 +52,12 @@ pub struct ControllerIdentity {
     pub(crate) notices: u32,
     /// How long a shutdown may take, microseconds; zero for not said.
     pub(crate) shutdown_us: u32,
+    /// How long the activation of a firmware may take; zero for not said.
+    pub(crate) activation: Duration,
 }
+
+/// The unit of MTFA.
+const ACTIVATION_UNIT: Duration = Duration::from_millis(100);
 
 impl ControllerIdentity {
     /// # Errors
@@ -86,7 +92,15 @@ impl ControllerIdentity {
             events_max: u16::from(raw.events_max) + 1,
             notices: raw.events.get(),
             shutdown_us: raw.shutdown_us.get(),
+            activation: ACTIVATION_UNIT * u32::from(raw.activation_units.get()),
         })
+    }
+}
+
+impl ControllerIdentity {
+    /// Whether it is the same controller, perhaps with another firmware: one may have been activated meanwhile.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        *self == Self { firmware: self.firmware.clone(), ..other.clone() }
     }
 }
 

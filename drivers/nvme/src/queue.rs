@@ -194,6 +194,8 @@ pub(crate) struct Queue<R, M> {
     state: QueueState,
     patience: Patience,
     violation: Option<Violation>,
+    /// Since when the controller processes nothing, and is given nothing.
+    paused_at: Option<Nanos>,
     /// Slots whose blocks an unstoppable controller has, and that wait for others.
     orphans: VecDeque<usize>,
 }
@@ -230,6 +232,7 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
             state: QueueState::Halted,
             patience,
             violation: None,
+            paused_at: None,
             orphans: VecDeque::new(),
         }
     }
@@ -269,6 +272,29 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
     pub(crate) fn hold(&mut self) {
         if self.state == QueueState::Live {
             self.state = QueueState::Halted;
+        }
+    }
+
+    /// The controller has paused: it is given nothing, and what it has takes no time.
+    pub(crate) fn pause(&mut self, now: Nanos) {
+        if self.state == QueueState::Live {
+            // What it has finished before counts.
+            self.reap(now);
+            self.paused_at = Some(now);
+            self.hold();
+        }
+    }
+
+    /// The controller goes on, if it had paused.
+    pub(crate) fn resume(&mut self, now: Nanos) {
+        let Some(since) = self.paused_at.take() else { return };
+        for slot in &mut self.slots {
+            if let SlotState::Flying(deadline) = &mut slot.state {
+                *deadline = *deadline + now.since(since);
+            }
+        }
+        if self.state == QueueState::Halted && self.violation.is_none() {
+            self.set_live();
         }
     }
 
@@ -494,7 +520,7 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
             self.reap(now);
         }
         self.state = QueueState::Halted;
-        self.violation = None;
+        (self.violation, self.paused_at) = (None, None);
         self.rings.reset();
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];

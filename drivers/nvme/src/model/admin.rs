@@ -10,8 +10,8 @@ use crate::spec::{
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-/// Notices that it has: attributes of namespaces.
-const NOTICES: u32 = 1 << 8;
+/// Notices that it has: attributes of namespaces, activation of a firmware.
+const NOTICES: u32 = 1 << 8 | 1 << 9;
 
 impl Device {
     /// Status and result of a command; none if it is not answered now.
@@ -92,6 +92,8 @@ impl Device {
         raw.model.fill(b' ');
         raw.model[..self.config.model.len()].copy_from_slice(self.config.model.as_bytes());
         raw.firmware = *b"1.0     ";
+        raw.firmware[2] += self.firmware;
+        raw.activation_units = self.config.activation_units.into();
         raw.transfer_shift_max = self.config.transfer_shift_max;
         raw.controller_id = self.controller_id.into();
         raw.version = 0x0001_0400.into();
@@ -206,7 +208,14 @@ impl Device {
 
     /// Answers an event request when something has happened.
     pub(super) fn report_event(&mut self) {
-        let wants_notice = self.has_notice && self.notices & NOTICES != 0;
+        if self.activation.is_some()
+            && self.notices & 1 << 9 != 0
+            && let Some(id) = self.events.pop()
+        {
+            // Notice, firmware activation starting, log page 03h.
+            self.answer(0, id, Status::SUCCESS, 2 | 1 << 8 | u32::from(log_page::FIRMWARE) << 16);
+        }
+        let wants_notice = self.has_notice && self.notices & 1 << 8 != 0;
         if let Some(id) = if wants_notice { self.events.pop() } else { None } {
             self.has_notice = false;
             // Notice, namespace attribute changed, log page 04h.

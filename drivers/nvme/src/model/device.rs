@@ -108,6 +108,10 @@ pub(super) struct Device {
     /// Whether the namespaces were changed and no request was answered with that, and which notices the driver wants.
     pub(super) has_notice: bool,
     pub(super) notices: u32,
+    /// How many turns the activation of a firmware will take, and until when it is under way.
+    pub(super) activation: Option<u64>,
+    pub(super) paused_until: Option<u64>,
+    pub(super) firmware: u8,
     pub(super) signals: Signals,
     pub(super) performed_count: u64,
     pub(super) sgl_count: u64,
@@ -151,6 +155,9 @@ impl Device {
             has_event: false,
             has_notice: false,
             notices: 0,
+            activation: None,
+            paused_until: None,
+            firmware: 0,
             signals: Signals::default(),
             performed_count: 0,
             sgl_count: 0,
@@ -199,7 +206,7 @@ impl Device {
     fn stop(&mut self) {
         self.power = Power::Stopped;
         self.host_id = HostId::default();
-        (self.is_fatal, self.hides_ready) = (false, false);
+        (self.is_fatal, self.hides_ready, self.paused_until) = (false, false, None);
         self.submissions.clear();
         self.completions.clear();
         self.pending.clear();
@@ -243,7 +250,10 @@ impl Device {
             offset::CC => self.configuration.into(),
             offset::CSTS => {
                 let is_ready = matches!(self.power, Power::Ready | Power::Stopping { .. }) && !self.hides_ready;
-                u64::from(is_ready) | u64::from(self.is_fatal) << 1 | u64::from(self.shutdown) << 2
+                u64::from(is_ready)
+                    | u64::from(self.is_fatal) << 1
+                    | u64::from(self.shutdown) << 2
+                    | u64::from(self.paused_until.is_some()) << 5
             }
             offset::AQA => self.admin_sizes.into(),
             _ => 0,
@@ -348,6 +358,12 @@ impl Device {
             Power::Stopping { at } if at <= now => self.stop(),
             _ => {}
         }
+        if self.paused_until.is_some_and(|until| until <= now) {
+            self.paused_until = None;
+        }
+        if self.paused_until.is_some() {
+            return;
+        }
         // What does not answer any more may still have access to memory, unless it was pulled out.
         let is_there = !(self.is_gone && self.is_removed);
         if matches!(self.power, Power::Ready | Power::Stopping { .. }) && is_there && !self.is_fatal {
@@ -358,7 +374,16 @@ impl Device {
             self.perform();
             self.report_event();
             self.post();
+            self.activate();
             self.signals.turn(&mut self.prng);
+        }
+    }
+
+    /// Begins the activation of a firmware, once that was announced or nobody wants to hear of it.
+    fn activate(&mut self) {
+        if let Some(turns) = self.activation.take() {
+            self.paused_until = Some(self.turns.saturating_add(turns));
+            self.firmware += 1;
         }
     }
 

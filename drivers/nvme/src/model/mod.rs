@@ -78,6 +78,8 @@ pub struct ModelConfig {
     pub discard_lbas_max: u64,
     /// Turns that a command takes at most.
     pub delay_max: u64,
+    /// How long it says that the activation of a firmware takes, in units of 100 ms; zero for nothing.
+    pub activation_units: u16,
     /// Interrupt vectors.
     pub vector_count: u32,
     /// Whether it leaves a signal out while the driver has not acknowledged an earlier answer of the queue.
@@ -103,6 +105,7 @@ impl ModelConfig {
             has_sgls: false,
             discard_lbas_max: u64::MAX,
             delay_max: 3,
+            activation_units: 0,
             vector_count: 0,
             spares_signals: false,
             mischief: Mischief::default(),
@@ -186,6 +189,11 @@ impl Model {
     /// Reports that namespaces were changed by another host.
     pub fn change_namespaces(&self) {
         self.device.borrow_mut().has_notice = true;
+    }
+
+    /// Begins to activate another firmware, for so many turns.
+    pub fn activate_firmware(&self, turns: u64) {
+        self.device.borrow_mut().activation = Some(turns);
     }
 
     /// Takes the function away: registers read as all ones; with `noticed` the kernel says so, too.

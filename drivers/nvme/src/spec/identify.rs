@@ -37,7 +37,10 @@ pub struct IdentifyController {
     pub aborts_max: u8,
     /// Asynchronous event requests at the same time, less one (AERL).
     pub events_max: u8,
-    reserved_260: [u8; 252],
+    reserved_260: [u8; 10],
+    /// Longest pause while a firmware is activated, in units of 100 ms; zero for not said (MTFA, byte 270).
+    pub activation_units: U16,
+    reserved_272: [u8; 240],
     /// Sizes of queue entries: submission and completion, logarithms, smallest in the low and largest in the high nibble (byte 512).
     pub entry_shifts: [u8; 2],
     reserved_514: [u8; 2],
@@ -63,6 +66,7 @@ const _: () = assert!(std::mem::offset_of!(IdentifyController, transfer_shift_ma
 const _: () = assert!(std::mem::offset_of!(IdentifyController, shutdown_us) == 88);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, attributes) == 96);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, aborts_max) == 258);
+const _: () = assert!(std::mem::offset_of!(IdentifyController, activation_units) == 270);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, entry_shifts) == 512);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, commands) == 520);
 const _: () = assert!(std::mem::offset_of!(IdentifyController, write_cache) == 525);

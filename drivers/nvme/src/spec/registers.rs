@@ -120,6 +120,12 @@ impl ControllerStatus {
         self.0 & 2 == 2
     }
 
+    /// Processes no commands for a while, as when it activates a firmware (PP).
+    #[must_use]
+    pub fn is_paused(self) -> bool {
+        self.0 >> 5 & 1 == 1
+    }
+
     /// Shutdown is complete (SHST = 10b).
     #[must_use]
     pub fn is_shut_down(self) -> bool {
@@ -140,6 +146,7 @@ mod tests {
         assert_eq!(Configuration::ENABLED.0, 0x0046_0001);
         assert_eq!(Configuration::ENABLED.shutting_down().0, 0x0046_4001);
         assert!(ControllerStatus(0b1001).is_shut_down() && ControllerStatus(0b1001).is_ready());
+        assert!(ControllerStatus(0b10_0001).is_paused() && !ControllerStatus(0b01_1111).is_paused());
         assert!(!ControllerStatus(0b0101).is_shut_down() && ControllerStatus(2).is_fatal());
         assert_eq!((doorbell(0, false, 4), doorbell(1, true, 4), doorbell(2, false, 16)), (0x1000, 0x100C, 0x1040));
     }

@@ -329,6 +329,51 @@ fn a_health_event_is_seen() {
     expect_whole(rig);
 }
 
+/// Activates a firmware under a read and a write, for so many turns of half a second; the controller says that it takes so long at most. What both came to.
+fn activate(rig: &mut Rig, turns: u64) -> Vec<Result<(), DeviceErrorKind>> {
+    rig.step = Duration::from_millis(500);
+    rig.model.activate_firmware(turns);
+    rig.turn();
+    begin_both(rig);
+    kinds(rig, 2)
+}
+
+#[test]
+fn nothing_is_late_while_a_firmware_is_activated() {
+    let mut rig = rig(ModelConfig { activation_units: 300, ..ModelConfig::new(1) });
+    for _ in 0..2 {
+        // Twice as long as a command may take with the abort that follows.
+        assert_eq!(activate(&mut rig, 50), [Ok(()); 2]);
+        let health = rig.disks[0].health().expect("a controller can say");
+        assert_eq!((health.trouble, health.timeout_count, health.reset_count), (None, 0, 0));
+    }
+    rig.model.activate_firmware(50);
+    for _ in 0..4 {
+        rig.disks[0].poll(&mut Vec::new());
+        rig.turn();
+    }
+    let trouble = rig.disks[0].health().and_then(|health| health.trouble).expect("it has paused");
+    assert!(trouble.contains("it has paused"), "{trouble}");
+    begin_both(&mut rig);
+    assert_eq!(kinds(&mut rig, 2), [Ok(()); 2], "what came meanwhile is given to it afterwards");
+    assert_eq!(rig.controller().reset_count(), 0);
+    expect_whole(rig);
+}
+
+#[test]
+fn a_pause_without_an_end_costs_a_reset_and_what_waits_is_done() {
+    // It says 30 s, or nothing, or longer than anybody waits.
+    for activation_units in [300, 0, u16::MAX] {
+        let mut rig = rig(ModelConfig { activation_units, ..ModelConfig::new(2) });
+        assert_eq!(activate(&mut rig, u64::MAX), [Ok(()); 2]);
+        assert_eq!(rig.controller().reset_count(), 1);
+        assert_eq!(rig.disks[0].health().expect("a controller can say").timeout_count, 0);
+        let firmware = rig.controller().identity().expect("it was identified").firmware;
+        assert_eq!(firmware, "1.1", "the same controller, with another firmware");
+        expect_whole(rig);
+    }
+}
+
 #[test]
 fn a_disk_tells_how_it_is() {
     let mut rig = usual();
