@@ -74,7 +74,7 @@ impl Model {
             let write = &mut self.writes[index(*write)];
             (write.is_doubtful, write.may_be_void) = (true, true);
         }
-        self.at_crash.retain(|write| !given_up.never.contains(write));
+        self.at_crash.retain(|write| !given_up.never.contains(write) && !given_up.perhaps.contains(write));
         self.forget_exchanges();
         let writes = &self.writes;
         let Some(volume) = self.volumes.get_mut(&id) else { return };

@@ -428,12 +428,20 @@ fn what_waits_is_not_taken_for_what_is_given_up() {
         let written = model.begin_write(V, 0..4096, Fill::Pattern);
         model.end_write(written, true);
         let held = model.begin_write(V, 0..4096, Fill::Zeroes);
+        let read = model.begin();
+        assert_eq!(oracle(model.check_read(V, 0, &[0; 4096], read)), None);
+        model.end(read);
         model.crash(Loss::Unanswered);
         let waiting = model.begin_write(V, 0..4096, Fill::Zeroes);
         let given_up = model.writes_of(V, &[(0..4096, None)]).expect("somebody has zeroed it");
         assert_eq!(given_up, GivenUp { never: Vec::new(), perhaps: vec![held, waiting] });
         model.give_up(V, &given_up);
         assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(written, 0..4096))), None);
+        assert_eq!(
+            oracle(model.judge_crash()),
+            None,
+            "what was given up after it was read is not missing (seed `0xa2553291395d23fc`)"
+        );
         model.end_write(waiting, true);
         let there = if is_performed { vec![0; 4096] } else { bytes(written, 0..4096) };
         let read = model.begin();

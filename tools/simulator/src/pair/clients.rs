@@ -518,8 +518,7 @@ impl History {
         let is_offline = (watch.may_be_offline || is_held_up)
             && matches!(refusal, Refusal::Failed(reason) if reason.starts_with("the volume is offline"));
         let (is_excused, never_happens) = match refusal {
-            // A forced takeover may have lost it.
-            Refusal::NoVolume => (is_leaving || !watch.model.volumes().contains_key(&flying.volume), true),
+            Refusal::NoVolume => (is_leaving || watch.may_have_lost(flying.volume), true),
             Refusal::ShuttingDown => (is_leaving, true),
             Refusal::Failed(_) if is_offline => (true, true),
             Refusal::Failed(_) => (is_leaving || is_held_up || self.is_excused(pool), false),

@@ -76,6 +76,9 @@ struct OnlineOrder {
     replies: Option<Receiver<AdminReply>>,
     /// What it gives up, if it does.
     gives_up: Option<GivenUp>,
+    /// The block had not healed when it was given: it is meant to be refused, and may have been when the block heals before its answer is heard.
+    is_early: bool,
+    /// The block had healed, or did so before the answer was heard.
     was_healed: bool,
     /// It was not carried out, and will not be.
     is_refused: bool,
@@ -332,7 +335,8 @@ impl History {
         let replies = process.node.call(request);
         let Some(rot) = self.rots[pool].as_mut().filter(|_| replies.is_some()) else { return Ok(()) };
         let was_healed = rot.is_healed;
-        rot.orders.push(OnlineOrder { replies, gives_up, was_healed, is_refused: false });
+        let is_early = !was_healed && gives_up.is_none();
+        rot.orders.push(OnlineOrder { replies, gives_up, is_early, was_healed, is_refused: false });
         if !self.is_ending && self.prng.chance(2, 3) {
             self.interrupt_soon(pool);
         }
@@ -396,8 +400,8 @@ impl History {
             Ok(reply) => reply,
         };
         order.replies = None;
-        let is_meant = !order.was_healed && order.gives_up.is_none();
-        let is_online = self.is_brought_online(pool, reply, is_meant)?;
+        let is_early = order.is_early;
+        let is_online = self.is_brought_online(pool, reply, is_early)?;
         let rot = self.rots[pool].as_mut().expect("looked at before");
         if is_online {
             let (order, volume) = (rot.orders.pop().expect("it was heard"), rot.volume());
@@ -405,8 +409,8 @@ impl History {
             self.read_again(pool, volume);
         } else {
             // What ended with its node may be done at the next opening.
-            rot.orders.last_mut().expect("it was heard").is_refused = is_meant;
-            self.tell(lines::ONLINE_REFUSED, is_meant);
+            rot.orders.last_mut().expect("it was heard").is_refused = is_early;
+            self.tell(lines::ONLINE_REFUSED, is_early);
         }
         Ok(())
     }

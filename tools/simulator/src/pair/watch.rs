@@ -208,6 +208,11 @@ impl Watch {
         self.reserving.iter_mut().for_each(|reserving| reserving.settle(false));
     }
 
+    /// Whether a volume may not be there: a forced takeover has lost it, which its clients may hear before the pool is seen to be served.
+    pub(super) fn may_have_lost(&self, id: ObjectId) -> bool {
+        self.model.volumes().get(&id).is_none_or(|volume| self.was_forced && !volume.is_lasting)
+    }
+
     /// Changes that somebody waits for.
     pub(super) fn waiting(&self) -> Vec<WriteId> {
         self.flying.values().filter_map(|flying| flying.write).collect()
