@@ -95,9 +95,7 @@ impl ControllerIdentity {
             activation: ACTIVATION_UNIT * u32::from(raw.activation_units.get()),
         })
     }
-}
 
-impl ControllerIdentity {
     /// Whether it is the same controller, perhaps with another firmware: one may have been activated meanwhile.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         *self == Self { firmware: self.firmware.clone(), ..other.clone() }
