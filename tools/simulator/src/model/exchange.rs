@@ -9,7 +9,8 @@
 //! One that was refused because the bytes differ has never happened, and there was a moment while it was under way at which they were not what it expects.
 //!
 //! Zeroes have no writer that can be told from another one: an exchange of zeroes is a read and a write to the model. So is one that expects a write which may
-//! have been performed more than once. Of one that was asked for before a crash that lost answered changes nothing is demanded: what it found may be gone.
+//! have been performed more than once. Of one that was asked for before a crash that lost answered changes nothing is demanded, nor of one that was given up:
+//! what it found may be gone.
 
 use super::{DataFault, DataOracle, Model, Write, WriteId, find, index};
 use crate::{
@@ -54,9 +55,9 @@ impl Model {
     /// # Errors
     /// No order explains that.
     pub fn end_exchange(&mut self, id: WriteId, is_lasting: bool) -> Result<(), DataFault> {
-        let Write { volume, range, submitted, expected, .. } = self.writes[index(id)].clone();
+        let Write { volume, range, submitted, expected, is_void, may_be_void, .. } = self.writes[index(id)].clone();
         let expected = expected.expect("begun as an exchange");
-        if submitted < self.lost_at {
+        if submitted < self.lost_at || is_void || may_be_void {
             self.end_looking(id);
             self.end_write(id, is_lasting);
             return Ok(());

@@ -449,6 +449,24 @@ fn what_waits_is_not_taken_for_what_is_given_up() {
     }
 }
 
+/// An exchange lay in the log with what it had found, both are held and given up, and then its answer comes, which the node had sent or says again: a late
+/// word of what is no more. (Seed `0x18a4b3f833636134` of pairs.)
+#[test]
+fn an_exchange_that_is_given_up_may_be_answered() {
+    let mut model = model(true);
+    let found = model.begin_write(V, 0..4096, Fill::Pattern);
+    model.end_write(found, true);
+    let exchange = model.begin_exchange(V, 0..4096, found);
+    model.crash_beside(Loss::Unanswered, &[exchange]);
+    let held = [found, exchange].map(|id| bytes(id, 0..4096));
+    let changes = [0, 1].map(|place: usize| (0..4096, Some(held[place].as_slice())));
+    let given_up = model.writes_of(V, &changes).expect("both were asked for");
+    model.give_up(V, &given_up);
+    assert_eq!(oracle(model.end_exchange(exchange, true)), None);
+    let read = model.begin();
+    assert_eq!(oracle(model.check_read(V, 0, &held[1], read)), Some(DataOracle::StaleRead), "it never happens");
+}
+
 /// A write that is sent again may be performed at both places until it is answered, and never after what was written then.
 #[test]
 fn what_is_asked_for_again_may_happen_twice_until_it_is_answered() {
