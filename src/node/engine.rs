@@ -816,7 +816,7 @@ impl<D: BlockDevice, L: LogMemory> VolumeService for Engine<D, L> {
     }
 }
 
-/// Who takes no notices has no hosts to tell.
+/// They are taken in every turn, and in one turn there are never so many; of a node without a front end that tells hosts nobody takes them.
 fn keep(notices: &mut VecDeque<ReservationNotice>, notice: ReservationNotice) {
     if notices.len() < ENGINE_NOTICES_MAX {
         notices.push_back(notice);

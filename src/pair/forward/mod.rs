@@ -296,6 +296,7 @@ impl Forwarder {
                 }
                 ForwardEvent::Down => {
                     self.is_up = false;
+                    self.sides.iter_mut().for_each(|side| side.outbox.part());
                     self.begin_session();
                 }
                 ForwardEvent::PathLost => {
@@ -312,8 +313,8 @@ impl Forwarder {
     fn meet(&mut self, partner: Incarnation) {
         if self.partner.replace(partner) != Some(partner) && !planted::is("notices-of-a-former-life") {
             for side in &mut self.sides {
-                side.outbox.forget();
-                side.inbox.forget();
+                side.outbox.begin();
+                side.inbox.begin();
             }
         }
     }

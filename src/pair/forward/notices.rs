@@ -2,10 +2,11 @@
 //!
 //! # Invariants
 //!
-//! 1. Notices are numbered in the life of a node's process, and go to the partner in their order.
+//! 1. Notices go to the partner in their order. They are numbered from 1 for each pair of processes that meets.
 //! 2. What may have been lost with a path, or could not be sent, is sent again, the newest [`KEPT_MAX`]; the partner drops what it has heard. So as long as both
 //!    processes live each notice arrives once, or a gap in the numbers tells that it was lost.
-//! 3. A process of the partner that is new hears nothing of what was before: its hosts have connected since, and can read the reservation itself.
+//! 3. A process of the partner that is new hears nothing of what was before the session with the former one ended: its hosts have connected since. What came
+//!    after that it is told, for a host may have been connected already.
 
 use crate::{
     base::planted,
@@ -25,11 +26,13 @@ pub(super) struct Outbox {
     first: u64,
     /// The number of the one that is sent next.
     next: u64,
+    /// The number of the first that came after the last session.
+    parted: u64,
 }
 
 impl Default for Outbox {
     fn default() -> Self {
-        Self { kept: VecDeque::new(), first: 1, next: 1 }
+        Self { kept: VecDeque::new(), first: 1, next: 1, parted: 1 }
     }
 }
 
@@ -48,11 +51,18 @@ impl Outbox {
         self.next = self.first;
     }
 
+    /// A session is over.
+    pub(super) fn part(&mut self) {
+        self.parted = self.first + self.kept.len() as u64;
+    }
+
     /// The partner's process is another one than before.
-    pub(super) fn forget(&mut self) {
-        self.first += self.kept.len() as u64;
-        self.next = self.first;
-        self.kept.clear();
+    pub(super) fn begin(&mut self) {
+        let former = self.parted.saturating_sub(self.first);
+        self.kept.drain(..usize::try_from(former).expect("at most all that are kept"));
+        // What was not kept of the rest is missing in the numbers.
+        self.first = (self.first + former) - self.parted + 1;
+        (self.next, self.parted) = (self.first, 1);
     }
 
     /// Whether something is to be sent.
@@ -77,20 +87,21 @@ impl Outbox {
 /// What has come from the partner.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
-    /// The number of the newest; none: nothing has come of this process.
-    heard: Option<u64>,
+    /// The number of the newest.
+    heard: u64,
 }
 
 impl Inbox {
     /// The partner's process is another one than before.
-    pub(super) fn forget(&mut self) {
-        self.heard = None;
+    pub(super) fn begin(&mut self) {
+        self.heard = 0;
     }
 
     /// What a frame has that is new, and how much was lost before that.
     pub(super) fn take(&mut self, mut frame: Notices) -> (u64, Vec<ReservationNotice>) {
         let last = frame.first.saturating_add(frame.entries.len() as u64 - 1);
-        let Some(heard) = self.heard.replace(last.max(self.heard.unwrap_or(0))) else { return (0, frame.entries) };
+        let heard = self.heard;
+        self.heard = heard.max(last);
         let lost = frame.first.saturating_sub(heard).saturating_sub(1);
         let is_known = heard >= frame.first && !planted::is("notices-told-again");
         let known = if is_known { usize::try_from(heard - frame.first + 1).unwrap_or(usize::MAX) } else { 0 };
@@ -158,24 +169,42 @@ mod tests {
     }
 
     #[test]
-    fn another_process_begins_anew() {
-        let (mut outbox, mut inbox) = (Outbox::default(), Inbox::default());
+    fn another_process_is_told_what_came_after_the_last_session() {
+        let mut outbox = Outbox::default();
         (1..=3).for_each(|number| outbox.add(notice(number)));
         outbox.next_frame();
-        outbox.forget();
+        outbox.part();
+        outbox.begin();
         assert!(!outbox.is_waiting() && outbox.next_frame().is_none());
         outbox.add(notice(4));
-        let frame = outbox.next_frame().expect("one waits");
-        assert_eq!(inbox.take(frame.clone()), (0, vec![notice(4)]), "what was before is nobody's loss");
-        inbox.forget();
-        let restarted = Notices { first: 1, ..frame };
-        assert_eq!(inbox.take(restarted), (0, vec![notice(4)]), "a process that is new counts from 1");
+        outbox.part();
+        (5..=6).for_each(|number| outbox.add(notice(number)));
+        outbox.begin();
+        let frame = outbox.next_frame().expect("two wait");
+        assert_eq!(Inbox::default().take(frame), (0, vec![notice(5), notice(6)]), "what was before is nobody's loss");
+    }
+
+    #[test]
+    fn what_was_lost_before_the_first_meeting_is_missing_in_the_numbers() {
+        let kept = KEPT_MAX as u64;
+        for before in [0, 1, 7] {
+            let mut outbox = Outbox::default();
+            (0..before).for_each(|_| outbox.add(notice(0)));
+            outbox.part();
+            (1..=kept + 2).for_each(|number| outbox.add(notice(number)));
+            outbox.begin();
+            let mut inbox = Inbox { heard: 77 };
+            inbox.begin();
+            let (lost, new) = inbox.take(outbox.next_frame().expect("many wait"));
+            assert_eq!((lost, numbers(&new)[0]), (2, 3), "after {before} of another session");
+        }
     }
 
     #[test]
     fn numbers_may_be_anything() {
         let mut inbox = Inbox::default();
         let frame = |first, count: usize| Notices { first, entries: vec![notice(1); count] };
+        assert_eq!(inbox.take(frame(0, 1)), (0, vec![]));
         assert_eq!(inbox.take(frame(1, 1)), (0, vec![notice(1)]));
         assert_eq!(inbox.take(frame(u64::MAX - 1, 2)).0, u64::MAX - 3);
         assert_eq!(inbox.take(frame(u64::MAX, 1)), (0, vec![]));

@@ -140,6 +140,43 @@ fn a_node_that_starts_hears_nothing_of_what_was_before() {
     assert_eq!((pair.told(0), pair.told(1)), (PREEMPTED.to_vec(), PREEMPTED.to_vec()), "nothing is missing in between");
 }
 
+/// Its hosts may have been connected already.
+#[test]
+fn a_node_that_starts_while_the_link_is_cut_hears_what_came_since() {
+    let mut pair = Pair::with_volume(66);
+    assert_eq!(pair.reserve(1, 1, register(1)), None);
+    assert_eq!(pair.reserve(0, 2, register(2)), None);
+    pair.cut(true);
+    pair.turns(50);
+    pair.kill(1);
+    pair.start(1);
+    pair.turns(50);
+    assert_eq!(pair.reserve(0, 2, ReservationCommand::Clear { key: 2 }), None);
+    pair.turns(50);
+    pair.cut(false);
+    pair.until_in_sync();
+    assert_eq!((pair.told(0), pair.told(1)), (vec![Notice::ReservationPreempted], vec![Notice::ReservationPreempted]));
+}
+
+/// A host at the other node was connected all the time.
+#[test]
+fn an_owner_that_starts_while_the_link_is_cut_tells_what_it_has_done() {
+    let mut pair = Pair::with_volume(67);
+    assert_eq!(pair.reserve(1, 1, register(1)), None);
+    assert_eq!(pair.reserve(0, 2, register(2)), None);
+    pair.cut(true);
+    pair.until("a serves alone", |pair| pair.serves(0, PoolSlot::Home));
+    pair.turns(2000);
+    pair.kill(0);
+    pair.start(0);
+    pair.until("a serves alone again", |pair| pair.serves(0, PoolSlot::Home));
+    assert_eq!(pair.reserve(0, 2, ReservationCommand::Clear { key: 2 }), None);
+    pair.turns(50);
+    pair.cut(false);
+    pair.until_in_sync();
+    assert_eq!((pair.told(0), pair.told(1)), (vec![Notice::ReservationPreempted], vec![Notice::ReservationPreempted]));
+}
+
 #[cfg(feature = "planted-bugs")]
 #[test]
 fn planted_bugs_of_notices_are_found() {
