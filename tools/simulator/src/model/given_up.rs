@@ -39,6 +39,13 @@ impl Model {
             of(range, Fill::Pattern).into_iter().find(|id| matches(*id, Fill::Pattern, range.start, bytes))
         };
         let by_bytes: Vec<Option<WriteId>> = changes.iter().map(by_bytes).collect();
+        // All that is held came after all that is not.
+        let is_kept = |(id, write): &(WriteId, &Write)| {
+            let has_happened = !write.is_void && !write.is_doubtful && write.settled < u64::MAX;
+            let is_told_apart = write.volume == volume && write.fill == Fill::Pattern;
+            has_happened && is_told_apart && !by_bytes.contains(&Some(*id))
+        };
+        let kept = (0..).map(WriteId).zip(&self.writes).filter(is_kept).map(|(_, write)| write.submitted).max();
         let mut given_up = GivenUp::default();
         for (place, (range, bytes)) in changes.iter().enumerate() {
             if bytes.is_some() {
@@ -46,7 +53,8 @@ impl Model {
                 continue;
             }
             // What was settled when somebody asked for one of these lies before that one.
-            let behind = by_bytes[..place].iter().flatten().map(|&id| self.writes[index(id)].submitted).max();
+            let behind = by_bytes[..place].iter().flatten().map(|&id| self.writes[index(id)].submitted);
+            let behind = behind.chain(kept).max();
             let mut zeroes = of(range, Fill::Zeroes);
             zeroes.retain(|id| Some(self.writes[index(*id)].settled) > behind);
             let is_like = |change: &&Change<'_>| change.1.is_none() && change.0 == *range;

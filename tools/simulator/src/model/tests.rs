@@ -392,10 +392,14 @@ fn what_is_held_behind_another_change_was_not_answered_before_it() {
     let changes = [(0..4096, Some(held.as_slice())), (0..4096, None)];
     let both = GivenUp { never: vec![answered[1], unanswered], perhaps: Vec::new() };
     assert_eq!(model.writes_of(V, &changes), Some(both));
-    let either = GivenUp { never: Vec::new(), perhaps: vec![answered[0], unanswered] };
-    assert_eq!(model.writes_of(V, &[(0..4096, None)]), Some(either), "alone it is nobody knows whose");
-    let each = GivenUp { never: vec![answered[0], unanswered], perhaps: Vec::new() };
-    assert_eq!(model.writes_of(V, &[(0..4096, None), (0..4096, None)]), Some(each));
+    let alone = GivenUp { never: vec![unanswered], perhaps: Vec::new() };
+    assert_eq!(
+        model.writes_of(V, &[(0..4096, None)]),
+        Some(alone),
+        "what was answered is not held, nor is what came before"
+    );
+    let all = GivenUp { never: vec![answered[0], answered[1], unanswered], perhaps: Vec::new() };
+    assert_eq!(model.writes_of(V, &[(0..4096, None), (0..4096, Some(&held)), (0..4096, None)]), Some(all));
     assert_eq!(model.writes_of(V, &[const { (0..4096, None) }; 3]), None, "nobody has zeroed it three times");
 }
 
@@ -447,6 +451,32 @@ fn what_waits_is_not_taken_for_what_is_given_up() {
         let read = model.begin();
         assert_eq!(oracle(model.check_read(V, 0, &there, read)), None, "performed: {is_performed}");
     }
+}
+
+/// What is held is all that came after the first of it: zeroes that lie before a change that was answered, and is not held, are not held either.
+#[test]
+fn zeroes_before_what_is_not_held_are_not_given_up() {
+    let given_up = || {
+        let mut model = model(true);
+        let answered = |model: &mut Model, range, fill| {
+            let write = model.begin_write(V, range, fill);
+            model.end_write(write, true);
+            write
+        };
+        let written = answered(&mut model, 0..4096, Fill::Pattern);
+        answered(&mut model, 0..4096, Fill::Zeroes);
+        answered(&mut model, 8192..12288, Fill::Pattern);
+        let held = answered(&mut model, 0..4096, Fill::Zeroes);
+        model.crash(Loss::Unanswered);
+        let given_up = model.writes_of(V, &[(0..4096, None)]).expect("somebody has zeroed it");
+        assert_eq!(given_up, GivenUp { never: vec![held], perhaps: Vec::new() });
+        model.give_up(V, &given_up);
+        (model, written)
+    };
+    let (mut model, _) = given_up();
+    assert_eq!(oracle(check_recovered(&mut model, 0, &[0; 4096])), None);
+    let (mut model, written) = given_up();
+    assert_eq!(oracle(check_recovered(&mut model, 0, &bytes(written, 0..4096))), Some(DataOracle::Lost));
 }
 
 /// An exchange lay in the log with what it had found, both are held and given up, and then its answer comes, which the node had sent or says again: a late

@@ -400,7 +400,7 @@ impl History {
             Ok(reply) => reply,
         };
         order.replies = None;
-        let is_early = order.is_early;
+        let (is_early, was_healed) = (order.is_early, order.was_healed);
         let is_online = self.is_brought_online(pool, reply, is_early)?;
         let rot = self.rots[pool].as_mut().expect("looked at before");
         if is_online {
@@ -408,8 +408,8 @@ impl History {
             self.came_back(pool, &order)?;
             self.read_again(pool, volume);
         } else {
-            // What ended with its node may be done at the next opening.
-            rot.orders.last_mut().expect("it was heard").is_refused = is_early;
+            // What ended with its node may be done at the next opening, also where the block has healed meanwhile.
+            rot.orders.last_mut().expect("it was heard").is_refused = is_early && !was_healed;
             self.tell(lines::ONLINE_REFUSED, is_early);
         }
         Ok(())
