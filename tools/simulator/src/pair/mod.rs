@@ -116,8 +116,8 @@ pub struct History {
     is_slow: bool,
     /// Disks and logs are as they should be.
     is_well: bool,
-    /// The time that each node knew of in its last turn.
-    clocks: [Nanos; 2],
+    /// The time that each node knew of in its last turn, and in the one before.
+    clocks: [[Nanos; 2]; 2],
     tally: Tally,
     figures: Figures,
     digest: u64,
@@ -169,7 +169,7 @@ impl History {
             is_resting: false,
             is_slow: false,
             is_well: true,
-            clocks: [Nanos(0); 2],
+            clocks: [[Nanos(0); 2]; 2],
             tally: tally(),
             figures: Figures::default(),
             digest: 0,
@@ -352,7 +352,7 @@ impl History {
             let now = self.site.world.now();
             let Some(clock) = process.poll(&mut self.prng) else { continue };
             let is_overdue = process.is_overdue(now);
-            self.clocks[node] = clock;
+            self.clocks[node] = [clock, self.clocks[node][0]];
             is_any = true;
             if is_overdue {
                 self.tell(lines::OVERDUE, true);
