@@ -48,7 +48,7 @@ struct Rows {
 /// `twinlog pool check --config`
 pub(crate) fn check(config: &Path, output: &Output) -> Result<Exit, Failure> {
     let config = config::load(config)?;
-    let devices = Devices::offline();
+    let devices = Devices::offline(config.nvme);
     let found = superblocks::assemble(&devices, &config.pool.devices)?;
     let bar = progress_bar(output, "verifying");
     let report = compose::check(&devices, &found.devices, found.superblock, |done, total| {
@@ -111,7 +111,7 @@ fn open_log(node: &OfflineArgs, mirror: bool) -> Result<(NodeConfig, Superblock)
         };
         (config.pool, config.log) = (pool, log);
     }
-    let found = superblocks::assemble(&Devices::offline(), &config.pool.devices)?;
+    let found = superblocks::assemble(&Devices::offline(config.nvme), &config.pool.devices)?;
     config.pool.devices = found.devices;
     Ok((config, found.superblock))
 }
@@ -261,7 +261,8 @@ impl From<Superblock> for Newest {
 
 /// `twinlog inspect`
 pub(crate) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failure> {
-    let (devices, names) = (Devices::offline(), configuration(&args.node)?.pool.devices);
+    let config = configuration(&args.node)?;
+    let (devices, names) = (Devices::offline(config.nvme), config.pool.devices);
     if let Some(place) = &args.block {
         return show_block(&devices, &names, place, output);
     }

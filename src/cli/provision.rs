@@ -78,7 +78,7 @@ pub(crate) fn make_log_and_pool(config: &NodeConfig, overwrite: &[PathBuf], outp
         let message = format!("--overwrite names {}, which the configuration does not", stranger.display());
         return Err(Failure::new(Exit::Usage, message, "use the path as it stands in node.toml"));
     }
-    let devices = Devices::offline();
+    let devices = Devices::offline(config.nvme);
     for path in config.pool.devices.iter().filter(|path| !named(path)) {
         let (medium, block_count) = devices.read(path)?;
         if block_count < DEVICE_BLOCKS_MIN {
@@ -108,7 +108,7 @@ pub(crate) fn make_log_and_pool(config: &NodeConfig, overwrite: &[PathBuf], outp
 pub(crate) fn make_mirror(config: &NodeConfig, output: &Output) -> Result<(), Failure> {
     let (Some(mirror), Some(pool)) = (&config.mirror, &config.partner_pool) else { return Ok(()) };
     make_log(mirror, |_| false, output)?;
-    let superblock = superblocks::assemble(&Devices::offline(), &pool.devices)?.superblock;
+    let superblock = superblocks::assemble(&Devices::offline(config.nvme), &pool.devices)?.superblock;
     let (role, portion) = (PortionRole::Mirror, PortionId(random_id()?));
     compose::create_portion(mirror, superblock.pool, role, superblock.lane_count(), portion)
 }
@@ -237,7 +237,8 @@ mod tests {
         let stranger = make_log_and_pool(&config, &[directory.path().join("d2")], &output).expect_err("not configured");
         assert_eq!(stranger.exit, Exit::Usage);
         make_log_and_pool(&config, &[], &output).expect("empty devices");
-        assert_eq!(superblocks::assemble(&Devices::offline(), &config.pool.devices).expect("a pool").devices.len(), 2);
+        let found = superblocks::assemble(&Devices::offline(config.nvme), &config.pool.devices).expect("a pool");
+        assert_eq!(found.devices.len(), 2);
         let again = make_log_and_pool(&config, &[], &output).expect_err("now they hold a pool");
         assert_eq!(again.exit, Exit::Refused);
         assert!(again.message.contains("a device of pool a ("), "{}", again.message);

@@ -180,7 +180,7 @@ pub(crate) fn assemble(devices: &Devices, given: &[PathBuf]) -> Result<Assembled
 mod tests {
     use super::*;
     use std::fs::OpenOptions;
-    use twinlog::{base::PoolId, pool::superblocks::first_superblock};
+    use twinlog::{base::PoolId, control::config::NvmeConfig, pool::superblocks::first_superblock};
 
     const BLOCKS: u64 = 2048;
 
@@ -200,6 +200,10 @@ mod tests {
         paths
     }
 
+    fn found(given: &[PathBuf]) -> Result<Assembled, Failure> {
+        assemble(&Devices::offline(NvmeConfig::default()), given)
+    }
+
     #[test]
     fn devices_are_put_in_the_pools_order_and_strangers_are_named() {
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -207,10 +211,10 @@ mod tests {
         let stranger = directory.path().join("empty");
         File::create(&stranger).and_then(|file| file.set_len(BLOCKS * BLOCK_BYTES)).expect("made");
         let given = [paths[2].clone(), stranger.clone(), paths[0].clone(), paths[1].clone()];
-        let found = assemble(&Devices::offline(), &given).expect("complete");
-        assert_eq!((found.devices, found.strangers), (paths.clone(), vec![stranger]));
-        assert_eq!((found.superblock.cp, found.superblock.applied.len()), (CpNumber(5), 2));
-        let failure = assemble(&Devices::offline(), &paths[..2]).expect_err("one is missing");
+        let complete = found(&given).expect("complete");
+        assert_eq!((complete.devices, complete.strangers), (paths.clone(), vec![stranger]));
+        assert_eq!((complete.superblock.cp, complete.superblock.applied.len()), (CpNumber(5), 2));
+        let failure = found(&paths[..2]).expect_err("one is missing");
         assert!(failure.message.contains("device 2 of the 3"), "{}", failure.message);
     }
 
@@ -219,19 +223,17 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let paths = devices(directory.path(), &["d0"], 5);
         devices(directory.path(), &["d0"], 6);
-        assert_eq!(assemble(&Devices::offline(), &paths).expect("whole").superblock.cp, CpNumber(6));
+        assert_eq!(found(&paths).expect("whole").superblock.cp, CpNumber(6));
         let file = OpenOptions::new().write(true).open(&paths[0]).expect("there");
         let damage =
             |cp| file.write_all_at(b"x", slot_blocks(CpNumber(cp), BLOCKS)[0] * BLOCK_BYTES + 200).expect("written");
         damage(6);
-        assert_eq!(assemble(&Devices::offline(), &paths).expect("the other slot").superblock.cp, CpNumber(5));
+        assert_eq!(found(&paths).expect("the other slot").superblock.cp, CpNumber(5));
         damage(5);
-        assert!(assemble(&Devices::offline(), &paths).expect_err("nothing is left").message.contains("damaged"));
+        assert!(found(&paths).expect_err("nothing is left").message.contains("damaged"));
         file.set_len(0).and_then(|()| file.set_len(BLOCKS * BLOCK_BYTES)).expect("wiped");
-        assert!(
-            assemble(&Devices::offline(), &paths).expect_err("nothing was there").message.contains("there is no pool")
-        );
+        assert!(found(&paths).expect_err("nothing was there").message.contains("there is no pool"));
         file.set_len(4096).expect("cut");
-        assert!(assemble(&Devices::offline(), &paths).expect_err("too small").message.contains("too small"));
+        assert!(found(&paths).expect_err("too small").message.contains("too small"));
     }
 }

@@ -128,6 +128,7 @@ fn configuration(args: &UpArgs, layout: &Layout, partner: Option<&Layout>) -> No
         memory,
         log: log("log"),
         pool: pool(&layout.node),
+        nvme: config::NvmeConfig::default(),
         pair: partner.map(|partner| PairConfig::on_one_machine(&partner.node)),
         partner_pool: partner.map(|partner| pool(&partner.node)),
         mirror: partner.map(|_| log("mirror")),

@@ -210,7 +210,8 @@ fn pool_figures(text: &mut String, status: &NodeStatus) {
     line(text, "cp", &cp);
     for device in &pool.devices {
         let Some(health) = &device.health else { continue };
-        let words: Vec<String> = health.wear.iter().map(wear).chain(confinement(health)).collect();
+        let words: Vec<String> =
+            health.wear.iter().map(wear).chain(flushes(health)).chain(confinement(health)).collect();
         if !words.is_empty() {
             line(text, "device", &format!("{}  {}", device.name, words.join("; ")));
         }
@@ -222,6 +223,10 @@ fn wear(wear: &WearStatus) -> String {
     format!(
         "{temperature_celsius} C, spare {spare_percent} %, endurance used {used_percent} %, media errors {media_errors}"
     )
+}
+
+fn flushes(health: &HealthStatus) -> Option<String> {
+    health.flushes_writes.then(|| "durable writes by flush".to_owned())
 }
 
 fn confinement(health: &HealthStatus) -> Option<String> {
@@ -389,6 +394,8 @@ OK  single node, log not mirrored (so configured); answered changes survive a po
             shown(Some(health.clone())).as_deref(),
             Some("disks/pool-a.img  38 C, spare 100 %, endurance used 0 %, media errors 0; confined by IOMMUFD")
         );
+        let flushes = HealthStatus { flushes_writes: true, ..health.clone() };
+        assert!(shown(Some(flushes)).is_some_and(|text| text.contains("; durable writes by flush; confined")));
         let starting = HealthStatus { wear: None, ..health };
         assert_eq!(shown(Some(starting)).as_deref(), Some("disks/pool-a.img  confined by IOMMUFD"));
         assert_eq!(shown(Some(HealthStatus::default())), None);

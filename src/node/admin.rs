@@ -418,6 +418,9 @@ pub struct HealthStatus {
     /// What keeps it to the memory that it was given; empty if not this node drives it, but the kernel.
     #[serde(default)]
     pub confined_by: String,
+    /// Whether a durable write to it is a write and a flush, because its own kind of durable write is none.
+    #[serde(default)]
+    pub flushes_writes: bool,
     /// Why it does not serve now; empty if it does.
     pub trouble: String,
     /// What it calls critical.
@@ -462,6 +465,7 @@ impl From<DeviceHealth> for HealthStatus {
         };
         Self {
             confined_by: health.confined_by.unwrap_or_default().to_owned(),
+            flushes_writes: health.flushes_writes,
             trouble: health.trouble.unwrap_or_default(),
             warnings: health.warnings.into_iter().map(str::to_owned).collect(),
             oldest_ns: u64::try_from(health.oldest.as_nanos()).unwrap_or(u64::MAX),

@@ -108,6 +108,8 @@ impl fmt::Display for DeviceErrorKind {
 pub struct DeviceHealth {
     /// What keeps the device to the memory that it was given, for a person, if this process drives it.
     pub confined_by: Option<&'static str>,
+    /// Whether its driver makes a durable write of a write and a flush, because the device's own kind of durable write is none.
+    pub flushes_writes: bool,
     /// Why it does not serve now; none if it does.
     pub trouble: Option<String>,
     /// What it calls critical.

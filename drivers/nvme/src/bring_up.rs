@@ -164,8 +164,9 @@ impl<F: PciFunction> Core<F> {
     }
 
     fn take_identity(&mut self) -> Result<(), Failure> {
-        let identity =
+        let mut identity =
             ControllerIdentity::verify(&self.admin.data::<IdentifyController>()).map_err(Failure::Unsupported)?;
+        identity.ignores_fua |= self.options.ignores_fua;
         match &self.identity {
             Some(known) if !known.is_same(&identity) => Err(Failure::Changed),
             _ => {

@@ -75,6 +75,8 @@ pub struct ControllerOptions {
     pub admin_timeout: Duration,
     /// Who the host is, for reservations; none: the controller takes itself for a host of its own.
     pub host_id: Option<HostId>,
+    /// Whether it is taken to ignore FUA, whatever its model: see [`ControllerIdentity::ignores_fua`].
+    pub ignores_fua: bool,
 }
 
 impl Default for ControllerOptions {
@@ -87,6 +89,7 @@ impl Default for ControllerOptions {
             abort_timeout: Duration::from_secs(2),
             admin_timeout: Duration::from_secs(10),
             host_id: None,
+            ignores_fua: false,
         }
     }
 }
@@ -243,6 +246,7 @@ impl<F: PciFunction> Core<F> {
             oldest: self.oldest,
             is_paused: self.paused_at.is_some(),
             confined_by: self.function.confined_by(),
+            flushes_writes: self.identity.as_ref().is_some_and(ControllerIdentity::flushes_writes),
         }
     }
 

@@ -91,6 +91,7 @@ pub(crate) struct Condition {
     pub(crate) oldest: Duration,
     pub(crate) is_paused: bool,
     pub(crate) confined_by: &'static str,
+    pub(crate) flushes_writes: bool,
 }
 
 impl Condition {
@@ -106,6 +107,7 @@ impl Condition {
         };
         DeviceHealth {
             confined_by: Some(self.confined_by),
+            flushes_writes: self.flushes_writes,
             trouble,
             warnings: self.health.iter().flat_map(Health::warnings).collect(),
             timeout_count: self.timeout_count,

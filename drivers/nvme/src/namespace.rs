@@ -32,7 +32,7 @@ pub struct ControllerIdentity {
     pub transfer_blocks_max: u32,
     /// Whether completed writes may be volatile.
     pub has_write_cache: bool,
-    /// Whether a durable write is a write and then a flush, because the model is known to ignore FUA.
+    /// Whether FUA does not make a write durable: the model is known for that, or the caller says so. A write and then a flush does.
     pub ignores_fua: bool,
     /// Whether it can deallocate.
     pub can_deallocate: bool,
@@ -94,6 +94,11 @@ impl ControllerIdentity {
             shutdown_us: raw.shutdown_us.get(),
             activation: ACTIVATION_UNIT * u32::from(raw.activation_units.get()),
         })
+    }
+
+    /// Whether a durable write is a write and then a flush.
+    pub(crate) fn flushes_writes(&self) -> bool {
+        self.has_write_cache && self.ignores_fua
     }
 
     /// Whether it is the same controller, perhaps with another firmware: one may have been activated meanwhile.

@@ -24,9 +24,13 @@ use std::{
     path::Path,
     sync::{Mutex, OnceLock, PoisonError},
 };
-use twinlog::{base::limits::BLOCK_BYTES, control::config::NvmeName, reactor::IdlePolicy};
+use twinlog::{
+    base::limits::BLOCK_BYTES,
+    control::config::{NodeConfig, NvmeConfig, NvmeName},
+    reactor::IdlePolicy,
+};
 use twinlog_device::BlockPool;
-use twinlog_nvme::{Controller, HostId};
+use twinlog_nvme::{Controller, ControllerOptions, HostId};
 use twinlog_uring::{Access, Cache, StorageFile};
 use twinlog_vfio::VfioFunction;
 
@@ -71,25 +75,27 @@ impl ReadAt for Medium {
 /// Opens devices by their names.
 pub(crate) struct Devices {
     blocks: OnceLock<BlockPool>,
-    reactor_count: u16,
-    /// Who this node is to controllers, where it reserves namespaces.
-    host: Option<HostId>,
-    /// How the reactors wait.
-    idle: IdlePolicy,
+    /// How controllers are used.
+    options: ControllerOptions,
     /// By serial.
     controllers: Mutex<BTreeMap<String, Controller<VfioFunction>>>,
 }
 
 impl Devices {
     /// For commands that work without a node; memory is taken when it is needed.
-    pub(crate) fn offline() -> Self {
-        let (blocks, controllers) = (OnceLock::new(), Mutex::default());
-        Self { blocks, reactor_count: 1, host: None, idle: IdlePolicy::Busy, controllers }
+    pub(crate) fn offline(config: NvmeConfig) -> Self {
+        Self::new(OnceLock::new(), nvme::options(1, IdlePolicy::Busy, None, config))
     }
 
-    /// For a node whose reactors have `blocks`.
-    pub(super) fn of_node(blocks: &BlockPool, reactor_count: u16, host: Option<HostId>, idle: IdlePolicy) -> Self {
-        Self { blocks: OnceLock::from(blocks.clone()), reactor_count, host, idle, controllers: Mutex::default() }
+    /// For a node whose reactors have `blocks`; `host` is who it is to controllers, where it reserves namespaces.
+    pub(super) fn of_node(blocks: &BlockPool, config: &NodeConfig, host: Option<HostId>) -> Self {
+        let reactor_count = u16::try_from(config.reactors.count).expect("bounded by the configuration");
+        let options = nvme::options(reactor_count, config.reactors.idle, host, config.nvme);
+        Self::new(OnceLock::from(blocks.clone()), options)
+    }
+
+    fn new(blocks: OnceLock<BlockPool>, options: ControllerOptions) -> Self {
+        Self { blocks, options, controllers: Mutex::default() }
     }
 
     /// The memory that its controllers reach.
@@ -129,8 +135,7 @@ impl Devices {
         let controller = match controllers.get(&name.serial) {
             Some(controller) => controller.clone(),
             None => {
-                let reactors = (self.reactor_count, self.idle);
-                let controller = nvme::start(&name, self.blocks()?, reactors, self.host)?;
+                let controller = nvme::start(&name, self.blocks()?, self.options)?;
                 controllers.insert(name.serial.clone(), controller.clone());
                 controller
             }
@@ -150,4 +155,25 @@ impl Drop for Devices {
 fn namespace(name: &Path) -> Result<Option<NvmeName>, Failure> {
     let read = NvmeName::of(name).transpose();
     read.map_err(|why| Failure::new(Exit::Usage, format!("{}: {why}", name.display()), "nvme:SERIAL, or nvme:SERIAL/2"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use twinlog::control::config;
+
+    #[test]
+    fn what_is_configured_of_fua_holds_with_a_node_and_without_one() {
+        let blocks = BlockPool::new(1).expect("a small mapping");
+        for (lines, ignores_fua) in
+            [("", false), ("[nvme]\nfua = \"trust\"\n", false), ("[nvme]\nfua = \"flush\"\n", true)]
+        {
+            let text =
+                format!("name = \"a\"\n[log]\npath = \"log\"\n[pool]\nname = \"a\"\ndevices = [\"nvme:S\"]\n{lines}");
+            let config = config::parse(&text, Path::new("node.toml"), Path::new("/")).expect("good");
+            for devices in [Devices::of_node(&blocks, &config, None), Devices::offline(config.nvme)] {
+                assert_eq!(devices.options.ignores_fua, ignores_fua, "{lines}");
+            }
+        }
+    }
 }

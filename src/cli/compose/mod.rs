@@ -197,9 +197,7 @@ pub(crate) fn start(config: &NodeConfig) -> Result<RunningNode, Failure> {
     let partner = config.partner_pool.as_ref().zip(config.mirror.as_ref());
     let blocks = memory(config)?;
     let identity = reservation::Identity::of(config)?;
-    let reactor_count = u16::try_from(config.reactors.count).expect("bounded by the configuration");
-    let devices =
-        Devices::of_node(&blocks, reactor_count, identity.map(|identity| identity.host), config.reactors.idle);
+    let devices = Devices::of_node(&blocks, config, identity.map(|identity| identity.host));
     let listeners = listeners(config)?;
     let home = Held::open(&devices, &config.pool, &config.log, PortionRole::Own)?;
     let partner = partner.map(|(pool, log)| Held::open(&devices, pool, log, PortionRole::Mirror)).transpose()?;

@@ -16,7 +16,12 @@ use std::{
     io::{self, ErrorKind},
     time::Duration,
 };
-use twinlog::{base::limits::BLOCK_BYTES, control::config::NvmeName, pair::reservation::Claim, reactor::IdlePolicy};
+use twinlog::{
+    base::limits::BLOCK_BYTES,
+    control::config::{Fua, NvmeConfig, NvmeName},
+    pair::reservation::Claim,
+    reactor::IdlePolicy,
+};
 use twinlog_device::{BlockDevice, BlockPool, Nanos, Token};
 use twinlog_nvme::{Clock, Controller, ControllerOptions, ControllerState, HostId, NvmeDisk, OpenError};
 use twinlog_pci::PciError;
@@ -93,12 +98,29 @@ impl Namespace {
     }
 }
 
-/// Starts the controller with a serial, for so many reactors that wait so, whose memory is `blocks`.
+/// How controllers are used by so many reactors that wait so.
+pub(super) fn options(
+    reactor_count: u16,
+    idle: IdlePolicy,
+    host_id: Option<HostId>,
+    config: NvmeConfig,
+) -> ControllerOptions {
+    ControllerOptions {
+        // And one each for whoever reads a device before a reactor does, opens a pool, and fences the partner.
+        disk_count: NAMESPACES_MAX * reactor_count + 3,
+        queue_depth: u16::try_from(QUEUE_DEPTH).expect("small"),
+        host_id,
+        interrupts: idle == IdlePolicy::Adaptive,
+        ignores_fua: config.fua == Fua::Flush,
+        ..ControllerOptions::default()
+    }
+}
+
+/// Starts the controller with a serial, for whoever has memory from `blocks`.
 pub(super) fn start(
     name: &NvmeName,
     blocks: &BlockPool,
-    (reactor_count, idle): (u16, IdlePolicy),
-    host_id: Option<HostId>,
+    options: ControllerOptions,
 ) -> Result<Controller<VfioFunction>, Failure> {
     let serial = &name.serial;
     let place = place(&Machine::this(), serial)?;
@@ -106,16 +128,6 @@ pub(super) fn start(
         |error: &PciError| if kind(error) == ErrorKind::ResourceBusy { IN_USE_WAIT_MAX } else { Duration::ZERO };
     let function = patiently(|| VfioFunction::open(&place.address), in_use);
     let function = function.map_err(|error| refused(name, &OpenError::Function(error)))?;
-    // And one each for whoever reads a device before a reactor does, opens a pool, and fences the partner.
-    let disk_count = NAMESPACES_MAX * reactor_count + 3;
-    let queue_depth = u16::try_from(QUEUE_DEPTH).expect("small");
-    let options = ControllerOptions {
-        disk_count,
-        queue_depth,
-        host_id,
-        interrupts: idle == IdlePolicy::Adaptive,
-        ..ControllerOptions::default()
-    };
     let controller =
         Controller::start(function, &[blocks], options, monotonic()).map_err(|error| refused(name, &error))?;
     loop {

@@ -77,7 +77,7 @@ pub(crate) fn run(file: &Path, output: &Output) -> Result<Exit, Failure> {
         ));
     };
     let parts = make(&config, pair, mirror, output)?;
-    let partner_pool_is_there = superblocks::assemble(&Devices::offline(), &partner_pool.devices).is_ok();
+    let partner_pool_is_there = superblocks::assemble(&Devices::offline(config.nvme), &partner_pool.devices).is_ok();
     let created = Created { node: config.name.clone(), parts, partner_pool_is_there };
     output.show(&created, || {
         let mut text = format!("node {} of the pair with {}\n", config.name, pair.partner);
@@ -163,7 +163,7 @@ fn plan_pool(config: &NodeConfig) -> Result<Plan, Failure> {
     let (name, devices) = (&config.pool.name, &config.pool.devices);
     let log = look_at(&config.log)?;
     // One for all that is looked at: a controller is not started for each. It is let go before anything is made.
-    let opener = Devices::offline();
+    let opener = Devices::offline(config.nvme);
     let is_unserved = |path: &&PathBuf| superblocks::is_unserved(&opener, path, name);
     if let Ok(found) = superblocks::assemble(&opener, devices) {
         let Superblock { pool, name: called, .. } = &found.superblock;

@@ -8,7 +8,7 @@ use toml::{
 };
 
 /// Every key: the table (empty for the top level) and its keys. A test holds this list against the types.
-pub(super) const KEYS: [(&str, &[&str]); 12] = [
+pub(super) const KEYS: [(&str, &[&str]); 13] = [
     (
         "",
         &[
@@ -21,6 +21,7 @@ pub(super) const KEYS: [(&str, &[&str]); 12] = [
             "memory",
             "log",
             "pool",
+            "nvme",
             "pair",
             "partner_pool",
             "mirror",
@@ -34,6 +35,7 @@ pub(super) const KEYS: [(&str, &[&str]); 12] = [
     ("memory", &["limit", "pinned"]),
     ("log", &["backend", "path", "size", "allow_volatile"]),
     ("pool", &["name", "devices"]),
+    ("nvme", &["fua"]),
     (
         "pair",
         &[

@@ -14,7 +14,7 @@ mod nvme;
 mod pair;
 
 pub use bounds::{LISTENERS_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN};
-pub use nvme::NvmeName;
+pub use nvme::{Fua, NvmeConfig, NvmeName};
 pub use pair::{FenceKind, InterconnectPlace, PairConfig};
 
 use crate::{
@@ -64,6 +64,9 @@ pub struct NodeConfig {
     pub log: LogConfig,
     /// The pool.
     pub pool: PoolConfig,
+    /// NVMe controllers that the node drives.
+    #[serde(default)]
+    pub nvme: NvmeConfig,
     /// The partner; none: the node is alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pair: Option<PairConfig>,

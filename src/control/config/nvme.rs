@@ -1,6 +1,9 @@
-//! Names of NVMe namespaces that a node drives itself: `nvme:SERIAL`, or `nvme:SERIAL/2` for another than the first. They stand beside paths, wherever a
-//! pool's devices are listed; a file of such a name is written `./nvme:x`.
+//! NVMe controllers that a node drives itself: the names of their namespaces, and how they are used.
+//!
+//! A name is `nvme:SERIAL`, or `nvme:SERIAL/2` for another namespace than the first. They stand beside paths, wherever a pool's devices are listed; a file of such
+//! a name is written `./nvme:x`.
 
+use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -11,6 +14,25 @@ const PREFIX: &str = "nvme:";
 /// Bytes of a serial number (NVMe base 2.0, 5.17.2.1).
 const SERIAL_BYTES_MAX: usize = 20;
 const FIRST: u32 = 1;
+
+/// `[nvme]`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NvmeConfig {
+    /// What a controller's FUA is worth.
+    pub fua: Fua,
+}
+
+/// How a write to an NVMe controller with a volatile cache is made durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fua {
+    /// By FUA, except where the model is known to ignore it.
+    #[default]
+    Trust,
+    /// By a flush after it.
+    Flush,
+}
 
 /// A namespace of the controller with a serial.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

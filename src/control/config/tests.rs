@@ -180,6 +180,22 @@ fn nvme_namespaces_stand_beside_paths_where_a_pool_has_its_devices() {
 }
 
 #[test]
+fn fua_is_trusted_unless_the_file_says_otherwise() {
+    let fua = |line: &str| read(&with("nvme", line)).map(|config| config.nvme.fua);
+    assert_eq!(read(GOOD).expect("good").nvme, NvmeConfig { fua: Fua::Trust });
+    for (line, expected) in [("", Fua::Trust), ("fua = \"trust\"", Fua::Trust), ("fua = \"flush\"", Fua::Flush)] {
+        assert_eq!(fua(line), Ok(expected));
+    }
+    for word in ["honoured", "Flush", "flush ", ""] {
+        let (message, _) = broken(&with("nvme", &format!("fua = \"{word}\"")));
+        let expected = format!("node.toml:9: unknown variant `{word}`, expected `trust` or `flush`");
+        assert_eq!(message, expected);
+    }
+    assert!(broken(&with("nvme", "fua = false")).0.starts_with("node.toml:9: "));
+    assert_eq!(broken(&with("nvme", "FUA = \"flush\"")).1, "did you mean `fua`?");
+}
+
+#[test]
 fn namespaces_of_a_pair_need_a_fence_that_keeps_the_partners_writes_away() {
     let with = |devices: [&str; 2], lines: &str| {
         let text = PAIR.replace("[\"d\"]", devices[0]).replace("[\"e\"]", devices[1]);

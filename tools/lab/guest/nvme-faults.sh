@@ -25,7 +25,7 @@ begin() {
     start
     by="VFIO's container" opened=/dev/vfio/vfio other=/dev/iommu
     [ -z "${iommufd:-}" ] || by=IOMMUFD opened=/dev/iommu other=/dev/vfio/vfio
-    grep -q "nvme:$controller .*confined by $by$" /tmp/status || fail "no '$by': $(cat /tmp/status)"
+    grep -q "nvme:$controller .*durable writes by flush; confined by $by$" /tmp/status || fail "no '$by': $(cat /tmp/status)"
     ls -l "/proc/$node/fd" >/tmp/files
     grep -q "$opened$" /tmp/files || fail "it has not opened $opened: $(cat /tmp/files)"
     grep -q "$other$" /tmp/files && fail "it has opened $other: $(cat /tmp/files)"

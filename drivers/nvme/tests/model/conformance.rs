@@ -145,6 +145,12 @@ fn a_controller_that_is_known_to_ignore_fua_conforms() {
 }
 
 #[test]
+fn a_controller_that_ignores_fua_conforms_once_the_driver_is_told() {
+    let options = ControllerOptions { ignores_fua: true, ..options(2, 32) };
+    conformance::block_device(|| Disks::new(without_fua("Model controller"), options));
+}
+
+#[test]
 #[should_panic = "durable and flushed writes survive a power cut"]
 fn a_controller_that_ignores_fua_unknown_to_the_driver_does_not_conform() {
     conformance::block_device(|| Disks::new(without_fua("Model controller"), options(2, 32)));

@@ -2,7 +2,7 @@
 
 use crate::support::{Rig, TURNS_MAX, expect_whole};
 use std::time::Duration;
-use twinlog_device::{BlockBuf, BlockDevice, BlockRange, DeviceErrorKind, Persistence, Token};
+use twinlog_device::{BlockBuf, BlockDevice, BlockRange, DeviceErrorKind, DeviceHealth, Persistence, Token};
 use twinlog_nvme::{
     Controller, ControllerOptions, ControllerState, Failure, OpenError, Unsupported, Violation,
     model::{Mischief, ModelConfig, ModelNamespace},
@@ -374,16 +374,18 @@ fn a_pause_without_an_end_costs_a_reset_and_what_waits_is_done() {
     }
 }
 
+/// What the disk says once it has heard all of the controller.
+fn health(rig: &mut Rig) -> DeviceHealth {
+    for _ in 0..100 {
+        rig.disks[0].poll(&mut Vec::new());
+        rig.turn();
+    }
+    rig.disks[0].health().expect("a controller can say")
+}
+
 #[test]
 fn a_disk_tells_how_it_is() {
     let mut rig = usual();
-    let health = |rig: &mut Rig| {
-        for _ in 0..100 {
-            rig.disks[0].poll(&mut Vec::new());
-            rig.turn();
-        }
-        rig.disks[0].health().expect("a controller can say")
-    };
     let well = health(&mut rig);
     assert_eq!((well.trouble, well.warnings, well.error_count, well.change_count), (None, Vec::new(), 0, 0));
     let wear = well.wear.expect("the log was read");
@@ -509,16 +511,28 @@ fn what_lies_side_by_side_is_one_piece_where_the_controller_knows_pieces() {
 
 #[test]
 fn a_durable_write_is_flushed_where_fua_is_ignored() {
-    let mut config = ModelConfig::new(6);
-    (config.model, config.ignores_fua) = ("QEMU NVMe Ctrl", true);
-    for (has_write_cache, commands) in [(true, 3), (false, 2)] {
-        config.has_write_cache = has_write_cache;
-        let mut rig = rig(config.clone());
+    for (model, ignores_fua, has_write_cache, is_flushed) in [
+        ("QEMU NVMe Ctrl", false, true, true),
+        ("QEMU NVMe Ctrl", false, false, false),
+        ("Model controller", true, true, true),
+        ("Model controller", true, false, false),
+        ("Model controller", false, true, false),
+    ] {
+        let mut rig = Rig::new(ModelConfig { model, has_write_cache, ..ModelConfig::new(6) }, 64);
+        let options = ControllerOptions { ignores_fua, ..ControllerOptions::default() };
+        assert_eq!(rig.start(options), ControllerState::Live);
+        rig.open(1);
         let source = rig.pool.allocate_zeroed().expect("free blocks").freeze();
         rig.disks[0].write(Token(1), 0, vec![source.clone()], Persistence::Volatile);
         rig.disks[0].write(Token(2), 1, vec![source], Persistence::Durable);
         assert_eq!(kinds(&mut rig, 2), [Ok(()), Ok(())]);
-        assert_eq!(rig.model.performed_count(), commands);
+        assert_eq!(rig.model.performed_count(), 2 + u64::from(is_flushed));
+        assert_eq!(health(&mut rig).flushes_writes, is_flushed, "it is known from outside");
+        // The controller is the same after a reset.
+        rig.model.fail();
+        rig.disks[0].flush(Token(3));
+        assert_eq!(kinds(&mut rig, 1), [Ok(())]);
+        assert_eq!(health(&mut rig).flushes_writes, is_flushed);
         expect_whole(rig);
     }
 }

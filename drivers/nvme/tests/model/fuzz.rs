@@ -81,6 +81,7 @@ impl History {
             abort_timeout: Duration::from_secs(1),
             admin_timeout: Duration::from_secs(5),
             host_id: prng.chance(1, 2).then_some([7; 16]),
+            ignores_fua: prng.chance(1, 4),
         };
         let controller = Controller::start(rig.model.function(), &[&rig.pool], options, rig.time.get());
         if let Ok(controller) = controller {

@@ -154,7 +154,7 @@ fn a_pool_that_was_served_is_refused_without_its_log_and_under_another_name() {
     fs::remove_file(machines.path("log-a")).expect("there");
     assert_eq!(machines.create("a").expect("nobody has served it")[1], "made");
     // Served: its newest superblock is not the first one.
-    let found = superblocks::assemble(&Devices::offline(), &config.pool.devices).expect("made").superblock;
+    let found = superblocks::assemble(&Devices::offline(config.nvme), &config.pool.devices).expect("made").superblock;
     for (index, name) in [(0, "a0"), (1, "a1")] {
         let block = slot_blocks(CpNumber(2), DEVICE_BYTES / BLOCK_BYTES)[0];
         let served = Superblock { cp: CpNumber(2), ..found.clone() };

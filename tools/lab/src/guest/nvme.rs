@@ -31,6 +31,7 @@ pub(super) const OPTIONS: ControllerOptions = ControllerOptions {
     abort_timeout: Duration::from_secs(20),
     admin_timeout: Duration::from_secs(60),
     host_id: None,
+    ignores_fua: false,
 };
 /// Between two looks at the controller. Emulated, it needs the processor that would spin.
 const TURN: Duration = Duration::from_micros(200);
