@@ -49,6 +49,14 @@ impl<T> Slots<T> {
         self.entries.iter().flatten()
     }
 
+    /// Drops the entry where it lies.
+    pub(super) fn discard(&mut self, slot: u16) {
+        let entry = &mut self.entries[usize::from(slot)];
+        assert!(entry.is_some(), "the slot is in use");
+        *entry = None;
+        self.free.push(slot);
+    }
+
     pub(super) fn remove(&mut self, slot: u16) -> T {
         let entry = self.entries[usize::from(slot)].take().expect("the slot is in use");
         self.free.push(slot);

@@ -65,7 +65,8 @@ impl Session {
                     "a read returns what was asked for"
                 );
                 self.tally.performed(request);
-                self.remove(slot);
+                self.write_bytes -= active.held_bytes;
+                self.commands.discard(slot);
                 self.send_data_header(turn, id, length);
                 send_runs(turn.net, turn.connection, &runs);
                 let mut digest = 0;
