@@ -40,7 +40,7 @@ use std::{
     fmt,
     mem::ManuallyDrop,
     num::NonZeroUsize,
-    ops::{Deref, DerefMut},
+    ops::{Deref, DerefMut, Range},
     ptr::NonNull,
     sync::{
         Arc,
@@ -152,7 +152,7 @@ impl Mapping {
             return;
         }
         let Some(index) = self.free.pop() else { return };
-        prefetch(self.block(index), BLOCK_BYTES);
+        prefetch(self.block(index), 0..BLOCK_BYTES);
         // Whoever takes it from here is to see all that its last owner did, as if it had come from the list.
         let other = self.next.swap(index, Ordering::AcqRel);
         if other != NONE {
@@ -166,17 +166,17 @@ impl Mapping {
     }
 }
 
-/// Has the processor bring the first bytes of a block into its cache. Nothing waits for it, and nothing changes.
-fn prefetch(block: NonNull<BlockBytes>, length_bytes: usize) {
+/// Has the processor bring a part of a block into its cache. Nothing waits for it, and nothing changes.
+fn prefetch(block: NonNull<BlockBytes>, part: Range<usize>) {
     #[cfg(target_arch = "x86_64")]
-    for offset_bytes in (0..length_bytes).step_by(64) {
+    for offset_bytes in part.step_by(64) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         let line = block.as_ptr().cast::<i8>().wrapping_add(offset_bytes);
         // SAFETY: a hint, which neither reads nor writes for the program, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (block, length_bytes);
+    let _ = (block, part);
 }
 
 impl Drop for Mapping {
@@ -557,7 +557,13 @@ impl SharedBlock {
 
     /// Has the processor begin to load the block, for who reads all of it next: the first lines, from which on it goes ahead by itself.
     pub fn fetch(&self) {
-        prefetch(self.0.mapping.block(self.0.index), FETCHED_BYTES);
+        prefetch(self.0.mapping.block(self.0.index), 0..FETCHED_BYTES);
+    }
+
+    /// Has the processor begin to load the line at `offset_bytes`.
+    pub fn fetch_line(&self, offset_bytes: usize) {
+        assert!(offset_bytes < BLOCK_BYTES, "the line lies in the block");
+        prefetch(self.0.mapping.block(self.0.index), offset_bytes..offset_bytes + 1);
     }
 
     /// The block as its only handle, to be written again.

@@ -124,9 +124,9 @@ pub struct Shard<L: LogMemory> {
     space_waiters: VecDeque<u64>,
     /// Requests that wait for memory to read into.
     loan_waiters: VecDeque<u64>,
-    /// Reads that know where their blocks lie, as far as that is at hand. One that was woken meanwhile is here twice, and taken once: what it lacks is looked for
-    /// again, and its answer ends its key.
-    located: Vec<u64>,
+    /// Reads that go on in the next turn of the lane. One that was woken meanwhile is here twice, and taken once: what it lacks is looked for again, and its
+    /// answer ends its key.
+    reads: Vec<u64>,
     /// Requests that wait for the lane to be stable up to a position.
     stable_waiters: BinaryHeap<Reverse<(Lsn, u64)>>,
     /// Requests that wait for a consistency point that contains a position.
@@ -180,7 +180,7 @@ impl<L: LogMemory> Shard<L> {
             space_waiters: VecDeque::new(),
             loan_waiters: VecDeque::new(),
             stable_waiters: BinaryHeap::new(),
-            located: Vec::new(),
+            reads: Vec::new(),
             cp_waiters: BTreeSet::new(),
             woken: Vec::new(),
             cp: None,
@@ -314,7 +314,7 @@ impl<L: LogMemory> Shard<L> {
             self.wake(io, id);
         }
         self.retry_loans(io);
-        self.take_located(io);
+        self.take_reads(io);
         let mut worked = false;
         match &self.state {
             State::Scanning(_) => worked = self.replay(io),
@@ -485,7 +485,7 @@ impl<L: LogMemory> Shard<L> {
         self.space_waiters.clear();
         self.loan_waiters.clear();
         self.stable_waiters.clear();
-        self.located.clear();
+        self.reads.clear();
         self.cp_waiters.clear();
         self.woken.clear();
         for request in self.requests.drain().into_iter().filter(|_| !planted::is("replies-lost-at-stop")) {

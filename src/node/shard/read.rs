@@ -22,10 +22,42 @@ fn blocks(range: &Range<u64>) -> Range<u64> {
 }
 
 impl<L: LogMemory> Shard<L> {
-    /// Finds where the blocks of a read lie, as far as nodes are at hand, and fetches the rest. [`Self::take_located`] goes on.
-    pub(super) fn locate_read<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) {
-        let tag = self.tag(id);
+    /// A read goes on in the next turn of the lane, with all that have come until then. Where its first block lies comes from memory meanwhile.
+    pub(super) fn line_up_read<D: BlockDevice>(&mut self, io: &Io<D>, id: u64) {
+        self.reads.push(id);
         let request = self.requests.get_mut(id).expect("the caller looked it up");
+        if let Some(volume) = self.volumes.get(&request.volume) {
+            let arrived = &request.arrived;
+            volume.walker().look_ahead(request.range().start / BLOCK_BYTES, |key| at_hand(arrived, io, key));
+        }
+    }
+
+    /// Goes on with the reads that have lined up. To find a block is to wait for memory, several times over: what all of them will look at is touched first, so
+    /// that they wait together.
+    pub(super) fn take_reads<D: BlockDevice>(&mut self, io: &mut Io<D>) {
+        let mut reads = std::mem::take(&mut self.reads);
+        for &id in &reads {
+            self.locate_read(io, id);
+        }
+        // On its own: the less there is between two of these, the more of them the processor waits for at once.
+        for &id in &reads {
+            let Some(Request { kind: Kind::Read { slots, .. }, .. }) = self.requests.get_mut(id) else { continue };
+            for slot in slots {
+                if let Slot::At(reference) = slot {
+                    io.look_ahead(reference.key());
+                }
+            }
+        }
+        for id in reads.drain(..) {
+            self.take_read(io, id);
+        }
+        self.reads = reads;
+    }
+
+    /// Finds where the blocks of a read lie, as far as nodes are at hand, and fetches the rest.
+    fn locate_read<D: BlockDevice>(&mut self, io: &mut Io<D>, id: u64) {
+        let tag = self.tag(id);
+        let Some(request) = self.requests.get_mut(id) else { return };
         let Kind::Read { range, slots, .. } = &mut request.kind else { unreachable!("a read") };
         let Some(volume) = self.volumes.get(&request.volume) else { return self.refuse(id, VolumeError::NoSuchVolume) };
         let indices = blocks(range);
@@ -61,25 +93,6 @@ impl<L: LogMemory> Shard<L> {
         for node in missing {
             let _ = io.fetch(&node, tag);
         }
-        self.located.push(id);
-    }
-
-    /// Takes the blocks of the reads that [`Self::locate_read`] has looked at. To find a block in the cache is to wait for memory, several times over: what all
-    /// of them will look at is touched first, so that they wait together.
-    pub(super) fn take_located<D: BlockDevice>(&mut self, io: &mut Io<D>) {
-        let mut located = std::mem::take(&mut self.located);
-        for &id in &located {
-            let Some(Request { kind: Kind::Read { slots, .. }, .. }) = self.requests.get_mut(id) else { continue };
-            for slot in slots {
-                if let Slot::At(reference) = slot {
-                    io.look_ahead(reference.key());
-                }
-            }
-        }
-        for id in located.drain(..) {
-            self.take_read(io, id);
-        }
-        self.located = located;
     }
 
     /// Takes the blocks of a read, as far as they are at hand, and fetches the rest.

@@ -304,7 +304,7 @@ impl<L: LogMemory> Shard<L> {
         }
         let Some(request) = self.requests.get_mut(id) else { return };
         match &request.kind {
-            Kind::Read { .. } => self.locate_read(io, id),
+            Kind::Read { .. } => self.line_up_read(io, id),
             Kind::Status { .. } => self.advance_status(io, id),
             Kind::Flush => self.begin_flush(id),
             Kind::Report(_) => self.begin_report(id),

@@ -76,6 +76,25 @@ impl<N: Borrow<SharedBlock>> Walker<N> {
         }
     }
 
+    /// Has the processor load the reference of block `index`, as far as the nodes above it are at hand: for who walks there soon.
+    pub fn look_ahead(&self, index: u64, mut cached: impl FnMut(BlockKey) -> Option<N>) {
+        if index >= span(self.tree.levels) {
+            return;
+        }
+        let mut reference = self.tree.root;
+        for level in (1..=self.tree.levels).rev() {
+            if reference.is_hole() {
+                return;
+            }
+            let Some(block) = cached(reference.key()) else { return };
+            let child = child_index(level, index);
+            if level == 1 {
+                return block.borrow().fetch_line(child * size_of::<BlockRef>());
+            }
+            reference = node(block.borrow())[child];
+        }
+    }
+
     /// Walks from the root to the reference of block `index`.
     ///
     /// # Errors
@@ -202,6 +221,24 @@ mod tests {
         // Twice root and leaf on the way up, the root for each block below a hole, root and leaf to go back to the first, and the root at the hole
         // between the last two, which lie below the same leaf.
         assert_eq!(asked, 2 * 2 + (400 - 256) + 1 + 2 + 1);
+    }
+
+    #[test]
+    fn who_looks_ahead_asks_for_the_nodes_above_a_block_that_are_at_hand_and_for_nothing_below_a_hole() {
+        let planted = Planted::new(1);
+        let asked = |index, known: usize| {
+            let mut asked = 0;
+            Walker::new(planted.tree).look_ahead(index, |key| {
+                asked += 1;
+                planted.get(key).filter(|_| asked <= known)
+            });
+            asked
+        };
+        // A block, one whose leaf or root is missing, one below a hole of the root, and one beyond the tree.
+        assert_eq!(
+            [(3, 2), (3, 1), (3, 0), (128, 2), (128 * 128, 2)].map(|(index, known)| asked(index, known)),
+            [2, 2, 1, 1, 0]
+        );
     }
 
     #[test]
