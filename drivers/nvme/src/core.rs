@@ -437,15 +437,11 @@ impl<F: PciFunction> Core<F> {
         }
     }
 
+    /// The controller goes on, if it had paused; each queue does when it is watched for the first time.
     fn resume(&mut self, now: Nanos) {
-        let Some(since) = self.paused_at else { return };
-        for queue in &self.queues {
-            // It stays paused until every queue goes on.
-            let Some(mut queue) = queue.attempt() else { return };
-            queue.resume(now);
+        if let Some(since) = self.paused_at.take() {
+            self.admin.postpone(now.since(since));
         }
-        self.admin.postpone(now.since(since));
-        self.paused_at = None;
     }
 
     fn watch(&mut self, now: Nanos) {
@@ -476,6 +472,7 @@ impl<F: PciFunction> Core<F> {
         self.oldest = Duration::ZERO;
         for queue in &self.queues {
             let Some(mut queue) = queue.attempt() else { continue };
+            queue.resume(now);
             self.oldest = self.oldest.max(queue.oldest(now));
             is_hopeless |= queue.watch(now, &mut aborts);
             if let Some(violation) = queue.violation() {

@@ -209,21 +209,32 @@ mod tests {
     use super::*;
     use crate::{
         ControllerOptions, ControllerState,
-        model::{Model, ModelConfig},
+        model::{Model, ModelConfig, ModelFunction},
     };
     use std::{cell::Cell, rc::Rc};
     use twinlog_device::BlockPool;
 
-    #[test]
-    fn a_queue_that_another_thread_has_is_not_waited_for() {
-        let (model, time) = (Model::new(ModelConfig::new(1)), Rc::new(Cell::new(Nanos(1))));
+    type Time = Rc<Cell<Nanos>>;
+    type Disk = NvmeDisk<ModelFunction, Time>;
+
+    /// So many disks on a model, each with a queue of its own.
+    fn disks(config: ModelConfig, disk_count: u16) -> (Model, Time, Vec<Disk>) {
+        let (model, time) = (Model::new(config), Rc::new(Cell::new(Nanos(1))));
         let pool = BlockPool::new(4).expect("a small mapping");
-        let options = ControllerOptions::default();
+        let options = ControllerOptions { disk_count, ..ControllerOptions::default() };
         let controller = Controller::start(model.function(), &[&pool], options, time.get()).expect("a usual one");
         while controller.poll(time.get()) != ControllerState::Live {
             model.turn();
         }
-        let mut disk = controller.open(1, time.clone()).expect("it is there");
+        let open = |_| controller.open(1, time.clone()).expect("it is there");
+        let disks = (0..disk_count).map(open).collect();
+        (model, time, disks)
+    }
+
+    #[test]
+    fn a_queue_that_another_thread_has_is_not_waited_for() {
+        let (model, time, mut disks) = disks(ModelConfig::new(1), 1);
+        let disk = &mut disks[0];
         let queue = disk.queue.clone();
         let mut completions = Vec::new();
         disk.flush(Token(1));
@@ -240,6 +251,34 @@ mod tests {
             model.turn();
         }
         assert!(completions.len() == 1 && completions[0].result.is_ok());
+    }
+
+    #[test]
+    fn nothing_is_late_after_a_pause_though_another_thread_has_a_queue() {
+        for locked in 0..3 {
+            let (model, time, mut disks) = disks(ModelConfig { activation_units: 300, ..ModelConfig::new(1) }, 3);
+            let mut completions = Vec::new();
+            let turn = |disks: &mut [Disk], completions: &mut Vec<_>| {
+                disks.iter_mut().for_each(|disk| disk.poll(completions));
+                model.turn();
+                time.set(time.get() + Duration::from_secs(1));
+            };
+            disks.iter_mut().for_each(|disk| disk.poll(&mut completions));
+            model.activate_firmware(25);
+            model.turn();
+            // The disks have looked just now: they give the controller a command that it takes when it goes on, long after the time of the command.
+            disks.iter_mut().for_each(|disk| disk.flush(Token(1)));
+            (0..20).for_each(|_| turn(&mut disks, &mut completions));
+            assert!(completions.is_empty());
+            let queue = disks[locked].queue.clone();
+            let other = queue.wait();
+            (0..10).for_each(|_| turn(&mut disks, &mut completions));
+            drop(other);
+            (0..10).for_each(|_| turn(&mut disks, &mut completions));
+            assert!(completions.len() == 3 && completions.iter().all(|completion| completion.result.is_ok()));
+            let health = disks[0].health().expect("a controller can say");
+            assert_eq!((health.timeout_count, health.reset_count), (0, 0), "queue {locked}");
+        }
     }
 
     fn is_send<T: Send>() {}
