@@ -31,7 +31,7 @@ use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc, time::Duration};
 use twinlog_device::{DeviceErrorKind, Nanos};
 use twinlog_pci::{PciFunction, PoolMap};
 
-/// Resets in [`RESETS_WINDOW`] after which a controller is given up.
+/// Resets in [`RESETS_WINDOW`], or since it served last, after which a controller is given up.
 const RESETS_MAX: usize = 5;
 
 /// See [`RESETS_MAX`].
@@ -270,6 +270,11 @@ impl<F: PciFunction> Core<F> {
             // The kernel wants it back: it is still there, and may be writing.
             return self.stop(now, Next::Fail(Failure::Gone));
         }
+        let is_given = matches!(self.phase, Phase::Enabling { .. } | Phase::BringUp(_) | Phase::Live);
+        if is_given && status.is_ready() && !status.is_fatal() && status.is_paused() {
+            return self.pause(now);
+        }
+        self.resume(now);
         match self.phase {
             Phase::AwaitReady { deadline, next } => {
                 if status.is_ready() || status.is_fatal() || deadline <= now {
@@ -292,11 +297,7 @@ impl<F: PciFunction> Core<F> {
             }
             Phase::BringUp(_) | Phase::Live if status.is_fatal() || !status.is_ready() => self.recover(now),
             Phase::BringUp(step) => self.receive_step(step, now),
-            Phase::Live if status.is_paused() => self.pause(now),
-            Phase::Live => {
-                self.resume(now);
-                self.watch(now)
-            }
+            Phase::Live => self.watch(now),
             Phase::ShuttingDown { deadline } => {
                 if status.is_shut_down() || status.is_fatal() || deadline <= now {
                     self.stop(now, Next::Fail(Failure::ShutDown));
@@ -358,7 +359,9 @@ impl<F: PciFunction> Core<F> {
 
     /// Resets the controller, unless that was done too often.
     pub(crate) fn recover(&mut self, now: Nanos) {
-        while self.resets.front().is_some_and(|&then| now.since(then) > RESETS_WINDOW) {
+        // Those after which it did not serve count, however long each took.
+        let is_old = |then: &Nanos| now.since(*then) > RESETS_WINDOW;
+        while matches!(self.phase, Phase::Live) && self.resets.front().is_some_and(is_old) {
             self.resets.pop_front();
         }
         if self.resets.len() >= RESETS_MAX {

@@ -206,7 +206,8 @@ impl Device {
     fn stop(&mut self) {
         self.power = Power::Stopped;
         self.host_id = HostId::default();
-        (self.is_fatal, self.hides_ready, self.paused_until) = (false, false, None);
+        (self.is_fatal, self.hides_ready) = (false, false);
+        self.paused_until = self.paused_until.filter(|_| self.config.pauses_over_resets);
         self.submissions.clear();
         self.completions.clear();
         self.pending.clear();

@@ -80,6 +80,8 @@ pub struct ModelConfig {
     pub delay_max: u64,
     /// How long it says that the activation of a firmware takes, in units of 100 ms; zero for nothing.
     pub activation_units: u16,
+    /// Whether a firmware's activation goes on over a reset.
+    pub pauses_over_resets: bool,
     /// Interrupt vectors.
     pub vector_count: u32,
     /// Whether it leaves a signal out while the driver has not acknowledged an earlier answer of the queue.
@@ -106,6 +108,7 @@ impl ModelConfig {
             discard_lbas_max: u64::MAX,
             delay_max: 3,
             activation_units: 0,
+            pauses_over_resets: false,
             vector_count: 0,
             spares_signals: false,
             mischief: Mischief::default(),

@@ -384,6 +384,31 @@ fn health(rig: &mut Rig) -> DeviceHealth {
 }
 
 #[test]
+fn a_pause_that_goes_on_over_a_reset_is_waited_for() {
+    let mut rig = rig(ModelConfig { activation_units: 300, pauses_over_resets: true, ..ModelConfig::new(1) });
+    // It says 30 s and takes 55 s: after the reset it is ready, and given nothing.
+    assert_eq!(activate(&mut rig, 110), [Ok(()); 2]);
+    assert_eq!(rig.controller().reset_count(), 1);
+    // An earlier process left it in a pause, longer than an admin command may take.
+    rig.model.activate_firmware(25);
+    rig.turn();
+    assert_eq!(rig.start(ControllerOptions::default()), ControllerState::Live);
+    assert_eq!(rig.controller().reset_count(), 0);
+    expect_whole(rig);
+}
+
+#[test]
+fn a_pause_without_an_end_that_goes_on_over_resets_fails_the_controller() {
+    for activation_units in [300, 0, u16::MAX] {
+        let config = ModelConfig { activation_units, pauses_over_resets: true, ..ModelConfig::new(2) };
+        let mut rig = rig(config);
+        assert_eq!(activate(&mut rig, u64::MAX), [Err(DeviceErrorKind::Gone); 2]);
+        assert_eq!(rig.controller().state(), ControllerState::Failed(Failure::Unstable));
+        expect_whole(rig);
+    }
+}
+
+#[test]
 fn a_disk_tells_how_it_is() {
     let mut rig = usual();
     let well = health(&mut rig);
