@@ -424,7 +424,7 @@ impl<F: PciFunction> Core<F> {
     }
 
     /// The controller processes nothing for a while (base 3.1.3.6, CSTS.PP): it is given nothing, and nothing is late, for as long as it says that this may
-    /// take at most. Then it is reset.
+    /// take at most, and at least as long as a command. Then it is reset.
     fn pause(&mut self, now: Nanos) {
         let since = *self.paused_at.get_or_insert(now);
         for queue in &self.queues {
@@ -434,7 +434,7 @@ impl<F: PciFunction> Core<F> {
             }
         }
         let said = self.identity.as_ref().map_or(Duration::ZERO, |identity| identity.activation);
-        let patience = if said.is_zero() { self.options.admin_timeout } else { said.min(PAUSE_MAX) };
+        let patience = said.min(PAUSE_MAX).max(self.options.command_timeout + self.options.abort_timeout);
         if now.since(since) > patience {
             self.recover(now);
         }

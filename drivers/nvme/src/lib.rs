@@ -28,7 +28,7 @@
 //! | what | outcome |
 //! |---|---|
 //! | a command is not answered in time | abort; then reset of the controller; then of the function. It ends with `Os(ETIMEDOUT)`; others in flight are given again |
-//! | CSTS.PP: it processes nothing for a while | it is given nothing, nothing is late, also while it is brought up; reset if that lasts longer than it said |
+//! | CSTS.PP: it processes nothing for a while | it is given nothing, nothing is late, also while it is brought up; reset if that lasts longer than it said, and than a command may take |
 //! | CSTS.CFS, or ready goes away | reset; everything in flight is given again |
 //! | CSTS reads all ones, or the kernel wants the function back | it is stopped as far as it answers; everything ends with `Gone` |
 //! | the controller breaks the protocol | it is stopped; everything ends with `Gone` |

@@ -361,9 +361,20 @@ fn nothing_is_late_while_a_firmware_is_activated() {
 }
 
 #[test]
+fn a_pause_longer_than_said_is_waited_for_as_long_as_a_command() {
+    // It says half a second, or nothing, and takes 11.
+    for activation_units in [5, 0] {
+        let mut rig = rig(ModelConfig { activation_units, ..ModelConfig::new(1) });
+        assert_eq!(activate(&mut rig, 22), [Ok(()); 2]);
+        assert_eq!(rig.controller().reset_count(), 0);
+        expect_whole(rig);
+    }
+}
+
+#[test]
 fn a_pause_without_an_end_costs_a_reset_and_what_waits_is_done() {
-    // It says 30 s, or nothing, or longer than anybody waits.
-    for activation_units in [300, 0, u16::MAX] {
+    // It says 30 s, or too little, or nothing, or longer than anybody waits.
+    for activation_units in [300, 5, 0, u16::MAX] {
         let mut rig = rig(ModelConfig { activation_units, ..ModelConfig::new(2) });
         assert_eq!(activate(&mut rig, u64::MAX), [Ok(()); 2]);
         assert_eq!(rig.controller().reset_count(), 1);
