@@ -29,6 +29,8 @@ pub(crate) enum Purpose {
     Step,
     /// A log page, which comes into the data page.
     Log(u8),
+    /// What the controller is, into the data page: asked again when its firmware may have become another, for the so-manieth time.
+    Identity(u64),
     /// An asynchronous event request: answered when something happens.
     Event,
     /// An abort.

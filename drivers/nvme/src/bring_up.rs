@@ -158,22 +158,20 @@ impl<F: PciFunction> Core<F> {
         }
     }
 
-    fn identify(&self, kind: u8, namespace: u32) -> SubmissionEntry {
+    pub(crate) fn identify(&self, kind: u8, namespace: u32) -> SubmissionEntry {
         SubmissionEntry::new(admin_opcode::IDENTIFY, namespace, [u32::from(kind), 0, 0, 0, 0, 0])
             .with_data([self.admin.data_address(), 0])
     }
 
-    fn take_identity(&mut self) -> Result<(), Failure> {
+    pub(crate) fn take_identity(&mut self) -> Result<(), Failure> {
         let mut identity =
             ControllerIdentity::verify(&self.admin.data::<IdentifyController>()).map_err(Failure::Unsupported)?;
         identity.ignores_fua |= self.options.ignores_fua;
         match &self.identity {
-            Some(known) if !known.is_same(&identity) => Err(Failure::Changed),
-            _ => {
-                self.identity = Some(identity);
-                Ok(())
-            }
+            Some(known) => self.identity = Some(known.renewed(identity).ok_or(Failure::Changed)?),
+            None => self.identity = Some(identity),
         }
+        Ok(())
     }
 
     fn take_namespaces(&mut self, after: u32) -> Result<Step, Failure> {
@@ -200,8 +198,13 @@ impl<F: PciFunction> Core<F> {
         let identity = self.identity.as_ref().expect("identified before its namespaces");
         let namespace = Namespace::verify(id, &self.admin.data::<IdentifyNamespace>(), identity);
         match self.namespaces.iter_mut().find(|(known, _)| *known == id) {
-            Some((_, known)) if *known != namespace && self.opened.contains(&id) => return Err(Failure::Changed),
-            Some((_, known)) => *known = namespace,
+            Some((_, known)) => {
+                let is_same = matches!((&*known, &namespace), (Ok(known), Ok(found)) if known.is_same(found));
+                if !is_same && self.opened.contains(&id) {
+                    return Err(Failure::Changed);
+                }
+                *known = namespace;
+            }
             None => self.namespaces.push((id, namespace)),
         }
         Ok(())

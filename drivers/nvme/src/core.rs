@@ -25,7 +25,9 @@ use crate::{
     lock::Lock,
     queue::{Patience, Queue, SLOTS_MAX},
     registers::Controls,
-    spec::{AsynchronousEvent, Configuration, ErrorEntry, HealthLog, SubmissionEntry, admin_opcode, log_page},
+    spec::{
+        AsynchronousEvent, Configuration, ErrorEntry, HealthLog, SubmissionEntry, admin_opcode, identify_kind, log_page,
+    },
 };
 use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc, time::Duration};
 use twinlog_device::{DeviceErrorKind, Nanos};
@@ -173,6 +175,9 @@ pub(crate) struct Core<F: PciFunction> {
     change_count: u64,
     /// Since when it has paused.
     paused_at: Option<Nanos>,
+    /// How often its firmware may have become another: after a pause, or as it has announced. And how many of these it has been identified after.
+    doubt_count: u64,
+    identified_count: u64,
     /// For how long it has had its oldest command, at the last look.
     oldest: Duration,
 }
@@ -212,6 +217,8 @@ impl<F: PciFunction> Core<F> {
             timeout_count: 0,
             change_count: 0,
             paused_at: None,
+            doubt_count: 0,
+            identified_count: 0,
             oldest: Duration::ZERO,
         }
     }
@@ -244,7 +251,7 @@ impl<F: PciFunction> Core<F> {
             timeout_count: self.timeout_count,
             change_count: self.change_count,
             oldest: self.oldest,
-            is_paused: self.paused_at.is_some(),
+            is_paused: self.paused_at.is_some() || !self.is_known(),
             confined_by: self.function.confined_by(),
             flushes_writes: self.identity.as_ref().is_some_and(ControllerIdentity::flushes_writes),
         }
@@ -396,6 +403,7 @@ impl<F: PciFunction> Core<F> {
 
     fn enable(&mut self, now: Nanos) {
         (self.log_wanted, self.paused_at) = (None, None);
+        self.identified_count = self.doubt_count;
         self.events_max = EVENTS_MAX;
         self.admin.reset(&self.controls);
         if self.events.is_empty() {
@@ -418,6 +426,9 @@ impl<F: PciFunction> Core<F> {
                 return self.set_step(Step::Live);
             };
             queue.set_live();
+            if !self.is_known() {
+                queue.pause(now);
+            }
         }
         self.health_at = now;
         self.phase = Phase::Live;
@@ -444,7 +455,13 @@ impl<F: PciFunction> Core<F> {
     fn resume(&mut self, now: Nanos) {
         if let Some(since) = self.paused_at.take() {
             self.admin.postpone(now.since(since));
+            self.doubt_count += 1;
         }
+    }
+
+    /// Whether its identity is that of the firmware that it has. If not, the queues stay as they are in a pause: durable writes depend on it.
+    fn is_known(&self) -> bool {
+        self.identified_count == self.doubt_count
     }
 
     fn watch(&mut self, now: Nanos) {
@@ -456,10 +473,18 @@ impl<F: PciFunction> Core<F> {
                     Purpose::Event if answer.status.is_success() => {
                         let event = AsynchronousEvent(answer.result);
                         self.change_count += u64::from(event.kind() == AsynchronousEvent::NAMESPACES_CHANGED);
+                        // The pause that follows may be too short to be seen.
+                        self.doubt_count += u64::from(event.kind() == AsynchronousEvent::FIRMWARE_STARTING);
                         self.log_wanted = Some(event.log_page());
                     }
                     // It does not want so many, or none.
                     Purpose::Event => self.events_max = 0,
+                    Purpose::Identity(count) if answer.status.is_success() => match self.take_identity() {
+                        Ok(()) => self.identified_count = count,
+                        Err(failure) => return self.stop(now, Next::Fail(failure)),
+                    },
+                    // After a reset it has to say.
+                    Purpose::Identity(_) => return self.recover(now),
                     Purpose::Log(log_page::HEALTH) if answer.status.is_success() => {
                         self.health = Some(Health::new(&self.admin.data::<HealthLog>(), now));
                     }
@@ -473,11 +498,16 @@ impl<F: PciFunction> Core<F> {
         let mut aborts = Vec::new();
         let mut is_hopeless = self.admin.is_late(now);
         self.oldest = Duration::ZERO;
+        let is_known = self.is_known();
         for queue in &self.queues {
             let Some(mut queue) = queue.attempt() else { continue };
-            queue.resume(now);
-            self.oldest = self.oldest.max(queue.oldest(now));
-            is_hopeless |= queue.watch(now, &mut aborts);
+            if is_known {
+                queue.resume(now);
+                self.oldest = self.oldest.max(queue.oldest(now));
+                is_hopeless |= queue.watch(now, &mut aborts);
+            } else {
+                queue.pause(now);
+            }
             if let Some(violation) = queue.violation() {
                 drop(queue);
                 return self.stop(now, Next::Fail(Failure::Violation(violation)));
@@ -507,7 +537,14 @@ impl<F: PciFunction> Core<F> {
                 deadline,
             );
         }
-        if self.admin.count(|purpose| matches!(purpose, Purpose::Log(_))) == 0 {
+        let has_data = |purpose| matches!(purpose, Purpose::Log(_) | Purpose::Identity(_));
+        if self.admin.count(has_data) > 0 {
+            // One after the other.
+        } else if !self.is_known() {
+            self.admin.clear_data();
+            let entry = self.identify(identify_kind::CONTROLLER, 0);
+            self.admin.send(Purpose::Identity(self.doubt_count), entry, deadline);
+        } else {
             if self.log_wanted.is_none() && now.since(self.health_at) >= HEALTH_INTERVAL {
                 self.log_wanted = Some(log_page::HEALTH);
             }

@@ -67,8 +67,8 @@ pub enum Failure {
     /// It had to be reset too often.
     #[error("the controller had to be reset too often")]
     Unstable,
-    /// After a reset it was another one, or its namespaces were.
-    #[error("after a reset the controller was not the same")]
+    /// After a reset, or with another firmware, it was another one or can do less, or its namespaces were others.
+    #[error("after a reset or a new firmware the controller was not the same")]
     Changed,
     /// Neither the controller nor its function could be reset: it may still be writing to memory.
     #[error("the controller cannot be stopped")]

@@ -29,10 +29,11 @@
 //! |---|---|
 //! | a command is not answered in time | abort; then reset of the controller; then of the function. It ends with `Os(ETIMEDOUT)`; others in flight are given again |
 //! | CSTS.PP: it processes nothing for a while | it is given nothing, nothing is late, also while it is brought up; reset if that lasts longer than it said, and than a command may take |
+//! | it may have another firmware, after a pause or as it has announced | nothing more is given to it, or taken from it, until it was asked again what it is |
 //! | CSTS.CFS, or ready goes away | reset; everything in flight is given again |
 //! | CSTS reads all ones, or the kernel wants the function back | it is stopped as far as it answers; everything ends with `Gone` |
 //! | the controller breaks the protocol | it is stopped; everything ends with `Gone` |
-//! | after a reset it has another identity (but for its firmware), or a namespace another size | the same |
+//! | after a reset or a new firmware it is another controller, or does not keep what disks were told; or a namespace has another size | the same |
 //! | another host has reserved a namespace | what would change it ends with `Fenced`, and whatever a preemption ends; of a disk that has met that, changes without asking the controller again |
 //! | neither controller nor function can be reset | the same; blocks and queues that it has are never used again |
 //!

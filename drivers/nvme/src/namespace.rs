@@ -42,7 +42,7 @@ pub struct ControllerIdentity {
     pub has_reservations: bool,
     /// Whether a command may name its data by a scatter gather list.
     pub has_sgls: bool,
-    /// Logical blocks that one command writes atomically: in normal operation, over a power failure.
+    /// Logical blocks that one command writes atomically: in normal operation, over a power failure. With another firmware they may be fewer.
     pub atomic_lbas: [u32; 2],
     /// Aborts at the same time.
     pub(crate) aborts_max: u16,
@@ -101,9 +101,30 @@ impl ControllerIdentity {
         self.has_write_cache && self.ignores_fua
     }
 
-    /// Whether it is the same controller, perhaps with another firmware: one may have been activated meanwhile.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        *self == Self { firmware: self.firmware.clone(), ..other.clone() }
+    /// What is known of the controller once it was identified again, perhaps with another firmware: one may have been activated meanwhile. What open disks
+    /// were told stays as they know it, also where it can do more now: the next firmware may be the former one.
+    ///
+    /// None if it is another controller, or does not keep what disks were told: a write cache that nobody flushes loses what was answered.
+    pub(crate) fn renewed(&self, found: Self) -> Option<Self> {
+        let is_same =
+            (&self.serial, &self.model, self.controller_id) == (&found.serial, &found.model, found.controller_id);
+        let Self { transfer_blocks_max, has_write_cache, has_sgls, .. } = *self;
+        let Self { can_deallocate, can_write_zeroes, has_reservations, .. } = *self;
+        let is_kept = found.transfer_blocks_max >= transfer_blocks_max
+            && (has_write_cache || !found.has_write_cache)
+            && (!has_sgls || found.has_sgls)
+            && (!can_deallocate || found.can_deallocate)
+            && (!can_write_zeroes || found.can_write_zeroes)
+            && (!has_reservations || found.has_reservations);
+        (is_same && is_kept).then_some(Self {
+            transfer_blocks_max,
+            has_write_cache,
+            has_sgls,
+            can_deallocate,
+            can_write_zeroes,
+            has_reservations,
+            ..found
+        })
     }
 }
 
@@ -130,7 +151,7 @@ pub struct Namespace {
     pub is_shared: bool,
     /// What it knows of reservations, as in RESCAP; zero for nothing, and where the controller does not know them.
     pub reservations: u8,
-    /// Logical blocks that one command writes atomically: in normal operation, over a power failure.
+    /// Logical blocks that one command writes atomically: in normal operation, over a power failure. With another firmware they may be fewer.
     pub atomic_lbas: [u32; 2],
 }
 
@@ -171,6 +192,11 @@ impl Namespace {
             reservations: if controller.has_reservations { raw.reservations } else { 0 },
             atomic_lbas: if own { atomic } else { controller.atomic_lbas },
         })
+    }
+
+    /// Whether it is the same namespace. Larger atomic units may differ, on which nobody depends ([`Self::sector_bytes`]): a new firmware may have others.
+    pub(crate) fn is_same(&self, found: &Self) -> bool {
+        *self == Self { atomic_lbas: self.atomic_lbas, ..found.clone() }
     }
 
     /// Whether a reservation of `kind` can be held on it.
@@ -265,6 +291,46 @@ mod tests {
         let mut metadata = namespace(0, 9, 80);
         metadata.formats[0].metadata_bytes = 8.into();
         assert_eq!(verify(&metadata), Err(Unsupported::Metadata));
+    }
+
+    #[test]
+    fn another_firmware_keeps_what_disks_were_told() {
+        let mut raw = controller();
+        (raw.transfer_shift_max, raw.sgls) = (5, 1.into());
+        raw.commands = (once::DATASET | once::WRITE_ZEROES | once::RESERVATIONS).into();
+        raw.attributes = attribute::WIDE_HOST_ID.into();
+        let known = ControllerIdentity::verify(&raw).expect("a usual controller");
+        let renewed = |change: &dyn Fn(&mut IdentifyController)| {
+            let mut raw = raw.clone();
+            change(&mut raw);
+            known.renewed(ControllerIdentity::verify(&raw).expect("a usual controller"))
+        };
+        assert_eq!(renewed(&|_| ()), Some(known.clone()));
+        let other = renewed(&|raw| {
+            (raw.firmware, raw.aborts_max, raw.events_max) = (*b"2.0     ", 9, 9);
+            (raw.events, raw.shutdown_us, raw.activation_units) = (5.into(), 7.into(), 3.into());
+            (raw.atomic_normal, raw.atomic_power_fail) = (3.into(), 4.into());
+            raw.transfer_shift_max = 6;
+        });
+        let other = other.expect("the same controller");
+        assert_eq!((other.firmware.as_str(), other.transfer_blocks_max), ("2.0", 32));
+        assert_eq!((other.aborts_max, other.events_max, other.notices, other.shutdown_us), (10, 10, 5, 7));
+        assert_eq!((other.activation, other.atomic_lbas), (ACTIVATION_UNIT * 3, [4, 5]));
+        let worse: [&dyn Fn(&mut IdentifyController); 10] = [
+            &|raw| raw.serial[0] = b'x',
+            &|raw| raw.model[0] = b'x',
+            &|raw| raw.controller_id = 9.into(),
+            &|raw| raw.transfer_shift_max = 4,
+            &|raw| raw.write_cache = 1,
+            &|raw| raw.sgls = 0.into(),
+            &|raw| raw.commands = (once::WRITE_ZEROES | once::RESERVATIONS).into(),
+            &|raw| raw.commands = (once::DATASET | once::RESERVATIONS).into(),
+            &|raw| raw.commands = (once::DATASET | once::WRITE_ZEROES).into(),
+            &|raw| raw.attributes = 0.into(),
+        ];
+        for (index, change) in worse.into_iter().enumerate() {
+            assert_eq!(renewed(change), None, "change {index}");
+        }
     }
 
     #[test]

@@ -93,19 +93,21 @@ impl Device {
         raw.model[..self.config.model.len()].copy_from_slice(self.config.model.as_bytes());
         raw.firmware = *b"1.0     ";
         raw.firmware[2] += self.firmware;
+        // Another one differs in what no disk depends on: here ANA's notice.
+        let ana = u32::from(self.firmware.min(1)) << 11;
         raw.activation_units = self.config.activation_units.into();
         raw.transfer_shift_max = self.config.transfer_shift_max;
         raw.controller_id = self.controller_id.into();
         raw.version = 0x0001_0400.into();
         raw.attributes = attribute::WIDE_HOST_ID.into();
-        raw.events = NOTICES.into();
-        raw.aborts_max = 3;
-        raw.events_max = 1;
+        raw.events = (NOTICES | ana).into();
+        raw.aborts_max = 3 + self.firmware;
+        raw.events_max = 1 + self.firmware;
         raw.entry_shifts = [0x66, 0x44];
         raw.namespace_max = 1024.into();
         raw.commands = (once::DATASET | once::WRITE_ZEROES | once::RESERVATIONS).into();
         raw.write_cache = u8::from(self.config.has_write_cache);
-        raw.atomic_power_fail = 7.into();
+        raw.atomic_power_fail = u16::from(7_u8.saturating_sub(self.firmware)).into();
         raw.sgls = u32::from(self.config.has_sgls).into();
         raw
     }

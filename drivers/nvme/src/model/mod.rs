@@ -199,6 +199,13 @@ impl Model {
         self.device.borrow_mut().activation = Some(turns);
     }
 
+    /// Gives the next firmware properties of its own, from now on.
+    pub fn change(&self, change: impl FnOnce(&mut ModelConfig)) {
+        let mut device = self.device.borrow_mut();
+        change(&mut device.config);
+        device.subsystem.borrow_mut().has_write_cache = device.config.has_write_cache;
+    }
+
     /// Takes the function away: registers read as all ones; with `noticed` the kernel says so, too.
     pub fn remove(&self, noticed: bool) {
         let mut device = self.device.borrow_mut();

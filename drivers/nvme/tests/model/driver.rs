@@ -420,6 +420,75 @@ fn a_pause_without_an_end_that_goes_on_over_resets_fails_the_controller() {
 }
 
 #[test]
+fn a_firmware_that_makes_writes_volatile_fails_the_controller() {
+    // It pauses for 5 s; so shortly that only its announcement is seen; for ever, so that it is reset.
+    for turns in [10, 0, u64::MAX] {
+        let mut rig = rig(ModelConfig { has_write_cache: false, ..ModelConfig::new(1) });
+        for _ in 0..20 {
+            rig.disks[0].poll(&mut Vec::new());
+            rig.turn();
+        }
+        rig.model.change(|config| config.has_write_cache = true);
+        rig.step = Duration::from_millis(500);
+        rig.model.activate_firmware(turns);
+        rig.turn();
+        if turns == 0 {
+            rig.turn();
+        }
+        begin_both(&mut rig);
+        assert_eq!(kinds(&mut rig, 2), [Err(DeviceErrorKind::Gone); 2], "{turns} turns");
+        assert_eq!(rig.controller().state(), ControllerState::Failed(Failure::Changed));
+        assert_eq!(rig.model.performed_count(), 0, "nothing is given to a firmware that is not known");
+        expect_whole(rig);
+    }
+}
+
+#[test]
+fn a_firmware_that_comes_while_the_controller_is_brought_up_is_known_before_it_is_used() {
+    for turns in 0..60 {
+        let mut rig = rig(ModelConfig { has_write_cache: false, ..ModelConfig::new(turns) });
+        rig.step = Duration::from_millis(20);
+        begin_both(&mut rig);
+        rig.model.fail();
+        let mut completions = Vec::new();
+        for _ in 0..turns {
+            rig.disks[0].poll(&mut completions);
+            rig.turn();
+        }
+        rig.model.change(|config| config.has_write_cache = true);
+        rig.model.activate_firmware(5);
+        rig.turn();
+        let performed_count = rig.model.performed_count();
+        for _ in 0..200 {
+            rig.disks[0].poll(&mut completions);
+            rig.turn();
+        }
+        assert_eq!(completions.len(), 2);
+        // What was with the controller is performed by the new firmware.
+        let succeeded_count = completions.drain(..).filter(|completion| completion.result.is_ok()).count() as u64;
+        assert!(succeeded_count <= performed_count, "after {turns} turns, {succeeded_count} by the new firmware");
+        assert_eq!(rig.controller().state(), ControllerState::Failed(Failure::Changed), "after {turns} turns");
+        expect_whole(rig);
+    }
+}
+
+#[test]
+fn a_firmware_that_can_do_more_can_be_taken_back() {
+    let mut rig = rig(ModelConfig::new(1));
+    for (transfer_shift_max, has_write_cache) in [(9, false), (8, true), (10, true)] {
+        rig.model.change(|config| {
+            (config.transfer_shift_max, config.has_write_cache) = (transfer_shift_max, has_write_cache);
+        });
+        assert_eq!(activate(&mut rig, 10), [Ok(()); 2]);
+        let identity = rig.controller().identity().expect("it was identified");
+        assert_eq!((identity.transfer_blocks_max, identity.has_write_cache), (256, true), "as the disk was told");
+    }
+    let identity = rig.controller().identity().expect("it was identified");
+    assert_eq!((identity.firmware.as_str(), rig.controller().reset_count()), ("1.3", 0));
+    expect_whole(rig);
+}
+
+#[test]
 fn a_disk_tells_how_it_is() {
     let mut rig = usual();
     let well = health(&mut rig);
