@@ -2,6 +2,7 @@
 
 use crate::{
     Violation,
+    deadline::Deadline,
     registers::Controls,
     ring::{self, Rings},
     spec::{PAGE_BYTES, Status, SubmissionEntry},
@@ -48,7 +49,7 @@ pub(crate) struct Answer {
 pub(crate) struct Admin<R, M> {
     rings: Rings<R, M>,
     /// Purpose of each command in flight, and until when it is to be answered.
-    slots: [Option<(Purpose, Nanos)>; SLOTS],
+    slots: [Option<(Purpose, Deadline)>; SLOTS],
     sequences: [u16; SLOTS],
     data: Arc<M>,
     memory: [Arc<M>; 2],
@@ -106,7 +107,7 @@ impl<R: Registers, M: DmaMemory> Admin<R, M> {
     pub(crate) fn send(&mut self, purpose: Purpose, mut entry: SubmissionEntry, deadline: Nanos) -> bool {
         let Some(index) = self.slots.iter().position(Option::is_none) else { return false };
         self.sequences[index] = self.sequences[index].wrapping_add(1);
-        self.slots[index] = Some((purpose, deadline));
+        self.slots[index] = Some((purpose, Deadline::new(deadline)));
         entry.command_id = U16::new(identifier(index, self.sequences[index]));
         self.rings.push(&entry);
         self.rings.tell();
@@ -137,12 +138,12 @@ impl<R: Registers, M: DmaMemory> Admin<R, M> {
 
     /// Whether a command other than an event request has not been answered in time.
     pub(crate) fn is_late(&self, now: Nanos) -> bool {
-        self.slots.iter().flatten().any(|&(purpose, deadline)| purpose != Purpose::Event && deadline <= now)
+        self.slots.iter().flatten().any(|&(purpose, deadline)| purpose != Purpose::Event && deadline.is_over(now))
     }
 
     /// Gives every command more time.
     pub(crate) fn postpone(&mut self, by: Duration) {
-        self.slots.iter_mut().flatten().for_each(|(_, deadline)| *deadline = *deadline + by);
+        self.slots.iter_mut().flatten().for_each(|(_, deadline)| deadline.postpone(by));
     }
 
     /// Leaves the memory to a controller that may still use it.

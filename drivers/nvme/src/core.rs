@@ -21,6 +21,7 @@ use crate::{
     ControllerIdentity, Failure, Health, HostId, LoggedError, Namespace, Unsupported,
     admin::{Admin, Purpose},
     bring_up::Step,
+    deadline::PAUSE_MAX,
     health::Condition,
     lock::Lock,
     queue::{Patience, Queue, SLOTS_MAX},
@@ -47,9 +48,6 @@ const READY_SLACK: Duration = Duration::from_secs(1);
 
 /// Least time for a shutdown, as the kernel's driver gives.
 const SHUTDOWN_MIN: Duration = Duration::from_secs(5);
-
-/// Longest pause that a controller is granted, however long a firmware's activation takes by its own word (up to 109 minutes): clients wait meanwhile.
-const PAUSE_MAX: Duration = Duration::from_secs(120);
 
 /// How often the health log is read without being asked for.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(60);
@@ -175,9 +173,9 @@ pub(crate) struct Core<F: PciFunction> {
     change_count: u64,
     /// Since when it has paused.
     paused_at: Option<Nanos>,
-    /// How often its firmware may have become another: after a pause, or as it has announced. And how many of these it has been identified after.
+    /// How often its firmware may have become another: after a pause, or as it has announced. And until when it must have been identified after that.
     doubt_count: u64,
-    identified_count: u64,
+    doubt: Option<Nanos>,
     /// For how long it has had its oldest command, at the last look.
     oldest: Duration,
 }
@@ -218,7 +216,7 @@ impl<F: PciFunction> Core<F> {
             change_count: 0,
             paused_at: None,
             doubt_count: 0,
-            identified_count: 0,
+            doubt: None,
             oldest: Duration::ZERO,
         }
     }
@@ -402,8 +400,7 @@ impl<F: PciFunction> Core<F> {
     }
 
     fn enable(&mut self, now: Nanos) {
-        (self.log_wanted, self.paused_at) = (None, None);
-        self.identified_count = self.doubt_count;
+        (self.log_wanted, self.paused_at, self.doubt) = (None, None, None);
         self.events_max = EVENTS_MAX;
         self.admin.reset(&self.controls);
         if self.events.is_empty() {
@@ -431,6 +428,8 @@ impl<F: PciFunction> Core<F> {
             }
         }
         self.health_at = now;
+        // It is asked from now on.
+        self.doubt = self.doubt.map(|_| now + self.doubt_max());
         self.phase = Phase::Live;
     }
 
@@ -455,13 +454,24 @@ impl<F: PciFunction> Core<F> {
     fn resume(&mut self, now: Nanos) {
         if let Some(since) = self.paused_at.take() {
             self.admin.postpone(now.since(since));
-            self.doubt_count += 1;
+            self.suspect(now);
         }
+    }
+
+    /// Its firmware may have become another. What it has said of itself so far does not count; the time in which it must say so again goes on.
+    fn suspect(&mut self, now: Nanos) {
+        self.doubt_count += 1;
+        self.doubt.get_or_insert(now + self.doubt_max());
+    }
+
+    /// How long it may take to say so: it is asked, pauses once more, and is asked again.
+    fn doubt_max(&self) -> Duration {
+        PAUSE_MAX + 2 * self.options.admin_timeout
     }
 
     /// Whether its identity is that of the firmware that it has. If not, the queues stay as they are in a pause: durable writes depend on it.
     fn is_known(&self) -> bool {
-        self.identified_count == self.doubt_count
+        self.doubt.is_none()
     }
 
     fn watch(&mut self, now: Nanos) {
@@ -474,13 +484,15 @@ impl<F: PciFunction> Core<F> {
                         let event = AsynchronousEvent(answer.result);
                         self.change_count += u64::from(event.kind() == AsynchronousEvent::NAMESPACES_CHANGED);
                         // The pause that follows may be too short to be seen.
-                        self.doubt_count += u64::from(event.kind() == AsynchronousEvent::FIRMWARE_STARTING);
+                        if event.kind() == AsynchronousEvent::FIRMWARE_STARTING && self.is_known() {
+                            self.suspect(now);
+                        }
                         self.log_wanted = Some(event.log_page());
                     }
                     // It does not want so many, or none.
                     Purpose::Event => self.events_max = 0,
                     Purpose::Identity(count) if answer.status.is_success() => match self.take_identity() {
-                        Ok(()) => self.identified_count = count,
+                        Ok(()) => self.doubt = self.doubt.filter(|_| count != self.doubt_count),
                         Err(failure) => return self.stop(now, Next::Fail(failure)),
                     },
                     // After a reset it has to say.
@@ -496,7 +508,7 @@ impl<F: PciFunction> Core<F> {
             }
         }
         let mut aborts = Vec::new();
-        let mut is_hopeless = self.admin.is_late(now);
+        let mut is_hopeless = self.admin.is_late(now) || self.doubt.is_some_and(|until| until <= now);
         self.oldest = Duration::ZERO;
         let is_known = self.is_known();
         for queue in &self.queues {

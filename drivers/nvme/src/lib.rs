@@ -28,7 +28,7 @@
 //! | what | outcome |
 //! |---|---|
 //! | a command is not answered in time | abort; then reset of the controller; then of the function. It ends with `Os(ETIMEDOUT)`; others in flight are given again |
-//! | CSTS.PP: it processes nothing for a while | it is given nothing, nothing is late, also while it is brought up; reset if that lasts longer than it said, and than a command may take |
+//! | CSTS.PP: it processes nothing for a while | it is given nothing, nothing is late, also while it is brought up; reset if that lasts longer than it said, and than a command may take; pauses one after the other give a command two minutes more in all |
 //! | it may have another firmware, after a pause or as it has announced | nothing more is given to it, or taken from it, until it was asked again what it is |
 //! | CSTS.CFS, or ready goes away | reset; everything in flight is given again |
 //! | CSTS reads all ones, or the kernel wants the function back | it is stopped as far as it answers; everything ends with `Gone` |
@@ -48,6 +48,7 @@ mod admin;
 mod bring_up;
 mod controller;
 mod core;
+mod deadline;
 mod disk;
 mod failure;
 mod health;

@@ -19,6 +19,7 @@
 
 use crate::{
     Violation,
+    deadline::Deadline,
     prp::{self, LIST_BYTES},
     reservation::{Reservation, ReservationReport},
     ring::Rings,
@@ -112,7 +113,7 @@ enum SlotState {
     /// To be given to the controller at this time or later.
     Waiting(Nanos),
     /// With the controller until this time, then to be aborted; and once it was asked to abort, until then to be reset.
-    Flying(Nanos),
+    Flying(Deadline),
 }
 
 struct Slot {
@@ -290,7 +291,7 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
         let Some(since) = self.paused_at.take() else { return };
         for slot in &mut self.slots {
             if let SlotState::Flying(deadline) = &mut slot.state {
-                *deadline = *deadline + now.since(since);
+                deadline.postpone(now.since(since));
             }
         }
         if self.state == QueueState::Halted && self.violation.is_none() {
@@ -336,7 +337,7 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
         let mut entry = self.encode(index);
         let slot = &mut self.slots[index];
         slot.sequence = slot.sequence.wrapping_add(1);
-        slot.state = SlotState::Flying(now + self.patience.command);
+        slot.state = SlotState::Flying(Deadline::new(now + self.patience.command));
         entry.command_id = U16::new(identifier(index, slot.sequence));
         self.rings.push(&entry);
     }
@@ -493,7 +494,7 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
         let age = |slot: &Slot| match slot.state {
             SlotState::Flying(deadline) => {
                 let all = self.patience.command + if slot.timed_out { self.patience.abort } else { Duration::ZERO };
-                all.saturating_sub(deadline.since(now))
+                all.saturating_sub(deadline.left(now))
             }
             SlotState::Idle | SlotState::Waiting(_) => Duration::ZERO,
         };
@@ -504,10 +505,12 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
     pub(crate) fn watch(&mut self, now: Nanos, aborts: &mut Vec<[u16; 2]>) -> bool {
         let mut is_hopeless = false;
         for (index, slot) in self.slots.iter_mut().enumerate() {
-            if matches!(slot.state, SlotState::Flying(deadline) if deadline <= now) {
+            if let SlotState::Flying(deadline) = &mut slot.state
+                && deadline.is_over(now)
+            {
                 is_hopeless |= slot.timed_out;
                 slot.timed_out = true;
-                slot.state = SlotState::Flying(now + self.patience.abort);
+                deadline.set(now + self.patience.abort);
                 aborts.push([self.rings.id(), identifier(index, slot.sequence)]);
             }
         }

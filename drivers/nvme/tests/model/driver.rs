@@ -2,7 +2,9 @@
 
 use crate::support::{Rig, TURNS_MAX, expect_whole};
 use std::time::Duration;
-use twinlog_device::{BlockBuf, BlockDevice, BlockRange, DeviceErrorKind, DeviceHealth, Persistence, Token};
+use twinlog_device::{
+    BlockBuf, BlockCompletion, BlockDevice, BlockRange, DeviceErrorKind, DeviceHealth, Persistence, Token,
+};
 use twinlog_nvme::{
     Controller, ControllerOptions, ControllerState, Failure, OpenError, Unsupported, Violation,
     model::{Mischief, ModelConfig, ModelNamespace},
@@ -30,7 +32,12 @@ fn begin_both(rig: &mut Rig) {
 }
 
 fn kinds(rig: &mut Rig, count: usize) -> Vec<Result<(), DeviceErrorKind>> {
-    let mut completions = rig.collect(0, count);
+    let completions = rig.collect(0, count);
+    results(completions)
+}
+
+/// What operations came to, in the order of their tokens.
+fn results(mut completions: Vec<BlockCompletion>) -> Vec<Result<(), DeviceErrorKind>> {
     completions.sort_by_key(|completion| completion.token);
     completions.into_iter().map(|completion| completion.result.map_err(|error| error.kind)).collect()
 }
@@ -417,6 +424,68 @@ fn a_pause_without_an_end_that_goes_on_over_resets_fails_the_controller() {
         assert_eq!(rig.controller().state(), ControllerState::Failed(Failure::Unstable));
         expect_whole(rig);
     }
+}
+
+/// Pauses for nine seconds and goes on for some milliseconds, again and again, until the controller is reset once more. What two operations came to.
+fn flap(rig: &mut Rig, milliseconds: u32) -> Vec<Result<(), DeviceErrorKind>> {
+    let reset_count = rig.controller().reset_count();
+    let mut completions = Vec::new();
+    for _ in 0..200 {
+        rig.model.activate_firmware(18);
+        rig.turn();
+        rig.step = Duration::from_millis(500);
+        for _ in 0..18 {
+            rig.controller().poll(rig.time.get());
+            rig.disks[0].poll(&mut completions);
+            rig.turn();
+        }
+        rig.step = Duration::from_millis(1);
+        for _ in 0..milliseconds {
+            rig.controller().poll(rig.time.get());
+            rig.disks[0].poll(&mut completions);
+            rig.turn();
+        }
+        if rig.controller().reset_count() > reset_count {
+            rig.model.set_mischief(Mischief::default());
+            rig.step = Duration::from_millis(500);
+            completions.append(&mut rig.collect(0, 2 - completions.len()));
+            return results(completions);
+        }
+    }
+    panic!("pauses that never end for long");
+}
+
+#[test]
+fn pauses_again_and_again_without_an_answer_cost_a_reset() {
+    // The first is seen to go on once in a while: what it answers is always from before the latest pause. The second can be asked.
+    for milliseconds in [1, 5] {
+        let mut rig = rig(ModelConfig { delay_max: 0, ..ModelConfig::new(1) });
+        rig.model.set_mischief(Mischief { no_answer: ALWAYS, ..Mischief::default() });
+        begin_both(&mut rig);
+        rig.disks[0].poll(&mut Vec::new());
+        rig.turn();
+        rig.model.set_mischief(Mischief::default());
+        // Where only the identity was waited for, nothing has timed out.
+        let end = if milliseconds == 1 { Ok(()) } else { Err(DeviceErrorKind::Os(libc::ETIMEDOUT)) };
+        assert_eq!(flap(&mut rig, milliseconds), [end; 2]);
+        expect_whole(rig);
+    }
+}
+
+#[test]
+fn pauses_again_and_again_while_it_is_brought_up_cost_another_reset() {
+    let mut rig = usual();
+    rig.model.set_mischief(Mischief { no_answer: ALWAYS, ..Mischief::default() });
+    begin_both(&mut rig);
+    rig.model.fail();
+    rig.step = Duration::from_millis(20);
+    for _ in 0..40 {
+        rig.disks[0].poll(&mut Vec::new());
+        rig.turn();
+    }
+    assert_eq!((rig.controller().state(), rig.controller().reset_count()), (ControllerState::Starting, 1));
+    assert_eq!(flap(&mut rig, 1), [Ok(()); 2]);
+    expect_whole(rig);
 }
 
 #[test]
