@@ -19,6 +19,9 @@ pub(super) const WINDOW_BYTES: usize = 0x4000;
 /// Turns that a late command takes at most.
 const LATE_MAX: u64 = 400;
 
+/// Turns that a pause takes at most, unless it has no end.
+const PAUSE_MAX: u64 = 200;
+
 /// Turns until the controller has followed a change of CC.EN, at most.
 const CHANGE_MAX: u64 = 8;
 
@@ -390,7 +393,7 @@ impl Device {
     }
 
     fn misbehave(&mut self) {
-        let Mischief { fatal, not_ready, vanish, removed, wanted_back, hides_ready, event, .. } = self.mischief;
+        let Mischief { fatal, not_ready, vanish, removed, wanted_back, hides_ready, event, pause, .. } = self.mischief;
         if self.fails(fatal) {
             self.is_fatal = true;
         }
@@ -408,6 +411,10 @@ impl Device {
         self.hides_ready |= self.power == Power::Ready && self.fails(hides_ready);
         if self.fails(event) {
             self.has_event = true;
+        }
+        if self.fails(pause) {
+            let turns = if self.prng.chance(1, 4) { u64::MAX } else { self.prng.below(PAUSE_MAX) };
+            self.activation = Some(turns);
         }
     }
 

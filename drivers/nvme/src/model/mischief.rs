@@ -29,7 +29,7 @@ pub struct Mischief {
     pub bad_status: u64,
     /// A part of what identify or a log page returns is drawn.
     pub lie: u64,
-    /// The fatal status appears; drawn each turn, like the next six.
+    /// The fatal status appears; drawn each turn, like the next seven.
     pub fatal: u64,
     /// The ready bit disappears.
     pub not_ready: u64,
@@ -43,6 +43,8 @@ pub struct Mischief {
     pub wanted_back: u64,
     /// A health event is reported.
     pub event: u64,
+    /// A firmware is activated: it pauses for a while, or for ever.
+    pub pause: u64,
     /// The controller does not become ready; drawn once each time it is enabled.
     pub never_ready: u64,
     /// It does not stop when it is disabled.
@@ -82,6 +84,7 @@ impl Mischief {
             removed: rate(10),
             wanted_back: rate(10),
             event: rate(300),
+            pause: rate(20),
             never_ready: rate(500),
             never_stops: rate(500),
             ignored_abort: rate(700),

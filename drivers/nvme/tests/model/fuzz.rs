@@ -22,6 +22,14 @@ const HISTORIES: u64 = 3000;
 /// Blocks of a namespace.
 const BLOCKS: u64 = 24;
 
+/// As this driver is told, and as it has it from the specification and by itself.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+const UNIT: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(120);
+
+/// Turns from the end of a pause until the driver has surely seen that.
+const CALM_MIN: u64 = 10;
+
 /// What is expected of a block: the byte that fills it.
 type Content = BTreeMap<u64, u8>;
 
@@ -32,12 +40,16 @@ struct History {
     rig: Rig,
     prng: Prng,
     behaves: bool,
+    /// Turns that a good controller's pauses take at most, by its own word; none where it never pauses.
+    pause_turns_max: Option<u64>,
     /// Operations in flight; of reads what each block holds, as far as it is known.
     flying: BTreeMap<Token, Option<Known>>,
     content: Content,
     next: u64,
     succeeded: u64,
     failed: u64,
+    /// Pauses of a good controller.
+    paused: u64,
 }
 
 fn config(seed: u64, prng: &mut Prng, mischief: Mischief) -> ModelConfig {
@@ -59,6 +71,8 @@ fn config(seed: u64, prng: &mut Prng, mischief: Mischief) -> ModelConfig {
         (config.model, config.ignores_fua) = ("QEMU NVMe Ctrl", true);
     }
     config.delay_max = prng.below(6);
+    // Nothing, up to ten seconds, or longer than the driver believes.
+    config.activation_units = *prng.pick(&[0, 1, 20, 100, u16::MAX]);
     config.mischief = mischief;
     config
 }
@@ -71,15 +85,24 @@ impl History {
         // Half of the bad ones behave until they serve.
         let is_late = prng.chance(1, 2);
         let config = config(seed, &mut prng, if is_late { Mischief::default() } else { mischief });
+        let units = config.activation_units;
         let mut rig = Rig::new(config, 128);
         rig.step = Duration::from_millis(prng.between(50, 500));
+        let patience = if units == 0 { ADMIN_TIMEOUT } else { (UNIT * units.into()).min(PAUSE_MAX) };
+        let pause_turns_max = u64::try_from(patience.as_nanos() / rig.step.as_nanos()).expect("small");
+        let pause_turns_max = (behaves && prng.chance(1, 2)).then_some(pause_turns_max);
+        if pause_turns_max.is_some() {
+            // Before it has said for how long, the driver has this much patience.
+            let turns_max = u64::try_from(ADMIN_TIMEOUT.as_nanos() / rig.step.as_nanos()).expect("small");
+            rig.model.activate_firmware(prng.between(0, turns_max));
+        }
         let options = ControllerOptions {
             disk_count: u16::try_from(prng.between(1, 3)).expect("small"),
             queue_depth: u16::try_from(prng.between(1, 8)).expect("small"),
             interrupts: false,
             command_timeout: Duration::from_secs(5),
             abort_timeout: Duration::from_secs(1),
-            admin_timeout: Duration::from_secs(5),
+            admin_timeout: ADMIN_TIMEOUT,
             host_id: prng.chance(1, 2).then_some([7; 16]),
             ignores_fua: prng.chance(1, 4),
         };
@@ -101,7 +124,7 @@ impl History {
         }
         rig.model.set_mischief(mischief);
         let (flying, content) = (BTreeMap::new(), BTreeMap::new());
-        Self { rig, prng, behaves, flying, content, next: 0, succeeded: 0, failed: 0 }
+        Self { rig, prng, behaves, pause_turns_max, flying, content, next: 0, succeeded: 0, failed: 0, paused: 0 }
     }
 
     /// Queues one operation on blocks that no other one in flight touches: each slot of eight blocks is one disk's.
@@ -188,7 +211,16 @@ impl History {
         let count = self.prng.between(1, 40);
         let mut left = count;
         let mut completions = Vec::new();
+        // In a pause and shortly after it there is no other one: the driver would take the two for one that is too long.
+        let mut calm = 0_u64;
         for _ in 0..TURNS_MAX {
+            calm = calm.saturating_sub(1);
+            if let (Some(turns_max), true) = (self.pause_turns_max, calm == 0 && self.prng.chance(1, 20)) {
+                let turns = self.prng.between(0, turns_max);
+                self.rig.model.activate_firmware(turns);
+                self.paused += 1;
+                calm = turns + CALM_MIN;
+            }
             for disk in 0..self.rig.disks.len() {
                 while left > 0 && self.rig.disks[disk].room() > 0 && self.prng.chance(1, 2) {
                     left -= 1;
@@ -205,13 +237,15 @@ impl History {
         panic!("{} operations never completed", self.flying.len());
     }
 
-    fn end(mut self) -> (u64, u64) {
+    fn end(mut self) -> [u64; 3] {
         self.rig.model.set_mischief(Mischief::default());
         let state = self.rig.controller.as_ref().map(|controller| self.rig.settle(controller));
         let faults = self.rig.model.dma_faults();
         assert_eq!(faults, [], "memory is reached as the driver allowed");
         if self.behaves {
             self.rig.expect_no_fault();
+            let reset_count = self.rig.controller.as_ref().map_or(0, Controller::reset_count);
+            assert_eq!(reset_count, 0, "a good controller is never reset");
         }
         // The last chance to stop it is when the driver goes.
         let may_lose = state == Some(ControllerState::Failed(Failure::Unstoppable))
@@ -219,7 +253,7 @@ impl History {
         self.rig.close();
         let (free, all) = (self.rig.pool.free_count(), self.rig.pool.block_count());
         assert!(may_lose || free == all, "{free} of {all} blocks are left, {state:?}");
-        (self.succeeded, self.failed)
+        [self.succeeded, self.failed, self.paused]
     }
 }
 
@@ -240,7 +274,7 @@ fn no_controller_breaks_the_driver() {
     let first = number("TWINLOG_SEED").unwrap_or(0);
     // None at all runs the one history of the seed.
     let count = (HISTORIES * number("TWINLOG_FUZZ_TIMES").unwrap_or(1)).max(1);
-    let (mut operations, mut served, mut failed, mut never) = (0, 0, 0, 0);
+    let (mut operations, mut served, mut failed, mut never, mut paused) = (0, 0, 0, 0, 0);
     for seed in first..first + count {
         let _witness = Witness(seed);
         let mut history = History::new(seed);
@@ -249,12 +283,14 @@ fn no_controller_breaks_the_driver() {
             history.run();
         }
         operations += history.next;
-        let (succeeded, errors) = history.end();
+        let [succeeded, errors, pauses] = history.end();
         served += succeeded;
         failed += errors;
+        paused += pauses;
     }
     println!(
-        "{count} histories, {operations} operations: {served} succeeded, {failed} failed; {never} controllers never served"
+        "{count} histories, {operations} operations: {served} succeeded, {failed} failed; {never} controllers never served; good ones paused {paused} times"
     );
-    assert!(count < 100 || (served > failed && failed > count && never > count / 20), "the mixture shows everything");
+    let has_all = served > failed && failed > count && never > count / 20 && paused > count / 20;
+    assert!(count < 100 || has_all, "the mixture shows everything");
 }
