@@ -38,7 +38,10 @@ use twinlog_pci::{PciFunction, PoolMap};
 const RESETS_MAX: usize = 5;
 
 /// See [`RESETS_MAX`].
-const RESETS_WINDOW: Duration = Duration::from_secs(600);
+const RESETS_WINDOW: Duration = Duration::from_secs(1200);
+
+// One that pauses without an end, or does not say afterwards what it is, whenever it serves again, is given up.
+const _: () = assert!(2 * PAUSE_MAX.as_secs() * (RESETS_MAX as u64) <= RESETS_WINDOW.as_secs());
 
 /// The unit of CAP.TO.
 const READY_UNIT: Duration = Duration::from_millis(500);

@@ -517,9 +517,10 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
         is_hopeless
     }
 
-    /// After a reset, known to have stopped the controller: what it finished before counts, the rest begins again when the queue is live.
+    /// After a reset, known to have stopped the controller: what it finished before counts, the rest begins again when the queue is live. What has come since
+    /// a pause is not counted: whether it lasts was up to a firmware that nobody knows.
     pub(crate) fn rewind(&mut self, now: Nanos) {
-        if self.violation.is_none() {
+        if self.violation.is_none() && self.paused_at.is_none() {
             self.reap(now);
         }
         self.state = QueueState::Halted;
@@ -527,9 +528,10 @@ impl<R: Registers, M: DmaMemory> Queue<R, M> {
         self.rings.reset();
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
+            // What a reset does to a cache is not known: who waits for a flush is written again, too.
+            slot.is_flushing = false;
             if matches!(slot.state, SlotState::Flying(_)) {
                 slot.resubmits += 1;
-                slot.is_flushing = false;
                 if slot.timed_out {
                     self.finish(index, Err(DeviceErrorKind::Os(libc::ETIMEDOUT)));
                 } else if slot.resubmits > RESUBMITS_MAX || matches!(slot.kind, Kind::Reserve(_)) {

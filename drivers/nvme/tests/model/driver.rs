@@ -379,6 +379,24 @@ fn a_pause_longer_than_said_is_waited_for_as_long_as_a_command() {
 }
 
 #[test]
+fn a_controller_that_pauses_without_an_end_whenever_it_serves_is_given_up() {
+    let mut rig = rig(ModelConfig { activation_units: u16::MAX, ..ModelConfig::new(1) });
+    rig.step = Duration::from_millis(500);
+    let mut was_live = false;
+    for _ in 0..TURNS_MAX {
+        let is_live = rig.controller().state() == ControllerState::Live;
+        if is_live && !was_live {
+            rig.model.activate_firmware(u64::MAX);
+        }
+        was_live = is_live;
+        rig.turn();
+        rig.disks[0].poll(&mut Vec::new());
+    }
+    assert_eq!(rig.controller().state(), ControllerState::Failed(Failure::Unstable));
+    expect_whole(rig);
+}
+
+#[test]
 fn a_pause_without_an_end_costs_a_reset_and_what_waits_is_done() {
     // It says 30 s, or too little, or nothing, or longer than anybody waits.
     for activation_units in [300, 5, 0, u16::MAX] {
@@ -510,6 +528,40 @@ fn a_firmware_that_makes_writes_volatile_fails_the_controller() {
         assert_eq!(rig.model.performed_count(), 0, "nothing is given to a firmware that is not known");
         expect_whole(rig);
     }
+}
+
+/// What it had when it paused is answered by its new firmware, and before that has said what it is, it fails.
+#[test]
+fn an_answer_of_a_firmware_that_is_not_known_does_not_count_after_a_reset() {
+    let mut late_count = 0;
+    for turns in 0..60 {
+        let mut rig = rig(ModelConfig { has_write_cache: false, ..ModelConfig::new(turns) });
+        rig.step = Duration::from_millis(20);
+        begin_both(&mut rig);
+        let mut completions = Vec::new();
+        rig.disks[0].poll(&mut completions);
+        rig.model.change(|config| config.has_write_cache = true);
+        rig.model.activate_firmware(10);
+        let mut is_late = false;
+        for turn in 0..400 {
+            if turn == 3 {
+                is_late = rig.model.performed_count() == 0;
+            }
+            if turn == turns {
+                rig.model.fail();
+            }
+            rig.turn();
+            rig.disks[0].poll(&mut completions);
+        }
+        assert_eq!(rig.controller().state(), ControllerState::Failed(Failure::Changed), "fatal in turn {turns}");
+        assert_eq!(completions.len(), 2);
+        let are_errors = completions.iter().all(|completion| completion.result.is_err());
+        assert!(are_errors || !is_late, "fatal in turn {turns}: {completions:?}");
+        late_count += u32::from(is_late);
+        drop(completions);
+        expect_whole(rig);
+    }
+    assert!(late_count > 10, "{late_count} were answered after the pause");
 }
 
 #[test]

@@ -24,6 +24,8 @@ const BLOCKS: u64 = 24;
 
 /// As this driver is told, and as it has it from the specification and by itself.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 const UNIT: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(120);
 
@@ -88,20 +90,21 @@ impl History {
         let units = config.activation_units;
         let mut rig = Rig::new(config, 128);
         rig.step = Duration::from_millis(prng.between(50, 500));
-        let patience = if units == 0 { ADMIN_TIMEOUT } else { (UNIT * units.into()).min(PAUSE_MAX) };
+        let patience_min = COMMAND_TIMEOUT + ABORT_TIMEOUT;
+        let patience = (UNIT * units.into()).min(PAUSE_MAX).max(patience_min);
         let pause_turns_max = u64::try_from(patience.as_nanos() / rig.step.as_nanos()).expect("small");
         let pause_turns_max = (behaves && prng.chance(1, 2)).then_some(pause_turns_max);
         if pause_turns_max.is_some() {
             // Before it has said for how long, the driver has this much patience.
-            let turns_max = u64::try_from(ADMIN_TIMEOUT.as_nanos() / rig.step.as_nanos()).expect("small");
+            let turns_max = u64::try_from(patience_min.as_nanos() / rig.step.as_nanos()).expect("small");
             rig.model.activate_firmware(prng.between(0, turns_max));
         }
         let options = ControllerOptions {
             disk_count: u16::try_from(prng.between(1, 3)).expect("small"),
             queue_depth: u16::try_from(prng.between(1, 8)).expect("small"),
             interrupts: false,
-            command_timeout: Duration::from_secs(5),
-            abort_timeout: Duration::from_secs(1),
+            command_timeout: COMMAND_TIMEOUT,
+            abort_timeout: ABORT_TIMEOUT,
             admin_timeout: ADMIN_TIMEOUT,
             host_id: prng.chance(1, 2).then_some([7; 16]),
             ignores_fua: prng.chance(1, 4),
