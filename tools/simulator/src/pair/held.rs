@@ -401,6 +401,7 @@ impl History {
         };
         order.replies = None;
         let (is_early, was_healed) = (order.is_early, order.was_healed);
+        let may_be_done = was_healed && self.ends_with_its_node(pool, &reply);
         let is_online = self.is_brought_online(pool, reply, is_early)?;
         let rot = self.rots[pool].as_mut().expect("looked at before");
         if is_online {
@@ -409,7 +410,7 @@ impl History {
             self.read_again(pool, volume);
         } else {
             // What ended with its node may be done at the next opening, also where the block has healed meanwhile.
-            rot.orders.last_mut().expect("it was heard").is_refused = is_early && !was_healed;
+            rot.orders.last_mut().expect("it was heard").is_refused = is_early && !may_be_done;
             self.tell(lines::ONLINE_REFUSED, is_early);
         }
         Ok(())
@@ -417,21 +418,25 @@ impl History {
 
     /// Whether an order to bring a volume online was carried out, as its answer says. One that was meant to be refused may be, others need a reason.
     fn is_brought_online(&self, pool: usize, reply: AdminReply, is_meant: bool) -> Result<bool, Violation> {
+        let is_excused = is_meant || self.is_excused(pool) || self.ends_with_its_node(pool, &reply);
         match reply {
             AdminReply::Volumes { volumes } if volumes.iter().any(|volume| volume.offline.is_some()) => {
                 Err(found(Oracle::Damage, "a volume is online, and is shown as offline"))
             }
             AdminReply::Volumes { .. } => Ok(true),
+            AdminReply::Refused { .. } if is_excused => Ok(false),
             AdminReply::Refused { message, .. } => {
-                let is_leaving = self.pools[pool].server.is_none_or(|node| self.is_leaving(pool, node));
-                let is_over = message.contains("shutting down") || message.contains("stopp");
-                if is_meant || is_leaving || is_over || self.is_excused(pool) {
-                    return Ok(false);
-                }
                 Err(found(Oracle::Error, format!("a volume was not brought online without a fault: {message}")))
             }
             reply => Err(found(Oracle::Protocol, format!("an order got the answer to another: {reply:?}"))),
         }
+    }
+
+    /// Whether an order was refused because the node stops, or hands the pool over: it may have been carried out all the same.
+    fn ends_with_its_node(&self, pool: usize, reply: &AdminReply) -> bool {
+        let AdminReply::Refused { message, .. } = reply else { return false };
+        let is_leaving = self.pools[pool].server.is_none_or(|node| self.is_leaving(pool, node));
+        is_leaving || message.contains("shutting down") || message.contains("stopp")
     }
 
     /// Everything of a volume that is online again is read, and judged.
