@@ -30,7 +30,12 @@ use crate::{
         AsynchronousEvent, Configuration, ErrorEntry, HealthLog, SubmissionEntry, admin_opcode, identify_kind, log_page,
     },
 };
-use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
 use twinlog_device::{DeviceErrorKind, Nanos};
 use twinlog_pci::{PciFunction, PoolMap};
 
@@ -168,7 +173,8 @@ pub(crate) struct Core<F: PciFunction> {
     pub(crate) latest_error: Option<LoggedError>,
     /// Event requests to keep in flight; none after one was refused.
     events_max: u16,
-    log_wanted: Option<u8>,
+    /// Log pages to read: until they are, the controller is silent about events of their type.
+    logs_wanted: BTreeSet<u8>,
     health_at: Nanos,
     resets: VecDeque<Nanos>,
     reset_count: u64,
@@ -211,7 +217,7 @@ impl<F: PciFunction> Core<F> {
             health: None,
             latest_error: None,
             events_max: EVENTS_MAX,
-            log_wanted: None,
+            logs_wanted: BTreeSet::new(),
             health_at: Nanos(0),
             resets: VecDeque::new(),
             reset_count: 0,
@@ -403,7 +409,8 @@ impl<F: PciFunction> Core<F> {
     }
 
     fn enable(&mut self, now: Nanos) {
-        (self.log_wanted, self.paused_at, self.doubt) = (None, None, None);
+        self.logs_wanted.clear();
+        (self.paused_at, self.doubt) = (None, None);
         self.events_max = EVENTS_MAX;
         self.admin.reset(&self.controls);
         if self.events.is_empty() {
@@ -490,7 +497,7 @@ impl<F: PciFunction> Core<F> {
                         if event.kind() == AsynchronousEvent::FIRMWARE_STARTING && self.is_known() {
                             self.suspect(now);
                         }
-                        self.log_wanted = Some(event.log_page());
+                        self.logs_wanted.insert(event.log_page());
                     }
                     // It does not want so many, or none.
                     Purpose::Event => self.events_max = 0,
@@ -560,10 +567,10 @@ impl<F: PciFunction> Core<F> {
             let entry = self.identify(identify_kind::CONTROLLER, 0);
             self.admin.send(Purpose::Identity(self.doubt_count), entry, deadline);
         } else {
-            if self.log_wanted.is_none() && now.since(self.health_at) >= HEALTH_INTERVAL {
-                self.log_wanted = Some(log_page::HEALTH);
+            if now.since(self.health_at) >= HEALTH_INTERVAL {
+                self.logs_wanted.insert(log_page::HEALTH);
             }
-            if let Some(page) = self.log_wanted.take() {
+            if let Some(page) = self.logs_wanted.pop_first() {
                 if page == log_page::HEALTH {
                     self.health_at = now;
                 }

@@ -13,6 +13,10 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 /// Notices that it has: attributes of namespaces, activation of a firmware.
 const NOTICES: u32 = 1 << 8 | 1 << 9;
 
+/// Types of events.
+const HEALTH_EVENT: u8 = 1;
+const NOTICE_EVENT: u8 = 2;
+
 impl Device {
     /// Status and result of a command; none if it is not answered now.
     pub(super) fn perform_admin(&mut self, entry: &SubmissionEntry) -> Option<(Status, u32)> {
@@ -135,8 +139,10 @@ impl Device {
         if length_bytes > 4096 {
             return Status::INVALID_FIELD;
         }
+        let page = first.to_le_bytes()[0];
+        self.unread.retain(|&(_, of)| of != page);
         let mut bytes = Vec::new();
-        if first.to_le_bytes()[0] == log_page::HEALTH {
+        if page == log_page::HEALTH {
             let mut log = HealthLog::new_zeroed();
             log.critical_warning = self.critical_warning;
             log.temperature_k = 310.into();
@@ -208,29 +214,31 @@ impl Device {
         self.has_event = true;
     }
 
-    /// Answers an event request when something has happened.
+    /// Answers event requests when something has happened.
     pub(super) fn report_event(&mut self) {
-        if self.activation.is_some()
-            && self.notices & 1 << 9 != 0
-            && let Some(id) = self.events.pop()
-        {
-            // Notice, firmware activation starting, log page 03h.
-            self.answer(0, id, Status::SUCCESS, 2 | 1 << 8 | u32::from(log_page::FIRMWARE) << 16);
+        if self.activation.is_some() && self.notices & 1 << 9 != 0 {
+            // Firmware activation starting.
+            self.tell(NOTICE_EVENT, 1, log_page::FIRMWARE);
         }
-        let wants_notice = self.has_notice && self.notices & 1 << 8 != 0;
-        if let Some(id) = if wants_notice { self.events.pop() } else { None } {
-            self.has_notice = false;
-            // Notice, namespace attribute changed, log page 04h.
-            self.answer(0, id, Status::SUCCESS, 2 | u32::from(log_page::CHANGED_NAMESPACES) << 16);
+        if self.has_notice && self.notices & 1 << 8 != 0 {
+            // Namespace attribute changed.
+            self.has_notice = !self.tell(NOTICE_EVENT, 0, log_page::CHANGED_NAMESPACES);
         }
-        if !self.has_event {
-            return;
+        if self.has_event {
+            // Health status, spare below threshold.
+            self.has_event = !self.tell(HEALTH_EVENT, 2, log_page::HEALTH);
         }
-        if let Some(id) = self.events.pop() {
-            self.has_event = false;
-            // SMART / health status, spare below threshold, log page 02h.
-            self.answer(0, id, Status::SUCCESS, 1 | 2 << 8 | u32::from(log_page::HEALTH) << 16);
+    }
+
+    /// Tells of an event, if somebody wants to hear, and has read the log page of the last one of its type: until then the type is masked (base 5.2).
+    fn tell(&mut self, kind: u8, which: u32, page: u8) -> bool {
+        if self.unread.iter().any(|&(of, _)| of == kind) {
+            return false;
         }
+        let Some(id) = self.events.pop() else { return false };
+        self.unread.push((kind, page));
+        self.answer(0, id, Status::SUCCESS, u32::from(kind) | which << 8 | u32::from(page) << 16);
+        true
     }
 }
 

@@ -108,6 +108,8 @@ pub(super) struct Device {
     pub(super) critical_warning: u8,
     /// Whether an event waits for a request, and whether one was sent whose log page was not read.
     pub(super) has_event: bool,
+    /// Events that were told of: the type, and the log page that was not read since.
+    pub(super) unread: Vec<(u8, u8)>,
     /// Whether the namespaces were changed and no request was answered with that, and which notices the driver wants.
     pub(super) has_notice: bool,
     pub(super) notices: u32,
@@ -156,6 +158,7 @@ impl Device {
             events: Vec::new(),
             critical_warning: 0,
             has_event: false,
+            unread: Vec::new(),
             has_notice: false,
             notices: 0,
             activation: None,
@@ -219,6 +222,7 @@ impl Device {
         self.recent.clear();
         self.events.clear();
         self.has_event = false;
+        self.unread.clear();
         self.signals.reset();
     }
 

@@ -633,6 +633,18 @@ fn a_disk_tells_how_it_is() {
     expect_whole(rig);
 }
 
+/// Who does not read what the first one is about hears of no further event of its type.
+#[test]
+fn events_that_come_together_are_all_looked_into() {
+    let mut rig = usual();
+    for count in 1..=3 {
+        rig.model.change_namespaces();
+        rig.model.warn();
+        assert_eq!(health(&mut rig).change_count, count);
+    }
+    expect_whole(rig);
+}
+
 #[test]
 fn a_shut_down_controller_serves_nobody() {
     let mut rig = usual();
