@@ -1,6 +1,8 @@
 //! Ids and positions. Each is its own type: mixing them up does not compile.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
+use thiserror::Error;
+use uuid::Uuid;
 
 macro_rules! id {
     ($(#[$meta:meta])* $name:ident($inner:ty)) => {
@@ -49,9 +51,24 @@ impl HostId {
     }
 }
 
+/// As a host's `/etc/nvme/hostid` has it: a UUID (RFC 9562, section 4).
+/// A UUID, as it stands in a host's `/etc/nvme/hostid`.
 impl fmt::Display for HostId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:032x}", u128::from_be_bytes(self.0))
+        Uuid::from_bytes(self.0).fmt(formatter)
+    }
+}
+
+/// A text is no [`HostId`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("that is no host identifier, as it stands in a host's /etc/nvme/hostid: a UUID that is not zero")]
+pub struct NoHostId;
+
+impl FromStr for HostId {
+    type Err = NoHostId;
+
+    fn from_str(text: &str) -> Result<Self, NoHostId> {
+        Uuid::parse_str(text).ok().and_then(|uuid| Self::new(uuid.into_bytes())).ok_or(NoHostId)
     }
 }
 

@@ -14,8 +14,8 @@ pub use checksum::checksum;
 pub use forwarded::{ForwardId, ForwardedChanges};
 pub use hash::{FixedMap, FixedSet};
 pub use ids::{
-    BlockAddress, BlockIndex, CpNumber, Epoch, HostId, Incarnation, LaneIndex, Lsn, ObjectId, PairId, Pass, PoolId,
-    PortionId, ReactorIndex,
+    BlockAddress, BlockIndex, CpNumber, Epoch, HostId, Incarnation, LaneIndex, Lsn, NoHostId, ObjectId, PairId, Pass,
+    PoolId, PortionId, ReactorIndex,
 };
 pub use slab::Slab;
 pub use twinlog_device::prng::{self, Prng};

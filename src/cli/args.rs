@@ -310,10 +310,13 @@ pub(crate) enum VolumeCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum HostCommand {
-    /// Let a host connect, or give one that may other secrets; each node of a pair keeps its own list
+    /// Let a host connect, or give one that may other secrets and another identifier; each node of a pair keeps its own list
     Add {
         /// The host's qualified name, as in its /etc/nvme/hostnqn
         nqn: String,
+        /// The host's identifier, as in its /etc/nvme/hostid: it can use no other, and no other host can use it
+        #[arg(long, value_name = "UUID")]
+        host_id: Option<String>,
         #[command(flatten)]
         secrets: SecretArgs,
         #[command(flatten)]

@@ -39,7 +39,7 @@ struct Changed<'a> {
 /// `twinlog host ...`
 pub(crate) fn run(command: HostCommand, output: &Output) -> Result<Exit, Failure> {
     match command {
-        HostCommand::Add { nqn, secrets, node } => add(&nqn, &secrets, &node, output),
+        HostCommand::Add { nqn, host_id, secrets, node } => add(&nqn, host_id, &secrets, &node, output),
         HostCommand::List(node) => match ask(&node, &AdminRequest::HostList)? {
             AdminReply::Hosts { hosts } => {
                 output.show(&Hosts { hosts: &hosts }, || render::hosts(&hosts))?;
@@ -57,12 +57,12 @@ pub(crate) fn run(command: HostCommand, output: &Output) -> Result<Exit, Failure
     }
 }
 
-fn add(nqn: &str, secrets: &SecretArgs, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
+fn add(nqn: &str, id: Option<String>, secrets: &SecretArgs, node: &NodeArgs, output: &Output) -> Result<Exit, Failure> {
     let secret = secret(secrets.secret_file.as_deref(), secrets.new_secret)?;
     let controller = self::secret(secrets.controller_secret_file.as_deref(), secrets.new_controller_secret)?;
     let text = |secret: &Option<(String, bool)>| secret.as_ref().map(|(text, _)| SecretText(text.clone()));
     let request =
-        AdminRequest::HostAdd { nqn: nqn.to_owned(), secret: text(&secret), controller_secret: text(&controller) };
+        AdminRequest::HostAdd { nqn: nqn.to_owned(), id, secret: text(&secret), controller_secret: text(&controller) };
     match ask(node, &request)? {
         AdminReply::Done => {}
         other => return Err(unexpected(other)),

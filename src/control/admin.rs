@@ -92,10 +92,11 @@ impl NodeHandle {
         let book = self.hosts.as_deref();
         match request {
             AdminRequest::HostList => Some(book.map_or_else(without, HostBook::list)),
-            AdminRequest::HostAdd { nqn, secret, controller_secret } => {
+            AdminRequest::HostAdd { nqn, id, secret, controller_secret } => {
                 let text = |secret: &Option<SecretText>| secret.as_ref().map(|secret| secret.0.clone());
                 let (secret, controller_secret) = (text(secret), text(controller_secret));
-                let add = |book: &HostBook| book.add(nqn, secret.as_deref(), controller_secret.as_deref());
+                let secrets = [secret.as_deref(), controller_secret.as_deref()];
+                let add = |book: &HostBook| book.add(nqn, id.as_deref(), secrets);
                 Some(book.map_or_else(without, add))
             }
             AdminRequest::HostRemove { nqn } => Some(book.map_or_else(without, |book| book.remove(nqn))),

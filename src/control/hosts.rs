@@ -5,6 +5,7 @@
 //! nqn = "nqn.2014-08.org.nvmexpress:uuid:..."
 //! secret = "DHHC-1:01:...:"                      # none: its name is enough
 //! controller_secret = "DHHC-1:01:...:"           # none: the controller cannot prove itself to it
+//! id = "..."                                     # a UUID; none: any identifier that is nobody's
 //! ```
 //!
 //! # Invariants
@@ -17,6 +18,7 @@
 
 use super::file;
 use crate::{
+    base::NoHostId,
     node::admin::{AdminReply, HostEntry},
     serve::nvme_tcp::{Host, Target, auth::Secret, wire::command::is_name},
 };
@@ -52,6 +54,8 @@ struct Entry {
     secret: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     controller_secret: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
 }
 
 /// Why a file of hosts cannot be used. Never repeats what is in it.
@@ -108,7 +112,7 @@ fn parse(text: &str) -> Result<Vec<Host>, String> {
         // Its message may repeat a secret.
         let at = error.span().map_or(0, |span| span.start);
         let line = text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1;
-        format!("line {line} is not as it should be: [[host]] with `nqn`, `secret`, `controller_secret`")
+        format!("line {line} is not as it should be: [[host]] with `nqn`, `secret`, `controller_secret`, `id`")
     })?;
     let mut hosts: Vec<Host> = Vec::new();
     for entry in text.host {
@@ -116,17 +120,21 @@ fn parse(text: &str) -> Result<Vec<Host>, String> {
         if hosts.iter().any(|host| host.name == entry.nqn) {
             return Err(format!("host {name} is there twice"));
         }
-        let host = host(entry.nqn, entry.secret.as_deref(), entry.controller_secret.as_deref());
-        hosts.push(host.map_err(|why| format!("host {name}: {why}"))?);
+        let host =
+            host(entry.nqn, entry.id.as_deref(), [&entry.secret, &entry.controller_secret].map(Option::as_deref));
+        let host = host.map_err(|why| format!("host {name}: {why}"))?;
+        check_id(&host, &hosts)?;
+        hosts.push(host);
     }
     if hosts.len() > HOSTS_MAX { Err(format!("{} hosts; at most {HOSTS_MAX}", hosts.len())) } else { Ok(hosts) }
 }
 
-/// The host of this name with these secrets, or why there is none.
-fn host(name: String, secret: Option<&str>, controller_secret: Option<&str>) -> Result<Host, String> {
+/// The host of this name with this identifier, its secret and the controller's, or why there is none.
+fn host(name: String, id: Option<&str>, secrets: [Option<&str>; 2]) -> Result<Host, String> {
     if !is_name(&name) {
         return Err("that is no qualified name, as it stands in a host's /etc/nvme/hostnqn: nqn.YYYY-MM....".to_owned());
     }
+    let [secret, controller_secret] = secrets;
     let parse = |what: &str, text: Option<&str>| {
         text.map(|text| Secret::parse(text.trim()).map_err(|why| format!("the {what} is none: {why}"))).transpose()
     };
@@ -134,6 +142,7 @@ fn host(name: String, secret: Option<&str>, controller_secret: Option<&str>) -> 
         name,
         secret: parse("secret", secret)?,
         controller_secret: parse("controller's secret", controller_secret)?,
+        id: id.map(|text| text.trim().parse().map_err(|why: NoHostId| why.to_string())).transpose()?,
     };
     if host.controller_secret.is_some() && host.secret.is_none() {
         return Err("the controller proves itself only to a host that has a secret".to_owned());
@@ -144,12 +153,21 @@ fn host(name: String, secret: Option<&str>, controller_secret: Option<&str>) -> 
     Ok(host)
 }
 
+/// An identifier is one host's.
+fn check_id(host: &Host, others: &[Host]) -> Result<(), String> {
+    match others.iter().find(|other| host.id.is_some() && other.id == host.id) {
+        Some(other) => Err(format!("host {} has the identifier of host {}", host.name, other.name)),
+        None => Ok(()),
+    }
+}
+
 /// Writes the file: a new one, whole and durable, in place of the old one.
 fn write(path: &Path, hosts: &[Host]) -> io::Result<()> {
     let entry = |host: &Host| Entry {
         nqn: host.name.clone(),
         secret: host.secret.as_ref().map(Secret::to_text),
         controller_secret: host.controller_secret.as_ref().map(Secret::to_text),
+        id: host.id.map(|id| id.to_string()),
     };
     let text = Text { host: hosts.iter().map(entry).collect() };
     let text = toml::to_string(&text).expect("strings in tables");
@@ -175,15 +193,16 @@ impl HostBook {
         Self { path, named, target, hosts: hosts.into() }
     }
 
-    /// Adds a host, or gives one that is there these secrets instead of its own.
+    /// Adds a host with its identifier, its secret and the controller's, or gives one that is there these instead of its own.
     #[must_use]
-    pub fn add(&self, name: &str, secret: Option<&str>, controller_secret: Option<&str>) -> AdminReply {
-        let host = match host(name.to_owned(), secret, controller_secret) {
+    pub fn add(&self, name: &str, id: Option<&str>, secrets: [Option<&str>; 2]) -> AdminReply {
+        let host = match host(name.to_owned(), id, secrets) {
             Ok(host) => host,
             Err(why) => return refused(format!("host {}: {why}", name.escape_debug()), "twinlog host add --help"),
         };
         self.change(|hosts| {
             hosts.retain(|other| other.name != host.name);
+            check_id(&host, hosts)?;
             hosts.push(host);
             if hosts.len() > HOSTS_MAX { Err(format!("there are {HOSTS_MAX} hosts already")) } else { Ok(()) }
         })
@@ -210,6 +229,7 @@ impl HostBook {
         let entry = |host: &Host| HostEntry {
             nqn: host.name.clone(),
             is_configured: false,
+            id: host.id.map(|id| id.to_string()),
             secret: host.secret.as_ref().map(Secret::fingerprint),
             controller_secret: host.controller_secret.as_ref().map(Secret::fingerprint),
         };
@@ -248,7 +268,7 @@ fn refused(message: String, hint: &str) -> AdminReply {
 mod tests {
     use super::*;
     use crate::{
-        base::PoolId,
+        base::{HostId, PoolId},
         serve::nvme_tcp::{
             TargetParts,
             auth::{Here, Means},
@@ -257,6 +277,7 @@ mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
 
     const NAME: &str = "nqn.2014-08.org.nvmexpress:uuid:1";
+    const ID: &str = "11111111-1111-1111-1111-111111111111";
 
     fn book(path: Option<PathBuf>, named: &[&str]) -> HostBook {
         let address = "127.0.0.1:4420".parse().expect("an address");
@@ -283,8 +304,8 @@ mod tests {
         let path = directory.path().join("hosts.toml");
         let (first, second) = (Secret::new([1; 32]).to_text(), Secret::new([2; 32]).to_text());
         let book = book(Some(path.clone()), &["nqn.2014-08.configured"]);
-        assert_eq!(book.add(NAME, Some(&first), Some(&format!("{second}\n"))), AdminReply::Done);
-        assert_eq!(book.add("nqn.2014-08.plain", None, None), AdminReply::Done);
+        assert_eq!(book.add(NAME, Some(ID), [Some(&first), Some(&format!("{second}\n"))]), AdminReply::Done);
+        assert_eq!(book.add("nqn.2014-08.plain", None, [None; 2]), AdminReply::Done);
         let all = [
             ("nqn.2014-08.configured".to_owned(), false, false),
             (NAME.to_owned(), true, true),
@@ -294,8 +315,11 @@ mod tests {
         assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
         let again = self::book(Some(path.clone()), &["nqn.2014-08.configured"]);
         assert_eq!(listed(&again), all, "after a restart");
-        assert_eq!(read(&path).expect("good").expect("there")[0].secret, Some(Secret::new([1; 32])));
-        assert_eq!(again.add(NAME, Some(&second), None), AdminReply::Done);
+        let kept = &read(&path).expect("good").expect("there")[0];
+        assert_eq!((&kept.secret, kept.id), (&Some(Secret::new([1; 32])), HostId::new([0x11; 16])));
+        assert!(is_refused(&again.add("nqn.2014-08.plain", Some(ID), [None; 2]), "has the identifier of host"));
+        assert_eq!(again.add(NAME, Some(&ID.replace('-', "")), [None; 2]), AdminReply::Done, "it is its own");
+        assert_eq!(again.add(NAME, None, [Some(&second), None]), AdminReply::Done);
         assert_eq!(read(&path).expect("good").expect("there").len(), 2, "it has another secret now");
         assert_eq!(again.remove(NAME), AdminReply::Done);
         assert!(is_refused(&again.remove(NAME), "there is no host"));
@@ -311,18 +335,20 @@ mod tests {
         let secret = Secret::new([1; 32]).to_text();
         let short = secret.replace("AQEB", "");
         for (reply, why) in [
-            (book.add("iqn.2014-08.a", None, None), "no qualified name"),
-            (book.add(NAME, Some(&short), None), "32, 48 or 64 bytes"),
-            (book.add(NAME, None, Some(&secret)), "only to a host that has a secret"),
-            (book.add(NAME, Some(&secret), Some(&secret)), "are the same"),
+            (book.add("iqn.2014-08.a", None, [None; 2]), "no qualified name"),
+            (book.add(NAME, None, [Some(&short), None]), "32, 48 or 64 bytes"),
+            (book.add(NAME, None, [None, Some(&secret)]), "only to a host that has a secret"),
+            (book.add(NAME, None, [Some(&secret); 2]), "are the same"),
+            (book.add(NAME, Some("1-2"), [None; 2]), "no host identifier"),
+            (book.add(NAME, Some(&ID.replace('1', "0")), [None; 2]), "no host identifier"),
         ] {
             assert!(is_refused(&reply, why), "{reply:?}");
             assert!(!format!("{reply:?}").contains("AQEB"));
         }
         assert!(listed(&book).is_empty() && !path.exists());
-        assert!(is_refused(&self::book(None, &[]).add(NAME, None, None), "names no file"));
+        assert!(is_refused(&self::book(None, &[]).add(NAME, None, [None; 2]), "names no file"));
         let unwritable = self::book(Some(directory.path().join("none/hosts.toml")), &[]);
-        assert!(is_refused(&unwritable.add(NAME, None, None), "cannot write"));
+        assert!(is_refused(&unwritable.add(NAME, None, [None; 2]), "cannot write"));
         assert!(listed(&unwritable).is_empty());
     }
 
@@ -344,6 +370,8 @@ mod tests {
             (good.replace("[[host]]", "[host]"), "is not as it should be"),
             (good.replace("secret = ", "secret = 5 #"), "line 3"),
             (format!("{good}{good}"), "twice"),
+            (format!("{good}id = \"{ID}\"\n{}id = \"{ID}\"\n", good.replace(":1", ":2")), "has the identifier of host"),
+            (format!("{good}id = \"{}\"\n", &ID[1..]), "no host identifier"),
             (good.replace("AQEB", "AQEC"), "checksum"),
             (good.replace("nqn.", "iqn."), "no qualified name"),
         ] {

@@ -171,11 +171,12 @@ pub fn volumes(volumes: &[VolumeStatus]) -> String {
 #[must_use]
 pub fn hosts(hosts: &[HostEntry]) -> String {
     let width = hosts.iter().map(|host| host.nqn.len()).max().unwrap_or(0).max(4);
-    let mut text = format!("{:width$}  SECRET    CONTROLLER'S  FROM\n", "HOST");
+    let mut text = format!("{:width$}  SECRET    CONTROLLER'S  {:36}  FROM\n", "HOST", "IDENTIFIER");
     for host in hosts {
         let from = if host.is_configured { "node.toml" } else { "twinlog host" };
         let [own, controller] = [&host.secret, &host.controller_secret].map(|sum| sum.as_deref().unwrap_or("-"));
-        put(&mut text, format_args!("{:width$}  {own:<8}  {controller:<12}  {from}\n", host.nqn));
+        let id = host.id.as_deref().unwrap_or("-");
+        put(&mut text, format_args!("{:width$}  {own:<8}  {controller:<12}  {id:36}  {from}\n", host.nqn));
     }
     text
 }

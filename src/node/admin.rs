@@ -68,10 +68,12 @@ pub enum AdminRequest {
     Progress,
     /// The hosts that may connect over NVMe/TCP; answered by the control side, as the next two.
     HostList,
-    /// Let a host connect, or give it other secrets.
+    /// Let a host connect, or give it other secrets and another identifier.
     HostAdd {
         /// Its qualified name.
         nqn: String,
+        /// Its identifier, a UUID; none: any that is nobody's.
+        id: Option<String>,
         /// What it must know; none: its name is enough.
         secret: Option<SecretText>,
         /// What the controller proves to it.
@@ -123,6 +125,8 @@ pub struct HostEntry {
     pub nqn: String,
     /// It is named in the configuration, and cannot be removed while the node runs.
     pub is_configured: bool,
+    /// Its identifier, a UUID; none: any that is nobody's.
+    pub id: Option<String>,
     /// Fingerprint of what it must know; none: its name is enough.
     pub secret: Option<String>,
     /// Fingerprint of what the controller proves to it.

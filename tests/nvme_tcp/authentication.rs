@@ -13,9 +13,12 @@ use crypto_bigint::{
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use std::time::Duration;
-use twinlog::serve::nvme_tcp::{
-    Host,
-    auth::{Calculator, Here, Job, Means, Secret},
+use twinlog::{
+    base::HostId,
+    serve::nvme_tcp::{
+        Host,
+        auth::{Calculator, Here, Job, Means, Secret},
+    },
 };
 
 /// Of 32 bytes, used as it is, and of 48 bytes, transformed by SHA-384.
@@ -197,7 +200,7 @@ fn negotiate(hashes: &[u8], groups: &[u8]) -> Vec<u8> {
 
 fn host(secret: Option<&str>, controller: Option<&str>) -> Host {
     let parse = |text: &str| Secret::parse(text).expect("a secret");
-    Host { name: HOST.to_owned(), secret: secret.map(parse), controller_secret: controller.map(parse) }
+    Host { secret: secret.map(parse), controller_secret: controller.map(parse), ..Host::named(HOST) }
 }
 
 fn bench(secret: Option<&str>, controller: Option<&str>) -> Bench {
@@ -575,6 +578,33 @@ fn hosts_without_a_secret_and_discovery_ask_for_nothing() {
     let mut queue = bench.open(false);
     let answer = bench.connect(&mut queue, 0, 0xffff, DISCOVERY, 0);
     assert_eq!((answer.status, answer.result >> 16), (0, 0));
+}
+
+#[test]
+fn a_host_that_has_an_identifier_has_it_alone() {
+    const OTHER_NAME: &str = "nqn.2014-08.other";
+    let mut bench = bench(None, None);
+    let [own, other] = [1, 2].map(|byte| HostId::new([byte; 16]));
+    let subsystem = bench.target.subsystem().to_owned();
+    let connect = |bench: &mut Bench, host, host_id, subsystem: &str| {
+        let mut queue = bench.open(false);
+        bench.host_id = host_id;
+        let answer = bench.connect_as(&mut queue, (0, 31), 0xffff, (subsystem, host), 0);
+        (queue, (answer.status, answer.result))
+    };
+    let refused = (0x184, 1 << 16);
+    let hosts = |id| vec![Host { id, ..Host::named(HOST) }, Host::named(OTHER_NAME)];
+    bench.target.replace_hosts(hosts(own));
+    assert_eq!(connect(&mut bench, HOST, 2, &subsystem).1, refused, "it has another one");
+    assert_eq!(connect(&mut bench, OTHER_NAME, 1, &subsystem).1, refused, "it is another host's");
+    assert_eq!(connect(&mut bench, OTHER_NAME, 1, DISCOVERY).1.0, 0, "who looks around has no use for one");
+    let (first, (status, _)) = connect(&mut bench, HOST, 1, &subsystem);
+    let (second, (other_status, _)) = connect(&mut bench, OTHER_NAME, 2, &subsystem);
+    assert_eq!((status, other_status), (0, 0));
+    bench.target.replace_hosts(hosts(other));
+    bench.pass(Duration::from_secs(1));
+    bench.pass(Duration::from_secs(1));
+    assert_eq!((bench.closed(&first), bench.closed(&second)), (Some(Closed::Aborted), Some(Closed::Aborted)));
 }
 
 #[test]

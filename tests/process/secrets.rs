@@ -130,6 +130,32 @@ fn a_host_that_cannot_prove_itself_is_told_why() {
 }
 
 #[test]
+fn a_host_is_let_in_with_its_own_identifier_alone() {
+    const ID: &str = "11111111-2222-4333-8444-555555555555";
+    let pair = Pair::start();
+    let other = HOST.replace("555555555555", "666666666666");
+    for node in ["a", "b"] {
+        assert!(pair.run(node, &["host", "add", HOST, "--host-id", ID]).status.success());
+        assert!(pair.run(node, &["host", "add", &other]).status.success());
+    }
+    let refused = pair.run("a", &["host", "add", &other, "--host-id", ID]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("has the identifier of host"));
+    let listed = pair.run("a", &["host", "list"]);
+    assert!(String::from_utf8_lossy(&listed.stdout).contains(ID));
+    let [own, other] = [HOST, &other].map(|name| uri(&pair, "vol-a", &format!("&hostnqn={name}")));
+    for uri in [own.clone(), format!("{other}&hostid={ID}")] {
+        assert!(refusal(&uri, &[], 3).contains("this host is not allowed"));
+    }
+    for uri in [format!("{own}&hostid={ID}"), other] {
+        let read = outcome(&mut command(
+            load_tool().to_str().expect("plain"),
+            &[uri, "--rw=randread".into(), "--ops=1".into()],
+        ));
+        assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    }
+}
+
+#[test]
 fn a_host_with_a_secret_survives_the_death_of_each_node() {
     let pair = Pair::start();
     let secrets = Secrets::introduce(&pair);

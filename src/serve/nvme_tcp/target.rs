@@ -27,6 +27,7 @@ use crate::{
     },
 };
 use std::{net::SocketAddr, ops::Range, sync::Arc};
+use uuid::{Builder, Uuid};
 
 /// Namespaces that hosts see: a list in one answer has 1024.
 pub(super) const NAMESPACES_MAX: usize = super::wire::identify::LIST_MAX;
@@ -114,7 +115,7 @@ impl Target {
         Self {
             hosts: Hosts::new(hosts, parts.address.ip().is_loopback()),
             means: None,
-            subsystem: format!("nqn.2014-08.org.nvmexpress:uuid:{}", hyphenated(&uuid(identity))),
+            subsystem: format!("nqn.2014-08.org.nvmexpress:uuid:{}", uuid(identity)),
             serial: format!("{:020x}", identity >> 48),
             is_high,
             parts,
@@ -278,7 +279,7 @@ impl Target {
         let mut bytes = pool.unwrap_or_default().0.to_le_bytes().to_vec();
         bytes.extend_from_slice(&(volume.0 & !PARTNER_BIT).to_le_bytes());
         let identity = identity(&bytes);
-        (identity.to_be_bytes(), uuid(identity))
+        (identity.to_be_bytes(), uuid(identity).into_bytes())
     }
 }
 
@@ -288,16 +289,8 @@ fn identity(bytes: &[u8]) -> u128 {
 }
 
 /// A UUID of version 8 (RFC 9562, section 5.8): ours to fill.
-fn uuid(identity: u128) -> [u8; 16] {
-    let mut bytes = identity.to_be_bytes();
-    bytes[6] = bytes[6] & 0x0f | 0x80;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    bytes
-}
-
-fn hyphenated(uuid: &[u8; 16]) -> String {
-    let hex = format!("{:032x}", u128::from_be_bytes(*uuid));
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+fn uuid(identity: u128) -> Uuid {
+    Builder::from_custom_bytes(identity.to_be_bytes()).into_uuid()
 }
 
 #[cfg(test)]

@@ -112,7 +112,8 @@ pub(crate) fn authentication(data: &[u8]) -> bool {
     let address = "127.0.0.1:4420".parse().expect("an address");
     let parts = TargetParts { home: PoolId(1), partner: None, address, partner_address: None, hosts: Vec::new() };
     let name = String::from_utf8_lossy(HOST).into_owned();
-    let hosts = vec![Host { name, secret: Some(Secret::new([7; 32])), controller_secret: Some(Secret::new([8; 32])) }];
+    let [secret, controller_secret] = [7, 8].map(|byte| Some(Secret::new([byte; 32])));
+    let hosts = vec![Host { secret, controller_secret, ..Host::named(name) }];
     let target = Arc::new(Target::new(parts).with_hosts(hosts, Means::new([1; 32], Box::new(Nobody))));
     let mut bench = Bench {
         net: ByteNet::default(),

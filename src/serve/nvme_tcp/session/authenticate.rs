@@ -32,7 +32,7 @@ impl Session {
 
     /// Whether the host could still connect as it did.
     pub(super) fn is_welcome(&self) -> bool {
-        self.host.as_ref().is_none_or(|(name, entry)| self.target.hosts.is_admitted(name, entry))
+        self.host.as_ref().is_none_or(|(name, entry)| self.target.hosts.is_admitted(name, self.host_id, entry))
     }
 
     /// Whether the host takes too long to authenticate itself.

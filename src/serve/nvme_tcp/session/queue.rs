@@ -31,14 +31,18 @@ impl Session {
         if !is_discovery && connect.subsystem != self.target.subsystem() {
             return Err(ConnectFault::data(256));
         }
+        let id = HostId::new(connect.host_id).filter(|_| !is_discovery);
+        if id.is_some_and(|id| !self.target.hosts.may_have(&connect.host, id)) {
+            return Err(ConnectFault { status: Status::CONNECT_HOST, place: 1 << 16 });
+        }
         let host = checksum(u64::from(is_discovery), &[connect.host.as_bytes(), &connect.host_id].concat());
         let busy = ConnectFault { status: Status::CONNECT_BUSY, place: 0 };
         let controller = match connect.queue {
             0 if connect.controller != u16::MAX => return Err(ConnectFault::data(16)),
             0 => {
                 let claim = self.target.controllers.claim(&connect.host, host, is_discovery).ok_or(busy)?;
-                if let Some(host) = HostId::new(connect.host_id).filter(|_| !is_discovery) {
-                    self.target.controllers.name_host(&claim, host);
+                if let Some(id) = id {
+                    self.target.controllers.name_host(&claim, id);
                 }
                 let admin = Admin::new(claim, connect, is_discovery, self.access, self.now);
                 let controller = admin.controller();
@@ -59,7 +63,7 @@ impl Session {
                 connect.controller
             }
         };
-        self.host_id = HostId::new(connect.host_id);
+        self.host_id = id;
         self.entries = connect.size + 1;
         self.head = 1;
         self.has_flow_control = connect.attributes & NO_FLOW_CONTROL == 0;

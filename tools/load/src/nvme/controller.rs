@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     auth::{self, keys::Keys},
-    goal::{Goal, Host, Which, show_uuid},
+    goal::{Goal, Host, Which},
     link::{DATA_LIMIT, Link, LinkError, Reply},
     wire::{Agreement, Command, Status, WireError, connect_data, opcode, u16_at, u32_at, u64_at},
 };
@@ -327,11 +327,11 @@ fn choose<S: Read + Write>(admin: &mut Link<S>, which: Which) -> Result<u32, Lin
     if let Which::Uuid(wanted) = which {
         for id in ids {
             let described = identify(admin, structure::NAMESPACE, id)?;
-            if identity(admin, id, &described).1 == wanted {
+            if identity(admin, id, &described).1 == wanted.into_bytes() {
                 return Ok(id);
             }
         }
-        return Err(LinkError::Refused(format!("no namespace has the UUID {}", show_uuid(&wanted))));
+        return Err(LinkError::Refused(format!("no namespace has the UUID {wanted}")));
     }
     if let [id] = ids[..] {
         return Ok(id);

@@ -9,6 +9,7 @@
 use std::{fmt, time::Duration};
 
 use twinlog_chap::{Group, Hash};
+use uuid::{Builder, Uuid};
 
 use crate::{
     prng::Prng,
@@ -33,7 +34,7 @@ pub(crate) enum Which {
     /// The one with this id (NSID).
     Id(u32),
     /// The one with this UUID.
-    Uuid([u8; 16]),
+    Uuid(Uuid),
 }
 
 /// Who asks.
@@ -54,6 +55,8 @@ pub(crate) struct Goal {
     pub(crate) which: Which,
     /// A name that was asked for; `None` lets [`Goal::host`] make one.
     pub(crate) host: Option<String>,
+    /// The same of an identifier.
+    pub(crate) host_id: Option<Uuid>,
     /// What is offered to a target that demands authentication; `None`: all.
     pub(crate) hash: Option<Hash>,
     pub(crate) group: Option<Group>,
@@ -66,15 +69,13 @@ pub(crate) struct Goal {
 }
 
 impl Goal {
-    /// Who asks: with the name that was given, or a name of this process alone, drawn by `seed`.
+    /// Who asks: with the name and identifier that were given, or those of this process alone, drawn by `seed`.
     pub(crate) fn host(&self, seed: u64) -> Host {
-        let mut id = [0; 16];
-        Prng::new(seed).fill(&mut id);
-        // RFC 9562: version 4, variant 1.
-        id[6] = id[6] & 0x0f | 0x40;
-        id[8] = id[8] & 0x3f | 0x80;
-        let name = self.host.clone().unwrap_or_else(|| format!("nqn.2014-08.org.nvmexpress:uuid:{}", show_uuid(&id)));
-        Host { name, id }
+        let mut drawn = [0; 16];
+        Prng::new(seed).fill(&mut drawn);
+        let drawn = Builder::from_random_bytes(drawn).into_uuid();
+        let name = self.host.clone().unwrap_or_else(|| format!("nqn.2014-08.org.nvmexpress:uuid:{drawn}"));
+        Host { name, id: self.host_id.unwrap_or(drawn).into_bytes() }
     }
 }
 
@@ -83,7 +84,7 @@ impl fmt::Display for Goal {
         match self.which {
             Which::Only => write!(f, "the NVMe namespace")?,
             Which::Id(id) => write!(f, "NVMe namespace {id}")?,
-            Which::Uuid(uuid) => write!(f, "NVMe namespace {}", show_uuid(&uuid))?,
+            Which::Uuid(uuid) => write!(f, "NVMe namespace {uuid}")?,
         }
         let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
         write!(f, " at {}", addresses.join(","))
@@ -110,6 +111,7 @@ pub(crate) fn parse_goal(rest: &str) -> Result<Goal, String> {
         subsystem,
         which: Which::Only,
         host: None,
+        host_id: None,
         hash: None,
         group: None,
         header_digest: false,
@@ -132,7 +134,8 @@ fn set(goal: &mut Goal, option: &str) -> Result<(), String> {
             let id = id.parse().ok().filter(|id| (1..0xffff_ffff).contains(id));
             goal.which = Which::Id(id.ok_or_else(|| format!("`{option}`: a namespace has an id from 1 on"))?);
         }
-        ("uuid", text) => goal.which = Which::Uuid(parse_uuid(text).ok_or_else(|| format!("`{option}`: no UUID"))?),
+        ("uuid", text) => goal.which = Which::Uuid(uuid(option, text)?),
+        ("hostid", text) => goal.host_id = Some(uuid(option, text)?),
         ("hostnqn", name) => {
             check_name(name)?;
             goal.host = Some(name.to_owned());
@@ -156,12 +159,16 @@ fn set(goal: &mut Goal, option: &str) -> Result<(), String> {
         }
         ("capsule", "no") => goal.in_capsule = false,
         _ => {
-            let known = "nsid=N, uuid=UUID, hostnqn=NAME, digest=none|header|data|both, kato=SECONDS, capsule=no, hmac=HASH, \
-                         dhgroup=GROUP";
+            let known = "nsid=N, uuid=UUID, hostnqn=NAME, hostid=UUID, digest=none|header|data|both, kato=SECONDS, capsule=no, \
+                         hmac=HASH, dhgroup=GROUP";
             return Err(format!("`{option}` is no option of nvme-tcp: {known}"));
         }
     }
     Ok(())
+}
+
+fn uuid(option: &str, text: &str) -> Result<Uuid, String> {
+    Uuid::parse_str(text).map_err(|_| format!("`{option}`: no UUID"))
 }
 
 /// Whether a qualified name can be sent at all; what it must look like is the target's business.
@@ -170,18 +177,6 @@ fn check_name(name: &str) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("`{name}` is no NVMe qualified name: nqn. and at most {NAME_LIMIT} bytes")),
     }
-}
-
-fn parse_uuid(text: &str) -> Option<[u8; 16]> {
-    let digits: String = text.chars().filter(|letter| *letter != '-').collect();
-    let is_hex = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-    u128::from_str_radix(&digits, 16).ok().filter(|_| is_hex).map(u128::to_be_bytes)
-}
-
-/// A UUID as people write it.
-pub(crate) fn show_uuid(uuid: &[u8; 16]) -> String {
-    let hex = format!("{:032x}", u128::from_be_bytes(*uuid));
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
 #[cfg(test)]
@@ -202,9 +197,12 @@ mod tests {
         let goal = parse_goal("h").unwrap();
         assert_eq!((goal.subsystem.as_deref(), goal.which, goal.keep_alive), (None, Which::Only, KEEP_ALIVE));
         let uuid = "11111111-2222-8333-9444-555555555555";
+        let goal = parse_goal(&format!("h/?hostid={uuid}")).unwrap();
+        assert_eq!(goal.host(1).id, goal.host(2).id);
+        assert_ne!(goal.host(1).name, goal.host(2).name);
         let goal = parse_goal(&format!("h/?uuid={uuid}&hostnqn=nqn.2014-08.me&digest=header")).unwrap();
-        let Which::Uuid(bytes) = goal.which else { panic!("a UUID") };
-        assert_eq!((show_uuid(&bytes).as_str(), goal.host(1).name.as_str()), (uuid, "nqn.2014-08.me"));
+        let Which::Uuid(found) = goal.which else { panic!("a UUID") };
+        assert_eq!((found.to_string().as_str(), goal.host(1).name.as_str()), (uuid, "nqn.2014-08.me"));
         assert!(goal.header_digest && !goal.data_digest);
         assert_eq!((goal.hash, goal.group), (None, None));
         let goal = parse_goal("h/?hmac=sha384&dhgroup=null").unwrap();
@@ -250,6 +248,6 @@ mod tests {
     fn a_host_has_an_identity_of_its_own() {
         let goal = parse_goal("h").unwrap();
         assert_ne!(goal.host(1), goal.host(2));
-        assert!(goal.host(1).name.ends_with(&show_uuid(&goal.host(1).id)));
+        assert!(goal.host(1).name.ends_with(&Uuid::from_bytes(goal.host(1).id).to_string()));
     }
 }

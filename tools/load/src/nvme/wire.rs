@@ -178,7 +178,7 @@ impl Status {
             0x181 => "there is no room for another controller or queue",
             0x182 => "a parameter is wrong: is the subsystem's name right?",
             0x183 => "the controller cannot be connected to now",
-            0x184 => "this host is not allowed: see hostnqn=",
+            0x184 => "this host is not allowed: see hostnqn= and hostid=",
             0x191 => "authentication is required: see --secret-file",
             _ => return None,
         })
