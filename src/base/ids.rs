@@ -51,8 +51,7 @@ impl HostId {
     }
 }
 
-/// As a host's `/etc/nvme/hostid` has it: a UUID (RFC 9562, section 4).
-/// A UUID, as it stands in a host's `/etc/nvme/hostid`.
+/// A UUID (RFC 9562, section 4), as it stands in a host's `/etc/nvme/hostid`.
 impl fmt::Display for HostId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         Uuid::from_bytes(self.0).fmt(formatter)

@@ -146,7 +146,8 @@ pub(crate) fn assemble(devices: &Devices, given: &[PathBuf]) -> Result<Assembled
                 Failure::new(Exit::Error, message, "twinlog inspect")
             }
             None => {
-                Failure::new(Exit::Error, format!("there is no pool on {names}"), "twinlog pool create --config FILE")
+                let hint = "`twinlog pool create --config FILE`; in a pair `twinlog pair create`, on the machine whose pool it is";
+                Failure::new(Exit::Error, format!("there is no pool on {names}"), hint)
             }
         });
     };

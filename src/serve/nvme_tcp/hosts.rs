@@ -91,6 +91,7 @@ mod tests {
         assert!(hosts.admit("nqn.2014-08.b").is_none(), "an empty list is one");
         assert!(Hosts::new(Vec::new(), false).admit("nqn.2014-08.b").is_none(), "others' machines are named");
     }
+
     #[test]
     fn an_identifier_is_one_hosts_alone_if_the_list_says_whose() {
         let hosts = Hosts::new(Vec::new(), true);

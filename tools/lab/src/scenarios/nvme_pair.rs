@@ -76,14 +76,10 @@ pub(super) fn pair(lab: &Lab) -> Result<()> {
         nvme::drive(lab, name)?;
     }
     let mut guests = [site.boot(0, true)?, site.boot(1, true)?];
-    for word in ["created", "serving"] {
-        for guest in &mut guests {
-            guest.event(word, PATIENCE)?;
-            if word == "created" {
-                guest.tell("serve")?;
-            }
-        }
-    }
+    // Neither serves before both pools are made: each opens the other's too.
+    guests.iter_mut().try_for_each(|guest| guest.event("created", PATIENCE).map(drop))?;
+    guests.iter_mut().try_for_each(|guest| guest.tell("serve"))?;
+    guests.iter_mut().try_for_each(|guest| guest.event("serving", PATIENCE).map(drop))?;
     guests.iter_mut().try_for_each(|guest| order(guest, "in-step"))?;
     order(&mut guests[0], "volume")?;
     let mut load = site.load()?;
