@@ -55,8 +55,8 @@ impl<P: Platform, C: Carrier> InterconnectLoop<P, C> {
         let worked = far.poll(now) | self.finished;
         let wait =
             idle.wait(now, worked, platform.should_sleep(), far.next_deadline()).at_most(platform.longest_sleep());
-        if !end.may_serve(|| platform.now()) {
-            // The reactors see it too, and end the process.
+        if !end.serves_or_ends(|| platform.now()) {
+            // The reactors end too, and the process with them.
             return false;
         }
         self.finished = platform.turn(wait);

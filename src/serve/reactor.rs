@@ -120,6 +120,8 @@ pub struct NodeEnd {
     shut: AtomicBool,
     /// Until when reactors may give anything to the machine, in nanoseconds of their clock; zero: for ever. Reactor 0 writes it.
     serves_until: AtomicU64,
+    /// A reactor or the interconnect has seen that time pass and gives nothing to the machine any more: the others must not go on without it.
+    overdue: AtomicBool,
 }
 
 impl NodeEnd {
@@ -138,7 +140,16 @@ impl NodeEnd {
     #[must_use]
     pub fn may_serve(&self, now: impl FnOnce() -> Nanos) -> bool {
         let until = self.serves_until.load(Ordering::Acquire);
-        until == 0 || now().0 < until
+        !self.overdue.load(Ordering::Acquire) && (until == 0 || now().0 < until)
+    }
+
+    /// The same, for who ends if not: then nobody else may any more, whatever reactor 0 has done meanwhile.
+    pub(super) fn serves_or_ends(&self, now: impl FnOnce() -> Nanos) -> bool {
+        let serves = self.may_serve(now);
+        if !serves {
+            self.overdue.store(true, Ordering::Release);
+        }
+        serves
     }
 }
 
@@ -276,7 +287,7 @@ impl<P: Platform, F: FrontEnd<P::Net>> Reactor<P, F> {
         if let Some(pair) = pair {
             end.serve_until(pair.controller.serves_until());
         }
-        self.is_overdue = !end.may_serve(|| platform.now());
+        self.is_overdue = !end.serves_or_ends(|| platform.now());
         self.is_overdue
     }
 

@@ -69,3 +69,15 @@ fn in_every_turn_the_front_end_takes_what_the_network_has_to_say_or_has_clients_
     end.shut.store(true, Ordering::Release);
     assert_eq!(counts(), (3, 3), "clients are sent away");
 }
+
+/// Reactor 0 stands still over the end of the lease, and closes the pool in its next turn; the interconnect has ended between the two.
+#[test]
+fn nobody_goes_on_without_the_thread_that_ended_with_the_lease() {
+    let end = NodeEnd::default();
+    end.serve_until(Some(Nanos(5)));
+    assert!(end.serves_or_ends(|| Nanos(4)));
+    assert!(!end.may_serve(|| Nanos(5)) && end.may_serve(|| Nanos(4)), "a look ends nothing");
+    assert!(!end.serves_or_ends(|| Nanos(5)));
+    end.serve_until(None);
+    assert!(!end.serves_or_ends(|| Nanos(6)) && !end.may_serve(|| Nanos(6)));
+}

@@ -234,8 +234,13 @@ impl Model {
     /// A volume was made: zeroes.
     pub fn create(&mut self, id: ObjectId, name: &str, size_bytes: u64) {
         let segments = vec![Segment { start: 0, end: u64::MAX, candidates: vec![Candidate::new(WriteId(0))] }];
-        self.volumes
-            .insert(id, VolumeModel { name: name.to_owned(), size_bytes, is_lasting: self.answers_last, segments });
+        let mut volume = VolumeModel { name: name.to_owned(), size_bytes, is_lasting: self.answers_last, segments };
+        // What is under way for one of this number, which was lost, may find this one.
+        let waiting = (0..).map(WriteId).zip(&self.writes).filter(|(_, write)| write.volume == id && write.is_pending);
+        for (write, Write { range, .. }) in waiting {
+            volume.cut(range).for_each(|segment| segment.candidates.push(Candidate::new(write)));
+        }
+        self.volumes.insert(id, volume);
     }
 
     /// A volume is gone.

@@ -58,6 +58,13 @@ fn a_log_that_cannot_be_read_before_the_first_claim_is_named() {
     passes(0x6d9a_74c6_f06d_9aee);
 }
 
+/// A node's reactor stands still over the end of its lease and closes the pool when it goes on. Its interconnect, beside it, had seen the end meanwhile and was gone: no
+/// path was ever made again.
+#[test]
+fn a_node_does_not_go_on_without_its_interconnect() {
+    passes(0x6e75_0759_4e6c_bfdb);
+}
+
 /// The same seed gives the same bytes.
 #[test]
 fn a_pair_is_deterministic() {

@@ -423,6 +423,27 @@ fn what_was_read_and_lost_and_is_still_under_way_may_happen_again() {
     assert_eq!(oracle(model.check_read(V, 0, &bytes(first, 0..4096), read)), Some(DataOracle::StaleRead));
 }
 
+/// A volume is lost with the log that a forced takeover gives up, while a change of it waits at the other node; it is made anew with the same number, and
+/// the change is performed there. (Seed `0x33ffe8ae69d0fe0f` of pairs.)
+#[test]
+fn what_was_asked_of_a_volume_that_is_lost_may_find_the_next_one_of_its_number() {
+    let mut model = model(true);
+    let waiting = model.begin_write(V, 0..4096, Fill::Pattern);
+    model.crash_beside(Loss::NotLasting, &[waiting]);
+    model.create(V, "v", 8192);
+    let check = |model: &mut Model, offset, bytes: &[u8]| {
+        let read = model.begin();
+        let result = model.check_read(V, offset, bytes, read);
+        model.end(read);
+        oracle(result)
+    };
+    assert_eq!(check(&mut model, 0, &[0; 4096]), None, "it may still wait");
+    model.end_write(waiting, true);
+    assert_eq!(check(&mut model, 4096, &[0; 4096]), None);
+    assert_eq!(check(&mut model, 0, &bytes(waiting, 0..4096)), None);
+    assert_eq!(check(&mut model, 0, &[0; 4096]), Some(DataOracle::StaleRead));
+}
+
 /// A discard that waits at the other node while an earlier one is given up is performed after that, and its answer does not show which of them that was.
 /// (Seeds `0xf27eab45e8452c0d` and `0x979131e994182384` of pairs, where the one that waited was taken for the one that was given up.)
 #[test]
