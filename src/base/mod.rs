@@ -12,7 +12,7 @@ pub mod slab;
 pub use block_size::BlockSize;
 pub use checksum::checksum;
 pub use forwarded::{ForwardId, ForwardedChanges};
-pub use hash::{FixedMap, FixedSet};
+pub use hash::{FixedMap, FixedSet, IdHasher};
 pub use ids::{
     BlockAddress, BlockIndex, CpNumber, Epoch, HostId, Incarnation, LaneIndex, Lsn, NoHostId, ObjectId, PairId, Pass,
     PoolId, PortionId, ReactorIndex,
