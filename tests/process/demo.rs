@@ -9,7 +9,7 @@ fn the_demo_kills_a_node_and_reports_that_nothing_was_lost() {
     let folder = folder();
     let dir = folder.path().join("demo");
     let place = dir.to_str().expect("plain").to_owned();
-    let arguments = ["demo", &place, "--time", "20", "-o", "json"];
+    let arguments = ["demo", &place, "--time", "40", "-o", "json"];
     let done = outcome(&mut command(env!("CARGO_BIN_EXE_twinlog"), &arguments));
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
     assert!(done.status.success(), "{said}\n{}", String::from_utf8_lossy(&done.stderr));

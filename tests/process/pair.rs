@@ -129,8 +129,10 @@ fn a_pool_that_its_home_node_cannot_open_is_served_by_its_partner() {
     let explained = |node: &str| String::from_utf8_lossy(&command(node, &["pair", "explain"]).stdout).into_owned();
     let is_kept = || explained("b").contains("pool a: in sync, kept").then_some(());
     pair.until("the partner keeps it", is_kept);
-    let text = explained("a");
-    for said in ["pool a: standby, given up", "No such file", "mend what the trouble names", "by command only"] {
+    let text = pair.until("the home node knows", || {
+        Some(explained("a")).filter(|text| text.contains("pool a: standby, given up"))
+    });
+    for said in ["No such file", "mend what the trouble names", "by command only"] {
         assert!(text.contains(said), "{said}: {text}");
     }
     let status = command("a", &["status"]);

@@ -396,9 +396,11 @@ fn metrics_and_json_logs_are_served_where_the_configuration_says() {
     fs::write(&config, text).expect("written");
     let up = Up::start(&directory, &[]);
     up.serving();
-    let said = up.said();
-    let mut events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let address = events.find_map(|event| event["metrics"].as_str().map(str::to_owned)).expect("the node says where");
+    let address = wait_for("the node says where", || {
+        let said = up.said();
+        let mut events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.find_map(|event| event["metrics"].as_str().map(str::to_owned))
+    });
     let mut stream = TcpStream::connect(address).expect("somebody listens");
     stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("sent");
     let mut answer = String::new();

@@ -116,7 +116,7 @@ fn beats_are_seen_once(start: Start<'_>) {
 }
 
 fn a_lease_that_nobody_renews_is_known_to_have_ended(start: Start<'_>) {
-    let lease = Duration::from_millis(200);
+    let lease = Duration::from_secs(1);
     let (mut a, mut fence_b) = start(A, 8, lease);
     let (mut b, _) = start(B, 9, lease);
     beat(&mut b).expect("taken");

@@ -104,9 +104,15 @@ impl<'a> Bench<'a> {
     }
 
     fn expect_well(&mut self) -> Result<()> {
-        let status = self.status()?;
-        ensure!(status.starts_with("OK") && !status.contains(SERIAL), "the node is not well: {status}");
-        Ok(())
+        let start = Instant::now();
+        loop {
+            let status = self.status()?;
+            if status.starts_with("OK") && !status.contains(SERIAL) {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < PATIENCE, "the node is not well: {status}");
+            thread::sleep(LOOK);
+        }
     }
 
     /// Waits until the node says all of it.
