@@ -128,9 +128,12 @@ fn who_names_no_namespace_is_told_which_there_are() {
     let pair = Pair::start();
     let uri = discovered(&pair, 0, "vol-a", "");
     let uri = uri.split('?').next().expect("a URI");
-    let refused = outcome(&mut command(load_tool().to_str().expect("plain"), &[uri, "--ops=1"]));
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(refused.status.code() == Some(3) && said.contains("?nsid=1 (") && said.contains("?nsid=2 ("), "{said}");
+    pair.until("node a knows both volumes", || {
+        let refused = outcome(&mut command(load_tool().to_str().expect("plain"), &[uri, "--ops=1"]));
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(3), "{said}");
+        (said.contains("?nsid=1 (") && said.contains("?nsid=2 (")).then_some(())
+    });
     // Until a node has seen who serves its partner's pool, it does not say that it leads there.
     let status = pair.until("the access is known", || {
         let status = pair.status("a")?;

@@ -108,6 +108,7 @@ impl Site<'_> {
         let [a, b] = guests;
         let pause = PAUSE_MS[0] + random.below(PAUSE_MS[1]);
         load.goes_on(pause)?;
+        order(b, "in-step")?;
         let hangs = round.is_multiple_of(2);
         if hangs {
             a.hang()?

@@ -33,6 +33,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
 /// Node a is dead from the one event to the other.
 fn kill_between(pair: &mut Pair, guest: &mut Guest, [from, to]: [&str; 2]) -> Result<()> {
     guest.event(from, PATIENCE)?;
+    pair.wait_until_home()?;
     pair.signal(0, Signal::SIGKILL)?;
     pair.wait_for_end(0)?;
     pair.wait_until_taken_over(1)?;
