@@ -65,6 +65,12 @@ fn a_node_does_not_go_on_without_its_interconnect() {
     passes(0x6e75_0759_4e6c_bfdb);
 }
 
+/// A forced takeover loses a volume, and the next one gets its number while a change of the lost one is still on its way back, refused.
+#[test]
+fn a_volume_is_missed_by_who_asked_before_the_next_one_got_its_number() {
+    passes(0x4a9f_23d5_63ec_a2b5);
+}
+
 /// The same seed gives the same bytes.
 #[test]
 fn a_pair_is_deterministic() {

@@ -68,7 +68,7 @@ impl History {
             let is_missing = |id: &ObjectId| !listed.iter().any(|volume| volume.id == *id);
             let volumes = watch.model.volumes().iter().filter(|(id, volume)| !volume.is_lasting && is_missing(id));
             let missing: Vec<ObjectId> = volumes.map(|(&id, _)| id).collect();
-            missing.into_iter().for_each(|id| watch.model.delete(id));
+            missing.into_iter().for_each(|id| watch.lose_volume(id));
         }
         let listed: Vec<_> = listed.into_iter().map(|volume| (volume.id, (volume.name, volume.size_bytes))).collect();
         let expected = watch.model.volumes().iter();
@@ -328,7 +328,7 @@ impl History {
         }
         let services = watch.services;
         let is_local = watch.server == Some(node);
-        let (parted, has_outlived) = (None, false);
+        let (parted, has_outlived, has_lost_volume) = (None, false, false);
         let flying = Flying {
             ask,
             volume,
@@ -340,6 +340,7 @@ impl History {
             is_local,
             parted,
             has_outlived,
+            has_lost_volume,
             is_verification,
         };
         watch.flying.insert(id, flying);
@@ -522,7 +523,7 @@ impl History {
         let is_offline = (watch.may_be_offline || is_held_up)
             && matches!(refusal, Refusal::Failed(reason) if reason.starts_with("the volume is offline"));
         let (is_excused, never_happens) = match refusal {
-            Refusal::NoVolume => (is_leaving || watch.may_have_lost(flying.volume), true),
+            Refusal::NoVolume => (is_leaving || watch.may_have_lost_volume(flying), true),
             Refusal::ShuttingDown => (is_leaving, true),
             Refusal::Failed(_) if is_offline => (true, true),
             Refusal::Failed(_) => (is_leaving || is_held_up || self.is_excused(pool), false),

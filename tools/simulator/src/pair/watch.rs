@@ -3,7 +3,7 @@
 use super::held::Aftermath;
 use crate::{
     clients::Ask,
-    model::{Model, reservation::Deed},
+    model::{Model, VolumeModel, reservation::Deed},
     pattern::WriteId,
     reserving::Reserving,
     setup::BLOCK,
@@ -37,6 +37,8 @@ pub(super) struct Flying {
     pub(super) parted: Option<u64>,
     /// Another node served the pool when it was asked, or has begun to, and does not any more.
     pub(super) has_outlived: bool,
+    /// A forced takeover has lost its volume: another one may have got its number since.
+    pub(super) has_lost_volume: bool,
     /// It belongs to the verification after an opening.
     pub(super) is_verification: bool,
 }
@@ -208,9 +210,16 @@ impl Watch {
         self.reserving.iter_mut().for_each(|reserving| reserving.settle(false));
     }
 
-    /// Whether a volume may not be there: a forced takeover has lost it, which its clients may hear before the pool is seen to be served.
-    pub(super) fn may_have_lost(&self, id: ObjectId) -> bool {
-        self.model.volumes().get(&id).is_none_or(|volume| self.was_forced && !volume.is_lasting)
+    /// A volume is gone that a forced takeover has lost.
+    pub(super) fn lose_volume(&mut self, id: ObjectId) {
+        self.model.delete(id);
+        self.flying.values_mut().filter(|flying| flying.volume == id).for_each(|flying| flying.has_lost_volume = true);
+    }
+
+    /// Whether a request's volume may not be there: a forced takeover has lost it, which its clients may hear before the pool is seen to be served.
+    pub(super) fn may_have_lost_volume(&self, flying: &Flying) -> bool {
+        let is_in_doubt = |volume: &VolumeModel| self.was_forced && !volume.is_lasting;
+        flying.has_lost_volume || self.model.volumes().get(&flying.volume).is_none_or(is_in_doubt)
     }
 
     /// Changes that somebody waits for.
