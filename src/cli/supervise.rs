@@ -72,6 +72,7 @@ pub(crate) struct Supervisor<'a> {
     pub(crate) output: &'a Output,
 }
 
+#[derive(Debug, PartialEq, Eq)]
 enum Event {
     /// Somebody wants the end.
     Stop,
@@ -125,11 +126,13 @@ impl Supervisor<'_> {
         let mut given_up = None;
         loop {
             let patience = nodes.iter().filter_map(Watched::patience).min();
-            if matches!(next_event(events, patience), Event::Stop) {
+            let event = next_event(events, patience);
+            if event == Event::Stop {
                 return Ok(Exit::Done);
             }
+            let passed = passed(&event, patience);
             for node in &mut *nodes {
-                if let Err(failure) = self.look_at(node, patience.unwrap_or_default()) {
+                if let Err(failure) = self.look_at(node, passed) {
                     given_up = Some(self.give_up(node, failure)?);
                 }
             }
@@ -190,7 +193,7 @@ impl Supervisor<'_> {
         Err(failure)
     }
 
-    /// Follows one node; `passed` is the time since it was looked at, at most.
+    /// Follows one node; `passed` is the time since it was looked at, at least.
     fn look_at(&self, node: &mut Watched<'_>, passed: Duration) -> Result<(), Failure> {
         match &mut node.state {
             State::Starting(child, _) | State::Serving(child) => {
@@ -294,7 +297,7 @@ impl Supervisor<'_> {
                 let limit = STOP_WAIT_MAX.as_secs();
                 self.output.say(&format!("what did not stop within {limit} s is killed, which loses nothing"));
             }
-            if left.is_zero() || matches!(next_event(events, Some(START_POLL)), Event::Stop) {
+            if left.is_zero() || next_event(events, Some(START_POLL)) == Event::Stop {
                 for child in &mut children {
                     child.kill().map_err(|error| unheard(&error))?;
                     child.wait().map_err(|error| unheard(&error))?;
@@ -390,6 +393,11 @@ fn next_event(events: &Receiver<i32>, patience: Option<Duration>) -> Event {
     }
 }
 
+/// Time that has certainly passed when `event` ended a wait: none if a signal did, of a child that was stopped or goes on as well.
+fn passed(event: &Event, patience: Option<Duration>) -> Duration {
+    patience.filter(|_| *event == Event::Timeout).unwrap_or_default()
+}
+
 fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (_, Some(number)) => match Signal::try_from(number) {
@@ -404,6 +412,16 @@ fn describe(status: ExitStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_does_not_shorten_the_wait_before_a_start() {
+        let (signals, events) = bounded(1);
+        signals.send(SIGCHLD).expect("it has room");
+        let event = next_event(&events, Some(PARTNER_FIRST));
+        assert_eq!(passed(&event, Some(PARTNER_FIRST)), Duration::ZERO);
+        let short = Some(Duration::from_millis(1));
+        assert_eq!(passed(&next_event(&events, short), short), Duration::from_millis(1));
+    }
 
     #[test]
     fn deaths_are_named() {
