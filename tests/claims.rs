@@ -221,8 +221,11 @@ fn claims_77_81_85_94_95_96_98_every_descriptor_lies_at_both_nodes() {
         write(&mut client, 100_001, vec![2; 333]);
         change(&mut client, WRITE_ZEROES, 100, 200);
     }
-    for node in ["a", "b"] {
-        pair.signal(node, "KILL");
+    // Neither lives to see the other one dead.
+    for signal in ["STOP", "KILL"] {
+        for node in ["a", "b"] {
+            pair.signal(node, signal);
+        }
     }
     for (node, partner) in [("a", "b"), ("b", "a")] {
         pair.until("the killed nodes' files are free", || {

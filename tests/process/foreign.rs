@@ -1,11 +1,12 @@
 //! Foreign data is never overwritten without being asked for by name: whatever command meets it, it is named, and stays as it was.
 
-use crate::common::{command, folder, installed, outcome, run};
+use crate::common::{command, folder, installed, outcome, run, signal};
 use std::{
     fs::{self, File, OpenOptions},
+    io::{BufRead, BufReader},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    process::Output,
+    process::{Output, Stdio},
 };
 use tempfile::TempDir;
 
@@ -127,10 +128,12 @@ fn a_device_of_another_pool_is_not_served() {
     fs::copy(second.path("disk"), first.path("disk")).expect("copied");
     let before = fs::read(first.path("disk")).expect("there");
     // The node stays, to say in its status why it does not serve.
-    let mut serve = command("timeout", &["5", env!("CARGO_BIN_EXE_twinlog"), "serve", "--config"]);
-    let served = outcome(serve.arg(first.path("node.toml")));
-    let said = String::from_utf8_lossy(&served.stderr).into_owned() + &String::from_utf8_lossy(&served.stdout);
-    assert!(!served.status.success() && said.contains("the log holds lane 0"), "{said}");
+    let mut serve = command(env!("CARGO_BIN_EXE_twinlog"), &["serve", "--config"]);
+    let mut served = serve.arg(first.path("node.toml")).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut said = BufReader::new(served.stderr.take().expect("piped")).lines().map_while(Result::ok);
+    assert!(said.any(|line| line.contains("the log holds lane 0")), "it says why it does not serve");
+    signal(served.id(), "TERM");
+    served.wait().expect("a child of ours");
     assert!(fs::read(first.path("disk")).expect("there") == before, "nothing was written");
     // Both devices in one configuration.
     let config = first.path("node.toml");

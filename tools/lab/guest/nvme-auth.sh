@@ -2,7 +2,7 @@
 . /lab/lib.sh
 . /lab/settings
 
-connect() { nvme connect -t tcp -a $host -s "$port" -n "$nqn" -i 2 --keep-alive-tmo=5 "$@"; }
+connect() { nvme connect -t tcp -a $host -s "$port" -n "$nqn" -i 2 --keep-alive-tmo=60 "$@"; }
 disconnect() { nvme disconnect -n "$nqn"; }
 # refused WHAT OPTION...: the connection must fail, and leave no controller.
 refused() {

@@ -15,7 +15,7 @@ find_device() {
     fail "no block device: $(dmesg | tail -5)"
 }
 connect() {
-    nvme connect -t tcp -a $host -s "$port" -n "$nqn" -i 2 "$@"
+    nvme connect -t tcp -a $host -s "$port" -n "$nqn" -i 2 --keep-alive-tmo=60 "$@"
     find_device
     controller=/dev/$(cd /sys/class/nvme && echo nvme*)
     queue=/sys/block/${device##*/}/queue

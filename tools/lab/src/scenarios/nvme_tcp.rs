@@ -66,9 +66,9 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     node.kill()?;
     guest.tell("back")?;
     guest.succeed(PATIENCE)?;
-    let status = node.status();
-    if !status["status"]["hosts"].is_null() || status["status"]["pool"]["checksum_errors"] != 0 {
-        bail!("hosts are left, or the node found damage: {status}");
+    let status = node.wait_for("is without hosts", |status| status["status"]["hosts"].is_null())?;
+    if status["status"]["pool"]["checksum_errors"] != 0 {
+        bail!("the node found damage: {status}");
     }
     node.check()
 }
@@ -87,7 +87,7 @@ pub(super) fn authentication(lab: &Lab) -> Result<()> {
         return Ok(());
     }
     let port = free_port()?;
-    let node =
+    let mut node =
         Node::start_with(&lab.twinlog, &lab.folder.join("node"), "64MiB", &["--single", "--nvme", &port.to_string()])?;
     let file = |name: &str, secret: &str| -> Result<String> {
         let path = lab.folder.join(name);
@@ -102,9 +102,6 @@ pub(super) fn authentication(lab: &Lab) -> Result<()> {
     node.run(&["host", "remove", HOST])?;
     guest.tell("removed")?;
     guest.succeed(PATIENCE)?;
-    let status = node.status();
-    if !status["status"]["hosts"].is_null() {
-        bail!("hosts are left: {status}");
-    }
+    node.wait_for("is without hosts", |status| status["status"]["hosts"].is_null())?;
     Ok(())
 }
